@@ -1,0 +1,133 @@
+// The SIMD kernels as one table of functions for each instruction set. Every .cpp that includes
+// simd.h is compiled once for each set, in a namespace of its own (SNV2_ISA).
+//
+// Inside a network a feature map is float32 in panels: element (plane, pixel) of one image lies
+// at buffer[(plane / 16) * pixels * 16 + pixel * 16 + plane % 16]. A pixel step is always 16
+// floats, so a gather of arbitrary planes is one offset for each of them.
+#pragma once
+
+#include <cstdint>
+
+#include "snv2/cpu.h"
+#include "snv2/plan.h"
+#include "snv2/types.h"
+
+namespace snv2::cpu {
+
+// y[o][p] = act(bias[o] + sum_k weights[o][k] * x[offsets[k] + p * 16])
+struct Pointwise {
+  const float* x;
+  const int32_t* offsets;  // [depth], in floats from x
+  int64_t depth;
+  const float* weights;  // packed [outputs, depth]
+  float* y;              // first output panel
+  int64_t y_panel;       // floats between output panels
+  int64_t pixels;
+};
+
+// The input of a depthwise convolution, one image.
+struct DepthwiseShape {
+  int64_t height;
+  int64_t width;
+  int64_t stride;
+
+  int64_t out_height() const { return conv3x3_extent(height, stride); }
+  int64_t out_width() const { return conv3x3_extent(width, stride); }
+};
+
+// y = dw(relu(pw1(x))) with the middle map kept in three rows of scratch.
+struct ExpandDepthwise {
+  Pointwise pw1;     // its y, y_panel and pixels are not used
+  const float* dw_weights;  // packed [mid, 9]
+  DepthwiseShape shape;
+  float* y;  // [mid panels][out pixels][16]
+};
+
+// y = dw(x) on the listed panels.
+struct PanelDepthwise {
+  const float* x;
+  const int64_t* panels;    // [panel count] panel of x for each output panel
+  const float* dw_weights;  // packed [panel count * 16, 9]
+  DepthwiseShape shape;
+  float* y;  // [panel count][out pixels][16]
+};
+
+struct Stem {
+  FeatureMap x;           // the user's tensor
+  int64_t image;
+  const float* weights;   // packed [out, in * 9]
+  int64_t out_channels;
+  const int32_t* offsets;  // [in * 9] into a strip of padded rows, see stem_offsets
+  float* y;               // [panels][pooled pixels][16]
+
+  int64_t conv_height() const { return conv3x3_extent(x.height, 2); }
+  int64_t conv_width() const { return conv3x3_extent(x.width, 2); }
+  int64_t out_height() const { return conv3x3_extent(conv_height(), 2); }
+  int64_t out_width() const { return conv3x3_extent(conv_width(), 2); }
+};
+
+struct Kernels {
+  const char* name;
+
+  // All take ranges, so that the caller may split them over threads as it likes.
+  void (*pointwise)(const Pointwise&, bool relu, Range panels, Range pixels);
+  // y[o] = mean over pixels of relu(...)
+  void (*pointwise_mean)(const Pointwise&, Range panels);
+  void (*expand_depthwise)(const ExpandDepthwise&, Range panels, Range out_rows, float* scratch);
+  void (*panel_depthwise)(const PanelDepthwise&, Range panels, Range out_rows, float* scratch);
+  void (*stem)(const Stem&, Range out_rows, float* scratch);
+
+  // User's tensor <-> panels, pixels in `pixels` of one image.
+  void (*import_planes)(const FeatureMap& x, int64_t image, float* y, Range pixels);
+  void (*export_planes)(const float* x, const int32_t* offsets, const FeatureMap& y,
+                        int64_t image, Range pixels);
+
+  // Whole-tensor ops: one plane (contiguous) or one row (channels last) for each work item.
+  void (*cat_shuffle)(const FeatureMap& a, const FeatureMap& b, const FeatureMap& y, Range items);
+  void (*dw_conv3x3)(const FeatureMap& x, const Depthwise3x3&, const FeatureMap& y, Range items,
+                     float* scratch);
+  void (*split_dw_cat_shuffle)(const FeatureMap& x, const Depthwise3x3&, const FeatureMap& y,
+                               Range items, float* scratch);
+};
+
+// Floats of scratch for one thread.
+constexpr int64_t kMaxPanelGroup = 3;
+
+// Three rows and a row of zeros, each with one pixel of padding at both ends.
+constexpr int64_t depthwise_scratch(int64_t width) {
+  return 4 * kMaxPanelGroup * (width + 2) * kPanel;
+}
+
+// Pooled rows of the stem computed at a time, and the rows of the convolution and of the
+// padded input that they need.
+inline constexpr int64_t kStemRows = 4;
+inline constexpr int64_t kStemConvRows = 2 * kStemRows + 1;
+inline constexpr int64_t kStemInRows = 2 * kStemConvRows + 1;
+constexpr int64_t stem_pitch(int64_t width) { return ceil_div(width + 2, 16) * 16; }
+constexpr int64_t stem_strip(int64_t channels, int64_t width) {
+  return channels * kStemInRows * stem_pitch(width);
+}
+constexpr int64_t stem_scratch(int64_t channels, int64_t width, int64_t out_channels) {
+  const int64_t conv_width = conv3x3_extent(width, 2);
+  return stem_strip(channels, width) +
+         kStemConvRows * panels_of(out_channels) * (conv_width + 2) * kPanel;
+}
+
+// Offsets of the 9 taps of each input channel in a strip.
+inline void stem_offsets(int64_t channels, int64_t width, int32_t* offsets) {
+  const int64_t pitch = stem_pitch(width);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t tap = 0; tap < 9; ++tap) {
+      const int64_t row = c * kStemInRows + tap / 3;
+      offsets[c * 9 + tap] = static_cast<int32_t>(row * pitch + tap % 3);
+    }
+  }
+}
+
+// Scratch of the whole-tensor ops: padded float rows of one plane, or of all channels and
+// their re-ordered weights.
+int64_t plane_op_scratch(const FeatureMap& x);
+
+const Kernels& kernels();  // of the instruction set in use
+
+}  // namespace snv2::cpu

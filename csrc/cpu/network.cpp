@@ -1,0 +1,394 @@
+// Runs a plan on the CPU.
+//
+// With at least as many images as threads, each thread takes whole images through all steps and
+// never waits for another; the images left over, and small batches, are split inside each step,
+// first over panels (weights are then read by one thread only), then over rows. A unit is two
+// such parallel steps: everything up to the depthwise result, then the last product.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+
+#include "cpu/kernels.h"
+
+namespace snv2::cpu {
+namespace {
+
+constexpr int64_t kAlign = 16;  // floats in a cache line
+
+constexpr int64_t aligned(int64_t floats) { return ceil_div(floats, kAlign) * kAlign; }
+
+// Multiply-adds below which waking a thread costs more than it saves.
+constexpr int64_t kMinWork = 200'000;
+
+// Floats of each part of the workspace.
+struct Memory {
+  int64_t buffer = 0;     // one of the two feature map buffers of an image
+  int64_t depthwise = 0;  // depthwise results of a unit
+  int64_t offsets = 0;    // int32 offset lists of a step
+  int64_t scratch = 0;    // rows of one thread
+  int64_t features = 0;   // pooled features of all images
+  int64_t classes = 0;
+
+  int64_t per_image(int64_t threads) const {
+    return 2 * buffer + depthwise + offsets + threads * scratch;
+  }
+};
+
+struct Extent {
+  int64_t height;
+  int64_t width;
+
+  int64_t pixels() const { return height * width; }
+  Extent strided(int64_t stride) const {
+    return {conv3x3_extent(height, stride), conv3x3_extent(width, stride)};
+  }
+};
+
+Extent extent_after(const Step& step, Extent in) {
+  if (step.kind == StepKind::kStem) return in.strided(2).strided(2);
+  return step.kind == StepKind::kUnit ? in.strided(step.stride) : in;
+}
+
+void grow(int64_t& value, int64_t floats) { value = std::max(value, aligned(floats)); }
+
+Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
+  Memory memory;
+  for (const Step& step : plan) {
+    const Extent out = extent_after(step, extent);
+    if (step.new_buffer) grow(memory.buffer, step.buffer_panels * out.pixels() * kPanel);
+    grow(memory.offsets, step.in_channels * 9 + step.mid_channels + step.proj_depth);
+    switch (step.kind) {
+      case StepKind::kStem:
+        grow(memory.scratch, stem_scratch(step.in_channels, extent.width, step.out_channels));
+        break;
+      case StepKind::kUnit:
+        grow(memory.depthwise,
+             (panels_of(step.mid_channels) + step.proj_panels) * out.pixels() * kPanel);
+        grow(memory.scratch, depthwise_scratch(extent.width));
+        break;
+      case StepKind::kHead:
+        memory.features = panels_of(step.mid_channels) * kPanel * batch;
+        memory.classes = panels_of(step.out_channels) * kPanel * batch;
+        break;
+      default:
+        break;
+    }
+    extent = out;
+  }
+  return memory;
+}
+
+// A cut of panels x rows into equal parts for `threads` threads. `halo` rows are computed by
+// both neighbours of a cut.
+struct Grid {
+  int64_t panel_parts;
+  int64_t row_parts;
+  int64_t panels;
+  int64_t rows;
+
+  Grid(int64_t threads, int64_t panel_count, int64_t row_count, int64_t halo)
+      : panel_parts(1), row_parts(1), panels(panel_count), rows(row_count) {
+    int64_t best = std::numeric_limits<int64_t>::max();
+    for (int64_t p = std::min(threads, panel_count); p >= 1; --p) {
+      const int64_t r = std::max<int64_t>(1, std::min(threads / p, row_count));
+      const int64_t cost = ceil_div(panel_count, p) * (ceil_div(row_count, r) + (r > 1 ? halo : 0));
+      if (cost < best) best = cost, panel_parts = p, row_parts = r;
+    }
+  }
+
+  int64_t parts() const { return panel_parts * row_parts; }
+  Range panel_range(int64_t i) const { return part_of(panels, panel_parts, i % panel_parts); }
+  Range row_range(int64_t i) const { return part_of(rows, row_parts, i / panel_parts); }
+};
+
+// Offsets of planes in a buffer of `pixels` pixels.
+void plane_offsets(const int64_t* planes, int64_t count, int64_t pixels, int32_t* offsets) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t plane = planes[i];
+    offsets[i] = static_cast<int32_t>((plane / kPanel) * pixels * kPanel + plane % kPanel);
+  }
+}
+
+void identity_offsets(int64_t count, int64_t pixels, int32_t* offsets) {
+  for (int64_t i = 0; i < count; ++i) {
+    offsets[i] = static_cast<int32_t>((i / kPanel) * pixels * kPanel + i % kPanel);
+  }
+}
+
+// Takes one image through all steps but the last product of the head, which runs once for all
+// images.
+class ImageRunner {
+ public:
+  ImageRunner(const Plan& plan, const float* weights, const FeatureMap& x, const FeatureMap& out,
+              const Memory& memory, float* workspace, float* features,
+              const ParallelFor& parallel_for)
+      : plan_(plan),
+        kernels_(kernels()),
+        weights_(weights),
+        x_(x),
+        out_(out),
+        memory_(memory),
+        features_(features),
+        parallel_for_(parallel_for) {
+    current_ = workspace;
+    spare_ = current_ + memory.buffer;
+    depthwise_ = spare_ + memory.buffer;
+    offsets_ = reinterpret_cast<int32_t*>(depthwise_ + memory.depthwise);
+    scratch_ = depthwise_ + memory.depthwise + memory.offsets;
+  }
+
+  void run(int64_t image) {
+    image_ = image;
+    extent_ = {x_.height, x_.width};
+    for (const Step& step : plan_) {
+      switch (step.kind) {
+        case StepKind::kImport:
+          import(step);
+          break;
+        case StepKind::kStem:
+          stem(step);
+          break;
+        case StepKind::kUnit:
+          unit(step);
+          break;
+        case StepKind::kHead:
+          head(step);
+          break;
+        case StepKind::kExport:
+          export_planes(step);
+          break;
+      }
+      extent_ = extent_after(step, extent_);
+    }
+  }
+
+ private:
+  int64_t threads_for(int64_t multiply_adds) const {
+    return std::min(parallel_for_.threads, 1 + multiply_adds / kMinWork);
+  }
+
+  float* scratch(int64_t thread) const { return scratch_ + thread * memory_.scratch; }
+
+  void import(const Step& step) {
+    const int64_t pixels = extent_.pixels();
+    const int64_t parts = std::min(threads_for(pixels * step.in_channels * 8), pixels);
+    parallel_for_(parts, [&](int64_t i) {
+      kernels_.import_planes(x_, image_, current_, part_of(pixels, parts, i));
+    });
+  }
+
+  void stem(const Step& step) {
+    stem_offsets(step.in_channels, extent_.width, offsets_);
+    const Stem op{x_,       image_,  weights_ + step.pw1_weights, step.out_channels,
+                  offsets_, current_};
+    const int64_t rows = op.out_height();
+    const int64_t work = 4 * rows * op.out_width() * 9 * step.in_channels * step.out_channels;
+    const int64_t parts = std::min(threads_for(work), rows);
+    parallel_for_(parts,
+                  [&](int64_t i) { kernels_.stem(op, part_of(rows, parts, i), scratch(i)); });
+  }
+
+  void unit(const Step& step) {
+    const Extent out = extent_.strided(step.stride);
+    const int64_t in_pixels = extent_.pixels(), out_pixels = out.pixels();
+    const int64_t mid_panels = panels_of(step.mid_channels);
+    float* const result = step.new_buffer ? spare_ : current_;
+
+    int32_t* const in_offsets = offsets_;
+    int32_t* const mid_offsets = in_offsets + step.in_channels;
+    int32_t* const proj_offsets = mid_offsets + step.mid_channels;
+    plane_offsets(plan_.table(step.in_table), step.in_channels, in_pixels, in_offsets);
+    identity_offsets(step.mid_channels, out_pixels, mid_offsets);
+    plane_offsets(plan_.table(step.proj_table), step.proj_depth, out_pixels, proj_offsets);
+
+    // Up to the depthwise results
+    const DepthwiseShape shape{extent_.height, extent_.width, step.stride};
+    const ExpandDepthwise expand{
+        {current_, in_offsets, step.in_channels, weights_ + step.pw1_weights, nullptr, 0, 0},
+        weights_ + step.dw_weights,
+        shape,
+        depthwise_};
+    float* const proj_depthwise = depthwise_ + mid_panels * out_pixels * kPanel;
+    const PanelDepthwise project{current_, plan_.table(step.proj_panel_table),
+                                 weights_ + step.proj_dw_weights, shape, proj_depthwise};
+    const Grid first(threads_for(step.in_channels * step.mid_channels * in_pixels), mid_panels,
+                     out.height, 2 / step.stride);
+    parallel_for_(first.parts(), [&](int64_t i) {
+      kernels_.expand_depthwise(expand, first.panel_range(i), first.row_range(i), scratch(i));
+      if (step.proj_channels > 0) {
+        const Range panels = part_of(step.proj_panels, first.panel_parts, i % first.panel_parts);
+        kernels_.panel_depthwise(project, panels, first.row_range(i), scratch(i));
+      }
+    });
+
+    // The last products
+    const Pointwise pw2{depthwise_,        mid_offsets,
+                        step.mid_channels, weights_ + step.pw2_weights,
+                        result + step.out_panel * out_pixels * kPanel,
+                        out_pixels * kPanel, out_pixels};
+    const Pointwise proj{proj_depthwise,  proj_offsets,
+                         step.proj_depth, weights_ + step.proj_pw_weights,
+                         result + step.proj_out_panel * out_pixels * kPanel,
+                         out_pixels * kPanel, out_pixels};
+    const Grid last(threads_for(step.mid_channels * step.out_channels * out_pixels),
+                    panels_of(step.out_channels), out_pixels, 0);
+    parallel_for_(last.parts(), [&](int64_t i) {
+      kernels_.pointwise(pw2, true, last.panel_range(i), last.row_range(i));
+      if (step.proj_channels > 0) {
+        const Range panels =
+            part_of(panels_of(step.proj_channels), last.panel_parts, i % last.panel_parts);
+        kernels_.pointwise(proj, true, panels, last.row_range(i));
+      }
+    });
+    if (step.new_buffer) std::swap(current_, spare_);
+  }
+
+  void head(const Step& step) {
+    const int64_t pixels = extent_.pixels();
+    plane_offsets(plan_.table(step.in_table), step.in_channels, pixels, offsets_);
+    // Features lie in panels whose "pixels" are the images, ready for the last product.
+    const Pointwise op{current_,
+                       offsets_,
+                       step.in_channels,
+                       weights_ + step.pw1_weights,
+                       features_ + image_ * kPanel,
+                       x_.batch * kPanel,
+                       pixels};
+    const int64_t panels = panels_of(step.mid_channels);
+    const int64_t parts =
+        std::min(threads_for(step.in_channels * step.mid_channels * pixels), panels);
+    parallel_for_(parts,
+                  [&](int64_t i) { kernels_.pointwise_mean(op, part_of(panels, parts, i)); });
+  }
+
+  void export_planes(const Step& step) {
+    const int64_t pixels = extent_.pixels();
+    plane_offsets(plan_.table(step.in_table), step.in_channels, pixels, offsets_);
+    const int64_t parts = std::min(threads_for(pixels * step.in_channels * 8), pixels);
+    parallel_for_(parts, [&](int64_t i) {
+      kernels_.export_planes(current_, offsets_, out_, image_, part_of(pixels, parts, i));
+    });
+  }
+
+  const Plan& plan_;
+  const Kernels& kernels_;
+  const float* weights_;
+  const FeatureMap& x_;
+  const FeatureMap& out_;
+  const Memory& memory_;
+  float* features_;
+  const ParallelFor& parallel_for_;
+  float* current_;    // buffer that holds the map now
+  float* spare_;      // buffer for the next stage's
+  float* depthwise_;
+  int32_t* offsets_;
+  float* scratch_;
+  int64_t image_ = 0;
+  Extent extent_{0, 0};
+};
+
+void classify(const Step& head, const float* weights, const Memory& memory, float* features,
+              const FeatureMap& out, const ParallelFor& parallel_for) {
+  float* const classes = features + memory.features;
+  int32_t* const offsets = reinterpret_cast<int32_t*>(classes + memory.classes);
+  identity_offsets(head.mid_channels, out.batch, offsets);
+  const Pointwise op{features,          offsets,
+                     head.mid_channels, weights + head.pw2_weights,
+                     classes,           out.batch * kPanel,
+                     out.batch};
+  const int64_t panels = panels_of(head.out_channels);
+  const int64_t work = head.mid_channels * head.out_channels * out.batch;
+  const int64_t parts = std::min({parallel_for.threads, 1 + work / kMinWork, panels});
+  parallel_for(parts, [&](int64_t i) {
+    kernels().pointwise(op, false, part_of(panels, parts, i), Range{0, out.batch});
+  });
+  // The result is one image of [classes, batch] pixels, written transposed.
+  identity_offsets(head.out_channels, out.batch, offsets);
+  const FeatureMap transposed{out.data,         out.dtype, Layout::kChannelsLast, 1,
+                              head.out_channels, 1,         out.batch};
+  kernels().export_planes(classes, offsets, transposed, 0, Range{0, out.batch});
+}
+
+// Images that are taken through the network side by side.
+int64_t images_at_once(int64_t batch, int64_t threads) { return batch >= threads ? threads : 1; }
+
+int64_t workspace_floats(const Memory& memory, const Plan& plan, int64_t batch, int64_t threads) {
+  const int64_t images = images_at_once(batch, threads);
+  // Side by side, each image needs one thread's scratch; the images left over need all threads'.
+  const int64_t body = images * memory.per_image(1) + (threads - 1) * memory.scratch;
+  const Step& tail = plan.end()[-1];
+  const int64_t head_offsets =
+      plan.header().classify ? std::max(tail.mid_channels, tail.out_channels) : 0;
+  return body + memory.features + memory.classes + aligned(head_offsets);
+}
+
+void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap& out) {
+  const PlanHeader& header = plan.header();
+  Extent extent{x.height, x.width};
+  for (int64_t i = 0; i < header.halvings; ++i) extent = extent.strided(2);
+  if (header.classify) extent = {1, 1};
+  if (x.channels != header.in_channels || x.height < 1 || x.width < 1) {
+    throw std::invalid_argument("x does not fit the plan");
+  }
+  if (out.batch != x.batch || out.channels != header.out_channels ||
+      out.height != extent.height || out.width != extent.width || out.dtype != x.dtype) {
+    throw std::invalid_argument("out does not fit the plan and x");
+  }
+}
+
+}  // namespace
+
+int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height, int64_t width,
+                        int64_t threads) {
+  // Offsets are 32-bit: one image's planes must stay below 2^31 floats. The first comparison
+  // keeps the products that follow from overflowing.
+  constexpr int64_t kMaxFloats = std::numeric_limits<int32_t>::max();
+  const bool sane = batch >= 0 && height > 0 && width > 0 && threads > 0 && threads < 65536 &&
+                    height < kMaxFloats && width < kMaxFloats / height && batch < kMaxFloats;
+  if (!sane) throw std::invalid_argument("workspace_bytes: extents out of range");
+  const Memory memory = plan_memory(plan, batch, {height, width});
+  if (std::max({memory.buffer, memory.depthwise, memory.scratch}) >= kMaxFloats ||
+      std::max(memory.features, memory.classes) >= kMaxFloats) {
+    throw std::invalid_argument("one image's feature maps exceed 2^31 elements");
+  }
+  return workspace_floats(memory, plan, batch, threads) * static_cast<int64_t>(sizeof(float));
+}
+
+void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
+                 const FeatureMap& out, void* workspace, int64_t workspace_size,
+                 const ParallelFor& parallel_for) {
+  check_io(plan, x, out);
+  const int64_t threads = parallel_for.threads;
+  if (workspace_size < workspace_bytes(plan, x.batch, x.height, x.width, threads)) {
+    throw std::invalid_argument("workspace is smaller than workspace_bytes()");
+  }
+  if (x.batch == 0) return;
+  const Memory memory = plan_memory(plan, x.batch, {x.height, x.width});
+  const int64_t images = images_at_once(x.batch, threads);
+  float* const base = static_cast<float*>(workspace);
+  float* const features =
+      base + images * memory.per_image(1) + (threads - 1) * memory.scratch;
+
+  // Whole images side by side
+  int64_t done = 0;
+  if (images > 1) {
+    done = x.batch - x.batch % images;
+    const ParallelFor serial;
+    parallel_for(images, [&](int64_t worker) {
+      ImageRunner runner(plan, weights, x, out, memory, base + worker * memory.per_image(1),
+                         features, serial);
+      for (int64_t image = worker; image < done; image += images) runner.run(image);
+    });
+  }
+  // The rest one by one, each split over the threads
+  ImageRunner runner(plan, weights, x, out, memory, base, features, parallel_for);
+  for (int64_t image = done; image < x.batch; ++image) runner.run(image);
+
+  const Step& tail = plan.end()[-1];
+  if (tail.kind == StepKind::kHead) {
+    classify(tail, weights, memory, features, out, parallel_for);
+  }
+}
+
+}  // namespace snv2::cpu

@@ -1,0 +1,90 @@
+// Stand-alone ops: argument checks and the split into work items.
+#include <stdexcept>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace snv2::cpu {
+namespace {
+
+void require(bool ok, const char* message) {
+  if (!ok) throw std::invalid_argument(message);
+}
+
+// Work below this is not worth waking a thread for.
+constexpr int64_t kMinElements = 16 * 1024;
+
+int64_t parts_for(const ParallelFor& parallel_for, int64_t items, int64_t elements) {
+  const int64_t useful = 1 + elements / kMinElements;
+  const int64_t parts = parallel_for.threads < useful ? parallel_for.threads : useful;
+  return parts < items ? parts : items;
+}
+
+// Planes of `channels` each, or rows of `y`.
+int64_t item_count(const FeatureMap& y, int64_t channels) {
+  return y.batch * (y.layout == Layout::kContiguous ? channels : y.height);
+}
+
+// f(items, scratch) on equal parts of the items.
+template <class F>
+void run_items(const ParallelFor& parallel_for, int64_t items, int64_t elements,
+               int64_t scratch_floats, const F& f) {
+  if (elements == 0) return;
+  const int64_t parts = parts_for(parallel_for, items, elements);
+  std::vector<float> scratch(static_cast<size_t>(parts * scratch_floats));
+  parallel_for(parts, [&](int64_t i) {
+    f(part_of(items, parts, i), scratch.data() + i * scratch_floats);
+  });
+}
+
+void check_depthwise(const FeatureMap& x, int64_t channels, const Depthwise3x3& dw,
+                     const FeatureMap& out) {
+  require(dw.stride == 1 || dw.stride == 2, "dw.stride must be 1 or 2");
+  require(x.dtype == out.dtype && x.layout == out.layout, "x and out differ in dtype or layout");
+  require(x.height > 0 && x.width > 0, "x must have at least one pixel");
+  require(out.batch == x.batch && out.channels == channels &&
+              out.height == conv3x3_extent(x.height, dw.stride) &&
+              out.width == conv3x3_extent(x.width, dw.stride),
+          "out has the wrong shape");
+}
+
+}  // namespace
+
+int64_t plane_op_scratch(const FeatureMap& x) {
+  const int64_t pitch = x.width + 2;
+  return x.layout == Layout::kContiguous ? 5 * pitch : (10 + 3 * pitch) * x.channels;
+}
+
+void cat_shuffle(const FeatureMap& a, const FeatureMap& b, const FeatureMap& out,
+                 const ParallelFor& parallel_for) {
+  require(a.dtype == b.dtype && a.dtype == out.dtype && a.layout == b.layout &&
+              a.layout == out.layout,
+          "a, b and out differ in dtype or layout");
+  require(a.batch == b.batch && a.channels == b.channels && a.height == b.height &&
+              a.width == b.width && out.batch == a.batch && out.channels == 2 * a.channels &&
+              out.height == a.height && out.width == a.width,
+          "a, b and out do not fit together");
+  run_items(parallel_for, item_count(out, a.channels), out.numel(), 0,
+            [&](Range items, float*) { kernels().cat_shuffle(a, b, out, items); });
+}
+
+void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& out,
+                const ParallelFor& parallel_for) {
+  check_depthwise(x, x.channels, dw, out);
+  run_items(
+      parallel_for, item_count(out, out.channels), out.numel(), plane_op_scratch(x),
+      [&](Range items, float* scratch) { kernels().dw_conv3x3(x, dw, out, items, scratch); });
+}
+
+void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& out,
+                          const ParallelFor& parallel_for) {
+  check_depthwise(x, x.channels, dw, out);
+  require(dw.stride == 1, "dw.stride must be 1");
+  require(x.channels % 2 == 0, "x must have an even number of channels");
+  run_items(parallel_for, item_count(out, x.channels / 2), out.numel(), plane_op_scratch(x),
+            [&](Range items, float* scratch) {
+              kernels().split_dw_cat_shuffle(x, dw, out, items, scratch);
+            });
+}
+
+}  // namespace snv2::cpu

@@ -1,0 +1,115 @@
+// Stem: relu(conv3x3 stride 2) and maxpool3x3 stride 2 in one pass.
+//
+// A strip of input rows is copied to planar float rows with a border of zeros, which also takes
+// care of the caller's dtype and layout. On it the convolution is a pointwise product: its
+// in * 9 taps are "planes" at constant offsets, and neighbouring outputs are 2 floats apart.
+// The convolution's rows stay in scratch; only pooled rows are written.
+#include "cpu/convert.h"
+#include "cpu/pointwise.h"
+
+namespace snv2::cpu::SNV2_ISA {
+namespace {
+
+// Rows [first, first + kStemInRows) of all channels, zero outside the image.
+template <class T>
+void read_strip(const Stem& op, int64_t first, float* strip) {
+  const FeatureMap& x = op.x;
+  const int64_t pitch = stem_pitch(x.width);
+  const T* image = static_cast<const T*>(x.data) + op.image * x.channels * x.plane();
+  for (int64_t c = 0; c < x.channels; ++c) {
+    for (int64_t i = 0; i < kStemInRows; ++i) {
+      float* out = strip + (c * kStemInRows + i) * pitch;
+      const int64_t row = first + i;
+      if (row < 0 || row >= x.height) {
+        for (int64_t j = 0; j < pitch; ++j) out[j] = 0.0f;
+        continue;
+      }
+      out[0] = 0.0f;
+      read_floats(image + c * x.channel_stride() + row * x.width * x.pixel_stride(),
+                  x.pixel_stride(), x.width, out + 1);
+      for (int64_t j = x.width + 1; j < pitch; ++j) out[j] = 0.0f;
+    }
+  }
+}
+
+// One pooled row of one panel from three rows with a pixel of padding at both ends.
+void pool_row(const float* const (&rows)[3], int64_t width, float* y) {
+  for (int v = 0; v < kVecs; ++v) {
+    const int64_t lane = v * kLanes;
+    const auto column = [&](int64_t x) {
+      const int64_t at = x * kPanel + lane;
+      return max_relu(max_relu(load(rows[0] + at), load(rows[1] + at)), load(rows[2] + at));
+    };
+    Vec left = column(0);
+    for (int64_t x = 0; x < width; ++x) {
+      const Vec right = column(2 * x + 2);
+      store(y + x * kPanel + lane, max_relu(max_relu(left, column(2 * x + 1)), right));
+      left = right;
+    }
+  }
+}
+
+}  // namespace
+
+void stem(const Stem& op, Range out_rows, float* scratch) {
+  const int64_t panels = panels_of(op.out_channels);
+  const int64_t depth = op.x.channels * 9;
+  const int64_t in_pitch = stem_pitch(op.x.width);
+  const int64_t conv_width = op.conv_width();
+  const int64_t conv_pitch = (conv_width + 2) * kPanel;  // one panel of one row
+  const int64_t conv_row = panels * conv_pitch;
+  const int64_t out_width = op.out_width();
+  float* const strip = scratch;
+  float* const conv = scratch + stem_strip(op.x.channels, op.x.width);
+
+  for (int64_t begin = out_rows.begin; begin < out_rows.end; begin += kStemRows) {
+    const int64_t end = begin + kStemRows < out_rows.end ? begin + kStemRows : out_rows.end;
+    const int64_t first_conv = 2 * begin - 1;
+    const int64_t conv_rows = 2 * (end - begin) + 1;
+
+    // Read
+    with_type(op.x.dtype, [&](auto type) {
+      read_strip<decltype(type)>(op, 2 * first_conv - 1, strip);
+    });
+
+    // Convolve; the last row of the strip before is the first of this one
+    int64_t ready = 0;
+    if (begin > out_rows.begin) {
+      for (int64_t i = 0; i < conv_row; ++i) conv[i] = conv[2 * kStemRows * conv_row + i];
+      ready = 1;
+    }
+    for (int64_t r = ready; r < conv_rows; ++r) {
+      float* out = conv + r * conv_row;
+      const bool inside = first_conv + r >= 0 && first_conv + r < op.conv_height();
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        float* row = out + panel * conv_pitch;
+        if (!inside) {
+          for (int64_t i = 0; i < conv_pitch; ++i) row[i] = 0.0f;
+          continue;
+        }
+        for (int64_t i = 0; i < kPanel; ++i) row[i] = row[conv_pitch - kPanel + i] = 0.0f;
+      }
+      if (!inside) continue;
+      for (int64_t panel = 0; panel < panels;) {
+        const int64_t group = panel_group(panels - panel);
+        const TileRow row{strip + 2 * r * in_pitch, op.offsets, depth,
+                          op.weights + panel * (depth + 1) * kPanel,
+                          out + panel * conv_pitch + kPanel, conv_pitch};
+        tile_row(row, group, conv_width, Epilogue::kStoreRelu, 2);
+        panel += group;
+      }
+    }
+
+    // Pool
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      float* y = op.y + panel * op.out_height() * out_width * kPanel;
+      for (int64_t row = begin; row < end; ++row) {
+        const float* top = conv + 2 * (row - begin) * conv_row + panel * conv_pitch;
+        const float* rows[3] = {top, top + conv_row, top + 2 * conv_row};
+        pool_row(rows, out_width, y + row * out_width * kPanel);
+      }
+    }
+  }
+}
+
+}  // namespace snv2::cpu::SNV2_ISA

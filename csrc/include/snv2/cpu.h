@@ -1,0 +1,55 @@
+// The CPU backend. All functions are safe to call from several threads at once, allocate at
+// most scratch of a few rows (run_network: nothing), and throw std::invalid_argument for
+// arguments that do not fit together. Results are computed in float32 and rounded once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "snv2/plan.h"
+#include "snv2/types.h"
+
+namespace snv2::cpu {
+
+// Name of the instruction set in use: "avx512", "avx2" or "portable". The best one the
+// machine has, or the one named by the environment variable SNV2_CPU_ISA.
+SNV2_API const char* isa();
+
+// Switches this process to another instruction set; false if the machine lacks it or the
+// name is unknown. For tests: calls already running keep theirs.
+SNV2_API bool set_isa(const char* name);
+
+// Null-terminated list of what this build and machine can run, best first.
+SNV2_API const char* const* available_isas();
+
+// out[:, 2i] = a[:, i]; out[:, 2i + 1] = b[:, i]
+SNV2_API void cat_shuffle(const FeatureMap& a, const FeatureMap& b, const FeatureMap& out,
+                          const ParallelFor& parallel_for);
+
+// Depthwise 3x3, padding 1, then * scale + shift for each channel, then ReLU if asked.
+struct Depthwise3x3 {
+  const float* weight;  // [C, 3, 3]
+  const float* scale;   // [C]
+  const float* shift;   // [C]
+  int64_t stride;       // 1 or 2
+  bool relu;
+};
+
+SNV2_API void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& out,
+                         const ParallelFor& parallel_for);
+
+// out[:, 2i] = x[:, i]; out[:, 2i + 1] = relu(dw3x3(x[:, C/2 + i]))
+SNV2_API void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw,
+                                   const FeatureMap& out, const ParallelFor& parallel_for);
+
+// Bytes run_network needs for this input with this many threads.
+SNV2_API int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height, int64_t width,
+                                 int64_t threads);
+
+// Runs all steps. `out` is [N, classes] (height = width = 1) or a feature map, of x's dtype.
+// `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned.
+SNV2_API void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
+                          const FeatureMap& out, void* workspace, int64_t workspace_size,
+                          const ParallelFor& parallel_for);
+
+}  // namespace snv2::cpu
