@@ -1,6 +1,7 @@
 // snv2_kernels._native: what the torch-free core can tell about itself.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 #include <vector>
