@@ -1,3 +1,25 @@
-from pathlib import Path
-import torch
-torch.ops.load_library(str(Path(__file__).parent / "libsnv2_torch.so"))
+"""ShuffleNet V2 units and networks as fused kernels.
+
+>>> import snv2_kernels as snv2
+>>> model = snv2.models.shufflenet_v2_x1_0().eval()  # or torchvision's
+>>> fast = snv2.fuse(model)  # the same outputs, faster
+"""
+
+from snv2_kernels import models, nn, ops
+from snv2_kernels.backends import backends, use_backend
+from snv2_kernels.engine import Engine
+from snv2_kernels.fuse import explain, fuse
+from snv2_kernels.packing import fold_bn
+
+__all__ = [
+    "Engine",
+    "backends",
+    "explain",
+    "fold_bn",
+    "fuse",
+    "models",
+    "nn",
+    "ops",
+    "use_backend",
+]
+__version__ = "0.1.0"

@@ -137,6 +137,31 @@ class Plan:
     def arguments(self) -> tuple[Tensor, Tensor, int, int, bool]:
         return self.weights, self.words, self.out_channels, self.halvings, self.classify
 
+    @property
+    def units(self) -> int:
+        return sum(step.kind == _UNIT for step in self.steps)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Multiply-adds of one image, as the paper counts them: convolutions and linear layers."""
+        total = 0
+        for step in self.steps:
+            pixels = height * width
+            if step.kind == _STEM:
+                height, width = (height + 1) // 2, (width + 1) // 2
+                total += 9 * step.in_channels * step.out_channels * height * width
+                height, width = (height + 1) // 2, (width + 1) // 2
+            elif step.kind == _UNIT:
+                if step.stride == 2:
+                    height, width = (height + 1) // 2, (width + 1) // 2
+                out_pixels = height * width
+                total += step.in_channels * step.mid_channels * pixels
+                total += step.mid_channels * (9 + step.out_channels) * out_pixels
+                if step.proj_channels:
+                    total += step.proj_depth * (9 + step.proj_channels) * out_pixels
+            elif step.kind == _HEAD:
+                total += step.mid_channels * (step.in_channels * pixels + step.out_channels)
+        return total
+
     def output_shape(self, batch: int, height: int, width: int) -> tuple[int, ...]:
         if self.classify:
             return (batch, self.out_channels)
@@ -158,6 +183,11 @@ class PlanBuilder:
         self._table: list[int] = []
         self._in_channels = 0
         self._halvings = 0
+
+    @property
+    def channels(self) -> int:
+        """Logical channels of the feature map so far."""
+        return len(self._table)
 
     # Parts ------------------------------------------------------------------------------------
 

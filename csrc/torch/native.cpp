@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "snv2/cpu.h"
+#include "watch.h"
 
 namespace py = pybind11;
 
@@ -49,4 +50,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("workspace_bytes", &workspace_bytes, py::arg("plan"), py::arg("weight_count"),
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("threads"),
         "Bytes of workspace the CPU backend needs to run a plan.");
+  bind_snapshot(m);
 }

@@ -218,8 +218,8 @@ void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_word
   STD_TORCH_CHECK(out.dim() == (classify ? 2 : 4), "out has the wrong rank");
   STD_TORCH_CHECK(classify || layout == snv2::Layout::kContiguous
                       ? out.is_contiguous()
-                      : (is_channels_last(out) || out.is_contiguous() && out.size(2) == 1 &&
-                                                      out.size(3) == 1),
+                      : (is_channels_last(out) || (out.is_contiguous() && out.size(2) == 1 &&
+                                                      out.size(3) == 1)),
                   "out must be dense in x's memory format");
   parameters(workspace, "workspace", workspace.numel());
   run_network(plan, x, weights, workspace, out, layout);

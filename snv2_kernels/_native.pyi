@@ -1,0 +1,35 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PANEL: int
+PLAN_MAGIC: int
+STEP_WORDS: int
+HEADER_WORDS: int
+
+def cpu_isa() -> str: ...
+def set_cpu_isa(name: str) -> None: ...
+def available_cpu_isas() -> list[str]: ...
+def workspace_bytes(
+    plan: npt.NDArray[np.int64],
+    weight_count: int,
+    batch: int,
+    height: int,
+    width: int,
+    threads: int,
+) -> int: ...
+
+class Snapshot:
+    def __init__(
+        self,
+        *,
+        dicts: Sequence[dict[str, Any]],
+        tensors: Sequence[Any],
+        hooks: Sequence[dict[int, Any]],
+        modules: Sequence[Any],
+        norms: Sequence[Any],
+    ) -> None: ...
+    def holds(self) -> bool: ...
+    def runs_plain(self) -> bool: ...

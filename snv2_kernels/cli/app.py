@@ -1,0 +1,21 @@
+"""The group of commands that ``snv2`` runs."""
+
+import click
+
+import snv2_kernels
+from snv2_kernels.cli.bench import bench
+from snv2_kernels.cli.classify import classify
+from snv2_kernels.cli.info import info
+from snv2_kernels.cli.verify import verify
+
+__all__ = ["app"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(snv2_kernels.__version__, prog_name="snv2_kernels")
+def app() -> None:
+    """ShuffleNet V2 units and networks as fused kernels for PyTorch."""
+
+
+for command in (info, verify, bench, classify):
+    app.add_command(command)

@@ -1,0 +1,154 @@
+"""``fuse(model)``: the same model with its ShuffleNet V2 parts replaced by fused modules."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import nn
+
+from snv2_kernels import models
+from snv2_kernels.backends import check_backend
+from snv2_kernels.nn import FusedModule, InvertedResidual, ShuffleNetV2, Stage
+from snv2_kernels.nn.fused import clone_tree
+
+__all__ = ["Explanation", "Part", "explain", "fuse"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def fuse(model: nn.Module, backend: str = "auto") -> nn.Module:
+    """A new module with the same outputs and state_dict, faster in ``eval()`` mode.
+
+    Recognised are torchvision's and this package's ``InvertedResidual``, ``nn.Sequential`` runs
+    of them, and ``ShuffleNetV2``, anywhere in ``model``. The rest is copied as it is, and
+    :func:`explain` tells which is which.
+
+    Parameters and buffers are shared with ``model``, which is left as it was: training one
+    trains the other. A conversion (``.half()``, ``.to(device)``) of a fused module ends the
+    sharing for that module; a conversion of a model that has unfused parts too still converts
+    the parameters of those parts in both, as with any two modules that share.
+
+    Args:
+        model: any module.
+        backend: ``"auto"``, or the backend that the fused modules should run on.
+
+    Raises:
+        TypeError: if ``model`` is not a module.
+        ValueError, RuntimeError: if ``backend`` does not exist or is not available.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_backend(backend)
+    fused = clone_tree(model, _fused_class)
+    for module in fused.modules():
+        if isinstance(module, FusedModule):
+            module._backend = backend
+            module._shares_parameters = True
+    return fused
+
+
+def _is_plain(module: nn.Module, name: str) -> bool:
+    """Whether the module computes what torchvision's or this package's class ``name`` does.
+
+    A subclass does, unless it has a forward of its own. torchvision is never imported: if it is
+    not loaded, ``model`` holds none of its classes.
+    """
+    for module_name in (models.__name__, "torchvision.models.shufflenetv2"):
+        cls = getattr(sys.modules.get(module_name), name, None)
+        if cls is None or not isinstance(module, cls):
+            continue
+        return all(
+            getattr(type(module), method, None) is getattr(cls, method, None)
+            for method in ("forward", "_forward_impl")
+        )
+    return False
+
+
+def _fused_class(module: nn.Module) -> type[nn.Module]:
+    if _is_plain(module, "InvertedResidual"):
+        return InvertedResidual
+    if _is_plain(module, "ShuffleNetV2"):
+        return ShuffleNetV2
+    if type(module) is nn.Sequential and len(module) > 0 and all(map(_is_unit, module)):
+        return Stage
+    return type(module)
+
+
+def _is_unit(module: nn.Module) -> bool:
+    return isinstance(module, InvertedResidual) or _is_plain(module, "InvertedResidual")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of an :class:`Explanation`."""
+
+    name: str  # of the module; "" is the model itself
+    kind: str  # network, stage, unit, or a class name that was not recognised
+    reason: str | None  # why it does not run fused; None if it does
+
+    def __str__(self) -> str:
+        state = "fused" if self.reason is None else f"not fused: {self.reason}"
+        return f"{self.name or '(model)'}: {self.kind}: {state}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which parts of a model were recognised, and what stops those that do not run fused."""
+
+    parts: tuple[Part, ...]
+
+    def __str__(self) -> str:
+        if not self.parts:
+            return "no ShuffleNet V2 parts found"
+        return "\n".join(map(str, self.parts))
+
+
+_KINDS: dict[type[nn.Module], str] = {
+    ShuffleNetV2: "network",
+    Stage: "stage",
+    InvertedResidual: "unit",
+}
+
+
+def explain(model: nn.Module) -> Explanation:
+    """Which units, stages and networks of ``model`` run fused, and why others do not.
+
+    ``model`` may be fused already. Also listed, as not recognised, are modules that hold a
+    depthwise convolution outside all recognised parts.
+
+    Raises:
+        TypeError: if ``model`` is not a module.
+    """
+    fused = fuse(model)
+    fused.eval()  # flags only, and the copies have their own
+    parts: list[Part] = []
+    inside: list[str] = []  # prefixes of recognised parts
+    for name, module in fused.named_modules():
+        if isinstance(module, FusedModule):
+            kind = _KINDS.get(type(module), type(module).__name__)
+            parts.append(Part(name, kind, module.reason()))
+            inside.append(f"{name}." if name else "")
+    seen: set[str] = set()
+    for name, module in fused.named_modules():
+        if not _is_depthwise(module) or any(name.startswith(prefix) for prefix in inside):
+            continue
+        owner = _owner(fused, name)
+        if owner not in seen:
+            seen.add(owner)
+            kind = type(fused.get_submodule(owner)).__name__
+            parts.append(Part(owner, kind, "not recognised as a ShuffleNet V2 unit"))
+    return Explanation(tuple(parts))
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+
+
+def _owner(model: nn.Module, name: str) -> str:
+    """The nearest module above ``name`` that is not one of torch's containers."""
+    parent = name.rpartition(".")[0]
+    while parent and type(model.get_submodule(parent)) in (nn.Sequential, nn.ModuleList):
+        parent = parent.rpartition(".")[0]
+    return parent

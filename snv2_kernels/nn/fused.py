@@ -1,0 +1,253 @@
+"""The base of all drop-in modules: when to run packed weights, and when the plain modules."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from snv2_kernels.backends import resolve, use_backend
+from snv2_kernels.nn.watch import Watch, hook_owner
+from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FusedModule", "Packed", "Unsupported", "clone_tree"]
+
+
+class Unsupported(Exception):
+    """A module that the kernels do not cover; the message is the reason in a few words."""
+
+
+class Packed:
+    """Packed weights of one state of a module, or the reason why there are none."""
+
+    def __init__(self, module: FusedModule) -> None:
+        self.watch: Watch | None = None
+        self.weights: Any = None
+        self.reason: str | None = None
+        self._eval_twin: nn.Module | None = None
+        try:
+            if any(t.is_inference() for t in (*module.parameters(), *module.buffers())):
+                raise Unsupported("its parameters are inference tensors, whose changes are unseen")
+            self.watch = Watch(module)
+            self.device, self.dtype = _one_device_and_dtype(module)
+            self.weights = module._pack()
+        except Unsupported as error:
+            self.reason = str(error)
+
+    def holds(self) -> bool:
+        return self.watch is not None and self.watch.holds()
+
+    def eval_twin(self, module: FusedModule) -> nn.Module:
+        """The plain module as it was packed, on the same parameters, for the backward pass."""
+        if self._eval_twin is None:
+            twin = clone_tree(module)
+            for child in twin.modules():
+                child.training = False
+            self._eval_twin = twin
+        return self._eval_twin
+
+
+def _one_device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    tensors = [*module.parameters(), *module.buffers()]
+    devices = {t.device for t in tensors}
+    if len(devices) > 1:
+        raise Unsupported(f"its parameters lie on {len(devices)} devices")
+    dtypes = {m.weight.dtype for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    if len(dtypes) > 1:
+        raise Unsupported("its convolutions have different dtypes")
+    dtype = dtypes.pop()
+    if dtype not in KERNEL_DTYPES:
+        raise Unsupported(f"{dtype} runs the reference")
+    return devices.pop(), dtype
+
+
+def clone_tree(
+    module: nn.Module,
+    new_class: Callable[[nn.Module], type[nn.Module]] = type,
+    memo: dict[int, nn.Module] | None = None,
+) -> nn.Module:
+    """A copy of a module tree that shares all parameters, buffers and other attributes.
+
+    Args:
+        module: the root.
+        new_class: class of the copy of each module.
+        memo: copies made so far; a module that stands in two places is copied once.
+    """
+    memo = {} if memo is None else memo
+    if id(module) in memo:
+        return memo[id(module)]
+    cls = new_class(module)
+    new = cls.__new__(cls)
+    memo[id(module)] = new
+    # One level of copies: hooks, parameters and buffers registered on one do not show on the other.
+    new.__dict__.update(
+        (key, copy.copy(value) if isinstance(value, dict | set) else value)
+        for key, value in module.__dict__.items()
+    )
+    new.__dict__.pop("_packed_state", None)
+    for name, child in module._modules.items():
+        new._modules[name] = None if child is None else clone_tree(child, new_class, memo)
+    return new
+
+
+def _outside_kernels(x: Any) -> bool:
+    """Tracing, compiling, function transforms, subclasses: code that must see plain PyTorch."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, nn.Parameter)
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or x.layout is not torch.strided
+    )
+
+
+class FusedModule(nn.Module):
+    """Base class; a subclass also derives from the plain module whose place it takes.
+
+    It gives :meth:`_plain`, the plain forward, :meth:`_pack`, which makes packed weights or
+    raises :class:`Unsupported`, and :meth:`_run`, which runs them.
+    """
+
+    _packed_state: Packed | None = None
+    _backend: str = "auto"
+    _shares_parameters: bool = False  # with the model it was fused from
+
+    def _plain(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _pack(self) -> Any:
+        raise NotImplementedError
+
+    def _run(self, weights: Any, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _check_input(self, weights: Any, x: Tensor) -> None:
+        """Raise ValueError if x's shape does not fit."""
+        raise NotImplementedError
+
+    def _autocast_input(self, weights: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """``x`` in the dtype that the plain forward's output has under autocast."""
+        raise NotImplementedError
+
+    # Forward ----------------------------------------------------------------------------------
+
+    def packed(self) -> Packed:
+        """The packed weights of the module as it is now."""
+        packed = self._packed_state
+        if packed is None or not packed.holds():
+            packed = Packed(self)
+            self._packed_state = packed
+        return packed
+
+    def reason(self) -> str | None:
+        """Why the fused path does not run in ``eval()`` mode, None if it does."""
+        hooked = hook_owner(self)
+        if hooked is not None:
+            return f"submodule {hooked!r} has hooks"
+        if any(m.training for m in self.children()):
+            return "a submodule is in train() mode"
+        return self.packed().reason
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or _outside_kernels(x):
+            return self._plain(x)
+        if resolve(x.device, self._backend) == "reference":
+            return self._plain(x)
+        packed = self.packed()
+        if packed.reason is not None or packed.watch is None or packed.watch.runs_plain():
+            return self._plain(x)
+        self._check(packed, x)
+        if torch.is_grad_enabled() and (x.requires_grad or packed.watch.requires_grad()):
+            out: Tensor = _Recompute.apply(self, packed, x, *packed.watch.parameters)
+            return out
+        return self._run_in_autocast(packed, x)
+
+    def _check(self, packed: Packed, x: Tensor) -> None:
+        check_feature_map(x)
+        if x.device != packed.device:
+            raise ValueError(
+                f"x: expected device {packed.device}, as the parameters, got {x.device}"
+            )
+        if x.dtype != packed.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x: expected {packed.dtype}, as the parameters, got {x.dtype}")
+        self._check_input(packed.weights, x)
+
+    def _run_in_autocast(self, packed: Packed, x: Tensor) -> Tensor:
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = self._autocast_input(packed.weights, x, torch.get_autocast_dtype(device))
+        return self._run(packed.weights, x)
+
+    # State ------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> FusedModule:
+        self._packed_state = None
+        super().train(mode)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("_packed_state", None)
+        return state
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedModule:
+        # A conversion swaps the memory inside each Parameter: without objects of its own this
+        # module would convert half of the model it was fused from.
+        if any(m._shares_parameters for m in self.modules() if isinstance(m, FusedModule)):
+            with torch.no_grad():
+                if any(fn(p) is not p for p in self.parameters()):
+                    self._stop_sharing()
+        super()._apply(fn, recurse)
+        return self
+
+    def _stop_sharing(self) -> None:
+        own: dict[int, nn.Parameter] = {}
+        for module in self.modules():
+            for name, p in module._parameters.items():
+                if p is not None:
+                    if id(p) not in own:
+                        own[id(p)] = nn.Parameter(p.detach(), p.requires_grad)
+                        own[id(p)].grad = p.grad
+                    module._parameters[name] = own[id(p)]
+            if isinstance(module, FusedModule):
+                module._shares_parameters = False
+
+
+class _Recompute(torch.autograd.Function):
+    """The fused forward; the backward runs the plain forward again and differentiates that."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, module: FusedModule, packed: Packed, x: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        ctx.twin = packed.eval_twin(module)
+        device = x.device.type
+        ctx.autocast = {
+            "device_type": device,
+            "enabled": torch.is_autocast_enabled(device),
+            "dtype": torch.get_autocast_dtype(device),
+        }
+        ctx.save_for_backward(x, *parameters)
+        return module._run_in_autocast(packed, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        inputs = ctx.saved_tensors
+        wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[2 + i]]
+        create_graph = torch.is_grad_enabled()  # the caller wants a second derivative
+        with torch.enable_grad(), use_backend("reference"), torch.autocast(**ctx.autocast):
+            out = ctx.twin(inputs[0])
+        computed = torch.autograd.grad(
+            out, [inputs[i] for i in wanted], grad, create_graph=create_graph, allow_unused=True
+        )
+        grads: list[Tensor | None] = [None] * (2 + len(inputs))
+        for i, g in zip(wanted, computed, strict=True):
+            grads[2 + i] = g
+        return tuple(grads)

@@ -1,0 +1,259 @@
+"""The unit, a stage and the whole classifier as drop-in modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snv2_kernels import models
+from snv2_kernels.nn.fused import FusedModule, Unsupported
+from snv2_kernels.ops import run_plan
+from snv2_kernels.packing import Plan, PlanBuilder
+
+__all__ = ["InvertedResidual", "PlannedModule", "ShuffleNetV2", "Stage"]
+
+ConvBn = tuple[nn.Conv2d, nn.BatchNorm2d]
+
+
+def _conv_bn(
+    name: str,
+    conv: nn.Module,
+    bn: nn.Module,
+    kernel: int,
+    stride: int = 1,
+    depthwise: bool = False,
+) -> ConvBn:
+    """The pair, if it is the convolution the kernels compute."""
+    if type(conv) is not nn.Conv2d:
+        raise Unsupported(f"{name}: {type(conv).__name__} is not a plain Conv2d")
+    if type(bn) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        raise Unsupported(f"{name}: {type(bn).__name__} is not a plain BatchNorm2d")
+    assert isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)
+    if bn.running_mean is None or bn.running_var is None:
+        raise Unsupported(f"{name}: the batch norm keeps no running statistics")
+    padding = kernel // 2
+    expected = {
+        "kernel_size": (kernel, kernel),
+        "stride": (stride, stride),
+        "padding": (padding, padding),
+        "dilation": (1, 1),
+        "groups": conv.in_channels if depthwise else 1,
+        "padding_mode": "zeros",
+    }
+    for attribute, value in expected.items():
+        if getattr(conv, attribute) != value:
+            raise Unsupported(f"{name}: {attribute}={getattr(conv, attribute)!r}, not {value!r}")
+    if depthwise and conv.out_channels != conv.in_channels:
+        raise Unsupported(f"{name}: a depthwise multiplier")
+    if bn.num_features != conv.out_channels:
+        raise Unsupported(f"{name}: the batch norm has {bn.num_features} channels")
+    return conv, bn  # type: ignore[return-value]
+
+
+def _sequence(name: str, module: nn.Module, length: int) -> list[nn.Module]:
+    if type(module) is not nn.Sequential or len(module) != length:
+        raise Unsupported(f"{name}: not a Sequential of {length} modules")
+    return list(module)
+
+
+def _check_relu(name: str, module: nn.Module) -> None:
+    if type(module) is not nn.ReLU:
+        raise Unsupported(f"{name}: {type(module).__name__} is not a ReLU")
+
+
+class PlannedModule(FusedModule):
+    """A drop-in module that runs as a plan: one op call, whatever its size."""
+
+    def _add_to(self, builder: PlanBuilder) -> None:
+        """Append this module's steps, or raise :class:`Unsupported`."""
+        raise NotImplementedError
+
+    def _in_channels(self) -> int:
+        raise NotImplementedError
+
+    def _splits_input(self) -> bool:
+        """Whether part of the input goes through untouched, so that its dtype does too."""
+        return False
+
+    def _pack(self) -> Plan:
+        builder = PlanBuilder()
+        if not isinstance(self, ShuffleNetV2):
+            builder.add_import(self._in_channels())
+        self._add_to(builder)
+        return builder.build()
+
+    def _run(self, weights: Plan, x: Tensor) -> Tensor:
+        return run_plan(x, weights)
+
+    def _check_input(self, weights: Plan, x: Tensor) -> None:
+        if x.shape[1] != weights.in_channels:
+            raise ValueError(
+                f"x: expected {weights.in_channels} channels, got shape {tuple(x.shape)}"
+            )
+
+    def _autocast_input(self, weights: Plan, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(torch.promote_types(x.dtype, dtype) if self._splits_input() else dtype)
+
+
+class InvertedResidual(PlannedModule, models.InvertedResidual):
+    """The unit of :class:`snv2_kernels.models.InvertedResidual`, fused in ``eval()`` mode.
+
+    The same constructor ``(inp, oup, stride)``, formula, submodules and state_dict keys; one op
+    call, in logical channel order.
+    """
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return models.InvertedResidual.forward(self, x)
+
+    def _in_channels(self) -> int:
+        first = self.branch2[0]
+        assert isinstance(first, nn.Conv2d)
+        return first.in_channels * (2 if self.stride == 1 else 1)
+
+    def _splits_input(self) -> bool:
+        return self.stride == 1
+
+    def _add_to(self, builder: PlanBuilder) -> None:
+        if self.stride not in (1, 2):
+            raise Unsupported(f"stride {self.stride}")
+        pw1, bn1, act1, dw, bn2, pw2, bn3, act2 = _sequence("branch2", self.branch2, 8)
+        first = _conv_bn("branch2.0", pw1, bn1, 1)
+        depthwise = _conv_bn("branch2.3", dw, bn2, 3, self.stride, depthwise=True)
+        last = _conv_bn("branch2.5", pw2, bn3, 1)
+        _check_relu("branch2.2", act1)
+        _check_relu("branch2.7", act2)
+        width = last[0].out_channels
+        if not (
+            first[0].out_channels == depthwise[0].in_channels == last[0].in_channels
+            and (self.stride == 2 or first[0].in_channels == width)
+        ):
+            raise Unsupported("branch2: the widths do not fit together")
+        order = [j for i in range(width) for j in (i, width + i)]
+        if self.stride == 1:
+            main, passthrough = range(width, 2 * width), range(width)
+            builder.add_unit(1, first, depthwise, last, main, passthrough, order)
+            return
+        dw, bn1, pw, bn2, act = _sequence("branch1", self.branch1, 5)
+        projection = (
+            _conv_bn("branch1.0", dw, bn1, 3, 2, depthwise=True),
+            _conv_bn("branch1.2", pw, bn2, 1),
+        )
+        _check_relu("branch1.4", act)
+        inp = first[0].in_channels
+        if not (projection[0][0].in_channels == projection[1][0].in_channels == inp) or (
+            projection[1][0].out_channels != width
+        ):
+            raise Unsupported("branch1: the widths do not fit together")
+        builder.add_unit(2, first, depthwise, last, range(inp), [], order, projection)
+
+
+class Stage(PlannedModule, nn.Sequential):
+    """A run of units, ``nn.Sequential(*units)``, in one op call: between its units the channel
+    shuffle is a table, not a copy.
+
+    Args:
+        units: :class:`InvertedResidual` modules.
+
+    Raises:
+        TypeError: for anything else.
+    """
+
+    def __init__(self, *units: InvertedResidual) -> None:
+        for i, unit in enumerate(units):
+            if not isinstance(unit, InvertedResidual):
+                raise TypeError(
+                    f"units[{i}]: expected snv2_kernels.nn.InvertedResidual,"
+                    f" got {type(unit).__name__}"
+                )
+        super().__init__(*units)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        out: Tensor = nn.Sequential.forward(self, x)
+        return out
+
+    def _units(self) -> list[InvertedResidual]:
+        units = [unit for unit in self if isinstance(unit, InvertedResidual)]
+        if len(units) != len(self) or not units:
+            raise Unsupported("not all its modules are units")
+        return units
+
+    def _in_channels(self) -> int:
+        return self._units()[0]._in_channels()
+
+    def _splits_input(self) -> bool:
+        return self._units()[0]._splits_input()
+
+    def _add_to(self, builder: PlanBuilder) -> None:
+        channels = None
+        for i, unit in enumerate(self._units()):
+            if channels not in (None, unit._in_channels()):
+                raise Unsupported(f"unit {i} takes {unit._in_channels()} channels, not {channels}")
+            try:
+                unit._add_to(builder)
+            except Unsupported as error:
+                raise Unsupported(f"unit {i}: {error}") from None
+            last = unit.branch2[5]
+            assert isinstance(last, nn.Conv2d)
+            channels = 2 * last.out_channels
+
+
+class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
+    """The classifier of :class:`snv2_kernels.models.ShuffleNetV2`, from pixels to scores in one
+    op call in ``eval()`` mode. The same constructor, submodules and state_dict keys."""
+
+    def __init__(
+        self,
+        stages_repeats: list[int],
+        stages_out_channels: list[int],
+        num_classes: int = 1000,
+        inverted_residual: Callable[..., nn.Module] = InvertedResidual,
+    ) -> None:
+        super().__init__(stages_repeats, stages_out_channels, num_classes, inverted_residual)
+        for name in ("stage2", "stage3", "stage4"):
+            units: Any = list(getattr(self, name))
+            if all(isinstance(unit, InvertedResidual) for unit in units):
+                setattr(self, name, Stage(*units))
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return models.ShuffleNetV2.forward(self, x)
+
+    def _in_channels(self) -> int:
+        conv = self.conv1[0]
+        assert isinstance(conv, nn.Conv2d)
+        return conv.in_channels
+
+    def _add_to(self, builder: PlanBuilder) -> None:
+        conv, bn, act = _sequence("conv1", self.conv1, 3)
+        stem = _conv_bn("conv1", conv, bn, 3, 2)
+        _check_relu("conv1.2", act)
+        pool: Any = self.maxpool
+        window = [getattr(pool, name, None) for name in ("kernel_size", "stride", "padding")]
+        if type(pool) is not nn.MaxPool2d or window != [3, 2, 1] or pool.dilation != 1:
+            raise Unsupported("maxpool: not MaxPool2d(3, 2, 1)")
+        if pool.ceil_mode or pool.return_indices:
+            raise Unsupported("maxpool: ceil_mode or return_indices")
+        conv, bn, act = _sequence("conv5", self.conv5, 3)
+        features = _conv_bn("conv5", conv, bn, 1)
+        _check_relu("conv5.2", act)
+        if type(self.fc) is not nn.Linear or self.fc.in_features != features[0].out_channels:
+            raise Unsupported(f"fc: {type(self.fc).__name__} is not the Linear of conv5's features")
+
+        builder.add_stem(*stem)
+        channels = stem[0].out_channels
+        for name in ("stage2", "stage3", "stage4"):
+            stage: nn.Module = getattr(self, name)
+            if not isinstance(stage, Stage):
+                raise Unsupported(f"{name}: not all its modules are units")
+            if stage._in_channels() != channels:
+                raise Unsupported(f"{name}: takes {stage._in_channels()} channels, not {channels}")
+            try:
+                stage._add_to(builder)
+            except Unsupported as error:
+                raise Unsupported(f"{name}: {error}") from None
+            channels = builder.channels
+        if features[0].in_channels != channels:
+            raise Unsupported(f"conv5: takes {features[0].in_channels} channels, not {channels}")
+        builder.add_head(*features, self.fc)

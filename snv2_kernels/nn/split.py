@@ -1,0 +1,63 @@
+"""The literal fused sequence as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from snv2_kernels.models import channel_shuffle
+from snv2_kernels.nn.fused import FusedModule
+from snv2_kernels.nn.network import _conv_bn
+from snv2_kernels.packing import fold_bn
+
+__all__ = ["SplitDepthwiseShuffle"]
+
+_Weights = tuple[Tensor, Tensor, Tensor]  # weight, scale, shift
+
+
+class SplitDepthwiseShuffle(FusedModule):
+    """Split, depthwise 3x3 + BN + ReLU on the main half, concat and shuffle::
+
+        a, b = x.chunk(2, 1)
+        y = channel_shuffle(torch.cat([a, relu(bn(dw(b)))], 1), 2)
+
+    Args:
+        channels: of the input, even; the submodules ``dw`` and ``bn`` have half of them.
+
+    Shapes: [N, channels, H, W] -> the same.
+
+    Raises:
+        ValueError: if ``channels`` is not an even positive number.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels <= 0 or channels % 2:
+            raise ValueError(f"channels: expected an even positive number, got {channels}")
+        half = channels // 2
+        self.dw = nn.Conv2d(half, half, 3, 1, 1, groups=half, bias=False)
+        self.bn = nn.BatchNorm2d(half)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        passthrough, main = x.chunk(2, 1)
+        main = self.bn(self.dw(main)).relu()
+        return channel_shuffle(torch.cat([passthrough, main], 1), 2)
+
+    def _pack(self) -> _Weights:
+        conv, bn = _conv_bn("dw", self.dw, self.bn, 3, depthwise=True)
+        scale, shift = fold_bn(bn)
+        if conv.bias is not None:
+            shift = (shift.double() + conv.bias.detach().double() * scale.double()).float()
+        return conv.weight.detach().float().contiguous(), scale.float(), shift.float()
+
+    def _run(self, weights: _Weights, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.snv2.split_dw_cat_shuffle(x, *weights)
+        return out
+
+    def _check_input(self, weights: _Weights, x: Tensor) -> None:
+        channels = 2 * weights[0].shape[0]
+        if x.shape[1] != channels:
+            raise ValueError(f"x: expected {channels} channels, got shape {tuple(x.shape)}")
+
+    def _autocast_input(self, weights: _Weights, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(torch.promote_types(x.dtype, dtype))

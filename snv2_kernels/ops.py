@@ -1,0 +1,314 @@
+"""The ops as functions, each with its formula in plain PyTorch (backend ``reference``).
+
+All take [N, C, H, W] tensors of float32, float16 or bfloat16, in contiguous or channels-last
+memory, and return a new tensor of the same dtype in the same memory format; other strides are
+copied first, float64 runs the reference. Arithmetic is in float32, rounded once. All have
+gradients.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snv2_kernels.backends import resolve
+from snv2_kernels.models import channel_shuffle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from snv2_kernels.packing import Plan
+
+__all__ = ["cat_shuffle", "dw_conv3x3", "run_plan", "split_dw_cat_shuffle"]
+
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Checks ---------------------------------------------------------------------------------------
+
+
+def check_feature_map(x: Tensor, name: str = "x") -> None:
+    """Raise TypeError or ValueError, naming the argument, unless ``x`` is a feature map."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
+    if x.dim() != 4:
+        raise ValueError(f"{name}: expected 4 dimensions [N, C, H, W], got {_shape(x)}")
+    if x.shape[2] == 0 or x.shape[3] == 0:
+        raise ValueError(f"{name}: expected at least one pixel, got {_shape(x)}")
+
+
+def _shape(x: Tensor) -> str:
+    return f"shape {tuple(x.shape)}"
+
+
+def _check_same_device(x: Tensor, **others: Tensor) -> None:
+    for name, other in others.items():
+        if other.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device}, as x, got {other.device}")
+
+
+def _check_depthwise(
+    x: Tensor, channels: int, weight: Tensor, scale: Tensor, shift: Tensor
+) -> None:
+    for name, parameter, shape in (
+        ("weight", weight, (channels, 1, 3, 3)),
+        ("scale", scale, (channels,)),
+        ("shift", shift, (channels,)),
+    ):
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(parameter).__name__}")
+        if parameter.dtype not in (x.dtype, torch.float32):
+            raise TypeError(f"{name}: expected {x.dtype} or torch.float32, got {parameter.dtype}")
+        if tuple(parameter.shape) != shape:
+            raise ValueError(
+                f"{name}: expected shape {shape} for x of {_shape(x)}, got {_shape(parameter)}"
+            )
+    _check_same_device(x, weight=weight, scale=scale, shift=shift)
+
+
+def _check_split(x: Tensor) -> None:
+    check_feature_map(x)
+    if x.shape[1] % 2 or x.shape[1] == 0:
+        raise ValueError(f"x: expected an even number of channels, got {_shape(x)}")
+
+
+# Reference ------------------------------------------------------------------------------------
+
+
+def _cat_shuffle_reference(a: Tensor, b: Tensor) -> Tensor:
+    return channel_shuffle(torch.cat([a, b], 1), 2)
+
+
+def _dw_conv3x3_reference(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, stride: int = 1, relu: bool = False
+) -> Tensor:
+    y = F.conv2d(x, weight.to(x.dtype), None, stride, 1, 1, x.shape[1])
+    y = y * scale[:, None, None] + shift[:, None, None]
+    return (y.relu() if relu else y).to(x.dtype)
+
+
+def _split_dw_cat_shuffle_reference(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    passthrough, main = x.chunk(2, 1)
+    main = _dw_conv3x3_reference(main, weight, scale, shift, 1, True)
+    return _cat_shuffle_reference(passthrough, main)
+
+
+# Public ops -----------------------------------------------------------------------------------
+
+
+def _runs_kernel(x: Tensor, backend: str | None) -> bool:
+    return resolve(x.device, backend) != "reference" and x.dtype in KERNEL_DTYPES
+
+
+def _parameters(*tensors: Tensor) -> list[Tensor]:
+    return [t.float().contiguous() for t in tensors]
+
+
+def cat_shuffle(a: Tensor, b: Tensor, backend: str | None = None) -> Tensor:
+    """Concat and channel shuffle in one pass.
+
+    ``y = channel_shuffle(torch.cat([a, b], 1), 2)``, that is ``y[:, 2 * i] = a[:, i]`` and
+    ``y[:, 2 * i + 1] = b[:, i]``.
+
+    Args:
+        a, b: [N, C, H, W], the same shape, dtype and device.
+        backend: see :mod:`snv2_kernels.backends`.
+
+    Returns:
+        [N, 2 * C, H, W].
+
+    Raises:
+        TypeError, ValueError: naming the argument that does not fit.
+    """
+    check_feature_map(a, "a")
+    check_feature_map(b, "b")
+    if a.shape != b.shape:
+        raise ValueError(f"b: expected {_shape(a)}, as a, got {_shape(b)}")
+    if a.dtype != b.dtype:
+        raise TypeError(f"b: expected {a.dtype}, as a, got {b.dtype}")
+    if a.device != b.device:
+        raise ValueError(f"b: expected device {a.device}, as a, got {b.device}")
+    if not _runs_kernel(a, backend):
+        return _cat_shuffle_reference(a, b)
+    out: Tensor = torch.ops.snv2.cat_shuffle(a, b)
+    return out
+
+
+def dw_conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    stride: int = 1,
+    relu: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Depthwise 3x3 convolution, folded batch norm and, if asked, ReLU.
+
+    ``y = F.conv2d(x, weight, None, stride, 1, 1, C) * scale + shift``, ``y.relu()``.
+
+    Args:
+        x: [N, C, H, W].
+        weight: [C, 1, 3, 3], of x's dtype or float32.
+        scale, shift: [C], of x's dtype or float32, as :func:`snv2_kernels.fold_bn` gives them.
+        stride: 1 or 2.
+        relu: apply a ReLU last.
+        backend: see :mod:`snv2_kernels.backends`.
+
+    Returns:
+        [N, C, ceil(H / stride), ceil(W / stride)].
+
+    Raises:
+        TypeError, ValueError: naming the argument that does not fit.
+    """
+    check_feature_map(x)
+    if stride not in (1, 2):
+        raise ValueError(f"stride: expected 1 or 2, got {stride}")
+    _check_depthwise(x, x.shape[1], weight, scale, shift)
+    if not _runs_kernel(x, backend):
+        return _dw_conv3x3_reference(x, weight, scale, shift, stride, relu)
+    out: Tensor = torch.ops.snv2.dw_conv3x3(x, *_parameters(weight, scale, shift), stride, relu)
+    return out
+
+
+def split_dw_cat_shuffle(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, backend: str | None = None
+) -> Tensor:
+    """Split, depthwise 3x3 + BN + ReLU on the main half, concat and shuffle, in one pass::
+
+        a, b = x.chunk(2, 1)
+        b = (F.conv2d(b, weight, None, 1, 1, 1, C // 2) * scale + shift).relu()
+        y = channel_shuffle(torch.cat([a, b], 1), 2)
+
+    Args:
+        x: [N, C, H, W], C even.
+        weight: [C / 2, 1, 3, 3], of x's dtype or float32.
+        scale, shift: [C / 2], of x's dtype or float32.
+        backend: see :mod:`snv2_kernels.backends`.
+
+    Returns:
+        [N, C, H, W].
+
+    Raises:
+        TypeError, ValueError: naming the argument that does not fit.
+    """
+    _check_split(x)
+    _check_depthwise(x, x.shape[1] // 2, weight, scale, shift)
+    if not _runs_kernel(x, backend):
+        return _split_dw_cat_shuffle_reference(x, weight, scale, shift)
+    out: Tensor = torch.ops.snv2.split_dw_cat_shuffle(x, *_parameters(weight, scale, shift))
+    return out
+
+
+def run_plan(x: Tensor, plan: Plan) -> Tensor:
+    """Run a packed unit, stage or network on the kernels of ``x``'s device, in one op call.
+
+    Args:
+        x: [N, plan.in_channels, H, W]; float32, float16 or bfloat16.
+        plan: from :class:`snv2_kernels.packing.PlanBuilder`.
+
+    Returns:
+        [N, plan.out_channels] for a classifier, else a feature map in logical order.
+    """
+    out: Tensor = torch.ops.snv2.network(x, *plan.arguments)
+    return out
+
+
+# Fake kernels ---------------------------------------------------------------------------------
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """The memory format of a result for ``x``; the rule of ``layout_of`` in csrc/torch/ops.cpp."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    innermost = x.stride(1) == 1 and x.shape[1] > 1 and x.stride(3) >= x.shape[1]
+    return torch.channels_last if innermost else torch.contiguous_format
+
+
+def _empty_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
+    shape = (x.shape[0], channels, height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
+
+
+@torch.library.register_fake("snv2::cat_shuffle")
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return _empty_map(a, 2 * a.shape[1], a.shape[2], a.shape[3])
+
+
+@torch.library.register_fake("snv2::dw_conv3x3")
+def _(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, stride: int = 1, relu: bool = False
+) -> Tensor:
+    height, width = ((extent - 1) // stride + 1 for extent in x.shape[2:])
+    return _empty_map(x, x.shape[1], height, width)
+
+
+@torch.library.register_fake("snv2::split_dw_cat_shuffle")
+def _(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return _empty_map(x, x.shape[1], x.shape[2], x.shape[3])
+
+
+@torch.library.register_fake("snv2::network")
+def _(
+    x: Tensor, weights: Tensor, plan: Tensor, out_channels: int, halvings: int, classify: bool
+) -> Tensor:
+    if classify:
+        return x.new_empty(x.shape[0], out_channels)
+    height, width = x.shape[2:]
+    for _ in range(halvings):
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return _empty_map(x, out_channels, height, width)
+
+
+@torch.library.register_fake("snv2::network_out")
+def _(x: Tensor, weights: Tensor, plan: Tensor, workspace: Tensor, out: Tensor) -> None:
+    return None
+
+
+# Gradients ------------------------------------------------------------------------------------
+
+
+def _register_gradient(name: str, reference: Callable[..., Tensor], tensors: int) -> None:
+    """The gradient of an op whose first ``tensors`` inputs are tensors, through its formula."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.rest = inputs[tensors:]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = [i for i in range(tensors) if ctx.needs_input_grad[i]]
+        saved = ctx.saved_tensors
+        create_graph = torch.is_grad_enabled()  # the caller wants a second derivative
+        with torch.enable_grad():
+            out = reference(*saved, *ctx.rest)
+        computed = torch.autograd.grad(
+            out, [saved[i] for i in wanted], grad, create_graph=create_graph
+        )
+        grads: list[Tensor | None] = [None] * (tensors + len(ctx.rest))
+        for i, g in zip(wanted, computed, strict=True):
+            grads[i] = g
+        return tuple(grads)
+
+    torch.library.register_autograd(f"snv2::{name}", backward, setup_context=setup_context)
+
+
+_register_gradient("cat_shuffle", _cat_shuffle_reference, 2)
+_register_gradient("dw_conv3x3", _dw_conv3x3_reference, 4)
+_register_gradient("split_dw_cat_shuffle", _split_dw_cat_shuffle_reference, 4)
+
+
+def _no_gradient(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "snv2::network has no gradient of its own; the modules in snv2_kernels.nn have"
+    )
+
+
+torch.library.register_autograd("snv2::network", _no_gradient)
