@@ -40,7 +40,7 @@ class Checker {
   }
 
   void panels(int64_t first, int64_t channels, int64_t limit, const char* what) const {
-    if (first < 0 || first + panels_of(channels) > limit) fail(step_, what);
+    if (first < 0 || first > limit - panels_of(channels)) fail(step_, what);
   }
 
   void next_step() { ++step_; }
@@ -132,9 +132,8 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
     check.next_step();
   }
   const Step& tail = steps_[steps - 1];
-  if (header_->in_channels != steps_[0].in_channels ||
-      header_->out_channels != tail.out_channels || header_->halvings != halvings ||
-      header_->classify != (tail.kind == StepKind::kHead)) {
+  if (header_->in_channels != steps_[0].in_channels || header_->out_channels != tail.out_channels ||
+      header_->halvings != halvings || header_->classify != (tail.kind == StepKind::kHead)) {
     throw std::invalid_argument("plan: header does not match the steps");
   }
 }

@@ -43,16 +43,13 @@ void export_typed(const float* x, const int32_t* offsets, const FeatureMap& y, i
 }  // namespace
 
 void import_planes(const FeatureMap& x, int64_t image, float* y, Range pixels) {
-  with_type(x.dtype, [&](auto type) {
-    import_typed<decltype(type)>(x, image, y, pixels);
-  });
+  with_type(x.dtype, [&](auto type) { import_typed<decltype(type)>(x, image, y, pixels); });
 }
 
 void export_planes(const float* x, const int32_t* offsets, const FeatureMap& y, int64_t image,
                    Range pixels) {
-  with_type(y.dtype, [&](auto type) {
-    export_typed<decltype(type)>(x, offsets, y, image, pixels);
-  });
+  with_type(y.dtype,
+            [&](auto type) { export_typed<decltype(type)>(x, offsets, y, image, pixels); });
 }
 
 }  // namespace snv2::cpu::SNV2_ISA

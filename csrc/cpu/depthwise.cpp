@@ -89,8 +89,9 @@ void expand_depthwise(const ExpandDepthwise& op, Range panels, Range out_rows, f
   const int64_t y_panel = shape.out_height() * shape.out_width() * kPanel;
   for (int64_t panel = panels.begin; panel < panels.end;) {
     const int64_t group = panel_group(panels.end - panel);
-    TileRow row{nullptr, op.pw1.offsets, op.pw1.depth,
-                op.pw1.weights + panel * (op.pw1.depth + 1) * kPanel, nullptr, 0};
+    TileRow row{nullptr,      op.pw1.offsets,
+                op.pw1.depth, op.pw1.weights + panel * (op.pw1.depth + 1) * kPanel,
+                nullptr,      0};
     roll_rows(shape, group, op.dw_weights + panel * 10 * kPanel, op.y + panel * y_panel, out_rows,
               scratch, [&](int64_t index, float* out, int64_t pitch) {
                 row.x = op.pw1.x + index * shape.width * kPanel;

@@ -37,7 +37,7 @@ struct DepthwiseShape {
 
 // y = dw(relu(pw1(x))) with the middle map kept in three rows of scratch.
 struct ExpandDepthwise {
-  Pointwise pw1;     // its y, y_panel and pixels are not used
+  Pointwise pw1;            // its y, y_panel and pixels are not used
   const float* dw_weights;  // packed [mid, 9]
   DepthwiseShape shape;
   float* y;  // [mid panels][out pixels][16]
@@ -53,12 +53,12 @@ struct PanelDepthwise {
 };
 
 struct Stem {
-  FeatureMap x;           // the user's tensor
+  FeatureMap x;  // the user's tensor
   int64_t image;
-  const float* weights;   // packed [out, in * 9]
+  const float* weights;  // packed [out, in * 9]
   int64_t out_channels;
   const int32_t* offsets;  // [in * 9] into a strip of padded rows, see stem_offsets
-  float* y;               // [panels][pooled pixels][16]
+  float* y;                // [panels][pooled pixels][16]
 
   int64_t conv_height() const { return conv3x3_extent(x.height, 2); }
   int64_t conv_width() const { return conv3x3_extent(x.width, 2); }
@@ -79,8 +79,8 @@ struct Kernels {
 
   // User's tensor <-> panels, pixels in `pixels` of one image.
   void (*import_planes)(const FeatureMap& x, int64_t image, float* y, Range pixels);
-  void (*export_planes)(const float* x, const int32_t* offsets, const FeatureMap& y,
-                        int64_t image, Range pixels);
+  void (*export_planes)(const float* x, const int32_t* offsets, const FeatureMap& y, int64_t image,
+                        Range pixels);
 
   // Whole-tensor ops: one plane (contiguous) or one row (channels last) for each work item.
   void (*cat_shuffle)(const FeatureMap& a, const FeatureMap& b, const FeatureMap& y, Range items);

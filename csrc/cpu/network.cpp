@@ -180,8 +180,7 @@ class ImageRunner {
 
   void stem(const Step& step) {
     stem_offsets(step.in_channels, extent_.width, offsets_);
-    const Stem op{x_,       image_,  weights_ + step.pw1_weights, step.out_channels,
-                  offsets_, current_};
+    const Stem op{x_, image_, weights_ + step.pw1_weights, step.out_channels, offsets_, current_};
     const int64_t rows = op.out_height();
     const int64_t work = 4 * rows * op.out_width() * 9 * step.in_channels * step.out_channels;
     const int64_t parts = std::min(threads_for(work), rows);
@@ -223,14 +222,20 @@ class ImageRunner {
     });
 
     // The last products
-    const Pointwise pw2{depthwise_,        mid_offsets,
-                        step.mid_channels, weights_ + step.pw2_weights,
+    const Pointwise pw2{depthwise_,
+                        mid_offsets,
+                        step.mid_channels,
+                        weights_ + step.pw2_weights,
                         result + step.out_panel * out_pixels * kPanel,
-                        out_pixels * kPanel, out_pixels};
-    const Pointwise proj{proj_depthwise,  proj_offsets,
-                         step.proj_depth, weights_ + step.proj_pw_weights,
+                        out_pixels * kPanel,
+                        out_pixels};
+    const Pointwise proj{proj_depthwise,
+                         proj_offsets,
+                         step.proj_depth,
+                         weights_ + step.proj_pw_weights,
                          result + step.proj_out_panel * out_pixels * kPanel,
-                         out_pixels * kPanel, out_pixels};
+                         out_pixels * kPanel,
+                         out_pixels};
     const Grid last(threads_for(step.mid_channels * step.out_channels * out_pixels),
                     panels_of(step.out_channels), out_pixels, 0);
     parallel_for_(last.parts(), [&](int64_t i) {
@@ -279,8 +284,8 @@ class ImageRunner {
   const Memory& memory_;
   float* features_;
   const ParallelFor& parallel_for_;
-  float* current_;    // buffer that holds the map now
-  float* spare_;      // buffer for the next stage's
+  float* current_;  // buffer that holds the map now
+  float* spare_;    // buffer for the next stage's
   float* depthwise_;
   int32_t* offsets_;
   float* scratch_;
@@ -293,10 +298,9 @@ void classify(const Step& head, const float* weights, const Memory& memory, floa
   float* const classes = features + memory.features;
   int32_t* const offsets = reinterpret_cast<int32_t*>(classes + memory.classes);
   identity_offsets(head.mid_channels, out.batch, offsets);
-  const Pointwise op{features,          offsets,
-                     head.mid_channels, weights + head.pw2_weights,
-                     classes,           out.batch * kPanel,
-                     out.batch};
+  const Pointwise op{
+      features,           offsets,  head.mid_channels, weights + head.pw2_weights, classes,
+      out.batch * kPanel, out.batch};
   const int64_t panels = panels_of(head.out_channels);
   const int64_t work = head.mid_channels * head.out_channels * out.batch;
   const int64_t parts = std::min({parallel_for.threads, 1 + work / kMinWork, panels});
@@ -305,8 +309,8 @@ void classify(const Step& head, const float* weights, const Memory& memory, floa
   });
   // The result is one image of [classes, batch] pixels, written transposed.
   identity_offsets(head.out_channels, out.batch, offsets);
-  const FeatureMap transposed{out.data,         out.dtype, Layout::kChannelsLast, 1,
-                              head.out_channels, 1,         out.batch};
+  const FeatureMap transposed{out.data, out.dtype, Layout::kChannelsLast, 1, head.out_channels,
+                              1,        out.batch};
   kernels().export_planes(classes, offsets, transposed, 0, Range{0, out.batch});
 }
 
@@ -331,8 +335,8 @@ void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap& out) {
   if (x.channels != header.in_channels || x.height < 1 || x.width < 1) {
     throw std::invalid_argument("x does not fit the plan");
   }
-  if (out.batch != x.batch || out.channels != header.out_channels ||
-      out.height != extent.height || out.width != extent.width || out.dtype != x.dtype) {
+  if (out.batch != x.batch || out.channels != header.out_channels || out.height != extent.height ||
+      out.width != extent.width || out.dtype != x.dtype) {
     throw std::invalid_argument("out does not fit the plan and x");
   }
 }
@@ -355,9 +359,8 @@ int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height, int64_t
   return workspace_floats(memory, plan, batch, threads) * static_cast<int64_t>(sizeof(float));
 }
 
-void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
-                 const FeatureMap& out, void* workspace, int64_t workspace_size,
-                 const ParallelFor& parallel_for) {
+void run_network(const Plan& plan, const float* weights, const FeatureMap& x, const FeatureMap& out,
+                 void* workspace, int64_t workspace_size, const ParallelFor& parallel_for) {
   check_io(plan, x, out);
   const int64_t threads = parallel_for.threads;
   if (workspace_size < workspace_bytes(plan, x.batch, x.height, x.width, threads)) {
@@ -367,8 +370,7 @@ void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
   const Memory memory = plan_memory(plan, x.batch, {x.height, x.width});
   const int64_t images = images_at_once(x.batch, threads);
   float* const base = static_cast<float*>(workspace);
-  float* const features =
-      base + images * memory.per_image(1) + (threads - 1) * memory.scratch;
+  float* const features = base + images * memory.per_image(1) + (threads - 1) * memory.scratch;
 
   // Whole images side by side
   int64_t done = 0;

@@ -32,9 +32,8 @@ void run_items(const ParallelFor& parallel_for, int64_t items, int64_t elements,
   if (elements == 0) return;
   const int64_t parts = parts_for(parallel_for, items, elements);
   std::vector<float> scratch(static_cast<size_t>(parts * scratch_floats));
-  parallel_for(parts, [&](int64_t i) {
-    f(part_of(items, parts, i), scratch.data() + i * scratch_floats);
-  });
+  parallel_for(
+      parts, [&](int64_t i) { f(part_of(items, parts, i), scratch.data() + i * scratch_floats); });
 }
 
 void check_depthwise(const FeatureMap& x, int64_t channels, const Depthwise3x3& dw,
@@ -57,9 +56,9 @@ int64_t plane_op_scratch(const FeatureMap& x) {
 
 void cat_shuffle(const FeatureMap& a, const FeatureMap& b, const FeatureMap& out,
                  const ParallelFor& parallel_for) {
-  require(a.dtype == b.dtype && a.dtype == out.dtype && a.layout == b.layout &&
-              a.layout == out.layout,
-          "a, b and out differ in dtype or layout");
+  require(
+      a.dtype == b.dtype && a.dtype == out.dtype && a.layout == b.layout && a.layout == out.layout,
+      "a, b and out differ in dtype or layout");
   require(a.batch == b.batch && a.channels == b.channels && a.height == b.height &&
               a.width == b.width && out.batch == a.batch && out.channels == 2 * a.channels &&
               out.height == a.height && out.width == a.width,
@@ -71,9 +70,8 @@ void cat_shuffle(const FeatureMap& a, const FeatureMap& b, const FeatureMap& out
 void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& out,
                 const ParallelFor& parallel_for) {
   check_depthwise(x, x.channels, dw, out);
-  run_items(
-      parallel_for, item_count(out, out.channels), out.numel(), plane_op_scratch(x),
-      [&](Range items, float* scratch) { kernels().dw_conv3x3(x, dw, out, items, scratch); });
+  run_items(parallel_for, item_count(out, out.channels), out.numel(), plane_op_scratch(x),
+            [&](Range items, float* scratch) { kernels().dw_conv3x3(x, dw, out, items, scratch); });
 }
 
 void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& out,

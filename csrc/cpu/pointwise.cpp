@@ -117,8 +117,7 @@ void for_groups(const Pointwise& op, Range panels, const F& f) {
 
 }  // namespace
 
-void tile_row(const TileRow& row, int64_t panels, int64_t pixels, Epilogue epilogue,
-              int x_stride) {
+void tile_row(const TileRow& row, int64_t panels, int64_t pixels, Epilogue epilogue, int x_stride) {
   if (x_stride == 2) return run_group<2, Epilogue::kStoreRelu>(row, panels, pixels);
   switch (epilogue) {
     case Epilogue::kStore:

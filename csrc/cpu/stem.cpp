@@ -68,9 +68,8 @@ void stem(const Stem& op, Range out_rows, float* scratch) {
     const int64_t conv_rows = 2 * (end - begin) + 1;
 
     // Read
-    with_type(op.x.dtype, [&](auto type) {
-      read_strip<decltype(type)>(op, 2 * first_conv - 1, strip);
-    });
+    with_type(op.x.dtype,
+              [&](auto type) { read_strip<decltype(type)>(op, 2 * first_conv - 1, strip); });
 
     // Convolve; the last row of the strip before is the first of this one
     int64_t ready = 0;
@@ -92,9 +91,12 @@ void stem(const Stem& op, Range out_rows, float* scratch) {
       if (!inside) continue;
       for (int64_t panel = 0; panel < panels;) {
         const int64_t group = panel_group(panels - panel);
-        const TileRow row{strip + 2 * r * in_pitch, op.offsets, depth,
+        const TileRow row{strip + 2 * r * in_pitch,
+                          op.offsets,
+                          depth,
                           op.weights + panel * (depth + 1) * kPanel,
-                          out + panel * conv_pitch + kPanel, conv_pitch};
+                          out + panel * conv_pitch + kPanel,
+                          conv_pitch};
         tile_row(row, group, conv_width, Epilogue::kStoreRelu, 2);
         panel += group;
       }

@@ -114,9 +114,8 @@ Tensor cat_shuffle(const Tensor& a, const Tensor& b) {
   return out;
 }
 
-snv2::cpu::Depthwise3x3 depthwise_of(const Tensor& weight, const Tensor& scale,
-                                     const Tensor& shift, int64_t channels, int64_t stride,
-                                     bool relu) {
+snv2::cpu::Depthwise3x3 depthwise_of(const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                                     int64_t channels, int64_t stride, bool relu) {
   return {parameters(weight, "weight", channels * 9), parameters(scale, "scale", channels),
           parameters(shift, "shift", channels), stride, relu};
 }
@@ -194,9 +193,9 @@ Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
     width = snv2::conv3x3_extent(width, 2);
   }
   const torch::stable::Device cpu(DeviceType::CPU);
-  Tensor out = classify ? torch::stable::empty({x.size(0), out_channels}, x.scalar_type(),
-                                               std::nullopt, cpu)
-                        : empty_map(x, out_channels, height, width, layout);
+  Tensor out =
+      classify ? torch::stable::empty({x.size(0), out_channels}, x.scalar_type(), std::nullopt, cpu)
+               : empty_map(x, out_channels, height, width, layout);
   const int64_t bytes = snv2::cpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3),
                                                    torch::stable::get_num_threads());
   const Tensor workspace = torch::stable::empty({bytes / 4}, ScalarType::Float, std::nullopt, cpu);
@@ -204,13 +203,14 @@ Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
   return out;
 }
 
-void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
-                 Tensor workspace, Tensor out) {
+void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_words, Tensor workspace,
+                 Tensor out) {
   check_map(x, "x");
   check_pixels(x);
   const snv2::Plan plan = plan_of(plan_words, weights);
   const snv2::Layout layout = layout_of(x);
-  const bool dense_x = layout == snv2::Layout::kContiguous ? x.is_contiguous() : is_channels_last(x);
+  const bool dense_x =
+      layout == snv2::Layout::kContiguous ? x.is_contiguous() : is_channels_last(x);
   STD_TORCH_CHECK(dense_x, "x must be dense");
   STD_TORCH_CHECK(out.is_cpu() && dtype_of(out) == dtype_of(x),
                   "out must be a CPU tensor of x's dtype");
@@ -218,8 +218,8 @@ void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_word
   STD_TORCH_CHECK(out.dim() == (classify ? 2 : 4), "out has the wrong rank");
   STD_TORCH_CHECK(classify || layout == snv2::Layout::kContiguous
                       ? out.is_contiguous()
-                      : (is_channels_last(out) || (out.is_contiguous() && out.size(2) == 1 &&
-                                                      out.size(3) == 1)),
+                      : (is_channels_last(out) ||
+                         (out.is_contiguous() && out.size(2) == 1 && out.size(3) == 1)),
                   "out must be dense in x's memory format");
   parameters(workspace, "workspace", workspace.numel());
   run_network(plan, x, weights, workspace, out, layout);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,8 +21,9 @@ __all__ = ["Case", "all_cases"]
 
 Shape = tuple[int, int, int, int]
 
-# For split_dw_cat_shuffle and SplitDepthwiseShuffle; the first shapes are those of the networks.
-_SPLIT_SHAPES = [
+# The first shape of each list is one that a network has, the second an odd one: --quick runs
+# these two.
+_SPLIT_SHAPES: list[Shape] = [
     (1, 116, 28, 28),
     (3, 58, 15, 9),
     (1, 48, 28, 28),
@@ -32,7 +33,7 @@ _SPLIT_SHAPES = [
     (1, 2, 1, 1),
     (0, 116, 7, 7),
 ]
-_CAT_SHAPES = [
+_CAT_SHAPES: list[Shape] = [
     (1, 58, 28, 28),
     (3, 29, 15, 9),
     (2, 116, 14, 14),
@@ -40,7 +41,7 @@ _CAT_SHAPES = [
     (1, 1, 1, 1),
     (0, 29, 7, 7),
 ]
-_DEPTHWISE_SHAPES = [
+_DEPTHWISE_SHAPES: list[Shape] = [
     (1, 58, 28, 28),
     (3, 29, 15, 9),
     (1, 24, 56, 56),
@@ -49,114 +50,175 @@ _DEPTHWISE_SHAPES = [
     (1, 3, 2, 13),
     (0, 29, 7, 7),
 ]
-# stride, channels in, channels out, batch, height, width
-_UNITS = [
-    (1, 116, 116, 1, 28, 28),
-    (1, 58, 58, 3, 15, 9),
-    (2, 24, 116, 1, 56, 56),
-    (2, 29, 58, 3, 15, 9),
-    (1, 48, 48, 1, 28, 28),
-    (1, 352, 352, 2, 14, 14),
-    (1, 976, 976, 1, 7, 7),
-    (1, 58, 58, 1, 1, 1),
-    (2, 24, 48, 1, 56, 56),
-    (2, 116, 232, 2, 28, 28),
-    (2, 24, 58, 1, 13, 1),
+_OPS: list[tuple[str, dict[str, int], list[Shape]]] = [
+    ("split_dw_cat_shuffle", {}, _SPLIT_SHAPES),
+    ("cat_shuffle", {}, _CAT_SHAPES),
+    ("dw_conv3x3", {"stride": 1, "relu": False}, _DEPTHWISE_SHAPES),
+    ("dw_conv3x3", {"stride": 2, "relu": True}, _DEPTHWISE_SHAPES),
 ]
-_NETWORK_SIZES = [(224, 224), (97, 131)]
+# Stride, channels of the output, shape of the input.
+_UNITS: list[tuple[int, int, Shape]] = [
+    (1, 116, (1, 116, 28, 28)),
+    (1, 58, (3, 58, 15, 9)),
+    (1, 48, (1, 48, 28, 28)),
+    (1, 352, (2, 352, 14, 14)),
+    (1, 976, (1, 976, 7, 7)),
+    (1, 58, (1, 58, 1, 1)),
+    (2, 116, (1, 24, 56, 56)),
+    (2, 58, (3, 29, 15, 9)),
+    (2, 48, (1, 24, 56, 56)),
+    (2, 232, (2, 116, 28, 28)),
+    (2, 58, (1, 24, 13, 1)),
+]
+_QUICK_UNITS = [_UNITS[0], _UNITS[1], _UNITS[6], _UNITS[7]]
+_SIZES = [(224, 224), (97, 131)]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison; ``run(backend)`` gives our result, eager PyTorch's and the exact one."""
+    """One comparison; ``run`` gives our result, eager PyTorch's and the exact one."""
 
     name: str
-    kind: str  # "op", "unit" or "network": which bound holds
+    kind: str  # "op", "unit" or "network": says which bound holds
     dtype: str
     memory_format: str
-    run: Callable[[str], tuple[Tensor, Tensor, Tensor]]
+    run: Callable[[], tuple[Tensor, Tensor, Tensor]]
 
-    def errors(self, backend: str) -> tuple[float, float]:
+    def errors(self) -> tuple[float, float]:
         """Errors of our result and of eager PyTorch's.
 
         Raises:
-            TypeError: if the result has another dtype than the input.
+            TypeError: if our result has another dtype than the input.
             ValueError: if it has the wrong shape.
         """
         with torch.no_grad():
-            ours, eager, exact = self.run(backend)
+            ours, eager, exact = self.run()
         if ours.dtype != DTYPES[self.dtype]:
             raise TypeError(f"the result is {ours.dtype}")
         return max_error(ours, exact), max_error(eager, exact)
 
 
-def all_cases(quick: bool) -> list[Case]:
-    """Every case, or with ``quick`` one real and one odd shape of each kind and two networks."""
-    return [*_op_cases(quick), *_unit_cases(quick), *_network_cases(quick)]
+def all_cases(backend: str, quick: bool) -> list[Case]:
+    """Every case for a backend; with ``quick`` fewer shapes and only the smallest network."""
+    return [*_op_cases(backend, quick), *_unit_cases(backend, quick), *_networks(backend, quick)]
+
+
+def _op_cases(backend: str, quick: bool) -> Iterator[Case]:
+    for op, options, shapes in _OPS:
+        suffix = f" stride {options['stride']}" if options else ""
+        for shape, (dtype, fmt) in itertools.product(shapes[: 2 if quick else None], _variants()):
+            run = functools.partial(
+                _run_op, backend, op, options, _input(shape, DTYPES[dtype], FORMATS[fmt])
+            )
+            yield Case(f"{op}{suffix} {_text(shape)}", "op", dtype, fmt, run)
+
+
+def _unit_cases(backend: str, quick: bool) -> Iterator[Case]:
+    for (stride, oup, shape), (dtype, fmt) in itertools.product(
+        _QUICK_UNITS if quick else _UNITS, _variants()
+    ):
+        run = functools.partial(
+            _run_unit, backend, stride, oup, _input(shape, DTYPES[dtype], FORMATS[fmt])
+        )
+        yield Case(f"unit stride {stride} {_text(shape)} -> {oup}", "unit", dtype, fmt, run)
+    for shape, (dtype, fmt) in itertools.product(
+        _SPLIT_SHAPES[: 2 if quick else None], _variants()
+    ):
+        run = functools.partial(_run_split, backend, _input(shape, DTYPES[dtype], FORMATS[fmt]))
+        yield Case(f"SplitDepthwiseShuffle {_text(shape)}", "op", dtype, fmt, run)
+
+
+def _networks(backend: str, quick: bool) -> Iterator[Case]:
+    for width, (height, wide), (dtype, fmt) in itertools.product(
+        list(WIDTHS)[: 1 if quick else None], _SIZES, _variants()
+    ):
+        x = _input((1, 3, height, wide), DTYPES[dtype], FORMATS[fmt])
+        name = f"network {width} {height}x{wide}"
+        yield Case(name, "network", dtype, fmt, functools.partial(_run_network, backend, width, x))
+        if backend != "reference" and fmt == "contiguous":  # an engine's own layout
+            run = functools.partial(_run_engine, backend, width, x)
+            yield Case(f"engine {width} {height}x{wide}", "network", dtype, fmt, run)
 
 
 def _variants() -> Iterator[tuple[str, str]]:
     return itertools.product(DTYPES, FORMATS)
 
 
-def _input(shape: Shape, dtype: str, memory_format: str) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(shape))
-    x = torch.randn(shape, generator=generator).to(DTYPES[dtype])
-    return x.contiguous(memory_format=FORMATS[memory_format])
-
-
-def _depthwise_parameters(channels: int, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A random weight in ``dtype`` and a folded batch norm in float32."""
-    conv = nn.Conv2d(channels, channels, 3, groups=channels, bias=False)
-    layer = randomize_(nn.Sequential(conv, nn.BatchNorm2d(channels)).eval(), seed=channels)
-    bn = layer[1]
-    assert isinstance(bn, nn.BatchNorm2d)
-    return (conv.weight.detach().to(DTYPES[dtype]), *snv2.fold_bn(bn))
-
-
-def _op(name: str, dtype: str, memory_format: str, inputs: Callable[[], list[Tensor]],
-        call: Callable[[list[Tensor], str], Tensor]) -> Case:  # fmt: skip
-    def run(backend: str) -> tuple[Tensor, Tensor, Tensor]:
-        tensors = inputs()
-        exact = call([t.double() for t in tensors], "reference")
-        return call(tensors, backend), call(tensors, "reference"), exact
-
-    return Case(name, "op", dtype, memory_format, run)
-
-
-def _op_cases(quick: bool) -> Iterator[Case]:
-    for shape, (dtype, fmt) in itertools.product(
-        _SPLIT_SHAPES[: 2 if quick else None], _variants()
-    ):
-        yield _op(
-            f"split_dw_cat_shuffle {_text(shape)}", dtype, fmt,
-            lambda s=shape, d=dtype, f=fmt: [_input(s, d, f), *_depthwise_parameters(s[1] // 2, d)],
-            lambda t, backend: snv2.ops.split_dw_cat_shuffle(*t, backend=backend),
-        )  # fmt: skip
-    for shape, (dtype, fmt) in itertools.product(_CAT_SHAPES[: 2 if quick else None], _variants()):
-        yield _op(
-            f"cat_shuffle {_text(shape)}", dtype, fmt,
-            lambda s=shape, d=dtype, f=fmt: [_input(s, d, f), _input(s, d, f) + 1],
-            lambda t, backend: snv2.ops.cat_shuffle(*t, backend=backend),
-        )  # fmt: skip
-    for shape, stride, (dtype, fmt) in itertools.product(
-        _DEPTHWISE_SHAPES[: 2 if quick else None], (1, 2), _variants()
-    ):
-        yield _op(
-            f"dw_conv3x3 stride {stride} {_text(shape)}", dtype, fmt,
-            lambda s=shape, d=dtype, f=fmt: [_input(s, d, f), *_depthwise_parameters(s[1], d)],
-            lambda t, backend, stride=stride: snv2.ops.dw_conv3x3(
-                *t, stride=stride, relu=stride == 2, backend=backend
-            ),
-        )  # fmt: skip
-
-
-def _module(
-    name: str, kind: str, dtype: str, memory_format: str, shape: Shape,
-    make: Callable[[], tuple[nn.Module, nn.Module, nn.Module | None]],
-) -> Case:  # fmt: skip
-    ...
-
-
 def _text(shape: Shape) -> str:
     return "x".join(map(str, shape))
+
+
+def _input(shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    x = torch.randn(shape, generator=generator).to(dtype)
+    return x.contiguous(memory_format=memory_format)
+
+
+def _op_arguments(op: str, x: Tensor) -> list[Tensor]:
+    if op == "cat_shuffle":
+        return [x, x.flip(1) + 1]
+    channels = x.shape[1] // (2 if op == "split_dw_cat_shuffle" else 1)
+    conv = nn.Conv2d(channels, channels, 3, groups=channels, bias=False)
+    bn = nn.BatchNorm2d(channels)
+    randomize_(nn.Sequential(conv, bn), seed=channels)
+    return [x, conv.weight.detach().to(x.dtype), *snv2.fold_bn(bn)]
+
+
+def _run_op(
+    backend: str, op: str, options: dict[str, int], x: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    function = getattr(snv2.ops, op)
+    arguments = _op_arguments(op, x)
+    exact = function(*(t.double() for t in arguments), **options, backend="reference")
+    eager = function(*arguments, **options, backend="reference")
+    return function(*arguments, **options, backend=backend), eager, exact
+
+
+def _run_module(
+    backend: str, module: nn.Module, plain: nn.Module, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The outputs of ``module`` and, from eager PyTorch, of ``plain``."""
+    with snv2.use_backend("reference"):
+        eager = plain(x)
+    reason = module.reason() if isinstance(module, snv2.nn.FusedModule) else None
+    if reason is not None:
+        raise RuntimeError(f"did not run fused: {reason}")
+    with snv2.use_backend(backend):
+        return module(x), eager
+
+
+def _run_unit(backend: str, stride: int, oup: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    inp = x.shape[1]
+    plain = randomize_(snv2.models.InvertedResidual(inp, oup, stride).eval()).to(x.dtype)
+    unit = snv2.nn.InvertedResidual(inp, oup, stride).eval().to(x.dtype)
+    unit.load_state_dict(plain.state_dict())
+    return *_run_module(backend, unit, plain, x), float64_reference(plain)(x)
+
+
+def _run_split(backend: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    module = randomize_(snv2.nn.SplitDepthwiseShuffle(x.shape[1]).eval()).to(x.dtype)
+    return *_run_module(backend, module, module, x), float64_reference(module)(x)
+
+
+@functools.lru_cache(maxsize=1)  # cases that differ in memory format only follow each other
+def _exact_network(
+    width: str, shape: Shape, dtype: torch.dtype
+) -> tuple[snv2.models.ShuffleNetV2, Tensor]:
+    """A random network, and its exact output for the input of that shape."""
+    plain = randomize_(WIDTHS[width]().eval()).to(dtype)
+    with torch.no_grad():
+        return plain, float64_reference(plain)(_input(shape, dtype, torch.contiguous_format))
+
+
+def _run_network(backend: str, width: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, h, w = x.shape
+    plain, exact = _exact_network(width, (n, c, h, w), x.dtype)
+    return *_run_module(backend, snv2.fuse(plain, backend), plain, x), exact
+
+
+def _run_engine(backend: str, width: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, h, w = x.shape
+    plain, exact = _exact_network(width, (n, c, h, w), x.dtype)
+    with snv2.use_backend(backend):
+        engine = snv2.Engine(plain, input_shape=(n, c, h, w))
+        return engine(x), plain(x), exact

@@ -98,9 +98,12 @@ def clone_tree(
 
 def _outside_kernels(x: Any) -> bool:
     """Tracing, compiling, function transforms, subclasses: code that must see plain PyTorch."""
+    if type(x) not in (Tensor, nn.Parameter):
+        if not isinstance(x, Tensor | torch.fx.Proxy):
+            check_feature_map(x)
+        return True
     return (
         torch.compiler.is_compiling()
-        or type(x) not in (Tensor, nn.Parameter)
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0

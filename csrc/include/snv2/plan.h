@@ -36,22 +36,22 @@ enum class StepKind : int64_t {
 // All *_table fields are offsets into the plan's tables, all *_weights into the float buffer.
 struct Step {
   StepKind kind;
-  int64_t stride;          // of the depthwise convolutions (kUnit): 1 or 2
-  int64_t new_buffer;      // 1: the result starts a new buffer, 0: it joins the current one
-  int64_t buffer_panels;   // panels of the new buffer
-  int64_t in_channels;     // planes gathered by the first product
-  int64_t in_table;        // [in_channels] plane of each
-  int64_t mid_channels;    // kUnit: width between the products; kHead: features
-  int64_t out_channels;    // kUnit: width of the main branch's result
-  int64_t out_panel;       // first panel of that result
-  int64_t pw1_weights;     // packed [mid, in] (kStem: [out, in * 9], kHead: [features, in])
-  int64_t dw_weights;      // packed [mid, 9]
-  int64_t pw2_weights;     // packed [out, mid] (kHead: [classes, features])
+  int64_t stride;         // of the depthwise convolutions (kUnit): 1 or 2
+  int64_t new_buffer;     // 1: the result starts a new buffer, 0: it joins the current one
+  int64_t buffer_panels;  // panels of the new buffer
+  int64_t in_channels;    // planes gathered by the first product
+  int64_t in_table;       // [in_channels] plane of each
+  int64_t mid_channels;   // kUnit: width between the products; kHead: features
+  int64_t out_channels;   // kUnit: width of the main branch's result
+  int64_t out_panel;      // first panel of that result
+  int64_t pw1_weights;    // packed [mid, in] (kStem: [out, in * 9], kHead: [features, in])
+  int64_t dw_weights;     // packed [mid, 9]
+  int64_t pw2_weights;    // packed [out, mid] (kHead: [classes, features])
   // Projection branch of a stride-2 unit (dw, pw); proj_channels = 0 where there is none.
-  int64_t proj_panels;     // input panels that hold a live plane
+  int64_t proj_panels;       // input panels that hold a live plane
   int64_t proj_panel_table;  // [proj_panels] panel of each
-  int64_t proj_depth;      // planes gathered from the depthwise result
-  int64_t proj_table;      // [proj_depth] plane of each, counted in the order of the panels
+  int64_t proj_depth;        // planes gathered from the depthwise result
+  int64_t proj_table;        // [proj_depth] plane of each, counted in the order of the panels
   int64_t proj_channels;
   int64_t proj_out_panel;
   int64_t proj_dw_weights;  // packed [proj_panels * 16, 9]

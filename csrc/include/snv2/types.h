@@ -50,7 +50,8 @@ struct ParallelFor {
       for (int64_t i = 0; i < count; ++i) f(i);
       return;
     }
-    run(context, count, [](void* arg, int64_t i) { (*static_cast<const F*>(arg))(i); },
+    run(
+        context, count, [](void* arg, int64_t i) { (*static_cast<const F*>(arg))(i); },
         const_cast<void*>(static_cast<const void*>(&f)));
   }
 };
@@ -69,6 +70,8 @@ constexpr Range part_of(int64_t count, int64_t parts, int64_t i) {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Output extent of a 3x3 window with padding 1.
-constexpr int64_t conv3x3_extent(int64_t extent, int64_t stride) { return (extent - 1) / stride + 1; }
+constexpr int64_t conv3x3_extent(int64_t extent, int64_t stride) {
+  return (extent - 1) / stride + 1;
+}
 
 }  // namespace snv2

@@ -1,0 +1,72 @@
+# make run    fuse ShuffleNet V2 x1.0, check it on a photograph, print the comparison table
+# make test   all tests
+# Both set up their own environment in .venv first.
+#
+# On Linux, PyPI's torch brings CUDA libraries along. For the smaller CPU build, point pip at
+# PyTorch's CPU index in TORCH:  make test TORCH="torch==2.13.0 --index-url ..."
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
+EXTRAS ?= test
+
+BIN := $(VENV)/bin
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+INSTALLED := $(VENV)/.installed-$(EXTRAS)
+CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: run test test-python test-cpp test-sanitize lint format bench clean
+
+run: $(INSTALLED)
+	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last \
+	  --peer compile --peer fused --peer engine
+
+test: test-cpp test-python
+
+test-python: $(INSTALLED)
+	$(BIN)/python -m pytest -n auto
+
+test-cpp: $(INSTALLED)
+	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build build/cpp
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+
+test-sanitize: $(INSTALLED)
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DSNV2_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+lint:
+	$(MAKE) EXTRAS=dev $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format:
+	$(MAKE) EXTRAS=dev $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+bench: $(INSTALLED)
+	mkdir -p out
+	$(BIN)/snv2 bench --width x0.5 --width x1.0 --width x1.5 --width x2.0 --batch 1 --batch 8 \
+	  --json out/bench.json --plot out/bench.png
+
+clean:
+	rm -rf build out $(VENV) *.egg-info snv2_kernels/*.so snv2_kernels/*.dylib
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(TORCH)
+	touch $@
+
+# torchvision is a test's reference; without its own choice of torch, and with the one package
+# it imports.
+$(INSTALLED): $(VENV)/.torch pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+	$(BIN)/pip install --no-deps $(TORCHVISION)
+	$(BIN)/pip install -e ".[$(EXTRAS)]"
+	touch $@

@@ -1,0 +1,440 @@
+// The CPU backend against loops in double, on every instruction set of this machine.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "snv2/cpu.h"
+
+namespace {
+
+using snv2::DType;
+using snv2::FeatureMap;
+using snv2::Layout;
+using snv2::Step;
+using snv2::StepKind;
+
+std::mt19937 generator(1);
+
+std::vector<float> random(int64_t count, float scale = 1.0f) {
+  std::normal_distribution<float> normal(0.0f, scale);
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = normal(generator);
+  return values;
+}
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+// A float32 map with its memory, filled with NaN unless given.
+struct Map {
+  std::vector<float> values;
+  FeatureMap map;
+
+  Map(int64_t n, int64_t c, int64_t h, int64_t w, Layout layout)
+      : values(static_cast<size_t>(n * c * h * w), kNan),
+        map{values.data(), DType::kFloat32, layout, n, c, h, w} {}
+  Map(const Map&) = delete;
+
+  float& at(int64_t n, int64_t c, int64_t y, int64_t x) {
+    return values[static_cast<size_t>(n * map.channels * map.plane() + c * map.channel_stride() +
+                                      (y * map.width + x) * map.pixel_stride())];
+  }
+  void randomize() { values = random(map.numel()), map.data = values.data(); }
+};
+
+snv2::ParallelFor std_threads(int64_t threads) {
+  snv2::ParallelFor pool;
+  pool.threads = threads;
+  pool.run = [](void*, int64_t count, snv2::ParallelFor::Body body, void* arg) {
+    std::vector<std::thread> workers;
+    for (int64_t i = 0; i < count; ++i) workers.emplace_back(body, arg, i);
+    for (std::thread& worker : workers) worker.join();
+  };
+  return pool;
+}
+
+template <class F>
+void on_each_isa(const F& f) {
+  for (const char* const* name = snv2::cpu::available_isas(); *name != nullptr; ++name) {
+    CHECK(snv2::cpu::set_isa(*name));
+    f(*name);
+  }
+}
+
+double dw_at(Map& x, int64_t n, int64_t c, int64_t oy, int64_t ox, int64_t stride, const float* w) {
+  double sum = 0;
+  for (int64_t tap = 0; tap < 9; ++tap) {
+    const int64_t y = oy * stride + tap / 3 - 1, xx = ox * stride + tap % 3 - 1;
+    if (y < 0 || xx < 0 || y >= x.map.height || xx >= x.map.width) continue;
+    sum += double{x.at(n, c, y, xx)} * w[tap];
+  }
+  return sum;
+}
+
+bool close(double actual, double expected, double scale) {
+  return std::abs(actual - expected) <= 2e-6 * scale;  // NaN is not
+}
+
+struct Size {
+  int64_t n, c, h, w;
+};
+
+constexpr Size kSizes[] = {{1, 58, 28, 28}, {2, 29, 7, 7}, {3, 1, 1, 1}, {1, 17, 15, 9},
+                           {2, 16, 2, 3},   {1, 5, 1, 13}, {0, 4, 5, 5}, {1, 33, 13, 1}};
+constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast};
+
+TEST(depthwise_ops_match_loops) {
+  on_each_isa([](const char* isa) {
+    for (const Size& size : kSizes) {
+      for (const Layout layout : kLayouts) {
+        for (const int64_t stride : {1, 2}) {
+          Map x(size.n, size.c, size.h, size.w, layout);
+          x.randomize();
+          Map y(size.n, size.c, snv2::conv3x3_extent(size.h, stride),
+                snv2::conv3x3_extent(size.w, stride), layout);
+          const auto w = random(size.c * 9), scale = random(size.c), shift = random(size.c);
+          const snv2::cpu::Depthwise3x3 dw{w.data(), scale.data(), shift.data(), stride,
+                                           stride == 2};
+          snv2::cpu::dw_conv3x3(x.map, dw, y.map, std_threads(3));
+          for (int64_t n = 0; n < size.n; ++n)
+            for (int64_t c = 0; c < size.c; ++c)
+              for (int64_t i = 0; i < y.map.plane(); ++i) {
+                const int64_t oy = i / y.map.width, ox = i % y.map.width;
+                double expected = dw_at(x, n, c, oy, ox, stride, &w[c * 9]) * scale[c] + shift[c];
+                if (dw.relu) expected = std::max(expected, 0.0);
+                CHECK(close(y.at(n, c, oy, ox), expected, 10), "%s", isa);
+              }
+        }
+      }
+    }
+  });
+}
+
+TEST(split_op_matches_loops) {
+  on_each_isa([](const char* isa) {
+    for (const Size& size : kSizes) {
+      for (const Layout layout : kLayouts) {
+        Map x(size.n, 2 * size.c, size.h, size.w, layout);
+        x.randomize();
+        Map y(size.n, 2 * size.c, size.h, size.w, layout);
+        const auto w = random(size.c * 9), scale = random(size.c), shift = random(size.c);
+        snv2::cpu::split_dw_cat_shuffle(x.map, {w.data(), scale.data(), shift.data(), 1, true},
+                                        y.map, std_threads(2));
+        for (int64_t n = 0; n < size.n; ++n)
+          for (int64_t c = 0; c < size.c; ++c)
+            for (int64_t i = 0; i < y.map.plane(); ++i) {
+              const int64_t oy = i / size.w, ox = i % size.w;
+              const double main = dw_at(x, n, size.c + c, oy, ox, 1, &w[c * 9]);
+              CHECK(y.at(n, 2 * c, oy, ox) == x.at(n, c, oy, ox), "%s", isa);
+              CHECK(
+                  close(y.at(n, 2 * c + 1, oy, ox), std::max(main * scale[c] + shift[c], 0.0), 10),
+                  "%s", isa);
+            }
+      }
+    }
+  });
+}
+
+// A depthwise convolution with a 1 in the middle only converts to float and back.
+TEST(every_half_survives_conversion) {
+  on_each_isa([](const char* isa) {
+    for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+      std::vector<uint16_t> in(65536), out(65536);
+      for (uint32_t i = 0; i < 65536; ++i) in[i] = static_cast<uint16_t>(i);
+      const float w[9] = {0, 0, 0, 0, 1, 0, 0, 0, 0}, one = 1, zero = -0.0f;
+      // 1 x 1 planes, so that no tap multiplies an infinity by zero
+      std::vector<float> weights, scale(65536, one), shift(65536, zero);
+      for (int i = 0; i < 65536; ++i) weights.insert(weights.end(), w, w + 9);
+      const FeatureMap x{in.data(), dtype, Layout::kContiguous, 1, 65536, 1, 1};
+      const FeatureMap y{out.data(), dtype, Layout::kContiguous, 1, 65536, 1, 1};
+      snv2::cpu::dw_conv3x3(x, {weights.data(), scale.data(), shift.data(), 1, false}, y, {});
+      const uint16_t exponent = dtype == DType::kFloat16 ? 0x7c00 : 0x7f80;
+      for (uint32_t i = 0; i < 65536; ++i) {
+        const bool nan = (i & 0x7fff) > exponent, zero_in = (i & 0x7fff) == 0;
+        const bool same = zero_in ? (out[i] & 0x7fff) == 0 : out[i] == i;
+        CHECK(nan ? (out[i] & 0x7fff) > exponent : same, "%s: %x became %x", isa, i, out[i]);
+      }
+    }
+  });
+}
+
+TEST(rounding_is_to_nearest_even) {
+  on_each_isa([](const char* isa) {
+    struct Case {
+      DType dtype;
+      float scale;  // of the input 1
+      uint16_t expected;
+    };
+    const Case cases[] = {
+        {DType::kFloat16, 1.0f + 0x1p-11f, 0x3c00},      // tie, to even
+        {DType::kFloat16, 1.0f + 3 * 0x1p-11f, 0x3c02},  // tie, to even
+        {DType::kFloat16, 1.0f + 0x1p-11f + 0x1p-20f, 0x3c01},
+        {DType::kFloat16, 65519.0f, 0x7bff},
+        {DType::kFloat16, 65520.0f, 0x7c00},
+        {DType::kFloat16, 0x1p-25f, 0x0000},  // tie with zero
+        {DType::kFloat16, 0x1.8p-25f, 0x0001},
+        {DType::kFloat16, 0x1p-14f - 0x1p-26f, 0x0400},  // subnormal to normal
+        {DType::kBFloat16, 1.0f + 0x1p-8f, 0x3f80},
+        {DType::kBFloat16, 1.0f + 3 * 0x1p-8f, 0x3f82},
+        {DType::kBFloat16, 3.4028235e38f, 0x7f80},
+    };
+    for (const Case& c : cases) {
+      uint16_t in = c.dtype == DType::kFloat16 ? 0x3c00 : 0x3f80, out = 0;
+      const float w[9] = {0, 0, 0, 0, 1, 0, 0, 0, 0}, shift = 0;
+      const FeatureMap x{&in, c.dtype, Layout::kContiguous, 1, 1, 1, 1};
+      const FeatureMap y{&out, c.dtype, Layout::kContiguous, 1, 1, 1, 1};
+      snv2::cpu::dw_conv3x3(x, {w, &c.scale, &shift, 1, false}, y, {});
+      CHECK(out == c.expected, "%s: %a became %x", isa, c.scale, out);
+    }
+  });
+}
+
+// A plan as the packing code makes it: import, a stride-2 unit, two stride-1 units, export.
+struct Packer {
+  std::vector<int64_t> tables;
+  std::vector<float> weights;
+  std::vector<Step> steps;
+
+  int64_t add_table(const std::vector<int64_t>& entries) {
+    tables.insert(tables.end(), entries.begin(), entries.end());
+    return static_cast<int64_t>(tables.size() - entries.size());
+  }
+  int64_t add_weights(const std::vector<float>& w, const std::vector<float>& bias) {
+    const int64_t outputs = static_cast<int64_t>(bias.size());
+    const int64_t depth = static_cast<int64_t>(w.size()) / outputs;
+    const int64_t offset = static_cast<int64_t>(weights.size());
+    weights.resize(weights.size() + static_cast<size_t>(snv2::packed_floats(outputs, depth)));
+    for (int64_t o = 0; o < outputs; ++o) {
+      float* panel = &weights[offset + (o / 16) * (depth + 1) * 16 + o % 16];
+      panel[0] = bias[o];
+      for (int64_t k = 0; k < depth; ++k) panel[(k + 1) * 16] = w[o * depth + k];
+    }
+    return offset;
+  }
+  std::vector<int64_t> words(int64_t in, int64_t out, int64_t halvings) const {
+    std::vector<int64_t> result = {
+        snv2::kPlanMagic, static_cast<int64_t>(steps.size()), in, out, halvings, 0};
+    const auto* raw = reinterpret_cast<const int64_t*>(steps.data());
+    result.insert(result.end(), raw, raw + steps.size() * snv2::kStepWords);
+    result.insert(result.end(), tables.begin(), tables.end());
+    return result;
+  }
+};
+
+using Values = std::vector<double>;  // [C][H][W]
+
+Values pw(const Values& x, const std::vector<float>& w, const std::vector<float>& bias,
+          int64_t pixels) {
+  const int64_t outputs = static_cast<int64_t>(bias.size());
+  const int64_t depth = static_cast<int64_t>(w.size()) / outputs;
+  Values y(outputs * pixels);
+  for (int64_t o = 0; o < outputs; ++o)
+    for (int64_t p = 0; p < pixels; ++p) {
+      double sum = bias[o];
+      for (int64_t k = 0; k < depth; ++k) sum += x[k * pixels + p] * w[o * depth + k];
+      y[o * pixels + p] = std::max(sum, 0.0);
+    }
+  return y;
+}
+
+Values dw(const Values& x, const std::vector<float>& w, const std::vector<float>& bias, int64_t h,
+          int64_t width, int64_t stride) {
+  const int64_t oh = snv2::conv3x3_extent(h, stride), ow = snv2::conv3x3_extent(width, stride);
+  Values y;
+  for (size_t c = 0; c < bias.size(); ++c)
+    for (int64_t p = 0; p < oh * ow; ++p) {
+      double sum = bias[c];
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        const int64_t yy = p / ow * stride + tap / 3 - 1, xx = p % ow * stride + tap % 3 - 1;
+        if (yy >= 0 && xx >= 0 && yy < h && xx < width) {
+          sum += x[(c * h + yy) * width + xx] * w[c * 9 + tap];
+        }
+      }
+      y.push_back(sum);
+    }
+  return y;
+}
+
+struct Stage {
+  Packer packer;
+  int64_t channels;  // in and out
+  Values expected(const std::vector<float>& x, int64_t h, int64_t w) const;
+
+  struct Unit {
+    std::vector<float> w1, b1, wd, bd, w2, b2, pd, pbd, pw, pb;
+  };
+  std::vector<Unit> units;
+
+  explicit Stage(int64_t in, int64_t c) : channels(2 * c) {
+    const auto range = [](int64_t first, int64_t count) {
+      std::vector<int64_t> entries;
+      for (int64_t i = 0; i < count; ++i) entries.push_back(first + i);
+      return entries;
+    };
+    const int64_t panels = snv2::panels_of(c);
+    Step import{};
+    import.kind = StepKind::kImport;
+    import.new_buffer = 1, import.buffer_panels = snv2::panels_of(in);
+    import.in_channels = import.out_channels = in;
+    packer.steps.push_back(import);
+    std::vector<int64_t> table = range(0, in);
+    for (int i = 0; i < 3; ++i) {
+      const int64_t k = i == 0 ? in : c;
+      Unit u{random(c * k, 0.2f),
+             random(c),
+             random(c * 9, 0.3f),
+             random(c),
+             random(c * c, 0.2f),
+             random(c),
+             {},
+             {},
+             {},
+             {}};
+      Step step{};
+      step.kind = StepKind::kUnit;
+      step.stride = i == 0 ? 2 : 1;
+      const std::vector<int64_t> main(i == 0 ? table.begin() : table.begin() + c, table.end());
+      step.in_channels = k, step.in_table = packer.add_table(main);
+      step.mid_channels = step.out_channels = c;
+      step.pw1_weights = packer.add_weights(u.w1, u.b1);
+      step.dw_weights = packer.add_weights(u.wd, u.bd);
+      step.pw2_weights = packer.add_weights(u.w2, u.b2);
+      std::vector<int64_t> first(table.begin(), table.begin() + (i == 0 ? 0 : c));
+      if (i == 0) {
+        step.new_buffer = 1, step.buffer_panels = 4 * panels;
+        u.pd = random(in * 9, 0.3f), u.pbd = random(in);
+        u.pw = random(c * in, 0.2f), u.pb = random(c);
+        step.proj_panels = snv2::panels_of(in), step.proj_depth = in, step.proj_channels = c;
+        step.proj_panel_table = packer.add_table(range(0, step.proj_panels));
+        step.proj_table = packer.add_table(range(0, in));
+        auto spread = u.pd, bias = u.pbd;
+        spread.resize(step.proj_panels * 16 * 9), bias.resize(step.proj_panels * 16);
+        step.proj_dw_weights = packer.add_weights(spread, bias);
+        step.proj_pw_weights = packer.add_weights(u.pw, u.pb);
+        first = range(0, c);
+      }
+      step.out_panel = (i + 1) * panels;
+      packer.steps.push_back(step);
+      table.clear();
+      for (int64_t j = 0; j < c; ++j) {
+        table.push_back(first[j]);
+        table.push_back(step.out_panel * 16 + j);
+      }
+      units.push_back(u);
+    }
+    Step leave{};
+    leave.kind = StepKind::kExport;
+    leave.in_channels = leave.out_channels = 2 * c;
+    leave.in_table = packer.add_table(table);
+    packer.steps.push_back(leave);
+  }
+};
+
+Values Stage::expected(const std::vector<float>& x, int64_t h, int64_t w) const {
+  Values map(x.begin(), x.end());
+  for (size_t i = 0; i < units.size(); ++i) {
+    const Unit& u = units[i];
+    const int64_t stride = i == 0 ? 2 : 1;
+    const int64_t oh = snv2::conv3x3_extent(h, stride), ow = snv2::conv3x3_extent(w, stride);
+    const size_t half = i == 0 ? 0 : map.size() / 2;
+    const Values main(map.begin() + half, map.end());
+    const Values b =
+        pw(dw(pw(main, u.w1, u.b1, h * w), u.wd, u.bd, h, w, stride), u.w2, u.b2, oh * ow);
+    const Values a = i == 0 ? pw(dw(map, u.pd, u.pbd, h, w, 2), u.pw, u.pb, oh * ow)
+                            : Values(map.begin(), map.begin() + half);
+    map.clear();
+    for (int64_t c = 0; c < channels / 2; ++c) {
+      for (const Values* from : {&a, &b}) {
+        map.insert(map.end(), from->begin() + c * oh * ow, from->begin() + (c + 1) * oh * ow);
+      }
+    }
+    h = oh, w = ow;
+  }
+  return map;
+}
+
+TEST(stage_matches_loops_for_any_number_of_threads) {
+  struct Case {
+    int64_t in, c, n, h, w;
+  };
+  for (const Case& s : {Case{24, 58, 1, 17, 20},
+                        {20, 29, 5, 7, 7},
+                        {3, 116, 2, 14, 13},
+                        {5, 3, 1, 1, 1},
+                        {16, 40, 1, 2, 1}}) {
+    const Stage stage(s.in, s.c);
+    const auto words = stage.packer.words(s.in, 2 * s.c, 1);
+    const snv2::Plan plan(words.data(), static_cast<int64_t>(words.size()),
+                          static_cast<int64_t>(stage.packer.weights.size()));
+    Map x(s.n, s.in, s.h, s.w, Layout::kContiguous);
+    x.randomize();
+    const int64_t image = s.in * s.h * s.w;
+    std::vector<Values> expected;
+    for (int64_t n = 0; n < s.n; ++n) {
+      expected.push_back(stage.expected(
+          {x.values.begin() + n * image, x.values.begin() + (n + 1) * image}, s.h, s.w));
+    }
+    on_each_isa([&](const char* isa) {
+      for (const int64_t threads : {1, 2, 3, 8}) {
+        const int64_t bytes = snv2::cpu::workspace_bytes(plan, s.n, s.h, s.w, threads);
+        std::vector<float> memory(static_cast<size_t>(bytes / 4), kNan);
+        Map y(s.n, 2 * s.c, (s.h + 1) / 2, (s.w + 1) / 2, Layout::kContiguous);
+        snv2::cpu::run_network(plan, stage.packer.weights.data(), x.map, y.map, memory.data(),
+                               bytes, std_threads(threads));
+        for (int64_t n = 0; n < s.n; ++n)
+          for (size_t i = 0; i < expected[n].size(); ++i) {
+            const double want = expected[n][i];
+            CHECK(close(y.values[n * expected[n].size() + i], want, 10 + std::abs(want)),
+                  "%s, %d threads", isa, static_cast<int>(threads));
+          }
+        CHECK_THROWS(snv2::cpu::run_network(plan, stage.packer.weights.data(), x.map, y.map,
+                                            memory.data(), bytes - 64, std_threads(threads)));
+      }
+    });
+  }
+}
+
+TEST(broken_plans_are_refused) {
+  const Stage stage(20, 29);
+  const auto words = stage.packer.words(20, 58, 1);
+  const auto weight_count = static_cast<int64_t>(stage.packer.weights.size());
+  const auto count = static_cast<int64_t>(words.size());
+  CHECK_THROWS(snv2::Plan(nullptr, 0, 0));
+  for (int64_t size = 0; size < count; ++size) {
+    CHECK_THROWS(snv2::Plan(words.data(), size, weight_count));
+  }
+  CHECK_THROWS(snv2::Plan(words.data(), count, weight_count - 1));
+  // Any one word made huge or negative is refused, unless it is one that the step does not use.
+  int accepted = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    for (const int64_t value :
+         {int64_t{-1}, int64_t{1} << 40, std::numeric_limits<int64_t>::max()}) {
+      auto broken = words;
+      broken[i] = value;
+      try {
+        const snv2::Plan plan(broken.data(), count, weight_count);
+        ++accepted;
+      } catch (const std::exception&) {
+      }
+    }
+  }
+  CHECK(accepted < 3 * (5 * snv2::kStepWords), "%d accepted", accepted);
+}
+
+TEST(arguments_that_do_not_fit_are_refused) {
+  Map a(1, 4, 3, 3, Layout::kContiguous), b(1, 4, 3, 2, Layout::kContiguous);
+  Map y(1, 8, 3, 3, Layout::kContiguous), z(1, 8, 3, 3, Layout::kChannelsLast);
+  CHECK_THROWS(snv2::cpu::cat_shuffle(a.map, b.map, y.map, {}));
+  CHECK_THROWS(snv2::cpu::cat_shuffle(a.map, a.map, z.map, {}));
+  const std::vector<float> p(36, 1.0f);
+  CHECK_THROWS(snv2::cpu::dw_conv3x3(a.map, {p.data(), p.data(), p.data(), 3, false}, a.map, {}));
+  CHECK_THROWS(snv2::cpu::dw_conv3x3(a.map, {p.data(), p.data(), p.data(), 2, false}, a.map, {}));
+  CHECK(!snv2::cpu::set_isa("quantum"));
+}
+
+}  // namespace
+
+int main() { return run_all_tests(); }
