@@ -9,11 +9,10 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
-EXTRAS ?= test
 
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
-INSTALLED := $(VENV)/.installed-$(EXTRAS)
+INSTALLED := $(VENV)/.installed
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: run test test-python test-cpp test-sanitize lint format bench clean
@@ -38,15 +37,13 @@ test-sanitize: $(INSTALLED)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
-lint:
-	$(MAKE) EXTRAS=dev $(VENV)/.installed-dev
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
 
-format:
-	$(MAKE) EXTRAS=dev $(VENV)/.installed-dev
+format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
@@ -68,5 +65,5 @@ $(VENV)/.torch:
 # it imports.
 $(INSTALLED): $(VENV)/.torch pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 	$(BIN)/pip install --no-deps $(TORCHVISION)
-	$(BIN)/pip install -e ".[$(EXTRAS)]"
+	$(BIN)/pip install -e ".[dev]"
 	touch $@

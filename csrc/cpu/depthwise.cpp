@@ -13,15 +13,14 @@ namespace {
 template <int kStride, int kPixels>
 SNV2_INLINE void dw_pixels(const float* const (&rows)[3], const Vec (&weight)[9], Vec bias,
                            int64_t x, float* y) {
-  Vec acc[kPixels];
-  for (int p = 0; p < kPixels; ++p) acc[p] = bias;
+  Vec acc[kPixels] = {};
 #pragma GCC unroll 9
   for (int tap = 0; tap < 9; ++tap) {
     const float* in = rows[tap / 3] + (x * kStride + tap % 3) * kPanel;
 #pragma GCC unroll 4
     for (int p = 0; p < kPixels; ++p) acc[p] += load(in + p * kStride * kPanel) * weight[tap];
   }
-  for (int p = 0; p < kPixels; ++p) store(y + (x + p) * kPanel, acc[p]);
+  for (int p = 0; p < kPixels; ++p) store(y + (x + p) * kPanel, acc[p] + bias);
 }
 
 template <int kStride>

@@ -14,37 +14,64 @@
 namespace snv2::cpu::SNV2_ISA {
 namespace {
 
+// Sums over k run in as many chains as fit the registers, which hides the latency of the
+// multiply-add in small tiles, and in blocks: both keep the rounding error of long sums small.
+constexpr int64_t kDepthBlock = 128;
+
+constexpr int chains_of(int pixels, int panels) {
+  const int fit = kAccumulators / (pixels * panels * kVecs);
+  return fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
+}
+
 template <int kPixels, int kPanels, int kXStride, Epilogue kEpilogue>
 void tile(const TileRow& row, int64_t first_pixel) {
   constexpr int kWide = kPanels * kVecs;
+  constexpr int kChains = chains_of(kPixels, kPanels);
   const int64_t depth = row.depth;
   const int64_t weight_panel = (depth + 1) * kPanel;
   const float* x = row.x + first_pixel * kXStride;
   const int32_t* offsets = row.offsets;
-  const float* w = row.weights;
+  const auto panel_vec = [&](const float* panels, int v) {
+    return load(panels + (v / kVecs) * weight_panel + (v % kVecs) * kLanes);
+  };
 
-  // Bias
-  Vec acc[kPixels][kWide];
-  for (int v = 0; v < kWide; ++v) {
-    const Vec bias = load(w + (v / kVecs) * weight_panel + (v % kVecs) * kLanes);
-    for (int p = 0; p < kPixels; ++p) acc[p][v] = bias;
-  }
-  w += kPanel;
-
-  // Multiply-add
-#pragma GCC unroll 1
-  for (int64_t k = 0; k < depth; ++k, w += kPanel) {
+  // Multiply-add, from zero: with the bias in from the start, every rounding would be of its size
+  const float* w = row.weights + kPanel;
+  const auto multiply_add = [&](Vec(&sum)[kPixels][kWide], int64_t k) {
     Vec weight[kWide];
-    for (int v = 0; v < kWide; ++v) {
-      weight[v] = load(w + (v / kVecs) * weight_panel + (v % kVecs) * kLanes);
-    }
+    for (int v = 0; v < kWide; ++v) weight[v] = panel_vec(w + k * kPanel, v);
     const float* xk = x + offsets[k];
 #pragma GCC unroll 16
     for (int p = 0; p < kPixels; ++p) {
       const float value = xk[p * kXStride];
 #pragma GCC unroll 8
-      for (int v = 0; v < kWide; ++v) acc[p][v] += value * weight[v];
+      for (int v = 0; v < kWide; ++v) sum[p][v] += value * weight[v];
     }
+  };
+  Vec acc[kPixels][kWide] = {};
+  for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
+    const int64_t end = begin + kDepthBlock < depth ? begin + kDepthBlock : depth;
+    Vec chain[kChains][kPixels][kWide] = {};
+    int64_t k = begin;
+#pragma GCC unroll 1
+    for (; k + kChains <= end; k += kChains) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kChains; ++c) multiply_add(chain[c], k + c);
+    }
+    if constexpr (kChains > 1) {
+      for (; k < end; ++k) multiply_add(chain[0], k);
+    }
+    for (int c = 0; c < kChains; ++c) {
+      for (int p = 0; p < kPixels; ++p) {
+        for (int v = 0; v < kWide; ++v) acc[p][v] += chain[c][p][v];
+      }
+    }
+  }
+
+  // Bias
+  for (int v = 0; v < kWide; ++v) {
+    const Vec bias = panel_vec(row.weights, v);
+    for (int p = 0; p < kPixels; ++p) acc[p][v] += bias;
   }
 
   // Store
