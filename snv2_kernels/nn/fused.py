@@ -104,7 +104,7 @@ def _outside_kernels(x: Any) -> bool:
         return True
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or x.layout is not torch.strided
@@ -227,7 +227,7 @@ class _Recompute(torch.autograd.Function):
     """The fused forward; the backward runs the plain forward again and differentiates that."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, module: FusedModule, packed: Packed, x: Tensor, *parameters: Tensor
     ) -> Tensor:
         ctx.twin = packed.eval_twin(module)
@@ -241,7 +241,7 @@ class _Recompute(torch.autograd.Function):
         return module._run_in_autocast(packed, x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[2 + i]]
         create_graph = torch.is_grad_enabled()  # the caller wants a second derivative

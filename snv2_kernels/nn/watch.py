@@ -16,6 +16,7 @@ _requires_grad = attrgetter("requires_grad")
 
 def hook_owner(module: nn.Module) -> str | None:
     """Name of a submodule that has hooks, which a fused forward would not call."""
+    name: str
     for name, child in module.named_modules():
         if child is not module and any(getattr(child, hooks) for hooks in _HOOKS):
             return name
@@ -34,9 +35,8 @@ class Watch:
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())
         children = modules[1:]  # the module's own hooks run around its forward
-        tensors = [
-            t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None
-        ]  # fmt: skip
+        own = [(*m._parameters.values(), *m._buffers.values()) for m in modules]
+        tensors = [t for of_module in own for t in of_module if t is not None]
         self.parameters = [t for t in tensors if isinstance(t, nn.Parameter)]
         # Counters of batches do not enter the packed weights, and may count.
         watched = [t for t in tensors if t.is_floating_point()]
