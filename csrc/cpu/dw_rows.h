@@ -1,8 +1,8 @@
 // Depthwise 3x3 on the caller's own tensors, for dw_conv3x3 and split_dw_cat_shuffle.
 //
-// Input rows are turned into float rows with a border of zeros in a ring of three, each once, so
-// that neither dtype nor border is seen in the arithmetic. A work item is one plane in the
-// contiguous layout, and one output row of one image in channels-last.
+// Input rows are turned into float rows with a border of zeros, so that neither dtype nor border is
+// seen in the arithmetic: a strip of them for a work item of one plane (contiguous layout), a ring
+// of three for work items of one output row of one image (channels-last).
 #pragma once
 
 #include "cpu/convert.h"
@@ -43,8 +43,7 @@ struct RowRing {
   }
 };
 
-// One output row of `width` pixels x `channels` values from three padded rows. Contiguous planes
-// are rows of one channel.
+// All channels of one output pixel from three padded rows.
 template <int kStride>
 SNV2_INLINE void dw_pixel(const float* const (&rows)[3], const float* weights,
                           const Depthwise3x3& dw, int64_t channels, int64_t x, float* y) {
@@ -59,43 +58,68 @@ SNV2_INLINE void dw_pixel(const float* const (&rows)[3], const float* weights,
   }
 }
 
-template <int kStride>
-SNV2_INLINE void dw_plane_row(const float* const (&rows)[3], const float* w, float scale,
-                              float shift, bool relu, int64_t width, float* y) {
-#pragma GCC ivdep
-  for (int64_t x = 0; x < width; ++x) {
-    float acc = 0.0f;
-    for (int tap = 0; tap < 9; ++tap) acc += rows[tap / 3][x * kStride + tap % 3] * w[tap];
+// `count` outputs of stride 1, as if the padded rows were one long row: the few sums that mix the
+// end of a row with the start of the next are never copied out, and narrow planes still fill
+// whole vectors. Reads and writes up to a vector past the end.
+SNV2_INLINE void dw_flat(const float* x, int64_t pitch, const float* w, float scale, float shift,
+                         bool with_relu, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Vec acc = {};
+#pragma GCC unroll 9
+    for (int tap = 0; tap < 9; ++tap) acc += load(x + i + tap / 3 * pitch + tap % 3) * w[tap];
     acc = acc * scale + shift;
-    y[x] = relu && 0.0f >= acc ? 0.0f : acc;
+    store(y + i, with_relu ? relu(acc) : acc);
   }
 }
 
-// One plane; scratch holds 5 padded rows.
+SNV2_INLINE void dw_row_stride2(const float* x, int64_t pitch, const float* w, float scale,
+                                float shift, bool with_relu, int64_t width, float* y) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < width; ++i) {
+    float acc = 0.0f;
+    for (int tap = 0; tap < 9; ++tap) acc += x[2 * i + tap / 3 * pitch + tap % 3] * w[tap];
+    acc = acc * scale + shift;
+    y[i] = with_relu && 0.0f >= acc ? 0.0f : acc;
+  }
+}
+
+// One plane, a strip of rows at a time; see plane_op_scratch for what scratch holds.
 template <class T>
 void dw_plane(const T* x, const FeatureMap& shape, const Depthwise3x3& dw, int64_t channel, T* y,
               float* scratch) {
   const int64_t height = shape.height, width = shape.width, pitch = width + 2;
+  const int64_t out_height = conv3x3_extent(height, dw.stride);
   const int64_t out_width = conv3x3_extent(width, dw.stride);
-  RowRing ring(scratch, pitch);
-  float* const out = scratch + 4 * pitch;
-  const auto make = [&](int64_t row, float* padded) {
-    padded[0] = padded[pitch - 1] = 0.0f;
-    read_floats(x + row * width, 1, width, padded + 1);
-  };
-  const float* w = dw.weight + channel * 9;
+  float* const out = scratch + (2 * plane_strip_rows(width) + 1) * pitch + kPanel;
+  float w[9];
+  for (int tap = 0; tap < 9; ++tap) w[tap] = dw.weight[channel * 9 + tap];
   const float scale = dw.scale[channel], shift = dw.shift[channel];
-  for (int64_t row = 0; row < conv3x3_extent(height, dw.stride); ++row) {
-    const float* rows[3];
-    for (int64_t i = 0; i < 3; ++i) {
-      rows[i] = ring.get(0, row * dw.stride - 1 + i, height, make);
+
+  for (int64_t begin = 0; begin < out_height; begin += plane_strip_rows(width)) {
+    const int64_t left = out_height - begin;
+    const int64_t rows = left < plane_strip_rows(width) ? left : plane_strip_rows(width);
+    const int64_t in_rows = (rows - 1) * dw.stride + 3;
+    for (int64_t i = 0; i < in_rows; ++i) {
+      const int64_t row = begin * dw.stride - 1 + i;
+      float* padded = scratch + i * pitch;
+      if (row < 0 || row >= height) {
+        for (int64_t j = 0; j < pitch; ++j) padded[j] = 0.0f;
+        continue;
+      }
+      padded[0] = padded[pitch - 1] = 0.0f;
+      read_floats(x + row * width, 1, width, padded + 1);
     }
     if (dw.stride == 1) {
-      dw_plane_row<1>(rows, w, scale, shift, dw.relu, out_width, out);
+      dw_flat(scratch, pitch, w, scale, shift, dw.relu, rows * pitch - 2, out);
     } else {
-      dw_plane_row<2>(rows, w, scale, shift, dw.relu, out_width, out);
+      for (int64_t r = 0; r < rows; ++r) {
+        dw_row_stride2(scratch + 2 * r * pitch, pitch, w, scale, shift, dw.relu, out_width,
+                       out + r * pitch);
+      }
     }
-    write_floats(out, out_width, y + row * out_width, 1);
+    for (int64_t r = 0; r < rows; ++r) {
+      write_floats(out + r * pitch, out_width, y + (begin + r) * out_width, 1);
+    }
   }
 }
 

@@ -124,9 +124,18 @@ inline void stem_offsets(int64_t channels, int64_t width, int32_t* offsets) {
   }
 }
 
-// Scratch of the whole-tensor ops: padded float rows of one plane, or of all channels and
-// their re-ordered weights.
-int64_t plane_op_scratch(const FeatureMap& x);
+// Output rows of one plane that a whole-tensor op computes at a time: about 16 KB of input.
+constexpr int64_t plane_strip_rows(int64_t width) { return width < 1024 ? 2048 / (width + 2) : 1; }
+
+// Floats of scratch of the whole-tensor ops. Contiguous: a strip of padded input rows (at stride
+// 2 two for each output row, and one) and one of results, each with a vector to spare. Channels
+// last: weights and one result for each channel, three padded rows and a row of zeros.
+constexpr int64_t plane_op_scratch(const FeatureMap& x) {
+  const int64_t pitch = x.width + 2;
+  if (x.layout == Layout::kChannelsLast) return (10 + 4 * pitch) * x.channels;
+  const int64_t rows = plane_strip_rows(x.width);
+  return (2 * rows + 1) * pitch + rows * pitch + 2 * kPanel;
+}
 
 const Kernels& kernels();  // of the instruction set in use
 

@@ -49,11 +49,6 @@ void check_depthwise(const FeatureMap& x, int64_t channels, const Depthwise3x3& 
 
 }  // namespace
 
-int64_t plane_op_scratch(const FeatureMap& x) {
-  const int64_t pitch = x.width + 2;
-  return x.layout == Layout::kContiguous ? 5 * pitch : (10 + 4 * pitch) * x.channels;
-}
-
 void cat_shuffle(const FeatureMap& a, const FeatureMap& b, const FeatureMap& out,
                  const ParallelFor& parallel_for) {
   require(
