@@ -80,7 +80,8 @@ def _check_split(x: Tensor) -> None:
 
 
 def _cat_shuffle_reference(a: Tensor, b: Tensor) -> Tensor:
-    return channel_shuffle(torch.cat([a, b], 1), 2)
+    shuffled = channel_shuffle(torch.cat([a, b], 1), 2)
+    return shuffled.contiguous(memory_format=_format(a))
 
 
 def _dw_conv3x3_reference(
@@ -96,7 +97,7 @@ def _split_dw_cat_shuffle_reference(
 ) -> Tensor:
     passthrough, main = x.chunk(2, 1)
     main = _dw_conv3x3_reference(main, weight, scale, shift, 1, True)
-    return _cat_shuffle_reference(passthrough, main)
+    return _cat_shuffle_reference(passthrough, main).contiguous(memory_format=_format(x))
 
 
 # Public ops -----------------------------------------------------------------------------------

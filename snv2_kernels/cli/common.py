@@ -14,7 +14,7 @@ from snv2_kernels import models
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["DTYPES", "FORMATS", "WIDTHS", "one_line", "output", "progress"]
+__all__ = ["DTYPES", "FORMATS", "WIDTHS", "output", "progress"]
 
 WIDTHS: dict[str, Callable[..., models.ShuffleNetV2]] = {
     "x0.5": models.shufflenet_v2_x0_5,
@@ -46,11 +46,6 @@ def progress() -> Progress:
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        refresh_per_second=2,  # drawing takes time from what is measured
         disable=not console.is_terminal,
     )
-
-
-def one_line(error: BaseException) -> str:
-    """The type of an exception and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -46,8 +46,7 @@ def describe_rule() -> str:
     """The rule in words."""
     return (
         "error: max |y - exact| / max |exact|, exact computed in float64\n"
-        f"bound: {_EAGER_FACTOR} x the error of eager PyTorch in the same dtype + 1 ulp, and at "
-        f"most {_OP_UNITS} ulp for an op,\n"
-        f"       {_UNIT_UNITS} ulp for a unit or network, {_FLOAT32_NETWORK:g} for a network in "
-        "fp32 (1 ulp: the dtype's eps)"
+        f"bound: {_EAGER_FACTOR} x the error of eager PyTorch in the same dtype + 1 ulp,\n"
+        f"       and at most {_OP_UNITS} ulp for an op, {_UNIT_UNITS} ulp for a unit or network,\n"
+        f"       {_FLOAT32_NETWORK:g} for a network in fp32 (1 ulp is the dtype's eps)"
     )

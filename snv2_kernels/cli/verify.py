@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from snv2_kernels.backends import NAMES, check_backend
+from snv2_kernels.benchmarking import one_line
 from snv2_kernels.cli.cases import all_cases
-from snv2_kernels.cli.common import DTYPES, one_line, output, progress
+from snv2_kernels.cli.common import DTYPES, output, progress
 from snv2_kernels.cli.rule import allowed_error, describe_rule
 
 if TYPE_CHECKING:

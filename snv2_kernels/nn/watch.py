@@ -47,7 +47,7 @@ class Watch:
             tensors=watched,
             hooks=[getattr(m, hooks) for m in children for hooks in _HOOKS],
             modules=children,
-            norms=[m for m in modules if hasattr(m, "eps")],
+            norms=[m for m in modules if "eps" in vars(m)],
         )
 
     def holds(self) -> bool:

@@ -1,0 +1,243 @@
+"""The command line: start, info, verify and bench."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from _cli import Image, run, save_picture, save_weights
+
+import snv2_kernels as snv2
+from snv2_kernels import benchmarking, cli
+from snv2_kernels.cli import cases
+from snv2_kernels.cli.common import DTYPES
+from snv2_kernels.cli.images import preprocess, read_image
+from snv2_kernels.cli.rule import allowed_error, upper_bound
+
+# Start ----------------------------------------------------------------------------------------
+
+
+def test_main_without_extras(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "click", None)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err.splitlines() == [
+        'snv2: the command line needs click: pip install "snv2_kernels[cli]"'
+    ]
+
+
+def test_python_m(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["snv2", "--version"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("snv2_kernels", run_name="__main__")
+    assert exit_.value.code == 0
+    assert snv2.__version__ in capsys.readouterr().out
+
+
+# info -----------------------------------------------------------------------------------------
+
+
+def test_info() -> None:
+    result = run("info")
+    assert result.exit_code == 0
+    assert torch.__version__ in result.output
+    for name, status in snv2.backends().items():
+        line = next(line for line in result.output.splitlines() if f" {name} " in line)
+        assert status in line
+
+
+def test_info_names_an_instruction_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "SNV2_CPU_ISA" not in run("info").output
+    monkeypatch.setenv("SNV2_CPU_ISA", "sse9")
+    assert "SNV2_CPU_ISA=sse9 is not available here" in run("info").output
+
+
+# verify ---------------------------------------------------------------------------------------
+
+
+def test_verify_quick() -> None:
+    result = run("verify", "--quick")
+    assert result.exit_code == 0, result.output
+    for name in ("split_dw_cat_shuffle", "cat_shuffle", "dw_conv3x3", "unit stride 1"):
+        assert name in result.output
+    for name in ("unit stride 2", "SplitDepthwiseShuffle", "network x0.5 224x224", "97x131"):
+        assert name in result.output
+    assert "1.5 x the error of eager PyTorch" in result.output
+
+
+def _swapped(a: torch.Tensor, b: torch.Tensor, backend: str) -> torch.Tensor:
+    return snv2.models.channel_shuffle(
+        torch.cat([a, b] if backend == "reference" else [b, a], 1), 2
+    )
+
+
+def _nan(a: torch.Tensor, b: torch.Tensor, backend: str) -> torch.Tensor:
+    return _swapped(a, b, backend) * (1 if backend == "reference" else float("nan"))
+
+
+def _float32(a: torch.Tensor, b: torch.Tensor, backend: str) -> torch.Tensor:
+    return _swapped(a.float(), b.float(), "reference")
+
+
+def _raises(a: torch.Tensor, b: torch.Tensor, backend: str) -> torch.Tensor:
+    raise RuntimeError("no luck\nand more")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [(_swapped, "FAIL"), (_nan, "FAIL"), (_float32, "FAIL: TypeError: the result is torch.float32"),
+     (_raises, "FAIL: RuntimeError: no luck")],
+)  # fmt: skip
+def test_verify_fails(
+    monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., torch.Tensor], message: str
+) -> None:
+    ops = list(cases._op_cases("auto", quick=True))
+    monkeypatch.setattr("snv2_kernels.cli.verify.all_cases", lambda backend, quick: ops)
+    monkeypatch.setattr(snv2.ops, "cat_shuffle", wrong)
+    result = run("verify", "--quick")
+    assert result.exit_code == 1
+    failed = [line for line in result.output.splitlines() if "FAIL" in line]
+    assert message in failed[0]
+    assert all("cat_shuffle" in line for line in failed[:-1])
+    assert "cases FAILED" in failed[-1]
+
+
+def test_verify_backend_not_available() -> None:
+    missing = next(name for name, status in snv2.backends().items() if not status.startswith("ok"))
+    result = run("verify", "--backend", missing)
+    assert result.exit_code == 2
+    assert "--backend" in result.output
+    assert snv2.backends()[missing] in result.output
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_rule(dtype: torch.dtype) -> None:
+    ulp = torch.finfo(dtype).eps
+    assert allowed_error("op", dtype, 0.0) == ulp
+    assert allowed_error("op", dtype, ulp) == 2.5 * ulp
+    assert allowed_error("op", dtype, 1.0) == upper_bound("op", dtype) == 4 * ulp
+    assert upper_bound("network", torch.float32) == 1e-5
+
+
+# bench ----------------------------------------------------------------------------------------
+
+_SMALL = ["bench", "--width", "x0.5", "--size", 32, "--repeats", 2]
+
+
+def test_bench_writes_json_and_plot(tmp_path: Path) -> None:
+    json_path, plot_path = tmp_path / "out.json", tmp_path / "out.png"
+    peers = ["eager", "channels_last", "jit", "fused", "engine"]
+    result = run(
+        *_SMALL, *(word for peer in peers for word in ("--peer", peer)), "--batch", 1, "--batch", 3,
+        "--dtype", "fp32", "--dtype", "bf16", "--threads", 2, "--json", json_path,
+        "--plot", plot_path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    written = json.loads(json_path.read_text())
+    assert written["schema"] == 1
+    assert written["versions"]["torch"] == torch.__version__
+    assert written["machine"]["isa"] in written["machine"]["available_isas"]
+    assert written["settings"]["threads"] == 2
+    assert not written["interrupted"]
+    keys = [(row["batch"], row["dtype"], row["peer"]) for row in written["rows"]]
+    assert keys == [(n, d, peer) for n in (1, 3) for d in ("fp32", "bf16") for peer in peers]
+    for row in written["rows"]:
+        assert row["reason"] is None
+        assert row["samples"] == 2
+        assert row["error"] <= row["error_bound"]
+        p = row["percentiles_ms"]
+        assert 0 < p["p0"] <= p["p10"] <= row["median_ms"] == p["p50"] <= p["p90"] <= p["p100"]
+        assert (row["speedup"] == 1) or row["peer"] != "eager"
+    with Image.open(plot_path) as plot:
+        assert plot.width > 100
+
+
+def test_bench_goes_on_without_a_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_compiler(model: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        raise RuntimeError("\nno C++ compiler found\nlong explanation")
+
+    def wrong(model: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        return lambda: model(x).flip(1)
+
+    monkeypatch.setitem(benchmarking.PEERS, "compile", no_compiler)
+    monkeypatch.setitem(benchmarking.PEERS, "jit", wrong)
+    path, plot_path = tmp_path / "out.json", tmp_path / "out.svg"
+    peers = ["--peer", "compile", "--peer", "jit", "--peer", "fused"]
+    result = run(*_SMALL, *peers, "--json", path, "--plot", plot_path)
+    assert result.exit_code == 0, result.output
+    assert "RuntimeError: no C++ compiler found" in result.output
+    compiled, jit, fused = json.loads(path.read_text())["rows"]
+    assert compiled["reason"] == "RuntimeError: no C++ compiler found"
+    assert compiled["error"] is None
+    assert jit["reason"].startswith("wrong output: error")
+    assert jit["samples"] == compiled["samples"] == 0
+    assert jit["percentiles_ms"] == {}
+    assert fused["samples"] == 2
+    assert fused["speedup"] is None
+    assert plot_path.stat().st_size > 0
+
+
+def test_bench_interrupted_keeps_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole_round = benchmarking.Comparison.time_round
+    rounds = iter([whole_round])
+
+    def time_round(self: benchmarking.Comparison) -> None:
+        try:
+            next(rounds)(self)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(benchmarking.Comparison, "time_round", time_round)
+    path = tmp_path / "out.json"
+    result = run(*_SMALL, "--peer", "eager", "--batch", 1, "--batch", 2, "--json", path)
+    assert result.exit_code == 130
+    assert "interrupted" in result.output
+    written = json.loads(path.read_text())
+    assert written["interrupted"]
+    assert [(row["batch"], row["samples"]) for row in written["rows"]] == [(1, 1)]
+
+
+@pytest.mark.parametrize("image", ["picture", "sample"])
+def test_bench_on_a_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image: str) -> None:
+    picture, state_file = save_picture(tmp_path), save_weights(tmp_path)
+    seen: list[torch.Tensor] = []
+
+    def spy(model: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+        seen.append(x)
+        return lambda: model(x)
+
+    monkeypatch.setitem(benchmarking.PEERS, "eager", spy)
+    path = picture if image == "picture" else image
+    arguments = ["--peer", "eager", "--batch", 2, "--image", path, "--weights", state_file]
+    assert run(*_SMALL, *arguments).exit_code == 0
+    assert seen[0].shape == (2, 3, 32, 32)
+    assert torch.equal(seen[0][0], seen[0][1])
+    if image == "picture":
+        assert torch.equal(seen[0][0], preprocess(read_image(picture), 37, 32))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--image", "missing.png", "no such file"), ("--plot", "out.xyz", "expected an ending"),
+     ("--json", "nowhere/out.json", "no such directory"), ("--width", "x9", "x0.5"),
+     ("--weights", "missing.pth", "does not exist"), ("--weights", __file__, "not a state_dict"),
+     ("--batch", 0, "0"), ("--dtype", "int8", "fp16")],
+)  # fmt: skip
+def test_bench_option_errors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, value: object, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*_SMALL, option, value)
+    assert result.exit_code == 2
+    assert option in result.output
+    assert message in result.output

@@ -1,0 +1,177 @@
+"""``snv2 classify``."""
+
+from __future__ import annotations
+
+import types
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _cli import Image, noisy_image, run, save_picture, save_weights
+
+from snv2_kernels.cli import weights
+from snv2_kernels.cli.classify import class_names, resize_of
+from snv2_kernels.cli.common import WIDTHS
+from snv2_kernels.cli.images import preprocess, read_image
+from snv2_kernels.testing import randomize_
+
+
+@pytest.fixture(scope="module")
+def state_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_picture(tmp_path_factory.mktemp("images"))
+
+
+def top(result: Any) -> list[tuple[str, float]]:
+    """Classes and probabilities in the table that was printed."""
+    rows = [line.split("│") for line in result.output.splitlines() if line.startswith("│")]
+    return [(row[1].strip(), float(row[2].strip().rstrip("%")) / 100) for row in rows]
+
+
+def classify(state: Path, *images: Path) -> Any:
+    return run("classify", "--width", "x0.5", "--weights", state, *images)
+
+
+def test_classify(state_file: Path, picture: Path) -> None:
+    result = classify(state_file, picture)
+    assert result.exit_code == 0, result.output
+    assert str(picture) in result.output.splitlines()
+    model = WIDTHS["x0.5"]().eval()
+    model.load_state_dict(torch.load(state_file, weights_only=True))
+    with torch.no_grad():
+        expected = model(preprocess(read_image(picture), 256, 224)[None]).softmax(1).topk(5)
+    names, probabilities = zip(*top(result), strict=True)
+    assert list(names) == [class_names(1000)[i] for i in expected.indices[0]]
+    assert torch.tensor(probabilities).allclose(expected.values[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK"])
+@pytest.mark.parametrize("size", [(300, 251), (251, 300), (224, 400), (60, 75)])
+@pytest.mark.parametrize("resize", [256, 232])
+def test_preprocessing_is_torchvisions(
+    torchvision: types.ModuleType, tmp_path: Path, mode: str, size: tuple[int, int], resize: int
+) -> None:
+    from torchvision.transforms._presets import ImageClassification
+
+    path = tmp_path / "image.tiff"
+    noisy_image(mode, size).save(path)
+    expected = ImageClassification(crop_size=224, resize_size=resize)
+    with Image.open(path) as image:
+        assert torch.equal(
+            preprocess(read_image(path), resize, 224), expected(image.convert("RGB"))
+        )
+
+
+def test_published_weights_are_torchvisions(torchvision: types.ModuleType) -> None:
+    for width, url in weights.PUBLISHED.items():
+        name = f"ShuffleNet_V2_{width.upper().replace('.', '_')}_Weights"
+        published = getattr(torchvision.models, name).IMAGENET1K_V1
+        assert url == published.url
+        assert published.transforms().resize_size == [resize_of(width)]
+        assert class_names(1000) == published.meta["categories"]
+
+
+def test_classify_with_other_classes(tmp_path: Path, picture: Path) -> None:
+    model = randomize_(WIDTHS["x0.5"](num_classes=3))
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "three.pth")
+    result = classify(tmp_path / "three.pth", picture)
+    assert result.exit_code == 0, result.output
+    assert {name for name, _ in top(result)} == {"0", "1", "2"}
+
+
+def test_classify_goes_on_after_a_bad_image(
+    tmp_path: Path, state_file: Path, picture: Path
+) -> None:
+    corrupt = tmp_path / "corrupt.png"
+    corrupt.write_bytes(picture.read_bytes()[:2000])
+    text = tmp_path / "text.jpg"
+    text.write_text("not an image")
+    result = classify(state_file, corrupt, tmp_path / "missing.png", text, picture)
+    assert result.exit_code == 1
+    errors = [line for line in result.output.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 3
+    for line, name in zip(errors, ("corrupt.png", "missing.png", "text.jpg"), strict=True):
+        assert name in line
+    assert len(top(result)) == 5
+
+
+def test_classify_missing_weights_file(tmp_path: Path, picture: Path) -> None:
+    result = classify(tmp_path / "missing.pth", picture)
+    assert result.exit_code == 2
+    assert "--weights" in result.output
+    assert "does not exist" in result.output
+
+
+def _without_fc(state: dict[str, Any]) -> Any:
+    return {k: v for k, v in state.items() if k != "fc.bias"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(_without_fc, "does not fit width x0.5: fc.bias is missing"),
+     (lambda s: {**s, "more": torch.ones(1)}, "more is not a name of this network"),
+     (lambda s: {**s, "fc.bias": torch.ones(7)}, "fc.weight has shape (1000, 1024), expected (7, "),
+     (lambda s: {"model": s}, "not a state_dict (names and tensors)"),
+     (lambda s: torch.ones(3), "not a state_dict (names and tensors)"),
+     (lambda s: WIDTHS["x2.0"]().state_dict(), "it fits --width x2.0")],
+)  # fmt: skip
+def test_classify_weights_that_do_not_fit(
+    tmp_path: Path, state_file: Path, picture: Path, change: Callable[..., Any], message: str
+) -> None:
+    path = tmp_path / "changed.pth"
+    torch.save(change(torch.load(state_file, weights_only=True)), path)
+    result = classify(path, picture)
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert line.startswith(f"Error: {path}: ")
+    assert message in line
+
+
+def test_classify_damaged_weights_file(tmp_path: Path, state_file: Path, picture: Path) -> None:
+    path = tmp_path / "damaged.pth"
+    path.write_bytes(state_file.read_bytes()[:10_000])
+    result = classify(path, picture)
+    assert result.exit_code == 1
+    assert result.output.splitlines() == [f"Error: {path}: not a state_dict saved by torch.save"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(urllib.error.URLError("no route to host"), "no route to host; give a file with --weights"),
+     (RuntimeError("invalid hash value"), "damaged; delete ")],
+)  # fmt: skip
+def test_classify_without_published_weights(
+    monkeypatch: pytest.MonkeyPatch, picture: Path, error: Exception, message: str
+) -> None:
+    def download(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    result = run("classify", "--width", "x1.5", picture)
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert message in line
+    assert weights.PUBLISHED["x1.5"] in line
+
+
+def test_classify_with_published_weights(
+    monkeypatch: pytest.MonkeyPatch, state_file: Path, picture: Path
+) -> None:
+    def download(url: str, **options: Any) -> Any:
+        assert url == weights.PUBLISHED["x0.5"]
+        assert options["check_hash"]
+        assert options["weights_only"]
+        return torch.load(state_file, weights_only=True)
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    result = run("classify", "--width", "x0.5", picture)
+    assert result.exit_code == 0, result.output
+    assert top(result) == top(classify(state_file, picture))

@@ -1,0 +1,87 @@
+"""``snv2 classify``: the five likeliest ImageNet classes of pictures."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import click
+import torch
+from rich.table import Table
+from rich.text import Text
+
+import snv2_kernels
+from snv2_kernels.cli.common import WIDTHS, output
+from snv2_kernels.cli.images import ImageError, preprocess, read_image
+from snv2_kernels.cli.weights import WeightsError, load_model, published_state, read_state
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["class_names", "classify", "resize_of"]
+
+_TOP = 5
+_CROP = 224
+
+
+def class_names(classes: int) -> list[str]:
+    """ImageNet's names for its 1000 classes, for other numbers the indices."""
+    names = resources.files(__package__).joinpath("imagenet_classes.txt").read_text().splitlines()
+    return names if classes == len(names) else [str(index) for index in range(classes)]
+
+
+def resize_of(width: str) -> int:
+    """Pixels of the shorter side before the crop, as the published weights of a width want."""
+    return 232 if width in ("x1.5", "x2.0") else 256
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--weights", type=click.Path(exists=True, dir_okay=False),
+    help="A state_dict saved by torch.save; by default torchvision's ImageNet weights, which are "
+    "downloaded on first use.",
+)  # fmt: skip
+@click.option(
+    "--width", default="x1.0", show_default=True, type=click.Choice(list(WIDTHS)),
+    help="Width of the network.",
+)  # fmt: skip
+def classify(images: tuple[str, ...], weights: str | None, width: str) -> None:
+    """Show the five likeliest classes of each IMAGE.
+
+    Images are resized, cropped and normalised as for torchvision's weights. The exit code is 1
+    if an image cannot be read; the others are classified.
+    """
+    console = output()
+    try:
+        state = published_state(width) if weights is None else read_state(weights)
+        model = load_model(width, state, weights or "published weights")
+    except WeightsError as error:
+        raise click.ClickException(str(error)) from None
+    fused = snv2_kernels.fuse(model)
+    names = class_names(model.fc.out_features)
+    failed = False
+    for path in images:
+        try:
+            x = preprocess(read_image(path), resize_of(width), _CROP)
+        except ImageError as error:
+            click.echo(f"Error: {error}", err=True)
+            failed = True
+            continue
+        with torch.inference_mode():
+            probabilities = fused(x[None]).softmax(1)[0]
+        console.print(path, soft_wrap=True)
+        console.print(_table(probabilities, names))
+    if failed:
+        sys.exit(1)
+
+
+def _table(probabilities: Tensor, names: list[str]) -> Table:
+    table = Table()
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    top = probabilities.topk(min(_TOP, len(names)))
+    for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+        table.add_row(Text(names[index]), f"{probability:.2%}")
+    return table
