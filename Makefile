@@ -15,7 +15,7 @@ NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt
 INSTALLED := $(VENV)/.installed
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: run test test-python test-cpp test-sanitize lint format bench clean
+.PHONY: run test test-python test-cpp test-sanitize test-aarch64 lint format bench clean
 
 run: $(INSTALLED)
 	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last \
@@ -36,6 +36,13 @@ test-sanitize: $(INSTALLED)
 	  -DSNV2_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+# Needs Debian's g++-aarch64-linux-gnu and qemu-user.
+test-aarch64: $(INSTALLED)
+	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
+	$(BIN)/cmake --build build/aarch64
+	$(BIN)/ctest --test-dir build/aarch64 --output-on-failure
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

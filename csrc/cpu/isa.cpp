@@ -7,9 +7,17 @@
 
 namespace snv2::cpu {
 
+#if defined(__aarch64__)
+namespace neon {
+extern const Kernels kTable;
+}
+namespace base = neon;
+#else
 namespace portable {
 extern const Kernels kTable;
 }
+namespace base = portable;
+#endif
 #if defined(SNV2_HAVE_X86)
 namespace avx2 {
 extern const Kernels kTable;
@@ -39,7 +47,7 @@ struct Available {
     }
     if (has_avx2) add(&avx2::kTable);
 #endif
-    add(&portable::kTable);
+    add(&base::kTable);
   }
 
   void add(const Kernels* table) {

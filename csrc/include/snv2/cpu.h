@@ -11,8 +11,8 @@
 
 namespace snv2::cpu {
 
-// Name of the instruction set in use: "avx512", "avx2" or "portable". The best one the
-// machine has, or the one named by the environment variable SNV2_CPU_ISA.
+// Name of the instruction set in use: "avx512", "avx2", "neon" or "portable". The best one
+// the machine has, or the one named by the environment variable SNV2_CPU_ISA.
 SNV2_API const char* isa();
 
 // Switches this process to another instruction set; false if the machine lacks it or the
