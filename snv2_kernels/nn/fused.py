@@ -27,6 +27,7 @@ class Packed:
     """Packed weights of one state of a module, or the reason why there are none."""
 
     def __init__(self, module: FusedModule) -> None:
+        self._owner = id(module)
         self.watch: Watch | None = None
         self.weights: Any = None
         self.reason: str | None = None
@@ -40,8 +41,9 @@ class Packed:
         except Unsupported as error:
             self.reason = str(error)
 
-    def holds(self) -> bool:
-        return self.watch is not None and self.watch.holds()
+    def holds(self, module: FusedModule) -> bool:
+        """Whether these are the weights of ``module``, not of one it is a replica of, as it is."""
+        return self._owner == id(module) and self.watch is not None and self.watch.holds()
 
     def eval_twin(self, module: FusedModule) -> nn.Module:
         """The plain module as it was packed, on the same parameters, for the backward pass."""
@@ -144,7 +146,7 @@ class FusedModule(nn.Module):
     def packed(self) -> Packed:
         """The packed weights of the module as it is now."""
         packed = self._packed_state
-        if packed is None or not packed.holds():
+        if packed is None or not packed.holds(self):
             packed = Packed(self)
             self._packed_state = packed
         return packed
