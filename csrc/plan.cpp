@@ -62,7 +62,10 @@ void check_unit(const Step& step, int64_t in_panels, int64_t out_panels, const C
   check.weights(step.dw_weights, step.mid_channels, 9, "dw_weights");
   check.weights(step.pw2_weights, step.out_channels, step.mid_channels, "pw2_weights");
   check.panels(step.out_panel, step.out_channels, out_panels, "out_panel");
-  if (step.proj_channels == 0) return;
+  if (step.proj_channels == 0) {
+    if (step.proj_panels != 0 || step.proj_depth != 0) fail(check.step(), "half a projection");
+    return;
+  }
   check.count(step.proj_channels, "proj_channels");
   check.count(step.proj_panels, "proj_panels");
   check.count(step.proj_depth, "proj_depth");

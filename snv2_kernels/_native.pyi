@@ -25,11 +25,10 @@ class Snapshot:
     def __init__(
         self,
         *,
-        dicts: Sequence[dict[str, Any]],
+        modules: Sequence[Any],
+        registries: Sequence[dict[str, Any]],
         tensors: Sequence[Any],
         hooks: Sequence[dict[int, Any]],
-        modules: Sequence[Any],
-        norms: Sequence[Any],
     ) -> None: ...
     def holds(self) -> bool: ...
     def runs_plain(self) -> bool: ...

@@ -87,7 +87,9 @@ def resolve(device: torch.device, requested: str | None = None) -> str:
         ValueError: if a backend was asked for that does not exist or cannot run on ``device``.
         RuntimeError: if a backend was asked for that this installation lacks.
     """
-    name = _override.get() or requested
+    # A compiled function keeps the choice that held when it was compiled.
+    override = None if torch.compiler.is_compiling() else _override.get()
+    name = override or requested
     if name in (None, "auto"):
         name = os.environ.get("SNV2_BACKEND") or "auto"
     if name == "auto":

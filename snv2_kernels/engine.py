@@ -111,9 +111,10 @@ class Engine:
             )
         self._shape = shape
         self._lock = threading.Lock()
-        self._input = torch.zeros(shape, dtype=self._dtype)
-        out_shape = self._plan.output_shape(shape[0], shape[2], shape[3])
-        self._output = torch.empty(out_shape, dtype=self._dtype)
+        with torch.inference_mode(False):  # buffers that may be written in and out of it
+            self._input = torch.zeros(shape, dtype=self._dtype)
+            out_shape = self._plan.output_shape(shape[0], shape[2], shape[3])
+            self._output = torch.empty(out_shape, dtype=self._dtype)
         self._allocate_workspace()
 
     def _allocate_workspace(self) -> None:
@@ -122,7 +123,8 @@ class Engine:
         size = _native.workspace_bytes(
             self._plan.words.numpy(), self._plan.weights.numel(), n, h, w, self._threads
         )
-        self._workspace = torch.empty(size // 4, dtype=torch.float32)
+        with torch.inference_mode(False):
+            self._workspace = torch.empty(size // 4, dtype=torch.float32)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The output for ``x``, in a buffer that the next call overwrites.
@@ -146,7 +148,7 @@ class Engine:
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("this engine is in use; make one engine for each thread")
         try:
-            if torch.get_num_threads() > self._threads:
+            if torch.get_num_threads() != self._threads:
                 self._allocate_workspace()
             with torch.no_grad():
                 if not x.is_contiguous():

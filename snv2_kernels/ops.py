@@ -226,12 +226,15 @@ def run_plan(x: Tensor, plan: Plan) -> Tensor:
 
 def _format(x: Tensor) -> torch.memory_format:
     """The memory format of a result for ``x``; the rule of ``layout_of`` in csrc/torch/ops.cpp."""
-    if x.is_contiguous():
+    smallest = 0
+    if x.stride(1) == 0:
         return torch.contiguous_format
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    innermost = x.stride(1) == 1 and x.shape[1] > 1 and x.stride(3) >= x.shape[1]
-    return torch.channels_last if innermost else torch.contiguous_format
+    for dim in (1, 3, 2, 0):
+        size, stride = x.shape[dim], x.stride(dim)
+        if size == 0 or stride < smallest or (dim == 0 and smallest == x.stride(1)):
+            return torch.contiguous_format
+        smallest = stride * max(size, 1)
+    return torch.channels_last
 
 
 def _empty_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:

@@ -199,7 +199,9 @@ class ImageRunner {
     int32_t* const proj_offsets = mid_offsets + step.mid_channels;
     plane_offsets(plan_.table(step.in_table), step.in_channels, in_pixels, in_offsets);
     identity_offsets(step.mid_channels, out_pixels, mid_offsets);
-    plane_offsets(plan_.table(step.proj_table), step.proj_depth, out_pixels, proj_offsets);
+    if (step.proj_channels > 0) {
+      plane_offsets(plan_.table(step.proj_table), step.proj_depth, out_pixels, proj_offsets);
+    }
 
     // Up to the depthwise results
     const DepthwiseShape shape{extent_.height, extent_.width, step.stride};
@@ -209,8 +211,10 @@ class ImageRunner {
         shape,
         depthwise_};
     float* const proj_depthwise = depthwise_ + mid_panels * out_pixels * kPanel;
-    const PanelDepthwise project{current_, plan_.table(step.proj_panel_table),
-                                 weights_ + step.proj_dw_weights, shape, proj_depthwise};
+    const int64_t* const proj_panels =
+        step.proj_channels > 0 ? plan_.table(step.proj_panel_table) : nullptr;
+    const PanelDepthwise project{current_, proj_panels, weights_ + step.proj_dw_weights, shape,
+                                 proj_depthwise};
     const Grid first(threads_for(step.in_channels * step.mid_channels * in_pixels), mid_panels,
                      out.height, 2 / step.stride);
     parallel_for_(first.parts(), [&](int64_t i) {

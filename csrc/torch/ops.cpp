@@ -58,9 +58,8 @@ const float* parameters(const Tensor& t, const char* name, int64_t count) {
   return static_cast<const float*>(t.const_data_ptr());
 }
 
-// True if t is dense in channels-last order and not in contiguous order as well.
+// True if t is dense in channels-last order.
 bool is_channels_last(const Tensor& t) {
-  if (t.is_contiguous()) return false;
   int64_t expected = 1;
   for (const int64_t dim : {1, 3, 2, 0}) {
     if (t.size(dim) != 1 && t.stride(dim) != expected) return false;
@@ -69,12 +68,19 @@ bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-// The layout a result for t has: the one t is dense in, else the one its strides are nearer to.
+// The layout a result for t has: torch's own rule for convolutions (suggest_memory_format), which
+// asks whether the strides grow in channels-last order and takes contiguous where both would do.
 snv2::Layout layout_of(const Tensor& t) {
-  if (t.is_contiguous()) return snv2::Layout::kContiguous;
-  const bool channels_innermost = t.stride(1) == 1 && t.size(1) > 1 && t.stride(3) >= t.size(1);
-  return is_channels_last(t) || channels_innermost ? snv2::Layout::kChannelsLast
-                                                   : snv2::Layout::kContiguous;
+  int64_t smallest = 0;
+  if (t.stride(1) == 0) return snv2::Layout::kContiguous;
+  for (const int64_t dim : {1, 3, 2, 0}) {
+    const int64_t size = t.size(dim), stride = t.stride(dim);
+    if (size == 0 || stride < smallest || (dim == 0 && smallest == t.stride(1))) {
+      return snv2::Layout::kContiguous;
+    }
+    smallest = stride * (size > 1 ? size : 1);
+  }
+  return snv2::Layout::kChannelsLast;
 }
 
 MemoryFormat format_of(snv2::Layout layout) {
@@ -214,12 +220,9 @@ void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_word
   STD_TORCH_CHECK(dense_x, "x must be dense");
   STD_TORCH_CHECK(out.is_cpu() && dtype_of(out) == dtype_of(x),
                   "out must be a CPU tensor of x's dtype");
-  const bool classify = plan.header().classify != 0;
-  STD_TORCH_CHECK(out.dim() == (classify ? 2 : 4), "out has the wrong rank");
-  STD_TORCH_CHECK(classify || layout == snv2::Layout::kContiguous
-                      ? out.is_contiguous()
-                      : (is_channels_last(out) ||
-                         (out.is_contiguous() && out.size(2) == 1 && out.size(3) == 1)),
+  STD_TORCH_CHECK(out.dim() == (plan.header().classify != 0 ? 2 : 4), "out has the wrong rank");
+  const bool contiguous = out.dim() == 2 || layout == snv2::Layout::kContiguous;
+  STD_TORCH_CHECK(contiguous ? out.is_contiguous() : is_channels_last(out),
                   "out must be dense in x's memory format");
   parameters(workspace, "workspace", workspace.numel());
   run_network(plan, x, weights, workspace, out, layout);

@@ -1,6 +1,6 @@
 // snv2_kernels._native.Snapshot: has a module tree changed since its weights were packed?
 //
-// It is asked before every forward of a fused module, about some 1500 objects (x1.0), so it uses
+// It is asked before every forward of a fused module, about some 5000 objects (x1.0), so it uses
 // the C API directly: identities are pointer comparisons, and only version counters and addresses
 // go through an attribute of a Python object. The forward before has thrown all of them out of the
 // inner caches, and one by one they would cost a miss each; so their lines are asked for first.
@@ -37,55 +37,44 @@ int64_t int_call(PyObject* object, PyObject* method) {
 
 class Snapshot {
  public:
-  // dicts: registries of parameters, buffers and submodules; tensors: their tensors; hooks: the
-  // submodules' hook registries; modules: the submodules; norms: those with an `eps`.
-  Snapshot(std::vector<py::dict> dicts, std::vector<py::object> tensors,
-           std::vector<py::dict> hooks, const std::vector<py::object>& modules,
-           const std::vector<py::object>& norms)
-      : dicts_(std::move(dicts)), tensors_(std::move(tensors)), hooks_(std::move(hooks)) {
-    for (const py::dict& dict : dicts_) {
-      sizes_.push_back(PyDict_Size(dict.ptr()));
-      Py_ssize_t position = 0;
-      PyObject* value = nullptr;
-      while (PyDict_Next(dict.ptr(), &position, nullptr, &value)) {
-        values_.push_back(py::reinterpret_borrow<py::object>(value));
-      }
+  // modules: all of the tree, the root first; registries: their dicts of parameters, buffers and
+  // submodules; tensors: the parameters and buffers; hooks: registries of hooks.
+  Snapshot(const std::vector<py::object>& modules, std::vector<py::dict> registries,
+           std::vector<py::object> tensors, std::vector<py::dict> hooks)
+      : modules_(modules),
+        registries_(std::move(registries)),
+        tensors_(std::move(tensors)),
+        hooks_(std::move(hooks)) {
+    for (const py::object& module : modules_) {
+      types_.push_back(Py_TYPE(module.ptr()));
+      attributes_.push_back(py::reinterpret_borrow<py::dict>(module.attr("__dict__")));
     }
+    for_each_value([this](PyObject* value) {
+      values_.push_back(py::reinterpret_borrow<py::object>(value));
+      return true;
+    });
     for (const py::object& tensor : tensors_) {
       versions_.push_back(int_attribute(tensor.ptr(), version_.ptr()));
       addresses_.push_back(int_call(tensor.ptr(), data_ptr_.ptr()));
-    }
-    for (const py::object& norm : norms) {
-      norm_dicts_.push_back(py::reinterpret_borrow<py::dict>(norm.attr("__dict__")));
-      eps_.push_back(eps_of(norm_dicts_.back()));
-    }
-    for (const py::object& module : modules) {
-      module_dicts_.push_back(py::reinterpret_borrow<py::dict>(module.attr("__dict__")));
     }
     collect_lines();
   }
 
   bool holds() const {
     prefetch();
-    const py::object* value_at = values_.data();
-    for (size_t i = 0; i < dicts_.size(); ++i) {
-      PyObject* dict = dicts_[i].ptr();
-      if (PyDict_Size(dict) != sizes_[i]) return false;
-      Py_ssize_t position = 0;
-      PyObject* value = nullptr;
-      while (PyDict_Next(dict, &position, nullptr, &value)) {
-        if (value != (value_at++)->ptr()) return false;
-      }
+    for (size_t i = 0; i < modules_.size(); ++i) {
+      if (Py_TYPE(modules_[i].ptr()) != types_[i]) return false;
     }
+    size_t count = 0;
+    const bool same = for_each_value(
+        [&](PyObject* value) { return count < values_.size() && value == values_[count++].ptr(); });
+    if (!same || count != values_.size()) return false;
     for (size_t i = 0; i < tensors_.size(); ++i) {
       PyObject* tensor = tensors_[i].ptr();
       if (int_attribute(tensor, version_.ptr()) != versions_[i] ||
           int_call(tensor, data_ptr_.ptr()) != addresses_[i]) {
         return false;
       }
-    }
-    for (size_t i = 0; i < norm_dicts_.size(); ++i) {
-      if (eps_of(norm_dicts_[i]) != eps_[i]) return false;
     }
     return true;
   }
@@ -94,17 +83,32 @@ class Snapshot {
     for (const py::dict& dict : hooks_) {
       if (PyDict_Size(dict.ptr()) > 0) return true;
     }
-    for (const py::dict& dict : module_dicts_) {
-      if (PyDict_GetItemWithError(dict.ptr(), training_.ptr()) == Py_True) return true;
+    for (size_t i = 1; i < attributes_.size(); ++i) {
+      if (PyDict_GetItemWithError(attributes_[i].ptr(), training_.ptr()) == Py_True) return true;
     }
     return false;
   }
 
  private:
-  double eps_of(const py::dict& norm) const {
-    PyObject* value = PyDict_GetItemWithError(norm.ptr(), eps_name_.ptr());
-    if (value == nullptr) throw py::attribute_error("a batch norm has lost its eps");
-    return PyFloat_AsDouble(value);
+  // Values of all registries, and of all attributes but the mode and a fused module's own weights.
+  // Stops at the first for which f is false.
+  template <class F>
+  bool for_each_value(const F& f) const {
+    PyObject* key = nullptr;
+    PyObject* value = nullptr;
+    for (const py::dict& dict : registries_) {
+      Py_ssize_t position = 0;
+      while (PyDict_Next(dict.ptr(), &position, nullptr, &value)) {
+        if (!f(value)) return false;
+      }
+    }
+    for (const py::dict& dict : attributes_) {
+      Py_ssize_t position = 0;
+      while (PyDict_Next(dict.ptr(), &position, &key, &value)) {
+        if (key != training_.ptr() && key != packed_state_.ptr() && !f(value)) return false;
+      }
+    }
+    return true;
   }
 
   void add_lines(const void* address, int64_t bytes) {
@@ -115,18 +119,21 @@ class Snapshot {
     }
   }
 
-  // Addresses are only hints: the objects behind them are kept alive by this snapshot, and a
-  // prefetch of memory that has gone does nothing.
+  // Addresses are only hints: a prefetch of memory that has gone does nothing.
   void collect_lines() {
     for (const py::object& tensor : tensors_) {
       add_lines(tensor.ptr(), 64);
       add_lines(PyLong_AsVoidPtr(tensor.attr("_cdata").ptr()), 192);
       add_lines(PyLong_AsVoidPtr(tensor.attr("untyped_storage")().attr("_cdata").ptr()), 64);
     }
-    for (const auto* dicts : {&dicts_, &hooks_, &module_dicts_}) {
+    for (const py::object& module : modules_) add_lines(module.ptr(), 64);
+    for (const py::dict& dict : hooks_) add_lines(dict.ptr(), sizeof(PyDictObject));
+    for (const auto* dicts : {&registries_, &attributes_}) {
       for (const py::dict& dict : *dicts) {
-        add_lines(dict.ptr(), sizeof(PyDictObject));
-        if (dicts != &hooks_) add_lines(reinterpret_cast<PyDictObject*>(dict.ptr())->ma_keys, 256);
+        const auto* object = reinterpret_cast<PyDictObject*>(dict.ptr());
+        add_lines(object, sizeof(PyDictObject));
+        add_lines(object->ma_keys, 512);
+        if (object->ma_values != nullptr) add_lines(object->ma_values, 256);
       }
     }
     std::sort(lines_.begin(), lines_.end());
@@ -139,32 +146,36 @@ class Snapshot {
 
   static constexpr uintptr_t kLine = 64;
 
-  std::vector<py::dict> dicts_;
+  static py::str interned(const char* name) {
+    return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name));
+  }
+
+  std::vector<py::object> modules_;
+  std::vector<py::dict> registries_;
   std::vector<py::object> tensors_;
   std::vector<py::dict> hooks_;
-  std::vector<py::dict> module_dicts_;
-  std::vector<py::dict> norm_dicts_;
-  std::vector<const char*> lines_;  // that holds() and runs_plain() read
-  std::vector<Py_ssize_t> sizes_;
-  std::vector<py::object> values_;
+  std::vector<py::dict> attributes_;  // of each module
+  std::vector<PyTypeObject*> types_;
+  std::vector<py::object> values_;  // of registries and attributes
   std::vector<int64_t> versions_;
   std::vector<int64_t> addresses_;
-  std::vector<double> eps_;
-  py::str version_{"_version"};
-  py::str data_ptr_{"data_ptr"};
-  py::str training_{"training"};
-  py::str eps_name_{"eps"};
+  std::vector<const char*> lines_;  // that holds() and runs_plain() read
+  // Attribute names are interned, so that keys compare as pointers.
+  py::str version_ = interned("_version");
+  py::str data_ptr_ = interned("data_ptr");
+  py::str training_ = interned("training");
+  py::str packed_state_ = interned("_packed_state");
 };
 
 }  // namespace
 
 void bind_snapshot(py::module_& m) {
   py::class_<Snapshot>(m, "Snapshot", "A state of a module tree; see snv2_kernels.nn.watch.")
-      .def(py::init<std::vector<py::dict>, std::vector<py::object>, std::vector<py::dict>,
-                    std::vector<py::object>, std::vector<py::object>>(),
-           py::kw_only(), py::arg("dicts"), py::arg("tensors"), py::arg("hooks"),
-           py::arg("modules"), py::arg("norms"))
-      .def("holds", &Snapshot::holds, "Whether no tensor, submodule or eps has changed.")
+      .def(py::init<const std::vector<py::object>&, std::vector<py::dict>, std::vector<py::object>,
+                    std::vector<py::dict>>(),
+           py::kw_only(), py::arg("modules"), py::arg("registries"), py::arg("tensors"),
+           py::arg("hooks"))
+      .def("holds", &Snapshot::holds, "Whether no tensor, submodule or attribute has changed.")
       .def("runs_plain", &Snapshot::runs_plain,
            "Whether a submodule has hooks or is in train() mode.");
 }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from snv2_kernels.backends import resolve, use_backend
-from snv2_kernels.nn.watch import Watch, hook_owner
+from snv2_kernels.nn.watch import Watch, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 
 if TYPE_CHECKING:
@@ -31,12 +31,20 @@ class Packed:
         self.watch: Watch | None = None
         self.weights: Any = None
         self.reason: str | None = None
+        self.device: torch.device | None = None
+        self.dtype: torch.dtype | None = None
         self._eval_twin: nn.Module | None = None
         try:
             if any(t.is_inference() for t in (*module.parameters(), *module.buffers())):
                 raise Unsupported("its parameters are inference tensors, whose changes are unseen")
             self.watch = Watch(module)
-            self.device, self.dtype = _one_device_and_dtype(module)
+            self.device = _one_device(module)
+            if resolve(self.device) == "reference":
+                raise Unsupported(f"there are no kernels for device {self.device}")
+            self.dtype = _one_dtype(module)
+            for name, child in module.named_modules():
+                if "forward" in vars(child):
+                    raise Unsupported(f"{name or 'the module'} has a forward of its own")
             self.weights = module._pack()
         except Unsupported as error:
             self.reason = str(error)
@@ -55,18 +63,21 @@ class Packed:
         return self._eval_twin
 
 
-def _one_device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    tensors = [*module.parameters(), *module.buffers()]
-    devices = {t.device for t in tensors}
+def _one_device(module: nn.Module) -> torch.device:
+    devices = {t.device for t in (*module.parameters(), *module.buffers())}
     if len(devices) > 1:
         raise Unsupported(f"its parameters lie on {len(devices)} devices")
+    return devices.pop()
+
+
+def _one_dtype(module: nn.Module) -> torch.dtype:
     dtypes = {m.weight.dtype for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     if len(dtypes) > 1:
         raise Unsupported("its convolutions have different dtypes")
     dtype = dtypes.pop()
     if dtype not in KERNEL_DTYPES:
         raise Unsupported(f"{dtype} runs the reference")
-    return devices.pop(), dtype
+    return dtype
 
 
 def clone_tree(
@@ -85,7 +96,7 @@ def clone_tree(
     if id(module) in memo:
         return memo[id(module)]
     cls = new_class(module)
-    new = cls.__new__(cls)
+    new = object.__new__(cls)  # fx.GraphModule's own __new__ makes another class
     memo[id(module)] = new
     # One level of copies: hooks, parameters and buffers registered on one do not show on the other.
     new.__dict__.update(
@@ -153,12 +164,10 @@ class FusedModule(nn.Module):
 
     def reason(self) -> str | None:
         """Why the fused path does not run in ``eval()`` mode, None if it does."""
-        hooked = hook_owner(self)
-        if hooked is not None:
-            return f"submodule {hooked!r} has hooks"
-        if any(m.training for m in self.children()):
-            return "a submodule is in train() mode"
-        return self.packed().reason
+        packed = self.packed()
+        if packed.reason is None and packed.watch is not None and packed.watch.runs_plain():
+            return why_plain(self)
+        return packed.reason
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or _outside_kernels(x):
@@ -166,6 +175,10 @@ class FusedModule(nn.Module):
         if resolve(x.device, self._backend) == "reference":
             return self._plain(x)
         packed = self.packed()
+        if packed.device is not None and x.device != packed.device:
+            raise ValueError(
+                f"x: expected device {packed.device}, as the parameters, got {x.device}"
+            )
         if packed.reason is not None or packed.watch is None or packed.watch.runs_plain():
             return self._plain(x)
         self._check(packed, x)
@@ -176,10 +189,6 @@ class FusedModule(nn.Module):
 
     def _check(self, packed: Packed, x: Tensor) -> None:
         check_feature_map(x)
-        if x.device != packed.device:
-            raise ValueError(
-                f"x: expected device {packed.device}, as the parameters, got {x.device}"
-            )
         if x.dtype != packed.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x: expected {packed.dtype}, as the parameters, got {x.dtype}")
         self._check_input(packed.weights, x)
@@ -219,7 +228,7 @@ class FusedModule(nn.Module):
                 if p is not None:
                     if id(p) not in own:
                         own[id(p)] = nn.Parameter(p.detach(), p.requires_grad)
-                        own[id(p)].grad = p.grad
+                        own[id(p)].grad = None if p.grad is None else p.grad.detach()
                     module._parameters[name] = own[id(p)]
             if isinstance(module, FusedModule):
                 module._shares_parameters = False
@@ -248,7 +257,7 @@ class _Recompute(torch.autograd.Function):
         wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[2 + i]]
         create_graph = torch.is_grad_enabled()  # the caller wants a second derivative
         with torch.enable_grad(), use_backend("reference"), torch.autocast(**ctx.autocast):
-            out = ctx.twin(inputs[0])
+            out = ctx.twin._plain(inputs[0])  # the root's hooks have run in the forward
         computed = torch.autograd.grad(
             out, [inputs[i] for i in wanted], grad, create_graph=create_graph, allow_unused=True
         )

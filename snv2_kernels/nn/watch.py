@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 from operator import attrgetter
+from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from snv2_kernels._native import Snapshot
 
-__all__ = ["Watch", "hook_owner"]
+__all__ = ["Watch", "why_plain"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _requires_grad = attrgetter("requires_grad")
+_optimizer_steps = 0
 
 
-def hook_owner(module: nn.Module) -> str | None:
-    """Name of a submodule that has hooks, which a fused forward would not call."""
-    name: str
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps  # noqa: PLW0603
+    _optimizer_steps += 1
+
+
+# Fused optimizers (Adam(fused=True)) write parameters without moving their version counters.
+register_optimizer_step_post_hook(_count_step)
+
+
+def why_plain(module: nn.Module) -> str:
+    """What makes :meth:`Watch.runs_plain` true, in words."""
     for name, child in module.named_modules():
+        if child is not module and child.training:
+            return f"submodule {name!r} is in train() mode"
         if child is not module and any(getattr(child, hooks) for hooks in _HOOKS):
-            return name
-    return None
+            return f"submodule {name!r} has hooks"
+    return "there are global module hooks"
 
 
 class Watch:
     """A snapshot of a module tree that can tell cheaply whether it still holds.
 
     A tensor has changed if another object stands in its place, if its version counter moved (any
-    in-place operation that autograd sees), or if it points to other memory (``p.data = q``, as
-    ``.half()`` and ``.to()`` do). Only a write through ``p.data`` or a NumPy view moves nothing;
-    :meth:`FusedModule.train`, and so ``eval()``, therefore drops the packed weights as well.
+    in-place operation that autograd sees), if it points to other memory (``p.data = q``, as
+    ``.half()`` and ``.to()`` do), or if any optimizer took a step. A module has changed if any of
+    its attributes or its class did. Only a write through ``p.data`` or a NumPy view shows
+    nowhere; :meth:`FusedModule.train`, and so ``eval()``, therefore drops the packed weights.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -42,17 +57,18 @@ class Watch:
         watched = [t for t in tensors if t.is_floating_point()]
         # Memory that is freed may be handed out again at the same address.
         self._alive = [t.detach() for t in watched]
+        self._steps = _optimizer_steps
         self._snapshot = Snapshot(
-            dicts=[d for m in modules for d in (m._parameters, m._buffers, m._modules) if d],
+            modules=modules,
+            registries=[d for m in modules for d in (m._parameters, m._buffers, m._modules) if d],
             tensors=watched,
-            hooks=[getattr(m, hooks) for m in children for hooks in _HOOKS],
-            modules=children,
-            norms=[m for m in modules if "eps" in vars(m)],
+            hooks=[getattr(m, hooks) for m in children for hooks in _HOOKS]
+            + [getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS],
         )
 
     def holds(self) -> bool:
-        """Whether no parameter, buffer or submodule has changed."""
-        return self._snapshot.holds()
+        """Whether no parameter, buffer, submodule or attribute has changed."""
+        return self._steps == _optimizer_steps and self._snapshot.holds()
 
     def runs_plain(self) -> bool:
         """Whether a submodule has hooks or is in ``train()`` mode: only its own forward will do."""
