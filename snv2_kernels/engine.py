@@ -93,6 +93,8 @@ class Engine:
         if reason is not None:
             raise ValueError(f"model: cannot run fused: {reason}")
         packed = fused.packed()
+        assert packed.device is not None
+        assert packed.dtype is not None
         self._plan = packed.weights
         self._dtype = packed.dtype if dtype is None else dtype
         self._device = torch.device(packed.device if device is None else device)

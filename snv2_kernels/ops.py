@@ -242,8 +242,15 @@ def _empty_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
 
 
+def _check_one_device(x: Tensor, *others: Tensor) -> None:
+    torch._check(
+        all(t.device == x.device for t in others), lambda: "all tensors must be on one device"
+    )
+
+
 @torch.library.register_fake("snv2::cat_shuffle")
 def _(a: Tensor, b: Tensor) -> Tensor:
+    _check_one_device(a, b)
     return _empty_map(a, 2 * a.shape[1], a.shape[2], a.shape[3])
 
 
@@ -251,12 +258,14 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 def _(
     x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, stride: int = 1, relu: bool = False
 ) -> Tensor:
+    _check_one_device(x, weight, scale, shift)
     height, width = ((extent - 1) // stride + 1 for extent in x.shape[2:])
     return _empty_map(x, x.shape[1], height, width)
 
 
 @torch.library.register_fake("snv2::split_dw_cat_shuffle")
 def _(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    _check_one_device(x, weight, scale, shift)
     return _empty_map(x, x.shape[1], x.shape[2], x.shape[3])
 
 

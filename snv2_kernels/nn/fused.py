@@ -65,15 +65,15 @@ class Packed:
 
 def _one_device(module: nn.Module) -> torch.device:
     devices = {t.device for t in (*module.parameters(), *module.buffers())}
-    if len(devices) > 1:
+    if len(devices) != 1:
         raise Unsupported(f"its parameters lie on {len(devices)} devices")
     return devices.pop()
 
 
 def _one_dtype(module: nn.Module) -> torch.dtype:
     dtypes = {m.weight.dtype for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    if len(dtypes) > 1:
-        raise Unsupported("its convolutions have different dtypes")
+    if len(dtypes) != 1:
+        raise Unsupported(f"its convolutions have {len(dtypes)} dtypes")
     dtype = dtypes.pop()
     if dtype not in KERNEL_DTYPES:
         raise Unsupported(f"{dtype} runs the reference")

@@ -109,8 +109,9 @@ class InvertedResidual(PlannedModule, models.InvertedResidual):
         return models.InvertedResidual.forward(self, x)
 
     def _in_channels(self) -> int:
-        first = self.branch2[0]
-        assert isinstance(first, nn.Conv2d)
+        first = self.branch2[0] if len(self.branch2) else None
+        if not isinstance(first, nn.Conv2d):
+            raise Unsupported(f"branch2.0: {type(first).__name__} is not a plain Conv2d")
         return first.in_channels * (2 if self.stride == 1 else 1)
 
     def _splits_input(self) -> bool:
@@ -221,8 +222,9 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
         return models.ShuffleNetV2.forward(self, x)
 
     def _in_channels(self) -> int:
-        conv = self.conv1[0]
-        assert isinstance(conv, nn.Conv2d)
+        conv, *_ = _sequence("conv1", self.conv1, 3)
+        if not isinstance(conv, nn.Conv2d):
+            raise Unsupported(f"conv1.0: {type(conv).__name__} is not a plain Conv2d")
         return conv.in_channels
 
     def _add_to(self, builder: PlanBuilder) -> None:

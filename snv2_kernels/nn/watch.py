@@ -50,18 +50,22 @@ class Watch:
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())
         children = modules[1:]  # the module's own hooks run around its forward
-        own = [(*m._parameters.values(), *m._buffers.values()) for m in modules]
-        tensors = [t for of_module in own for t in of_module if t is not None]
-        self.parameters = [t for t in tensors if isinstance(t, nn.Parameter)]
-        # Counters of batches do not enter the packed weights, and may count.
-        watched = [t for t in tensors if t.is_floating_point()]
+        # A batch norm moves its statistics unseen; its counter of batches tells.
+        tensors = [
+            t
+            for m in modules
+            for d in (m._parameters, m._buffers)
+            for t in d.values()
+            if t is not None
+        ]
+        self.parameters = [t for m in modules for t in m._parameters.values() if t is not None]
         # Memory that is freed may be handed out again at the same address.
-        self._alive = [t.detach() for t in watched]
+        self._alive = [t.detach() for t in tensors]
         self._steps = _optimizer_steps
         self._snapshot = Snapshot(
             modules=modules,
             registries=[d for m in modules for d in (m._parameters, m._buffers, m._modules) if d],
-            tensors=watched,
+            tensors=tensors,
             hooks=[getattr(m, hooks) for m in children for hooks in _HOOKS]
             + [getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS],
         )

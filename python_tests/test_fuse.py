@@ -1,0 +1,173 @@
+"""fuse() and explain() on whole networks."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import types
+from typing import Any
+
+import pytest
+import torch
+from _cases import (
+    FORMATS,
+    FP32_BOUND,
+    HALF_DTYPES,
+    WIDTHS,
+    assert_accurate,
+    assert_close,
+    draw,
+    each_library,
+    network,
+    runs_fused,
+    small_network,
+    threads,
+)
+from torch import nn
+
+import snv2_kernels as snv2
+from snv2_kernels.testing import float64_reference, max_error, randomize_
+
+SIZES = [(224, 224), (160, 160), (97, 131), (32, 32)]
+
+each_width = pytest.mark.parametrize("width", WIDTHS)
+
+
+# Networks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+@each_library
+@each_width
+def test_network(
+    torchvision: types.ModuleType, width: str, library: str, size: tuple[int, int]
+) -> None:
+    model = network(library, width)
+    fused = snv2.fuse(model)
+    for batch in (0, 1, 3):
+        x = draw(batch, 3, *size)
+        assert runs_fused(fused, x)
+        assert_close(fused, model, x)
+        assert fused(x).shape == (batch, 1000)
+
+
+@each_library
+@each_width
+def test_state_is_the_models(torchvision: types.ModuleType, width: str, library: str) -> None:
+    model = network(library, width)
+    state, expected = snv2.fuse(model).state_dict(), model.state_dict()
+    assert list(state) == list(expected)
+    assert all(state[key] is not None and torch.equal(state[key], expected[key]) for key in state)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@each_width
+def test_network_on_each_instruction_set(
+    isa: str, width: str, memory_format: torch.memory_format
+) -> None:
+    model = network("snv2", width)
+    x = draw(2, 3, 97, 131, memory_format=memory_format)
+    with torch.no_grad():
+        eager, exact = model(x), float64_reference(model)(x)
+        out = snv2.fuse(model)(x)
+    assert_accurate("network", out, eager, exact)
+    assert max_error(out, eager) < FP32_BOUND
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+@pytest.mark.parametrize("size", [(160, 160), (33, 70)], ids=lambda s: f"{s[0]}x{s[1]}")
+@each_width
+def test_network_in_low_precision(
+    width: str, size: tuple[int, int], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    model = copy.deepcopy(network("snv2", width)).to(dtype)
+    x = draw(2, 3, *size, dtype=dtype, memory_format=memory_format)
+    with torch.no_grad():
+        eager, out = model(x), snv2.fuse(model)(x)
+    assert_accurate("network", out, eager, float64_reference(model)(x))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_threads(batch: int, count: int) -> None:
+    model = network("snv2", "x0_5")
+    x = draw(batch, 3, 97, 131)
+    with threads(count):
+        assert_close(snv2.fuse(model), model, x)
+
+
+def test_small_images() -> None:
+    model = small_network()
+    fused = snv2.fuse(model)
+    for height, width in itertools.product((1, 2, 3, 5, 8, 33), (1, 2, 4, 7, 32)):
+        assert_close(fused, model, draw(2, 3, height, width))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_special_values_stay_in_their_image(isa: str, value: float) -> None:
+    model = small_network()
+    fused = snv2.fuse(model)
+    clean = draw(3, 3, 40, 52)
+    dirty = clean.clone()
+    dirty[1, 2, 17, 30] = value
+    with torch.no_grad():
+        out, expected = fused(dirty), model(dirty)
+        assert not expected[1].isfinite().any()
+        assert torch.equal(out.isnan(), expected.isnan())
+        assert torch.equal(out[0::2], fused(clean)[0::2])
+
+
+# fuse() and explain() themselves ---------------------------------------------------------------
+
+
+def test_fuse_twice() -> None:
+    model = small_network()
+    once = snv2.fuse(model)
+    twice = snv2.fuse(once)
+    assert twice is not once
+    x = draw(2, 3, 65, 49)
+    assert runs_fused(twice, x)
+    assert torch.equal(twice(x), once(x))
+    assert [type(m) for m in twice.modules()] == [type(m) for m in once.modules()]
+    assert str(snv2.explain(once)) == str(snv2.explain(model))
+
+
+def test_fuse_of_a_packed_module_packs_for_itself() -> None:
+    once = snv2.fuse(small_network())
+    x = draw(2, 3, 65, 49)
+    with torch.no_grad():
+        before = once(x)
+        twice = snv2.fuse(once)
+        twice.fc.weight = nn.Parameter(2 * once.fc.weight)  # its own, unlike the memory behind
+        assert max_error(twice(x), before) > 0.1
+        assert torch.equal(once(x), before)
+
+
+def test_model_without_units_is_copied() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
+    fused = snv2.fuse(model)
+    assert fused is not model
+    assert_close(fused, model, draw(1, 3, 9, 9))
+    assert str(snv2.explain(model)) == "no ShuffleNet V2 parts found"
+
+
+def test_explain_of_a_unit_that_the_kernels_do_not_cover() -> None:
+    strided = randomize_(snv2.models.InvertedResidual(8, 8, 3)).eval()
+    assert str(snv2.explain(strided)) == "(model): unit: not fused: stride 3"
+    assert_close(snv2.fuse(strided), strided, draw(2, 8, 9, 11))
+    double = snv2.models.InvertedResidual(8, 8, 1).double()
+    assert str(snv2.explain(double)) == "(model): unit: not fused: torch.float64 runs the reference"
+
+
+def test_explain_leaves_the_model_as_it_was() -> None:
+    model = small_network().train()
+    snv2.explain(model)
+    assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("function", [snv2.fuse, snv2.explain])
+@pytest.mark.parametrize("model", [3, "model", None, torch.ones(3), nn.Linear], ids=str)
+def test_not_a_module(function: Any, model: object) -> None:
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got"):
+        function(model)

@@ -1,0 +1,285 @@
+"""Folding, panels, and plans with any channel table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from _cases import draw, drawn
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import snv2_kernels as snv2
+from snv2_kernels import _native
+from snv2_kernels.ops import run_plan
+from snv2_kernels.packing import PANEL, Plan, PlanBuilder, Step, fold_conv_bn, pack_panels
+from snv2_kernels.testing import float64_reference, max_error, randomize_
+
+# fold_bn --------------------------------------------------------------------------------------
+
+
+def norm(channels: int, **kwargs: Any) -> nn.BatchNorm2d:
+    bn = nn.BatchNorm2d(channels, **kwargs).eval()
+    if bn.affine:
+        return randomize_(bn)
+    generator = torch.Generator().manual_seed(1)
+    bn.running_mean = torch.randn(channels, generator=generator)
+    bn.running_var = torch.rand(channels, generator=generator) + 0.1
+    return bn
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.0], ids=str)
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+def test_fold_bn(affine: bool, eps: float) -> None:
+    bn = norm(29, affine=affine, eps=eps)
+    scale, shift = snv2.fold_bn(bn)
+    assert scale.shape == shift.shape == (29,)
+    assert scale.dtype == shift.dtype == torch.float32
+    assert not scale.requires_grad
+    assert not shift.requires_grad
+    x = draw(2, 29, 5, 7).double()
+    out = x * scale.double()[:, None, None] + shift.double()[:, None, None]
+    assert max_error(out, bn.double()(x).detach()) < 1e-7
+
+
+def test_fold_bn_rounds_once() -> None:
+    bn = norm(29)
+    weight, bias, mean, var = (
+        t.detach().double() for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+    )
+    scale, shift = snv2.fold_bn(bn)
+    exact = weight / (var + bn.eps).sqrt()
+    torch.testing.assert_close(scale, exact.float(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(shift, (bias - mean * exact).float(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_fold_bn_dtypes(dtype: torch.dtype) -> None:
+    scale, shift = snv2.fold_bn(norm(5).to(dtype))
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert scale.dtype == shift.dtype == expected
+
+
+def test_fold_bn_without_bias_or_weight() -> None:
+    bn = norm(5)
+    bn.bias = None
+    scale, shift = snv2.fold_bn(bn)
+    torch.testing.assert_close(shift, -bn.running_mean * scale)
+
+
+def test_fold_bn_of_a_sync_batch_norm() -> None:
+    bn = norm(5)
+    sync = nn.SyncBatchNorm.convert_sync_batchnorm(bn)
+    assert all(map(torch.equal, snv2.fold_bn(sync), snv2.fold_bn(bn)))
+
+
+def test_fold_bn_errors() -> None:
+    with pytest.raises(ValueError, match=r"bn: .*running statistics"):
+        snv2.fold_bn(nn.BatchNorm2d(5, track_running_stats=False))
+    for wrong in (nn.ReLU(), nn.GroupNorm(1, 5), nn.Conv2d(1, 1, 1), 3, None):
+        with pytest.raises(TypeError, match="bn: expected a BatchNorm2d, got"):
+            snv2.fold_bn(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("groups", [1, 6])
+def test_fold_conv_bn(groups: int, bias: bool) -> None:
+    conv = randomize_(nn.Conv2d(6, 12, 3, groups=groups, bias=bias))
+    bn = norm(12)
+    weight, shift = fold_conv_bn(conv, bn)
+    assert weight.dtype == shift.dtype == torch.float64
+    x = draw(2, 6, 7, 7).double()
+    folded = nn.functional.conv2d(x, weight.view(12, 6 // groups, 3, 3), shift, groups=groups)
+    assert max_error(folded, bn.double()(conv.double()(x)).detach()) < 1e-14
+
+
+# Panels ---------------------------------------------------------------------------------------
+
+
+@drawn
+@given(outputs=st.integers(1, 70), depth=st.integers(1, 40))
+def test_pack_panels(outputs: int, depth: int) -> None:
+    generator = torch.Generator().manual_seed(outputs)
+    weight = torch.randn(outputs, depth, dtype=torch.float64, generator=generator)
+    bias = torch.randn(outputs, dtype=torch.float64, generator=generator)
+    packed = pack_panels(weight, bias)
+    panels = -(-outputs // PANEL)
+    assert packed.dtype == torch.float32
+    assert packed.shape == (panels * (1 + depth) * PANEL,)
+    rows = packed.view(panels, 1 + depth, PANEL)
+    for o in range(panels * PANEL):
+        column = rows[o // PANEL, :, o % PANEL]
+        if o < outputs:
+            assert torch.equal(column, torch.cat([bias[o : o + 1], weight[o]]).float())
+        else:
+            assert not column.any()
+
+
+# Plans ----------------------------------------------------------------------------------------
+
+
+def conv_bn(inp: int, oup: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inp, oup, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(oup))
+
+
+class GeneralUnit(nn.Module):
+    """A unit with any main half, passthrough, widths and order of the output."""
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int,
+        mid: int,
+        width: int,
+        main: list[int],
+        passthrough: list[int],
+        projection: int,
+        order: list[int],
+    ) -> None:
+        super().__init__()
+        self.stride, self.order = stride, order
+        self.main, self.passthrough = main, passthrough
+        self.pw1 = conv_bn(len(main), mid)
+        self.dw = conv_bn(mid, mid, 3, stride, mid)
+        self.pw2 = conv_bn(mid, width)
+        self.projection = nn.ModuleList()
+        if projection:
+            self.projection.append(conv_bn(channels, channels, 3, stride, channels))
+            self.projection.append(conv_bn(channels, projection))
+
+    def forward(self, x: Tensor) -> Tensor:
+        main = self.pw2(self.dw(self.pw1(x[:, self.main]).relu())).relu()
+        if self.projection:
+            first = self.projection[1](self.projection[0](x)).relu()
+        else:
+            first = x[:, self.passthrough]
+        return torch.cat([first, main], 1)[:, self.order]
+
+    def add_to(self, builder: PlanBuilder) -> None:
+        projection = tuple(tuple(pair) for pair in self.projection) or None
+        builder.add_unit(
+            self.stride,
+            tuple(self.pw1),
+            tuple(self.dw),
+            tuple(self.pw2),
+            self.main,
+            self.passthrough,
+            self.order,
+            projection,
+        )
+
+
+def plan_of(channels: int, units: nn.Sequential) -> Plan:
+    builder = PlanBuilder()
+    builder.add_import(channels)
+    for unit in units:
+        unit.add_to(builder)
+    return builder.build()
+
+
+def check_plan(channels: int, units: nn.Sequential, x: Tensor) -> None:
+    randomize_(units).eval()
+    plan = plan_of(channels, units)
+    out = run_plan(x, plan)
+    # Which planes went where, not the last bit: of a result of few elements eager's error tells
+    # nothing about the next one.
+    assert max_error(out, float64_reference(units)(x)) <= 16 * torch.finfo(x.dtype).eps
+    assert plan.in_channels == channels
+    assert plan.output_shape(x.shape[0], *x.shape[2:]) == tuple(out.shape)
+    assert plan.units == len(units)
+
+
+@st.composite
+def general_units(draw_: Any) -> tuple[int, nn.Sequential]:
+    """Up to four units. The lists of a unit may leave channels out and name them in any order."""
+    channels = first = draw_(st.integers(1, 40))
+    units = nn.Sequential()
+    for _ in range(draw_(st.integers(1, 4))):
+        shuffled = draw_(st.permutations(range(channels)))
+        cut = draw_(st.integers(1, channels))
+        main, rest = shuffled[:cut], shuffled[cut:]
+        stride = draw_(st.sampled_from([1, 1, 2]))
+        projection = draw_(st.integers(1, 20)) if stride == 2 or draw_(st.booleans()) else 0
+        passthrough = [] if projection else rest[: draw_(st.integers(0, len(rest)))]
+        width, mid = draw_(st.integers(1, 40)), draw_(st.integers(1, 40))
+        joined = width + (projection or len(passthrough))
+        order = list(draw_(st.permutations(range(joined))))
+        units.append(
+            GeneralUnit(channels, stride, mid, width, main, passthrough, projection, order)
+        )
+        channels = joined
+    return first, units
+
+
+@drawn
+@given(
+    case=general_units(),
+    shape=st.tuples(st.integers(0, 3), st.integers(1, 13), st.integers(1, 13)),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+)
+def test_any_index_lists(
+    isa: str,
+    case: tuple[int, nn.Sequential],
+    shape: tuple[int, int, int],
+    memory_format: torch.memory_format,
+) -> None:
+    channels, units = case
+    n, h, w = shape
+    check_plan(channels, units, draw(n, channels, h, w, memory_format=memory_format))
+
+
+def test_shuffle_at_the_input(isa: str) -> None:
+    """The original authors' convention: passthrough = even, main = odd channels, plain concat;
+    at stride 2 the widths of the two branches differ."""
+    units = nn.Sequential(
+        GeneralUnit(24, 2, 29, 34, list(range(24)), [], 24, list(range(58))),
+        *(
+            GeneralUnit(
+                58, 1, 29, 29, list(range(1, 58, 2)), list(range(0, 58, 2)), 0, list(range(58))
+            )
+            for _ in range(3)
+        ),
+        GeneralUnit(58, 2, 58, 58, list(range(58)), [], 58, list(range(116))),
+    )
+    check_plan(24, units, draw(2, 24, 15, 9))
+
+
+def test_passthrough_is_exact() -> None:
+    """What goes through untouched is not rounded, whatever its value."""
+    unit = GeneralUnit(8, 1, 4, 4, [0, 1, 2, 3], [7, 6, 5, 4], 0, list(range(8)))
+    plan = plan_of(8, randomize_(nn.Sequential(unit)).eval())
+    x = draw(2, 8, 5, 5)
+    x[:, 4:] *= 1e30
+    x[0, 5, 2, 2] = float("nan")
+    out = run_plan(x, plan)
+    torch.testing.assert_close(out[:, :4], x[:, [7, 6, 5, 4]], rtol=0, atol=0, equal_nan=True)
+    assert out[:, 4:].isfinite().all()
+
+
+def test_import_and_export() -> None:
+    """A plan of no units gives the map back."""
+    builder = PlanBuilder()
+    builder.add_import(21)
+    builder._weights.append(torch.zeros(1))  # an empty list has no concatenation
+    plan = builder.build()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x = draw(2, 21, 5, 7, dtype=dtype)
+        assert torch.equal(run_plan(x, plan), x)
+        cl = x.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(run_plan(cl, plan), x)
+
+
+def test_format_of_a_plan() -> None:
+    model = snv2.fuse(snv2.models.shufflenet_v2_x0_5().eval())
+    plan = model.packed().weights
+    assert plan.words.dtype == torch.int64
+    assert plan.words[0] == _native.PLAN_MAGIC
+    assert plan.words[1] == 1 + 16 + 1  # stem, units, head
+    assert len(Step(0).words()) == _native.STEP_WORDS
+    assert plan.weights.dtype == torch.float32
+    assert plan.weights.is_contiguous()
+    assert (plan.in_channels, plan.out_channels, plan.halvings) == (3, 1000, 5)
+    assert plan.classify

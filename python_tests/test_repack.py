@@ -1,0 +1,275 @@
+"""Whatever changes a parameter, buffer or submodule, the next eval() forward runs with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from _cases import FP32_BOUND, assert_agrees, convs, drop_in, each_drop_in, norms, plain_and_input
+from torch import Tensor, nn
+
+import snv2_kernels as snv2
+from snv2_kernels.testing import max_error, randomize_
+
+
+def drawn_like(t: Tensor, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + t.numel())
+    return torch.empty(t.shape).uniform_(0.2, 1.0, generator=generator).to(t.dtype)
+
+
+def set_grads(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.grad = drawn_like(p) - 0.5
+
+
+def other_state(model: nn.Module) -> dict[str, Tensor]:
+    return randomize_(copy.deepcopy(model), seed=11).state_dict()
+
+
+# Edits: each takes a module and changes it, the same for the same state -------------------------
+
+
+def optimizer_step(make: Callable[[list[Tensor]], torch.optim.Optimizer]) -> Callable[..., None]:
+    def edit(model: nn.Module) -> None:
+        set_grads(model)
+        make(list(model.parameters())).step()
+
+    return edit
+
+
+def train_step(model: nn.Module) -> None:
+    was_training = model.training
+    model.train()
+    channels = convs(model)[0].in_channels
+    channels *= 2 if getattr(model, "stride", None) == 1 or hasattr(model, "dw") else 1
+    x = drawn_like(torch.empty(2, channels, 17, 17))
+    model(x).square().mean().backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    model.train(was_training)
+
+
+@torch.no_grad()
+def in_place(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.mul_(drawn_like(p))
+
+
+@torch.no_grad()
+def last_parameter_only(model: nn.Module) -> None:
+    list(model.parameters())[-1].add_(1)
+
+
+@torch.no_grad()
+def one_element(model: nn.Module) -> None:
+    convs(model)[0].weight[0, 0, 0, 0] += 3
+
+
+@torch.inference_mode()
+def in_inference_mode(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.mul_(drawn_like(p))
+
+
+def new_data(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.data = p.data * 2
+
+
+def new_parameters(model: nn.Module) -> None:
+    for m in (*convs(model), *norms(model)):
+        m.weight = nn.Parameter(drawn_like(m.weight))
+
+
+def parameters_to_plain_tensors(model: nn.Module) -> None:
+    """As torch.func.functional_call does, and some pruning code."""
+    for m in convs(model):
+        value = m.weight.detach() * 2
+        del m.weight
+        m.register_buffer("weight", value)
+
+
+def swapped_tensors(model: nn.Module) -> None:
+    for m in convs(model):
+        torch.utils.swap_tensors(m.weight, nn.Parameter(drawn_like(m.weight)))
+
+
+def from_vector(model: nn.Module) -> None:
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters((vector * 1.5).detach(), model.parameters())
+
+
+@torch.no_grad()
+def set_(model: nn.Module) -> None:
+    for m in convs(model):
+        m.weight.set_(drawn_like(m.weight))
+
+
+def initialised(model: nn.Module) -> None:
+    torch.manual_seed(4)
+    for m in convs(model):
+        nn.init.kaiming_normal_(m.weight)
+
+
+def loaded(model: nn.Module) -> None:
+    model.load_state_dict(other_state(model))
+
+
+def loaded_by_assignment(model: nn.Module) -> None:
+    model.load_state_dict(other_state(model), assign=True)
+
+
+def statistics(model: nn.Module) -> None:
+    for bn in norms(model):
+        bn.running_mean.add_(drawn_like(bn.running_mean))
+        bn.running_var.mul_(2)
+
+
+def reset_statistics(model: nn.Module) -> None:
+    for bn in norms(model):
+        bn.reset_running_stats()
+
+
+def new_buffers(model: nn.Module) -> None:
+    for bn in norms(model):
+        bn.running_mean = drawn_like(bn.running_mean)
+
+
+def eps(model: nn.Module) -> None:
+    for bn in norms(model):
+        bn.eps = 0.5
+
+
+def half(model: nn.Module) -> None:
+    model.half()
+
+
+def bfloat16_and_back(model: nn.Module) -> None:
+    model.bfloat16()
+    model.float()
+
+
+def through_data(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.data.mul_(drawn_like(p))
+    model.eval()
+
+
+def through_numpy(model: nn.Module) -> None:
+    for p in model.parameters():
+        p.detach().numpy()[...] *= 2
+    model.eval()
+
+
+def other_convolution(model: nn.Module) -> None:
+    for parent in model.modules():
+        for name, conv in parent.named_children():
+            if isinstance(conv, nn.Conv2d):
+                new = copy.deepcopy(conv)
+                nn.init.constant_(new.weight, 0.1)
+                setattr(parent, name, new)
+                return
+
+
+def with_biases(model: nn.Module) -> None:
+    for conv in convs(model):
+        conv.bias = nn.Parameter(drawn_like(conv.weight[:, 0, 0, 0]))
+
+
+EDITS: dict[str, Callable[[nn.Module], None]] = {
+    "sgd": optimizer_step(lambda ps: torch.optim.SGD(ps, 0.1)),
+    "adam-foreach": optimizer_step(lambda ps: torch.optim.Adam(ps, 0.1, foreach=True)),
+    "adam-fused": optimizer_step(lambda ps: torch.optim.Adam(ps, 0.1, fused=True)),
+    **{
+        f.__name__.replace("_", "-"): f
+        for f in (
+            train_step,
+            in_place,
+            last_parameter_only,
+            one_element,
+            in_inference_mode,
+            new_data,
+            new_parameters,
+            parameters_to_plain_tensors,
+            swapped_tensors,
+            from_vector,
+            set_,
+            initialised,
+            loaded,
+            loaded_by_assignment,
+            statistics,
+            reset_statistics,
+            new_buffers,
+            eps,
+            half,
+            bfloat16_and_back,
+            through_data,
+            through_numpy,
+            other_convolution,
+            with_biases,
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@each_drop_in
+def test_edit_shows(kind: str, edit: str) -> None:
+    plain, module, x = drop_in(kind)
+    with torch.no_grad():
+        before = module(x)
+    for m in (plain, module):
+        EDITS[edit](m)
+    x = x.to(next(plain.parameters()).dtype)
+    with torch.no_grad():
+        change = max_error(plain(x), before)
+        assert max_error(module(x), before) > 0.1 * change > 1e-5  # a cast changes only rounding
+    assert_agrees(kind, module, plain, x)
+
+
+# These put other objects into the model, which the fused module does not share.
+UNSHARED = {
+    "new-parameters",
+    "parameters-to-plain-tensors",
+    "loaded-by-assignment",
+    "eps",
+    "new-buffers",
+    "half",
+    "bfloat16-and-back",
+    "other-convolution",
+    "with-biases",
+}
+
+
+@pytest.mark.parametrize("edit", [edit for edit in EDITS if edit not in UNSHARED])
+def test_edit_of_the_shared_model_shows(edit: str) -> None:
+    """The same edits to the model that was fused, where they reach shared tensors."""
+    plain, x = plain_and_input("network")
+    fused = snv2.fuse(plain)
+    with torch.no_grad():
+        before = fused(x)
+    EDITS[edit](plain)
+    if edit.startswith("through"):
+        fused.eval()
+    with torch.no_grad():
+        assert max_error(fused(x), before) > 1e-5
+        assert max_error(fused(x), plain(x)) < FP32_BOUND
+
+
+def test_edits_do_not_pile_up() -> None:
+    """Repacking frees what it replaces: one state of packed weights at a time."""
+    _, module, x = drop_in("unit-s1")
+    states = set()
+    for _ in range(3):
+        module(x)
+        states.add(id(module.__dict__["_packed_state"]))
+        in_place(module)
+    assert "_packed_state" in module.__dict__
+    assert_agrees("unit-s1", module, *_plain_copy(module, x))
+
+
+def _plain_copy(module: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    plain = snv2.models.InvertedResidual(34, 34, 1).eval()
+    plain.load_state_dict(module.state_dict())
+    return plain, x

@@ -1,0 +1,327 @@
+"""torch.ops.snv2.*: opcheck, arguments that do not fit, plans that are not plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from _cases import DTYPES, FORMATS, KINDS, VIEWS, draw, drawn, plain_and_input
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import snv2_kernels as snv2
+from snv2_kernels import _native
+from snv2_kernels.packing import Plan, Step
+
+OPS = torch.ops.snv2
+ERRORS = (RuntimeError, ValueError)
+STEP_FIELDS = list(Step.__dataclass_fields__)
+MAP = (2, 6, 5, 7)
+
+
+def depthwise_arguments(channels: int, count: int) -> list[Tensor]:
+    return [
+        draw(channels, 1, 3, 3), draw(channels, seed=1), draw(channels, seed=2)
+    ][:count]  # fmt: skip
+
+
+def plan_of(kind: str) -> tuple[Plan, Tensor]:
+    model, x = plain_and_input(kind)
+    return snv2.fuse(model).packed().weights, x
+
+
+def out_arguments(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
+    size = _native.workspace_bytes(
+        plan.words.numpy(), plan.weights.numel(), x.shape[0], *x.shape[2:], torch.get_num_threads()
+    )
+    workspace = torch.zeros(size // 4)
+    out = torch.zeros(plan.output_shape(x.shape[0], *x.shape[2:]), dtype=x.dtype)
+    return x, plan.weights, plan.words, workspace, out
+
+
+# opcheck --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    # The gradient's part is slow, and the same for all dtypes and formats.
+    requires_grad = dtype == torch.float32 and memory_format == torch.contiguous_format
+    a, b = (draw(*MAP, dtype=dtype, memory_format=memory_format, seed=i) for i in range(2))
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (OPS.cat_shuffle, (a, b)),
+        (OPS.dw_conv3x3, (a, *depthwise_arguments(6, 3), 1, False)),
+        (OPS.dw_conv3x3, (a, *depthwise_arguments(6, 3), 2, True)),
+        (OPS.split_dw_cat_shuffle, (a, *depthwise_arguments(3, 3))),
+    ]
+    for op, args in calls:
+        for t in args:
+            if isinstance(t, Tensor):
+                t.requires_grad_(requires_grad)
+        torch.library.opcheck(op.default, args)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("view", VIEWS)
+def test_fake_results_of_views_have_the_strides_of_real_ones(
+    view: str, memory_format: torch.memory_format
+) -> None:
+    a = VIEWS[view](*MAP, memory_format=memory_format)
+    plan, _ = plan_of("unit-s1")
+    wide = VIEWS[view](2, 34, 5, 7, memory_format=memory_format)
+    for op, args in (
+        (OPS.cat_shuffle, (a, a.clone())),
+        (OPS.dw_conv3x3, (a, *depthwise_arguments(6, 3), 2, True)),
+        (OPS.split_dw_cat_shuffle, (a, *depthwise_arguments(3, 3))),
+        (OPS.network, (wide, *plan.arguments)),
+    ):
+        torch.library.opcheck(op.default, args, test_utils="test_faketensor")
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck_of_plans(
+    kind: str, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    plan, x = plan_of(kind)
+    x = x.to(dtype)
+    torch.library.opcheck(OPS.network_out.default, out_arguments(plan, x))
+    x = x.contiguous(memory_format=memory_format)
+    torch.library.opcheck(OPS.network.default, (x, *plan.arguments))
+
+
+def test_network_says_that_it_has_no_gradient() -> None:
+    plan, x = plan_of("unit-s1")
+    out = OPS.network(x.requires_grad_(), *plan.arguments)
+    with pytest.raises(NotImplementedError, match="no gradient"):
+        out.sum().backward()
+
+
+# Raw arguments --------------------------------------------------------------------------------
+
+
+def w(channels: int) -> list[Tensor]:
+    return depthwise_arguments(channels, 3)
+
+
+def zeros(*shape: int, **kwargs: Any) -> Tensor:
+    return torch.zeros(*shape, **kwargs)
+
+
+half = zeros(*MAP, dtype=torch.float16)
+RAW: dict[str, tuple[Callable[[], Any], str]] = {
+    "cat-rank": (lambda: OPS.cat_shuffle(zeros(3), zeros(3)), "a must have 4 dimensions"),
+    "cat-dtypes": (lambda: OPS.cat_shuffle(zeros(*MAP), half), "a and b"),
+    "cat-shapes": (lambda: OPS.cat_shuffle(zeros(*MAP), zeros(2, 6, 5, 6)), "a and b"),
+    "cat-float64": (lambda: OPS.cat_shuffle(zeros(*MAP).double(), zeros(*MAP).double()), "a must"),
+    "dw-int": (lambda: OPS.dw_conv3x3(zeros(*MAP).int(), *w(6)), "x must be float32"),
+    "dw-pixels": (lambda: OPS.dw_conv3x3(zeros(2, 6, 0, 7), *w(6)), "x must have at least one pix"),
+    "dw-stride": (lambda: OPS.dw_conv3x3(zeros(*MAP), *w(6), 3), "stride must be 1 or 2"),
+    "dw-weight": (lambda: OPS.dw_conv3x3(zeros(*MAP), *w(5)), "weight must have 54 elements"),
+    "dw-half-weight": (lambda: OPS.dw_conv3x3(half, *(t.half() for t in w(6))), "weight must be a"),
+    "dw-strided-weight": (
+        lambda: OPS.dw_conv3x3(zeros(*MAP), w(12)[0][::2], *w(6)[1:]), "weight must be a contig"
+    ),
+    "dw-scale": (lambda: OPS.dw_conv3x3(zeros(*MAP), w(6)[0], *w(5)[1:]), "scale must have 6"),
+    "dw-shift": (lambda: OPS.dw_conv3x3(zeros(*MAP), *w(6)[:2], w(5)[2]), "shift must have 6"),
+    "split-odd": (lambda: OPS.split_dw_cat_shuffle(zeros(2, 5, 5, 7), *w(2)), "x must have an eve"),
+    "split-weight": (lambda: OPS.split_dw_cat_shuffle(zeros(*MAP), *w(6)), "weight must have 27"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RAW)
+def test_raw_arguments(case: str) -> None:
+    call, message = RAW[case]
+    with pytest.raises(ERRORS, match=message):
+        call()
+
+
+def test_raw_arguments_on_two_devices() -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        OPS.cat_shuffle(zeros(*MAP), zeros(*MAP, device="meta"))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        OPS.dw_conv3x3(zeros(*MAP), *(t.to("meta") for t in w(6)))
+
+
+def test_raw_arguments_of_network() -> None:
+    plan, x = plan_of("unit-s1")
+    good = [x, *plan.arguments]
+    wrong: list[tuple[int, Any, str]] = [
+        (0, x[:, :-1], "x must have 34 channels"),
+        (0, x.double(), "x must be float32"),
+        (0, x[0], "x must have 4 dimensions"),
+        (0, x[:, :, :0], "x must have at least one pixel"),
+        (1, plan.weights[:-1], "plan"),
+        (1, plan.weights.double(), "weights must be a contiguous float32"),
+        (1, plan.weights.repeat(2)[::2], "weights must be a contiguous float32"),
+        (2, plan.words.int(), "plan must be a contiguous int64"),
+        (2, plan.words.repeat(2)[::2], "plan must be a contiguous int64"),
+        (2, plan.words[:-1], "plan"),
+        (2, plan.words[:0], "plan"),
+        (3, 35, "out_channels"),
+        (4, 1, "halvings"),
+        (5, True, "classify"),
+    ]
+    for i, value, message in wrong:
+        with pytest.raises(ERRORS, match=message):
+            OPS.network(*good[:i], value, *good[i + 1 :])
+    assert OPS.network(*good).isfinite().all()
+
+
+def test_raw_arguments_of_network_out() -> None:
+    plan, x = plan_of("stage")
+    good = list(out_arguments(plan, x))
+    workspace, out = good[3], good[4]
+    wrong: list[tuple[int, Any, str]] = [
+        (0, x[..., ::2], "x must be dense"),
+        (0, x.half(), "out must be a CPU tensor of x's dtype"),
+        (0, x[:1], "out"),
+        (0, x.contiguous(memory_format=torch.channels_last), "out must be dense"),
+        (3, workspace[:-1], "workspace"),
+        (3, workspace[:0], "workspace"),
+        (3, workspace.double(), "workspace must be a contiguous float32"),
+        (3, workspace.repeat(2)[::2], "workspace must be a contiguous float32"),
+        (4, out[:, :-1], "out"),
+        (4, out.half(), "out must be a CPU tensor of x's dtype"),
+        (4, out.flatten(1), "out has the wrong rank"),
+        (4, out.contiguous(memory_format=torch.channels_last), "out must be dense"),
+        (4, out.repeat(2, 1, 1, 1)[::2], "out"),
+    ]
+    for i, value, message in wrong:
+        with pytest.raises(ERRORS, match=message):
+            OPS.network_out(*good[:i], value, *good[i + 1 :])
+    OPS.network_out(*good)
+    assert torch.equal(out, OPS.network(x, *plan.arguments))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_at_any_address(isa: str, kind: str) -> None:
+    """Views of a tensor start at addresses that no vector instruction likes."""
+
+    def moved(t: Tensor) -> Tensor:
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+    plan, x = plan_of(kind)
+    expected = OPS.network(x, *plan.arguments)
+    shifted = [moved(t) for t in out_arguments(plan, x)]
+    OPS.network_out(*shifted)
+    assert torch.equal(shifted[4], expected)
+    assert torch.equal(
+        OPS.network(moved(x), moved(plan.weights), moved(plan.words), *plan.arguments[2:]), expected
+    )
+
+
+# Plans that are not plans ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def unfilled_memory(nan_filled_memory: None) -> None:
+    """A wrong plan may ask for gigabytes, which are not to be touched."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def run_corrupted(plan: Plan, x: Tensor, words: Tensor) -> None:
+    """An exception or a tensor: anything but the end of the interpreter."""
+    try:
+        out = OPS.network(x, plan.weights, words, *plan.arguments[2:])
+    except ERRORS:
+        return
+    assert out.shape == plan.output_shape(x.shape[0], *x.shape[2:])
+
+
+def word_of_step(plan: Plan, step: int, field: str) -> int:
+    return _native.HEADER_WORDS + step * _native.STEP_WORDS + STEP_FIELDS.index(field)
+
+
+EXTREMES = [-1, 0, 1, 2, 3, 15, 16, 17, 1 << 20, 1 << 24, 1 << 31, 1 << 40, 1 << 60, (1 << 63) - 1,
+            -(1 << 63), -(1 << 40), -16]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+@pytest.mark.parametrize("field", STEP_FIELDS)
+def test_extreme_words(unfilled_memory: None, field: str, step: int) -> None:
+    """Steps of every kind, and units of both strides."""
+    for kind, i in (("stage", step), ("network", step if step < 3 else -1)):
+        plan, x = plan_of(kind)
+        at = word_of_step(plan, i % len(plan.steps), field)
+        for value in EXTREMES:
+            words = plan.words.clone()
+            words[at] = value
+            run_corrupted(plan, x, words)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_header_and_tables(unfilled_memory: None, kind: str) -> None:
+    plan, x = plan_of(kind)
+    tables = _native.HEADER_WORDS + len(plan.steps) * _native.STEP_WORDS
+    for i in (*range(_native.HEADER_WORDS), tables, tables + 1, -1):
+        for value in EXTREMES:
+            words = plan.words.clone()
+            words[i] = value
+            run_corrupted(plan, x, words)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_magic_and_size(kind: str) -> None:
+    plan, x = plan_of(kind)
+    words = plan.words.clone()
+    words[0] += 1
+    with pytest.raises(ERRORS, match="plan"):
+        OPS.network(x, plan.weights, words, *plan.arguments[2:])
+    for size in (0, 1, 5, 6, 7, 26, 46, len(words) // 2, len(words) - 1):
+        with pytest.raises(ERRORS, match="plan"):
+            OPS.network(x, plan.weights, plan.words[:size], *plan.arguments[2:])
+    for size in (0, 1, plan.weights.numel() - 1):
+        with pytest.raises(ERRORS, match="plan"):
+            OPS.network(x, plan.weights[:size], plan.words, *plan.arguments[2:])
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 24, 1 << 40])
+@pytest.mark.parametrize(
+    "field", [name for name in STEP_FIELDS if name.endswith(("_table", "_weights"))]
+)
+def test_offsets_out_of_range(unfilled_memory: None, field: str, value: int) -> None:
+    plan, x = plan_of("unit-s2")
+    words = plan.words.clone()
+    words[word_of_step(plan, 1, field)] = value
+    with pytest.raises(ERRORS, match=f"plan: step 1: {field}"):
+        OPS.network(x, plan.weights, words, *plan.arguments[2:])
+
+
+@pytest.mark.parametrize("value", [-1000, 1000, 1 << 40])
+@pytest.mark.parametrize("field", ["proj_depth", "proj_panels", "proj_table"])
+def test_projection_of_a_unit_that_has_none(unfilled_memory: None, field: str, value: int) -> None:
+    plan, x = plan_of("unit-s1")
+    words = plan.words.clone()
+    words[word_of_step(plan, 1, field)] = value
+    if field == "proj_table":
+        words[word_of_step(plan, 1, "proj_depth")] = 1
+    with pytest.raises(ERRORS, match="plan: step 1"):
+        OPS.network(x, plan.weights, words, *plan.arguments[2:])
+
+
+@drawn
+@given(data=st.data(), kind=st.sampled_from(list(KINDS)))
+@example(data=None, kind="stage")
+def test_random_corruption(unfilled_memory: None, data: st.DataObject | None, kind: str) -> None:
+    plan, x = plan_of(kind)
+    if data is None:
+        run_corrupted(plan, x, torch.zeros_like(plan.words))
+        return
+    words = plan.words.clone()
+    values = st.one_of(
+        st.integers(-2, 600), st.sampled_from(EXTREMES), st.integers(-(1 << 63), (1 << 63) - 1)
+    )
+    for _ in range(data.draw(st.sampled_from([1, 1, 1, 2, 5]))):
+        words[data.draw(st.integers(0, len(words) - 1))] = data.draw(values)
+    run_corrupted(plan, x, words)
+
+
+def test_weights_that_are_not_numbers() -> None:
+    plan, x = plan_of("network")
+    out = OPS.network(x, torch.full_like(plan.weights, torch.nan), *plan.arguments[1:])
+    assert out.isnan().all()

@@ -1,0 +1,242 @@
+"""Drop-in units, stages and SplitDepthwiseShuffle against the plain modules."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from _cases import (
+    DTYPES,
+    FORMATS,
+    VIEWS,
+    assert_accurate,
+    assert_same_specials,
+    draw,
+    drawn,
+    keeps_format,
+    plain_stage,
+    runs_fused,
+    threads,
+    unit_pair,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import snv2_kernels as snv2
+from snv2_kernels.testing import float64_reference, max_error, randomize_
+
+Shape = tuple[int, int, int, int]
+
+# Stride, channels of the output, shape of the input.
+UNITS: list[tuple[int, int, Shape]] = [
+    # those of the networks
+    (1, 48, (1, 48, 28, 28)),
+    (1, 116, (3, 116, 28, 28)),
+    (1, 232, (1, 232, 14, 14)),
+    (1, 352, (1, 352, 14, 14)),
+    (1, 976, (1, 976, 7, 7)),
+    (2, 48, (1, 24, 56, 56)),
+    (2, 116, (2, 24, 56, 56)),
+    (2, 464, (1, 232, 14, 14)),
+    (2, 488, (1, 244, 28, 28)),
+    # odd ones
+    (1, 58, (3, 58, 15, 9)),
+    (1, 58, (1, 58, 1, 1)),
+    (1, 2, (2, 2, 13, 13)),
+    (1, 34, (3, 34, 1, 7)),
+    (1, 58, (0, 58, 7, 7)),
+    (2, 58, (3, 29, 15, 9)),
+    (2, 58, (1, 24, 13, 13)),
+    (2, 34, (2, 1, 1, 1)),
+    (2, 2, (1, 17, 2, 9)),
+    (2, 58, (0, 29, 7, 7)),
+]
+SPLITS: list[Shape] = [
+    (3, 116, 28, 28),
+    (1, 464, 7, 7),
+    (3, 58, 15, 9),
+    (2, 2, 1, 1),
+    (0, 58, 7, 7),
+]
+# Channels of the input, strides, channels of the outputs, shape of the input.
+STAGES = {
+    "stage2-x0_5": ([2, 1, 1, 1], 48, (1, 24, 28, 28)),
+    "stage4-x1_0": ([2, 1, 1, 1], 464, (3, 232, 14, 14)),
+    "stride1-only": ([1, 1, 1], 58, (3, 58, 15, 9)),
+    "two-stride2": ([2, 1, 2, 1], 34, (2, 17, 13, 15)),
+    "eight": ([2] + 7 * [1], 232, (1, 116, 28, 28)),
+    "batch0": ([2, 1], 34, (0, 17, 13, 15)),
+}
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_format = pytest.mark.parametrize("memory_format", FORMATS)
+
+
+def unit_id(case: object) -> str:
+    if not isinstance(case, tuple):
+        return str(case)
+    stride, oup, shape = case
+    return f"s{stride}-{'x'.join(map(str, shape))}-{oup}"
+
+
+def check(kind: str, module: nn.Module, plain: nn.Module, x: Tensor) -> Tensor:
+    """One fused call that is as right as the plain module."""
+    exact = float64_reference(plain)(x.contiguous())
+    with torch.no_grad():
+        assert runs_fused(module, x)
+        out, eager = module(x), plain(x)
+    assert_accurate(kind, out, eager, exact)
+    assert keeps_format(out, x if x.is_contiguous() or is_channels_last(x) else out)
+    return out
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+@each_format
+@each_dtype
+@pytest.mark.parametrize("case", UNITS, ids=unit_id)
+def test_unit(
+    isa: str,
+    case: tuple[int, int, Shape],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> None:
+    stride, oup, shape = case
+    plain, unit = unit_pair(stride, shape[1], oup)
+    x = draw(*shape, dtype=dtype, memory_format=memory_format)
+    check("unit", unit.to(dtype), plain.to(dtype), x)
+
+
+@drawn
+@given(
+    stride=st.sampled_from([1, 2]),
+    inp=st.integers(1, 70),
+    half=st.integers(1, 40),
+    shape=st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 30)),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    count=st.sampled_from([1, 2, 5]),
+)
+def test_drawn_units(
+    isa: str,
+    stride: int,
+    inp: int,
+    half: int,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    count: int,
+) -> None:
+    inp = 2 * half if stride == 1 else inp
+    plain, unit = unit_pair(stride, inp, 2 * half)
+    n, h, w = shape
+    x = draw(n, inp, h, w, dtype=dtype, memory_format=memory_format)
+    with threads(count):
+        check("unit", unit.to(dtype), plain.to(dtype), x)
+
+
+@each_format
+@each_dtype
+@pytest.mark.parametrize("shape", SPLITS, ids=lambda s: "x".join(map(str, s)))
+def test_split_depthwise_shuffle(
+    isa: str, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    module = randomize_(snv2.nn.SplitDepthwiseShuffle(shape[1])).eval().to(dtype)
+    assert list(module.state_dict())[:3] == ["dw.weight", "bn.weight", "bn.bias"]
+    x = draw(*shape, dtype=dtype, memory_format=memory_format)
+    plain = copy.deepcopy(module)
+    with torch.no_grad(), snv2.use_backend("reference"):
+        eager, exact = plain(x), plain.double()(x.double())
+    assert runs_fused(module, x)
+    with torch.no_grad():
+        out = module(x)
+    assert_accurate("op", out, eager, exact)
+    assert keeps_format(out, x)
+
+
+@each_format
+@each_dtype
+@pytest.mark.parametrize("case", STAGES)
+def test_stage(isa: str, case: str, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    strides, oup, shape = STAGES[case]
+    plain = plain_stage(strides, oup, shape[1]).to(dtype)
+    stage = snv2.fuse(plain)
+    assert type(stage) is snv2.nn.Stage
+    check("stage", stage, plain, draw(*shape, dtype=dtype, memory_format=memory_format))
+
+
+def test_stage_constructor() -> None:
+    stage = snv2.nn.Stage(snv2.nn.InvertedResidual(8, 20, 2), snv2.nn.InvertedResidual(20, 20, 1))
+    randomize_(stage).eval()
+    plain = plain_stage([2, 1], 20, 8)
+    assert list(stage.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(stage.state_dict())
+    check("stage", stage, plain, draw(2, 8, 9, 9))
+    with pytest.raises(TypeError, match=r"units\[1\].*Conv2d"):
+        snv2.nn.Stage(snv2.nn.InvertedResidual(8, 8, 1), nn.Conv2d(8, 8, 1))
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+@each_format
+@pytest.mark.parametrize("case", ["eight", "stage4-x1_0", "two-stride2"])
+def test_threads(case: str, memory_format: torch.memory_format, count: int) -> None:
+    strides, oup, shape = STAGES[case]
+    plain = plain_stage(strides, oup, shape[1])
+    stage = snv2.fuse(plain)
+    for batch in (1, 2, 5):
+        x = draw(batch, *shape[1:], memory_format=memory_format)
+        with threads(count), torch.no_grad():
+            out = check("stage", stage, plain, x)
+            assert all(torch.equal(stage(x), out) for _ in range(3))
+
+
+@each_format
+@each_dtype
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_views(
+    stride: int, view: str, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    plain, unit = unit_pair(stride, 34, 34)
+    x = VIEWS[view](3, 34, 9, 11, dtype=dtype, memory_format=memory_format)
+    before = x.clone()
+    check("unit", unit.to(dtype), plain.to(dtype), x)
+    assert torch.equal(x, before)
+
+
+@each_dtype
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_special_values(isa: str, stride: int, value: float, dtype: torch.dtype) -> None:
+    plain, unit = unit_pair(stride, 34, 34)
+    plain, unit = plain.to(dtype), unit.to(dtype)
+    for position in ((0, 30, 0, 0), (1, 3, 8, 10), (1, 33, 4, 5), (2, 17, 0, 10)):
+        x = draw(3, 34, 9, 11, dtype=dtype)
+        clean = unit(x)
+        x[position] = value
+        eager, out = plain(x), unit(x)
+        assert eager.isfinite().logical_not().any()
+        assert_same_specials(out, eager)
+        others = [i for i in range(3) if i != position[0]]
+        assert torch.equal(out[others], clean[others])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_large_float16_activations_do_not_overflow_on_the_way(stride: int) -> None:
+    """The kernels keep float32 between the layers, so they are right where eager overflows."""
+    plain, unit = unit_pair(stride, 34, 34)
+    for module in (plain, unit):
+        module.branch2[0].weight.data *= 1000
+        module.branch2[3].weight.data *= 1e-3
+        module.branch2[1].running_mean.zero_()
+        module.eval()
+    x = draw(1, 34, 9, 9) * 100
+    exact = float64_reference(plain.half())(x.half())
+    with torch.no_grad():
+        out, eager = unit.half()(x.half()), plain(x.half())
+    assert not eager.isfinite().all()
+    assert max_error(out, exact) < 4 * torch.finfo(torch.float16).eps
