@@ -1,5 +1,5 @@
-// The PyTorch ops of the CPU backend: schemas, checks and dispatch, through the stable ABI, so
-// that one binary serves every torch from 2.11 on.
+// The PyTorch ops of the CPU backend: schemas, checks and dispatch, through the stable ABI of
+// torch 2.11 and newer.
 //
 // Checks here keep a call of torch.ops.snv2.* from reading memory it should not; the public
 // functions in snv2_kernels/ops.py check first and name the user's own arguments.
