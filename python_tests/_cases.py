@@ -47,7 +47,7 @@ drawn = settings(
 # dtype, whatever the depth. In float32 a sum of k products errs by about sqrt(k) / 2 roundings: k
 # is nine in an op and up to 488 in a unit; a stage has eight units and a network sixteen, whose
 # errors add like independent ones.
-_FLOAT32_BOUNDS = {"op": 2, "unit": 8, "stage": 16, "network": 16}
+FLOAT32_BOUNDS = {"op": 2, "unit": 8, "stage": 16, "network": 16}
 _NARROW_BOUND = 1
 
 # Between two ways to sum in float32, through at most a network.
@@ -66,7 +66,7 @@ def assert_accurate(kind: str, actual: Tensor, eager: Tensor, exact: Tensor) -> 
     assert actual.dtype == eager.dtype
     assert actual.shape == eager.shape
     eps = torch.finfo(eager.dtype).eps
-    bound = _FLOAT32_BOUNDS[kind] if eager.dtype == torch.float32 else _NARROW_BOUND
+    bound = FLOAT32_BOUNDS[kind] if eager.dtype == torch.float32 else _NARROW_BOUND
     allowed = min(1.5 * max_error(eager, exact) + eps, bound * eps)
     error = max_error(actual, exact)
     assert error <= allowed, f"{error / eps:.2f} eps, eager {max_error(eager, exact) / eps:.2f} eps"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from _cases import draw, drawn
+from _cases import FLOAT32_BOUNDS, assert_accurate, draw, drawn
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -180,13 +180,21 @@ def plan_of(channels: int, units: nn.Sequential) -> Plan:
     return builder.build()
 
 
+FEW_ELEMENTS = 512
+
+
 def check_plan(channels: int, units: nn.Sequential, x: Tensor) -> None:
     randomize_(units).eval()
     plan = plan_of(channels, units)
+    exact = float64_reference(units)(x)
+    with torch.no_grad():
+        eager = units(x)
     out = run_plan(x, plan)
-    # Which planes went where, not the last bit: of a result of few elements eager's error tells
-    # nothing about the next one.
-    assert max_error(out, float64_reference(units)(x)) <= 16 * torch.finfo(x.dtype).eps
+    # Of a handful of elements eager's error is one throw of the dice, and hypothesis looks for the
+    # throws where it is near zero: there only the stated bound holds.
+    assert max_error(out, exact) <= FLOAT32_BOUNDS["stage"] * torch.finfo(x.dtype).eps
+    if out.numel() >= FEW_ELEMENTS:
+        assert_accurate("stage", out, eager, exact)
     assert plan.in_channels == channels
     assert plan.output_shape(x.shape[0], *x.shape[2:]) == tuple(out.shape)
     assert plan.units == len(units)

@@ -16,9 +16,8 @@ namespace py = pybind11;
 
 namespace {
 
-// The attribute as an integer; every one asked for here is an int, a bool or a method giving one.
-int64_t int_attribute(PyObject* object, PyObject* name) {
-  PyObject* value = PyObject_GetAttr(object, name);
+// Takes a new reference to an int, or null with a Python error set.
+int64_t to_int(PyObject* value) {
   if (value == nullptr) throw py::error_already_set();
   const int64_t result = PyLong_AsLongLong(value);
   Py_DECREF(value);
@@ -26,13 +25,12 @@ int64_t int_attribute(PyObject* object, PyObject* name) {
   return result;
 }
 
+int64_t int_attribute(PyObject* object, PyObject* name) {
+  return to_int(PyObject_GetAttr(object, name));
+}
+
 int64_t int_call(PyObject* object, PyObject* method) {
-  PyObject* value = PyObject_CallMethodNoArgs(object, method);
-  if (value == nullptr) throw py::error_already_set();
-  const int64_t result = PyLong_AsLongLong(value);
-  Py_DECREF(value);
-  if (result == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return result;
+  return to_int(PyObject_CallMethodNoArgs(object, method));
 }
 
 class Snapshot {
