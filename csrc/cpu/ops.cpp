@@ -1,15 +1,11 @@
-// Stand-alone ops: argument checks and the split into work items.
-#include <stdexcept>
+// Stand-alone ops: the split into work items.
 #include <vector>
 
+#include "checks.h"
 #include "cpu/kernels.h"
 
 namespace snv2::cpu {
 namespace {
-
-void require(bool ok, const char* message) {
-  if (!ok) throw std::invalid_argument(message);
-}
 
 // Work below this is not worth waking a thread for.
 constexpr int64_t kMinElements = 16 * 1024;
@@ -36,44 +32,25 @@ void run_items(const ParallelFor& parallel_for, int64_t items, int64_t elements,
       parts, [&](int64_t i) { f(part_of(items, parts, i), scratch.data() + i * scratch_floats); });
 }
 
-void check_depthwise(const FeatureMap& x, int64_t channels, const Depthwise3x3& dw,
-                     const FeatureMap& out) {
-  require(dw.stride == 1 || dw.stride == 2, "dw.stride must be 1 or 2");
-  require(x.dtype == out.dtype && x.layout == out.layout, "x and out differ in dtype or layout");
-  require(x.height > 0 && x.width > 0, "x must have at least one pixel");
-  require(out.batch == x.batch && out.channels == channels &&
-              out.height == conv3x3_extent(x.height, dw.stride) &&
-              out.width == conv3x3_extent(x.width, dw.stride),
-          "out has the wrong shape");
-}
-
 }  // namespace
 
 void cat_shuffle(const FeatureMap& a, const FeatureMap& b, const FeatureMap& out,
                  const ParallelFor& parallel_for) {
-  require(
-      a.dtype == b.dtype && a.dtype == out.dtype && a.layout == b.layout && a.layout == out.layout,
-      "a, b and out differ in dtype or layout");
-  require(a.batch == b.batch && a.channels == b.channels && a.height == b.height &&
-              a.width == b.width && out.batch == a.batch && out.channels == 2 * a.channels &&
-              out.height == a.height && out.width == a.width,
-          "a, b and out do not fit together");
+  check_cat_shuffle(a, b, out);
   run_items(parallel_for, item_count(out, a.channels), out.numel(), 0,
             [&](Range items, float*) { kernels().cat_shuffle(a, b, out, items); });
 }
 
 void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& out,
                 const ParallelFor& parallel_for) {
-  check_depthwise(x, x.channels, dw, out);
+  check_dw_conv3x3(x, dw, out);
   run_items(parallel_for, item_count(out, out.channels), out.numel(), plane_op_scratch(x),
             [&](Range items, float* scratch) { kernels().dw_conv3x3(x, dw, out, items, scratch); });
 }
 
 void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& out,
                           const ParallelFor& parallel_for) {
-  check_depthwise(x, x.channels, dw, out);
-  require(dw.stride == 1, "dw.stride must be 1");
-  require(x.channels % 2 == 0, "x must have an even number of channels");
+  check_split_dw_cat_shuffle(x, dw, out);
   run_items(parallel_for, item_count(out, x.channels / 2), out.numel(), plane_op_scratch(x),
             [&](Range items, float* scratch) {
               kernels().split_dw_cat_shuffle(x, dw, out, items, scratch);

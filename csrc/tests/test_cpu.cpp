@@ -96,8 +96,7 @@ TEST(depthwise_ops_match_loops) {
           Map y(size.n, size.c, snv2::conv3x3_extent(size.h, stride),
                 snv2::conv3x3_extent(size.w, stride), layout);
           const auto w = random(size.c * 9), scale = random(size.c), shift = random(size.c);
-          const snv2::cpu::Depthwise3x3 dw{w.data(), scale.data(), shift.data(), stride,
-                                           stride == 2};
+          const snv2::Depthwise3x3 dw{w.data(), scale.data(), shift.data(), stride, stride == 2};
           snv2::cpu::dw_conv3x3(x.map, dw, y.map, std_threads(3));
           for (int64_t n = 0; n < size.n; ++n)
             for (int64_t c = 0; c < size.c; ++c)

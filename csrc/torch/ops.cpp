@@ -120,8 +120,8 @@ Tensor cat_shuffle(const Tensor& a, const Tensor& b) {
   return out;
 }
 
-snv2::cpu::Depthwise3x3 depthwise_of(const Tensor& weight, const Tensor& scale, const Tensor& shift,
-                                     int64_t channels, int64_t stride, bool relu) {
+snv2::Depthwise3x3 depthwise_of(const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                                int64_t channels, int64_t stride, bool relu) {
   return {parameters(weight, "weight", channels * 9), parameters(scale, "scale", channels),
           parameters(shift, "shift", channels), stride, relu};
 }

@@ -26,15 +26,7 @@ SNV2_API const char* const* available_isas();
 SNV2_API void cat_shuffle(const FeatureMap& a, const FeatureMap& b, const FeatureMap& out,
                           const ParallelFor& parallel_for);
 
-// Depthwise 3x3, padding 1, then * scale + shift for each channel, then ReLU if asked.
-struct Depthwise3x3 {
-  const float* weight;  // [C, 3, 3]
-  const float* scale;   // [C]
-  const float* shift;   // [C]
-  int64_t stride;       // 1 or 2
-  bool relu;
-};
-
+// dw_conv3x3 of x with padding 1, then scale, shift and ReLU as `dw` says.
 SNV2_API void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& out,
                          const ParallelFor& parallel_for);
 

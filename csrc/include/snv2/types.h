@@ -35,6 +35,15 @@ struct FeatureMap {
   int64_t pixel_stride() const { return layout == Layout::kContiguous ? 1 : channels; }
 };
 
+// Depthwise 3x3, padding 1, then * scale + shift for each channel, then ReLU if asked.
+struct Depthwise3x3 {
+  const float* weight;  // [C, 3, 3]
+  const float* scale;   // [C]
+  const float* shift;   // [C]
+  int64_t stride;       // 1 or 2
+  bool relu;
+};
+
 // The caller's thread pool; the library owns no threads. `run` calls body(arg, i) once for
 // each i in [0, count), in any order, on any threads, and returns when all calls have.
 struct ParallelFor {
