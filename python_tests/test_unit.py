@@ -218,7 +218,10 @@ def test_special_values(isa: str, stride: int, value: float, dtype: torch.dtype)
         x = draw(3, 34, 9, 11, dtype=dtype)
         clean = unit(x)
         x[position] = value
-        eager, out = plain(x), unit(x)
+        out = unit(x)
+        # On some processors oneDNN's bfloat16 gives more NaNs than the formula has.
+        with torch.backends.mkldnn.flags(enabled=False):
+            eager = plain(x)
         assert eager.isfinite().logical_not().any()
         assert_same_specials(out, eager)
         others = [i for i in range(3) if i != position[0]]
