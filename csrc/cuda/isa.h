@@ -1,0 +1,37 @@
+// The one place that knows instructions of the GPU. Kernels reach memory, other threads and
+// tensor cores through these functions only; each has a body in PTX or CUDA C++ (here) and one
+// for the emulator (csrc/emulator/isa.h).
+//
+// Global<T> and Shared<T> are pointers that cannot be dereferenced: load() and store() say which
+// instruction is meant and let the emulator see it. A Vector<T, N> of 2, 4, 8 or 16 bytes moves in
+// one instruction and must be aligned to its size.
+#pragma once
+
+#include <cstdint>
+
+namespace snv2::SNV2_GPU {
+
+// Storage types; arithmetic is in float.
+struct half_t {
+  uint16_t bits;
+};
+struct bfloat16_t {
+  uint16_t bits;
+};
+
+template <class T, int N>
+struct alignas(sizeof(T) * N) Vector {
+  static_assert(sizeof(T) * N <= 16, "no instruction moves more than 16 bytes");
+  T values[N];
+};
+
+constexpr int kWarp = 32;
+constexpr uint32_t kFullMask = 0xffffffffu;
+
+}  // namespace snv2::SNV2_GPU
+
+#ifdef SNV2_EMULATED
+#include "emulator/isa.h"
+#else
+#include "cuda/isa_nvidia.h"
+#endif

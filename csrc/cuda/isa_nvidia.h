@@ -1,0 +1,295 @@
+// Bodies of isa.h for the GPU.
+#pragma once
+
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstring>
+
+namespace snv2::SNV2_GPU {
+
+#define SNV2_DEVICE __device__ __forceinline__
+
+template <class T>
+struct Global {
+  T* address;
+  SNV2_DEVICE Global operator+(int64_t i) const { return {address + i}; }
+};
+
+template <class T>
+struct Shared {
+  T* address;
+  SNV2_DEVICE Shared operator+(int i) const { return {address + i}; }
+  template <class U>
+  SNV2_DEVICE Shared<U> as() const {
+    return {reinterpret_cast<U*>(address)};
+  }
+};
+
+// The CTA's dynamic shared memory, aligned to 16 bytes.
+SNV2_DEVICE Shared<unsigned char> shared_memory() {
+  extern __shared__ uint4 snv2_shared_memory[];
+  return {reinterpret_cast<unsigned char*>(snv2_shared_memory)};
+}
+
+// Global and shared memory ------------------------------------------------------------------
+
+template <class T>
+SNV2_DEVICE T load(Global<const T> p) {
+  return *p.address;
+}
+template <class T>
+SNV2_DEVICE void store(Global<T> p, T value) {
+  *p.address = value;
+}
+template <class T>
+SNV2_DEVICE T load(Shared<T> p) {
+  return *p.address;
+}
+template <class T>
+SNV2_DEVICE void store(Shared<T> p, T value) {
+  *p.address = value;
+}
+
+namespace detail {
+template <int Bytes>
+struct Bits;
+template <>
+struct Bits<2> {
+  using type = uint16_t;
+};
+template <>
+struct Bits<4> {
+  using type = uint32_t;
+};
+template <>
+struct Bits<8> {
+  using type = uint2;
+};
+template <>
+struct Bits<16> {
+  using type = uint4;
+};
+
+template <class V, class T>
+SNV2_DEVICE V load_bits(const T* p) {
+  const auto bits = *reinterpret_cast<const typename Bits<sizeof(V)>::type*>(p);
+  V value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+template <class V, class T>
+SNV2_DEVICE void store_bits(T* p, const V& value) {
+  typename Bits<sizeof(V)>::type bits;
+  memcpy(&bits, &value, sizeof value);
+  *reinterpret_cast<typename Bits<sizeof(V)>::type*>(p) = bits;
+}
+SNV2_DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+}  // namespace detail
+
+template <int N, class T>
+SNV2_DEVICE Vector<T, N> load_vector(Global<const T> p) {
+  return detail::load_bits<Vector<T, N>>(p.address);
+}
+template <int N, class T>
+SNV2_DEVICE void store_vector(Global<T> p, const Vector<T, N>& value) {
+  detail::store_bits(p.address, value);
+}
+template <int N, class T>
+SNV2_DEVICE Vector<T, N> load_vector(Shared<T> p) {
+  return detail::load_bits<Vector<T, N>>(p.address);
+}
+template <int N, class T>
+SNV2_DEVICE void store_vector(Shared<T> p, const Vector<T, N>& value) {
+  detail::store_bits(p.address, value);
+}
+
+// Where p lies modulo `bytes`, a power of two.
+template <class T>
+SNV2_DEVICE int misalignment(Global<T> p, int bytes) {
+  return static_cast<int>(reinterpret_cast<uintptr_t>(p.address) & (bytes - 1));
+}
+
+// Copies that run beside the thread: visible to it after wait, to others after a barrier. Below
+// sm_80 they are ordinary copies.
+template <int N, class T>
+SNV2_DEVICE void cp_async(Shared<T> to, Global<const T> from) {
+  constexpr int kBytes = N * sizeof(T);
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+#if __CUDA_ARCH__ >= 800
+  if constexpr (kBytes == 16) {
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(detail::shared_address(to.address)),
+        "l"(from.address)
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(detail::shared_address(to.address)),
+        "l"(from.address), "n"(kBytes)
+        : "memory");
+  }
+#else
+  store_vector(to, load_vector<N>(from));
+#endif
+}
+
+SNV2_DEVICE void cp_async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most `Pending` of this thread's latest groups are still under way.
+template <int Pending>
+SNV2_DEVICE void cp_async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+#endif
+}
+
+// Other threads ---------------------------------------------------------------------------
+
+SNV2_DEVICE void sync_threads() { __syncthreads(); }
+SNV2_DEVICE void sync_warp(uint32_t mask = kFullMask) { __syncwarp(mask); }
+
+template <class T>
+SNV2_DEVICE T shuffle(T value, int lane, uint32_t mask = kFullMask) {
+  return __shfl_sync(mask, value, lane);
+}
+template <class T>
+SNV2_DEVICE T shuffle_xor(T value, int lanes, uint32_t mask = kFullMask) {
+  return __shfl_xor_sync(mask, value, lanes);
+}
+template <class T>
+SNV2_DEVICE T shuffle_up(T value, int lanes, uint32_t mask = kFullMask) {
+  return __shfl_up_sync(mask, value, lanes);
+}
+template <class T>
+SNV2_DEVICE T shuffle_down(T value, int lanes, uint32_t mask = kFullMask) {
+  return __shfl_down_sync(mask, value, lanes);
+}
+
+// All threads of a cooperative launch.
+SNV2_DEVICE void sync_grid() { cooperative_groups::this_grid().sync(); }
+
+// Clusters: sm_90 and newer; elsewhere they end the kernel.
+SNV2_DEVICE void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "barrier.cluster.arrive.aligned;\n"
+      "barrier.cluster.wait.aligned;" ::
+          : "memory");
+#else
+  __trap();
+#endif
+}
+
+SNV2_DEVICE int cluster_rank() {
+  uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#else
+  __trap();
+#endif
+  return static_cast<int>(rank);
+}
+
+// The same place in the shared memory of another CTA of the cluster.
+template <class T>
+SNV2_DEVICE Shared<T> remote(Shared<T> p, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint64_t address;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(p.address), "r"(rank));
+  return {reinterpret_cast<T*>(address)};
+#else
+  __trap();
+  return p;
+#endif
+}
+
+// Tensor cores ----------------------------------------------------------------------------
+//
+// Fragments as PTX describes them: a warp holds a 16 x 16 A (fp16, bf16) or 16 x 8 (tf32), a
+// 16 x 8 B (8 x 8), and a 16 x 8 float D.
+
+// 8 x 8 matrices of 16-bit elements: lane 8 m + r names row r of matrix m.
+template <int Matrices, bool Transposed = false, class T>
+SNV2_DEVICE void ldmatrix(uint32_t (&d)[Matrices], Shared<T> row) {
+  static_assert(Matrices == 1 || Matrices == 2 || Matrices == 4);
+  const uint32_t address = detail::shared_address(row.address);
+#define SNV2_LDMATRIX(TRANS)                                                                 \
+  if constexpr (Matrices == 1) {                                                             \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1" TRANS ".shared.b16 {%0}, [%1];"             \
+                 : "=r"(d[0])                                                                \
+                 : "r"(address)                                                              \
+                 : "memory");                                                                \
+  } else if constexpr (Matrices == 2) {                                                      \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2" TRANS ".shared.b16 {%0, %1}, [%2];"         \
+                 : "=r"(d[0]), "=r"(d[1])                                                    \
+                 : "r"(address)                                                              \
+                 : "memory");                                                                \
+  } else {                                                                                   \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" TRANS ".shared.b16 {%0, %1, %2, %3}, [%4];" \
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])                            \
+                 : "r"(address)                                                              \
+                 : "memory");                                                                \
+  }
+  if constexpr (Transposed) {
+    SNV2_LDMATRIX(".trans")
+  } else {
+    SNV2_LDMATRIX("")
+  }
+#undef SNV2_LDMATRIX
+}
+
+#if __CUDA_ARCH__ >= 800
+#define SNV2_MMA(NAME, SHAPE_TYPES)                                                      \
+  SNV2_DEVICE void NAME(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm volatile("mma.sync.aligned." SHAPE_TYPES                                         \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"      \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));    \
+  }
+#else
+#define SNV2_MMA(NAME, SHAPE_TYPES) \
+  SNV2_DEVICE void NAME(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]) { __trap(); }
+#endif
+// d += a b
+SNV2_MMA(mma_f16, "m16n8k16.row.col.f32.f16.f16.f32")
+SNV2_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+SNV2_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef SNV2_MMA
+
+// Conversions -----------------------------------------------------------------------------
+
+SNV2_DEVICE float to_float(float value) { return value; }
+SNV2_DEVICE float to_float(half_t value) { return __half2float(__ushort_as_half(value.bits)); }
+SNV2_DEVICE float to_float(bfloat16_t value) {
+  return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+}
+SNV2_DEVICE void from_float(float value, float& out) { out = value; }
+SNV2_DEVICE void from_float(float value, half_t& out) {
+  out.bits = __half_as_ushort(__float2half_rn(value));
+}
+SNV2_DEVICE void from_float(float value, bfloat16_t& out) {
+  out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+// float32 rounded to the nearest tf32, ties away from zero.
+SNV2_DEVICE uint32_t to_tf32(float value) {
+  uint32_t bits = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+#else
+  __trap();
+#endif
+  return bits;
+}
+
+// As torch's: NaN stays NaN.
+SNV2_DEVICE float relu(float value) { return value < 0.0f ? 0.0f : value; }
+
+}  // namespace snv2::SNV2_GPU
