@@ -26,6 +26,7 @@ WHEEL_FILES = {
     "include/cuda_runtime.h": "nvidia-cuda-runtime",
     "nvvm/bin/cicc": "nvidia-nvvm",
 }
+USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")
 HOW_TO_GET_NVCC = (
     "Install a CUDA toolkit and set CUDA_HOME or put its nvcc on PATH, or install NVIDIA's\n"
     "wheels of the compiler in the same environment:\n"
@@ -62,7 +63,7 @@ def find_nvcc() -> Path:
     if on_path:
         candidates.append(Path(on_path))
     candidates += [site / WHEELS / "bin/nvcc" for site in site_packages()]
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    candidates.append(USUAL_NVCC)
     for nvcc in candidates:
         if nvcc.is_file():
             return nvcc

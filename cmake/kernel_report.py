@@ -97,7 +97,7 @@ def parse_bounds(ptx: str) -> dict[tuple[str, str], tuple[int | None, int | None
         product = None
         if threads:
             product = int(threads[1]) * int(threads[2] or 1) * int(threads[3] or 1)
-        bounds[entry[1], target[1].replace("sm_", "")] = (product, int(ctas[1]) if ctas else None)
+        bounds[entry[1], target[1]] = (product, int(ctas[1]) if ctas else None)
     return bounds
 
 
@@ -122,7 +122,7 @@ def compile_(report: Path, source: str, command: list[str]) -> int:
     kernels = []
     names = demangle([record["symbol"] for record in records])
     for name, record in zip(names, records, strict=True):
-        threads, ctas = bounds[record.pop("symbol"), record["arch"].replace("sm_", "")]
+        threads, ctas = bounds[record.pop("symbol"), record["arch"]]
         kernels.append({
             "kernel": short_name(name), "source": source, **record,
             "max_threads": threads, "min_ctas": ctas,
