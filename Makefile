@@ -11,11 +11,13 @@ TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
 
 BIN := $(VENV)/bin
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
+  -o -name CMakeLists.txt) $(wildcard cmake/*.py)
 INSTALLED := $(VENV)/.installed
-CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: run test test-python test-cpp test-sanitize test-aarch64 lint format bench clean
+.PHONY: run test test-python test-cpp test-cuda-build test-sanitize test-aarch64 test-gpu \
+  test-gpu-sanitize cuda cuda-all lint format bench clean
 
 # Contestants take turns: threads that spin for long after one's call would slow the next.
 BENCH := GOMP_SPINCOUNT=10000 $(BIN)/snv2 bench
@@ -24,7 +26,9 @@ run: $(INSTALLED)
 	$(BENCH) --width x1.0 --image sample --peer eager --peer channels_last \
 	  --peer compile --peer fused --peer engine
 
-test: test-cpp test-python
+# The Python tests look at the CUDA library, so it is built before them.
+test: test-cpp test-cuda-build
+	$(MAKE) test-python
 
 test-python: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto
@@ -33,6 +37,42 @@ test-cpp: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+
+# The CUDA library alone, into the checkout. It takes nvcc, and no GPU.
+define build_cuda
+	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DSNV2_CUDA=ON -DSNV2_TESTS=OFF -DSNV2_CUDA_ARCHITECTURES="$(1)" \
+	  -DSNV2_TORCH_DIR="$$($(BIN)/python -c 'import torch; print(*torch.__path__)')" \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_INSTALL_PREFIX=$(CURDIR)/snv2_kernels
+	$(BIN)/cmake --build build/$@ --target snv2_cuda
+	$(BIN)/cmake --install build/$@ --component cuda
+endef
+
+cuda: $(INSTALLED)
+	$(call build_cuda,80;90)
+
+cuda-all: $(INSTALLED)
+	$(call build_cuda,75;80;86;89;90;100;120)
+
+test-cuda-build: $(INSTALLED)
+	@if missing=$$($(BIN)/python cmake/cuda_toolkit.py 2>&1 >/dev/null); then $(MAKE) cuda; else \
+	  echo "left out: the CUDA build and its tests: $$missing"; fi
+
+define require_gpu
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("$@: no CUDA device")'
+endef
+
+test-gpu: cuda
+	$(require_gpu)
+	$(BIN)/python -m pytest -m gpu
+
+# Caching would hide from the sanitizer where one tensor ends.
+test-gpu-sanitize: cuda
+	$(require_gpu)
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(BIN)/python -m pytest -m "gpu and sanitize" -p no:xdist -o timeout=0 || exit 1; \
+	done
 
 test-sanitize: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
@@ -64,7 +104,8 @@ bench: $(INSTALLED)
 	  --json out/bench.json --plot out/bench.png
 
 clean:
-	rm -rf build out $(VENV) *.egg-info snv2_kernels/*.so snv2_kernels/*.dylib
+	rm -rf build out $(VENV) *.egg-info snv2_kernels/*.so snv2_kernels/*.dylib \
+	  snv2_kernels/cuda_kernels.json
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

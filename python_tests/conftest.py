@@ -15,6 +15,14 @@ from snv2_kernels import _native
 _torchvision_ops = torch.library.Library("torchvision", "DEF")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def torchvision() -> types.ModuleType:
     for schema in (
