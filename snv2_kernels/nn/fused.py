@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from snv2_kernels.backends import resolve, use_backend
+from snv2_kernels.backends import DEVICES, resolve, use_backend
 from snv2_kernels.nn.watch import Watch, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 
@@ -39,7 +39,7 @@ class Packed:
                 raise Unsupported("its parameters are inference tensors, whose changes are unseen")
             self.watch = Watch(module)
             self.device = _one_device(module)
-            if resolve(self.device) == "reference":
+            if self.device.type not in [DEVICES[name] for name in module.kernel_backends]:
                 raise Unsupported(f"there are no kernels for device {self.device}")
             self.dtype = _one_dtype(module)
             for name, child in module.named_modules():
@@ -132,6 +132,9 @@ class FusedModule(nn.Module):
     """
 
     _packed_state: Packed | None = None
+    kernel_backends: ClassVar[
+        tuple[str, ...]
+    ] = ()  # that have the kernels of _run; others run plain
     _backend: str = "auto"
     _shares_parameters: bool = False  # with the model it was fused from
 
@@ -165,14 +168,17 @@ class FusedModule(nn.Module):
     def reason(self) -> str | None:
         """Why the fused path does not run in ``eval()`` mode, None if it does."""
         packed = self.packed()
-        if packed.reason is None and packed.watch is not None and packed.watch.runs_plain():
-            return why_plain(self)
-        return packed.reason
+        if packed.reason is not None or packed.watch is None or packed.device is None:
+            return packed.reason
+        backend = resolve(packed.device, self._backend)
+        if backend not in self.kernel_backends:
+            return f"backend {backend!r} runs it plain"
+        return why_plain(self) if packed.watch.runs_plain() else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or _outside_kernels(x):
             return self._plain(x)
-        if resolve(x.device, self._backend) == "reference":
+        if resolve(x.device, self._backend) not in self.kernel_backends:
             return self._plain(x)
         packed = self.packed()
         if packed.device is not None and x.device != packed.device:

@@ -67,6 +67,8 @@ def _check_relu(name: str, module: nn.Module) -> None:
 class PlannedModule(FusedModule):
     """A drop-in module that runs as a plan: one op call, whatever its size."""
 
+    kernel_backends = ("cpu",)
+
     def _add_to(self, builder: PlanBuilder) -> None:
         """Append this module's steps, or raise :class:`Unsupported`."""
         raise NotImplementedError

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.backends import DEVICES
 from snv2_kernels.models import channel_shuffle
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.network import _conv_bn
+from snv2_kernels.ops import split_dw_cat_shuffle
 from snv2_kernels.packing import fold_bn
 
 __all__ = ["SplitDepthwiseShuffle"]
@@ -30,6 +32,8 @@ class SplitDepthwiseShuffle(FusedModule):
         ValueError: if ``channels`` is not an even positive number.
     """
 
+    kernel_backends = tuple(DEVICES)
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels <= 0 or channels % 2:
@@ -51,8 +55,7 @@ class SplitDepthwiseShuffle(FusedModule):
         return conv.weight.detach().float().contiguous(), scale.float(), shift.float()
 
     def _run(self, weights: _Weights, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.snv2.split_dw_cat_shuffle(x, *weights)
-        return out
+        return split_dw_cat_shuffle(x, *weights, backend=self._backend)
 
     def _check_input(self, weights: _Weights, x: Tensor) -> None:
         channels = 2 * weights[0].shape[0]
