@@ -49,7 +49,7 @@ def _load_cuda() -> str | None:
     try:
         torch.ops.load_library(str(_CUDA_LIBRARY))
     except OSError as error:
-        return built + f"{_CUDA_LIBRARY.name} does not load: {error}"
+        return built + f"{_CUDA_LIBRARY.name} does not load: {error.__cause__ or error}"
     return None
 
 
