@@ -84,6 +84,14 @@ def test_each_way_to_ask(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     assert ran() == name
 
 
+def test_choice_is_not_packed() -> None:
+    model, x = snv2.fuse(small_network()), draw(1, 3, 33, 33)
+    with snv2.use_backend("reference"):
+        assert model.reason() == "backend 'reference' runs it plain"
+    assert model.reason() is None
+    assert runs_fused(model, x)
+
+
 def test_use_backend_nests_and_restores() -> None:
     with snv2.use_backend("reference"):
         assert ran() == "reference"
@@ -273,7 +281,7 @@ def cuda_built_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Pretends a build with CUDA kernels, and perhaps a GPU."""
 
     def pretend(*targets: str, gpu: FakeGpu | None = None) -> None:
-        monkeypatch.setattr(_native, "CUDA_BUILT_FOR", list(targets))
+        monkeypatch.setattr(backends, "_cuda_targets", targets)
         monkeypatch.setattr(backends, "_cuda_failure", None)
         monkeypatch.setattr(backends, "_known_gpu_state", backends._gpu_state)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
@@ -312,6 +320,8 @@ def test_cuda_state_without_a_gpu(cuda_built_for: Callable[..., None]) -> None:
         (["compute_90"], (8, 9), False),
         (["sm_90a"], (9, 0), True),
         (["compute_90a"], (10, 0), False),
+        (["compute_100f"], (10, 3), True),
+        (["compute_100f"], (12, 0), False),
         (["sm_100"], (10, 3), True),
     ],
     ids=str,
@@ -335,15 +345,13 @@ def test_cuda_targets(
 def test_cuda_library_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library = tmp_path / "libsnv2_cuda.so"
     monkeypatch.setattr(backends, "_CUDA_LIBRARY", library)
-    monkeypatch.setattr(_native, "CUDA_BUILT_FOR", [])
+    monkeypatch.setattr(backends, "_cuda_targets", ("sm_90",))
     assert str(backends._load_cuda()).startswith("not built: ")
-    monkeypatch.setattr(_native, "CUDA_BUILT_FOR", ["sm_90"])
+    library.write_bytes(b"not a library")
     monkeypatch.setattr(torch.version, "cuda", None)
     assert backends._load_cuda() == "built for sm_90, but this PyTorch has no CUDA"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert "libsnv2_cuda.so is missing" in str(backends._load_cuda())
-    library.write_bytes(b"not a library")
-    assert "libsnv2_cuda.so does not load: " in str(backends._load_cuda())
+    assert str(backends._load_cuda()).startswith("built for sm_90, but it does not load: ")
 
 
 # Instruction sets -----------------------------------------------------------------------------

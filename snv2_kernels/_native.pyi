@@ -8,7 +8,6 @@ PANEL: int
 PLAN_MAGIC: int
 STEP_WORDS: int
 HEADER_WORDS: int
-CUDA_BUILT_FOR: list[str]
 
 def cpu_isa() -> str: ...
 def set_cpu_isa(name: str) -> None: ...

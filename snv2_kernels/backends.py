@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from snv2_kernels import _native
+from snv2_kernels import _native, cuda_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,20 +36,23 @@ _override: ContextVar[str | None] = ContextVar("snv2_backend", default=None)
 
 # Availability ---------------------------------------------------------------------------------
 
+_cuda_targets = cuda_kernels.targets()
+
+
+def _built_for() -> str:
+    return f"built for {', '.join(_cuda_targets)}"
+
 
 def _load_cuda() -> str | None:
     """Load the CUDA kernels, or say why not. Importing must work on every machine."""
-    if not _native.CUDA_BUILT_FOR:
+    if not (_cuda_targets and _CUDA_LIBRARY.is_file()):
         return "not built: install again with SNV2_CUDA=1 where a CUDA toolkit (nvcc) is installed"
-    built = f"built for {', '.join(_native.CUDA_BUILT_FOR)}, but "
     if torch.version.cuda is None:
-        return built + "this PyTorch has no CUDA"
-    if not _CUDA_LIBRARY.is_file():
-        return built + f"{_CUDA_LIBRARY.name} is missing: install again"
+        return f"{_built_for()}, but this PyTorch has no CUDA"
     try:
         torch.ops.load_library(str(_CUDA_LIBRARY))
     except OSError as error:
-        return built + f"{_CUDA_LIBRARY.name} does not load: {error.__cause__ or error}"
+        return f"{_built_for()}, but it does not load: {error.__cause__ or error}"
     return None
 
 
@@ -59,21 +62,23 @@ _cuda_failure = _load_cuda()
 
 def _covers(target: str, capability: tuple[int, int]) -> bool:
     """Whether code for ``target`` runs on a GPU: machine code (sm_80) within its major version,
-    PTX (compute_80) on all later ones, and either with a suffix (sm_90a) on that GPU only."""
+    PTX (compute_80) on all later ones; ending in f likewise within the major version, ending in a
+    on that GPU only."""
     kind, _, number = target.partition("_")
     digits = number.rstrip("af")
     built = (int(digits[:-1]), int(digits[-1]))
-    if number != digits:
+    if number.endswith("a"):
         return capability == built
-    return capability >= built and (kind == "compute" or capability[0] == built[0])
+    later = kind == "compute" and number == digits
+    return capability >= built and (later or capability[0] == built[0])
 
 
 def _gpu_state(index: int) -> str:
     gpu = torch.cuda.get_device_properties(index)
     name = f"{gpu.name}, sm_{gpu.major}{gpu.minor}"
-    if any(_covers(target, (gpu.major, gpu.minor)) for target in _native.CUDA_BUILT_FOR):
+    if any(_covers(target, (gpu.major, gpu.minor)) for target in _cuda_targets):
         return f"ok ({name})"
-    return f"built for {', '.join(_native.CUDA_BUILT_FOR)}, but the GPU is {name}"
+    return f"{_built_for()}, but the GPU is {name}"
 
 
 _known_gpu_state = functools.cache(_gpu_state)
@@ -85,7 +90,7 @@ def _cuda_state(index: int | None = None) -> str:
         return _cuda_failure
     if index is None:
         if not torch.cuda.is_available():
-            return f"built for {', '.join(_native.CUDA_BUILT_FOR)}, but there is no GPU"
+            return f"{_built_for()}, but there is no GPU"
         index = torch.cuda.current_device()
     # The compiler knows what to make of torch's functions, but not of a cache.
     return (_gpu_state if torch.compiler.is_compiling() else _known_gpu_state)(index)

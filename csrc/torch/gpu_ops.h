@@ -2,6 +2,8 @@
 // namespace of its build.
 #pragma once
 
+#include <cstdint>
+
 #include "ops.h"
 #include "snv2/cuda.h"
 

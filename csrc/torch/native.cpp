@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <sstream>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -62,14 +61,6 @@ std::vector<std::tuple<std::string, int64_t, int64_t>> conformance_cases() {
   return cases;
 }
 
-// "sm_80,sm_90" as a list.
-std::vector<std::string> cuda_built_for() {
-  std::vector<std::string> names;
-  std::istringstream list(SNV2_CUDA_BUILT_FOR);
-  for (std::string name; std::getline(list, name, ',');) names.push_back(name);
-  return names;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -91,7 +82,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("workspace_bytes", &workspace_bytes, py::arg("plan"), py::arg("weight_count"),
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("threads"),
         "Bytes of workspace the CPU backend needs to run a plan.");
-  m.attr("CUDA_BUILT_FOR") = cuda_built_for();
   m.def("emulator_counters", &emulator_counters,
         "What launches of this thread on cuda-emulated did; see csrc/emulator/emulator.h.");
   m.def("reset_emulator_counters", &snv2::emulator::reset_counters);
