@@ -83,22 +83,18 @@ def depthwise_parameters(channels: int) -> list[Tensor]:
     return [draw(channels, 1, 3, 3), draw(channels), draw(channels)]
 
 
-def cat_shuffle(x: Tensor) -> Tensor:
-    return snv2.ops.cat_shuffle(x, x, backend="cuda")
+DEPTHWISE_CHANNELS = {"cat_shuffle": 0, "dw_conv3x3": 58, "split_dw_cat_shuffle": 29}
+each_op = pytest.mark.parametrize("op", DEPTHWISE_CHANNELS)
 
 
-def dw_conv3x3(x: Tensor) -> Tensor:
-    return snv2.ops.dw_conv3x3(x, *depthwise_parameters(58), stride=2, backend="cuda")
-
-
-def split_dw_cat_shuffle(x: Tensor) -> Tensor:
-    return snv2.ops.split_dw_cat_shuffle(x, *depthwise_parameters(29), backend="cuda")
-
-
-each_op = pytest.mark.parametrize(
-    "op", [cat_shuffle, dw_conv3x3, split_dw_cat_shuffle], ids=lambda f: f.__name__
-)
-Op = Callable[[Tensor], Tensor]
+def prepared(op: str) -> Callable[[Tensor], Tensor]:
+    """An op as a function of its map. Its parameters lie on the GPU, since copying them there
+    would wait for the stream."""
+    kernel = getattr(torch.ops.snv2, op)
+    if op == "cat_shuffle":
+        return lambda x: kernel(x, x)
+    parameters = depthwise_parameters(DEPTHWISE_CHANNELS[op])
+    return lambda x: kernel(x, *parameters)
 
 
 @pytest.mark.gpu
@@ -124,52 +120,50 @@ def test_raw_arguments_on_two_devices(gpu: None) -> None:
 
 @pytest.mark.gpu
 @each_op
-def test_runs_on_the_current_stream(gpu: None, op: Op) -> None:
-    """On any other, the kernel would not wait for the input."""
-    x, values = torch.zeros(SHAPE), draw(*SHAPE)
-    expected = op(values)
+def test_runs_on_the_current_stream(gpu: None, op: str) -> None:
+    """On any other, the kernel would not wait for its input."""
+    run, x, values = prepared(op), torch.zeros(SHAPE), draw(*SHAPE)
+    expected = run(values)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)  # clock cycles
         x.copy_(values)
-        out = op(x)
+        out = run(x)
     stream.synchronize()
     assert torch.equal(out, expected)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("layout", ["dense", "strided"])
+@pytest.mark.parametrize("memory", ["dense", "strided"])
 @each_op
-def test_graph(gpu: None, op: Op, layout: str) -> None:
+def test_graph(gpu: None, op: str, memory: str) -> None:
     """A strided input is copied inside the graph."""
     n, c, h, w = SHAPE
-    x = draw(n, c, h, w) if layout == "dense" else draw(n, c, h, 2 * w)[..., ::2]
-    parameters = depthwise_parameters(58 if op is dw_conv3x3 else 29)
-    kernel = getattr(torch.ops.snv2, op.__name__)
-    args = (x, x) if op is cat_shuffle else (x, *parameters)
+    run = prepared(op)
+    x = draw(n, c, h, w) if memory == "dense" else draw(n, c, h, 2 * w)[..., ::2]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        kernel(*args)
+        run(x)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = kernel(*args)
+        out = run(x)
     for seed in (1, 2):
         x.copy_(draw(*SHAPE, seed=seed))
         graph.replay()
-        assert torch.equal(out, kernel(*args))
+        assert torch.equal(out, run(x))
 
 
 @pytest.mark.gpu
 @each_op
-def test_device_that_is_not_the_current_one(gpu: None, op: Op) -> None:
+def test_device_that_is_not_the_current_one(gpu: None, op: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    expected = op(draw(*SHAPE)).cpu()
-    with torch.device("cuda:1"):
-        out = op(draw(*SHAPE))
+    expected = prepared(op)(draw(*SHAPE)).cpu()
+    with torch.device("cuda:1"):  # of new tensors: the current device stays
+        out = prepared(op)(draw(*SHAPE))
     assert out.device == torch.device("cuda:1")
     assert torch.cuda.current_device() == 0
     assert torch.equal(out.cpu(), expected)
