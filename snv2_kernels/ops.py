@@ -103,13 +103,18 @@ def _split_dw_cat_shuffle_reference(
 # Public ops -----------------------------------------------------------------------------------
 
 
+# The dispatcher tells the CPU's kernels and the GPU's apart by the tensors.
+OPERATORS = {
+    "cpu": torch.ops.snv2,
+    "cuda": torch.ops.snv2,
+    "cuda-emulated": torch.ops.snv2_emulated,
+}
+
+
 def _kernels(x: Tensor, backend: str | None) -> Any:
     """The operators of the backend that runs ``x``, None for the reference."""
-    name = resolve(x.device, backend)
-    if name == "reference" or x.dtype not in KERNEL_DTYPES:
-        return None
-    # The dispatcher tells the CPU's kernels and the GPU's apart by the tensors.
-    return torch.ops.snv2_emulated if name == "cuda-emulated" else torch.ops.snv2
+    operators = OPERATORS.get(resolve(x.device, backend))
+    return operators if x.dtype in KERNEL_DTYPES else None
 
 
 def _parameters(*tensors: Tensor) -> list[Tensor]:

@@ -87,7 +87,7 @@ class PlannedModule(FusedModule):
         self._add_to(builder)
         return builder.build()
 
-    def _run(self, weights: Plan, x: Tensor) -> Tensor:
+    def _run(self, weights: Plan, x: Tensor, backend: str) -> Tensor:
         return run_plan(x, weights)
 
     def _check_input(self, weights: Plan, x: Tensor) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.backends import DEVICES
 from snv2_kernels.models import channel_shuffle
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.network import _conv_bn
-from snv2_kernels.ops import split_dw_cat_shuffle
+from snv2_kernels.ops import OPERATORS
 from snv2_kernels.packing import fold_bn
 
 __all__ = ["SplitDepthwiseShuffle"]
@@ -32,7 +31,7 @@ class SplitDepthwiseShuffle(FusedModule):
         ValueError: if ``channels`` is not an even positive number.
     """
 
-    kernel_backends = tuple(DEVICES)
+    kernel_backends = tuple(OPERATORS)
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,8 +53,9 @@ class SplitDepthwiseShuffle(FusedModule):
             shift = (shift.double() + conv.bias.detach().double() * scale.double()).float()
         return conv.weight.detach().float().contiguous(), scale.float(), shift.float()
 
-    def _run(self, weights: _Weights, x: Tensor) -> Tensor:
-        return split_dw_cat_shuffle(x, *weights, backend=self._backend)
+    def _run(self, weights: _Weights, x: Tensor, backend: str) -> Tensor:
+        out: Tensor = OPERATORS[backend].split_dw_cat_shuffle(x, *weights)
+        return out
 
     def _check_input(self, weights: _Weights, x: Tensor) -> None:
         channels = 2 * weights[0].shape[0]
