@@ -114,9 +114,10 @@ def draw(
     memory_format: torch.memory_format = torch.contiguous_format,
     seed: int = 0,
 ) -> Tensor:
-    """Normal values, the same for the same arguments in every dtype up to rounding."""
+    """Normal values on the default device, the same for the same arguments on every device, and in
+    every dtype up to rounding."""
     generator = torch.Generator().manual_seed(seed + sum(shape))
-    x = torch.randn(shape, generator=generator).to(dtype)
+    x = torch.randn(shape, generator=generator, device="cpu").to(torch.get_default_device(), dtype)
     return x.contiguous(memory_format=memory_format) if len(shape) == 4 else x
 
 

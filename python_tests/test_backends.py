@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import contextvars
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _cases import draw, ops_called, runs_fused, small_network
+from _cases import (
+    FP32_BOUND,
+    draw,
+    drop_in,
+    each_drop_in,
+    ops_called,
+    runs_fused,
+    small_network,
+)
 from torch import Tensor
 
 import snv2_kernels as snv2
 from snv2_kernels import _native
 from snv2_kernels.backends import resolve
+from snv2_kernels.testing import max_error
 
+backends = importlib.import_module(
+    "snv2_kernels.backends"
+)  # the package has a function of that name
 CPU = torch.device("cpu")
+OPERATORS = {"cpu": "snv2::cat_shuffle", "cuda-emulated": "snv2_emulated::cat_shuffle"}
 UNAVAILABLE = [name for name, state in snv2.backends().items() if not state.startswith("ok")]
 
 
@@ -31,22 +48,48 @@ def ran() -> str:
     """Name of the backend that an op runs on."""
     a = draw(1, 3, 5, 5)
     names = ops_called(snv2.ops.cat_shuffle, a, a)
-    return "cpu" if "snv2::cat_shuffle" in names else "reference"
+    ran = [name for name, op in OPERATORS.items() if op in names]
+    assert len(ran) <= 1
+    return ran[0] if ran else "reference"
+
+
+def on(name: str) -> Tensor:
+    return snv2.ops.cat_shuffle(draw(1, 2, 3, 3), draw(1, 2, 3, 3), backend=name)
 
 
 def test_backends() -> None:
     states = snv2.backends()
-    assert list(states) == ["reference", "cpu", "cuda", "triton"]
+    assert list(states) == ["reference", "cpu", "cuda", "cuda-emulated", "triton"]
     assert states["reference"] == "ok"
     assert states["cpu"] == f"ok ({_native.cpu_isa()})"
+    assert states["cuda-emulated"].startswith("ok (for tests")
     for name in UNAVAILABLE:
-        assert len(states[name]) > len("not built: ")
+        assert states[name].startswith(("not built: ", "built for "))
 
 
 def test_auto_takes_the_fastest() -> None:
     assert resolve(CPU) == resolve(CPU, "auto") == "cpu"
     assert resolve(torch.device("meta")) == "reference"
     assert ran() == "cpu"
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu", "cuda-emulated"])
+def test_each_way_to_ask(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    a = draw(1, 3, 5, 5)
+    with snv2.use_backend(name):
+        assert ran() == name
+    called = ops_called(lambda x: snv2.ops.cat_shuffle(x, x, backend=name), a)
+    assert OPERATORS.keys() & {name} == {n for n, op in OPERATORS.items() if op in called}
+    monkeypatch.setenv("SNV2_BACKEND", name)
+    assert ran() == name
+
+
+def test_choice_is_not_packed() -> None:
+    model, x = snv2.fuse(small_network()), draw(1, 3, 33, 33)
+    with snv2.use_backend("reference"):
+        assert model.reason() == "backend 'reference' runs it plain"
+    assert model.reason() is None
+    assert runs_fused(model, x)
 
 
 def test_use_backend_nests_and_restores() -> None:
@@ -120,6 +163,60 @@ def test_fuse_for_one_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not runs_fused(module, x)
 
 
+# Backends without units and networks -----------------------------------------------------------
+
+
+@each_drop_in
+def test_modules_on_the_emulator(kind: str) -> None:
+    """What the backend does not have runs plain, not on the CPU backend; what it has runs there."""
+    plain, module, x = drop_in(kind)
+    with torch.no_grad():
+        packed = module.packed()
+        with snv2.use_backend("cuda-emulated"):
+            names = ops_called(module, x)
+            if kind == "split":
+                assert module.reason() is None
+                assert "snv2_emulated::split_dw_cat_shuffle" in names
+                assert max_error(module(x), plain(x)) < FP32_BOUND
+            else:
+                assert module.reason() == "backend 'cuda-emulated' runs it plain"
+                assert torch.equal(module(x), plain(x))
+        assert not any(name.startswith("snv2::") for name in names)
+        assert module.reason() is None
+        assert runs_fused(module, x)
+        assert module.packed() is packed
+
+
+def test_fuse_for_the_emulator() -> None:
+    model, x = small_network(), draw(1, 3, 33, 33)
+    module = snv2.fuse(model, "cuda-emulated")
+    assert not runs_fused(module, x)
+    assert torch.equal(module(x), model(x))
+    reasons = {part.reason for part in snv2.explain(module).parts}
+    assert reasons == {"backend 'cuda-emulated' runs it plain"}
+    assert {part.reason for part in snv2.explain(model).parts} == {None}
+
+
+def test_gradients_of_a_module_on_the_emulator() -> None:
+    plain, module, x = drop_in("split")
+    grads = []
+    for m in (plain, module):
+        image = x.clone().requires_grad_()
+        with snv2.use_backend("cuda-emulated"):
+            m(image).square().mean().backward()
+        grads.append(image.grad)
+    assert max_error(grads[1], grads[0]) < FP32_BOUND
+
+
+def test_engine_needs_a_backend_with_networks() -> None:
+    with snv2.use_backend("cuda-emulated"), pytest.raises((ValueError, RuntimeError)) as error:
+        snv2.Engine(small_network(), (1, 3, 33, 33))
+    assert "cuda-emulated" in str(error.value)
+
+
+# Errors ---------------------------------------------------------------------------------------
+
+
 def _use(name: Any) -> None:
     with snv2.use_backend(name):
         pass
@@ -127,7 +224,7 @@ def _use(name: Any) -> None:
 
 ASK = {
     "use_backend": _use,
-    "op": lambda name: snv2.ops.cat_shuffle(draw(1, 2, 3, 3), draw(1, 2, 3, 3), backend=name),
+    "op": on,
     "fuse": lambda name: snv2.fuse(small_network(), backend=name),
 }
 
@@ -159,11 +256,102 @@ def test_environment_with_a_backend_that_is_not_there(
         ran()
 
 
-def test_cpu_backend_for_a_tensor_elsewhere() -> None:
+@pytest.mark.parametrize("name", ["cpu", "cuda-emulated"])
+def test_backend_for_a_tensor_elsewhere(name: str) -> None:
     x = torch.empty(1, 2, 3, 3, device="meta")
-    with pytest.raises(ValueError, match="backend: 'cpu' cannot run a tensor on device meta"):
-        snv2.ops.cat_shuffle(x, x, backend="cpu")
+    with pytest.raises(ValueError, match=f"backend: '{name}' cannot run a tensor on device meta"):
+        snv2.ops.cat_shuffle(x, x, backend=name)
     assert snv2.ops.cat_shuffle(x, x).shape == (1, 4, 3, 3)
+
+
+# CUDA -----------------------------------------------------------------------------------------
+#
+# What machines differ in is pretended, since few have it all.
+
+
+@dataclass(frozen=True)
+class FakeGpu:
+    name: str
+    major: int
+    minor: int
+
+
+@pytest.fixture
+def cuda_built_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretends a build with CUDA kernels, and perhaps a GPU."""
+
+    def pretend(*targets: str, gpu: FakeGpu | None = None) -> None:
+        monkeypatch.setattr(backends, "_cuda_targets", targets)
+        monkeypatch.setattr(backends, "_cuda_failure", None)
+        monkeypatch.setattr(backends, "_known_gpu_state", backends._gpu_state)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+
+    return pretend
+
+
+def test_cuda_state_of_a_gpu(cuda_built_for: Callable[..., None]) -> None:
+    cuda_built_for("sm_80", "sm_90", gpu=FakeGpu("NVIDIA H100", 9, 0))
+    assert snv2.backends()["cuda"] == "ok (NVIDIA H100, sm_90)"
+    gpu = torch.device("cuda", 0)
+    assert resolve(gpu) == resolve(gpu, "cuda") == "cuda"
+    assert resolve(CPU) == "cpu"
+    with pytest.raises(ValueError, match="backend: 'cuda' cannot run a tensor on device cpu"):
+        on("cuda")
+    with pytest.raises(ValueError, match="backend: 'cpu' cannot run a tensor on device cuda:0"):
+        resolve(gpu, "cpu")
+
+
+def test_cuda_state_without_a_gpu(cuda_built_for: Callable[..., None]) -> None:
+    cuda_built_for("sm_80", "sm_90")
+    assert snv2.backends()["cuda"] == "built for sm_80, sm_90, but there is no GPU"
+
+
+@pytest.mark.parametrize(
+    ("targets", "capability", "runs"),
+    [
+        (["sm_80"], (8, 0), True),
+        (["sm_80"], (8, 9), True),
+        (["sm_80"], (9, 0), False),
+        (["sm_86"], (8, 0), False),
+        (["sm_80", "compute_80"], (9, 0), True),
+        (["sm_80", "compute_80"], (12, 0), True),
+        (["compute_90"], (8, 9), False),
+        (["sm_90a"], (9, 0), True),
+        (["compute_90a"], (10, 0), False),
+        (["compute_100f"], (10, 3), True),
+        (["compute_100f"], (12, 0), False),
+        (["sm_100"], (10, 3), True),
+    ],
+    ids=str,
+)
+def test_cuda_targets(
+    cuda_built_for: Callable[..., None], targets: list[str], capability: tuple[int, int], runs: bool
+) -> None:
+    cuda_built_for(*targets, gpu=FakeGpu("GPU", *capability))
+    state = snv2.backends()["cuda"]
+    gpu = torch.device("cuda", 0)
+    if runs:
+        assert state == f"ok (GPU, sm_{capability[0]}{capability[1]})"
+        assert resolve(gpu) == "cuda"
+    else:
+        assert state.startswith(f"built for {', '.join(targets)}, but the GPU is GPU, sm_")
+        assert resolve(gpu) == "reference"
+        with pytest.raises(RuntimeError, match="backend: 'cuda' is not available: built for"):
+            resolve(gpu, "cuda")
+
+
+def test_cuda_library_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = tmp_path / "libsnv2_cuda.so"
+    monkeypatch.setattr(backends, "_CUDA_LIBRARY", library)
+    monkeypatch.setattr(backends, "_cuda_targets", ("sm_90",))
+    assert str(backends._load_cuda()).startswith("not built: ")
+    library.write_bytes(b"not a library")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert backends._load_cuda() == "built for sm_90, but this PyTorch has no CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert str(backends._load_cuda()).startswith("built for sm_90, but it does not load: ")
 
 
 # Instruction sets -----------------------------------------------------------------------------

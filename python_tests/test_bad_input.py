@@ -81,13 +81,15 @@ FUNCTIONS: dict[str, Callable[[Any], Tensor]] = {
     "x-split": split,
 }
 each_map = pytest.mark.parametrize("case", MAPS)
+each_backend = pytest.mark.parametrize("backend", ["reference", "cpu", "cuda-emulated"])
 
 
+@each_backend
 @each_map
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_maps_of_ops(function: str, case: str) -> None:
+def test_maps_of_ops(function: str, case: str, backend: str) -> None:
     value, error, message = MAPS[case]
-    with pytest.raises(error, match=f"^{function[0]}: .*{message}"):
+    with snv2.use_backend(backend), pytest.raises(error, match=f"^{function[0]}: .*{message}"):
         FUNCTIONS[function](value)
 
 
@@ -136,10 +138,11 @@ DOES_NOT_FIT: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }  # fmt: skip
 
 
+@each_backend
 @pytest.mark.parametrize("case", DOES_NOT_FIT)
-def test_arguments_of_ops(case: str) -> None:
+def test_arguments_of_ops(case: str, backend: str) -> None:
     call, error, message = DOES_NOT_FIT[case]
-    with pytest.raises(error, match=f"^{message}"):
+    with snv2.use_backend(backend), pytest.raises(error, match=f"^{message}"):
         call()
 
 
@@ -238,10 +241,12 @@ def test_results_do_not_share_memory(kind: str) -> None:
     assert first.data_ptr() != second.data_ptr()
 
 
-def test_channels_without_any() -> None:
+@each_backend
+def test_channels_without_any(backend: str) -> None:
     for function in (cat, depthwise):
         try:
-            out = function(zeros(2, 0, 5, 7))
+            with snv2.use_backend(backend):
+                out = function(zeros(2, 0, 5, 7))
         except (ValueError, RuntimeError):
             continue
         assert out.shape == (2, 0, 5, 7)

@@ -73,6 +73,16 @@ def test_verify_quick() -> None:
     assert "1.5 x the error of eager PyTorch" in result.output
 
 
+def test_verify_of_the_emulator() -> None:
+    """It has no units and networks to verify."""
+    result = run("verify", "--quick", "--backend", "cuda-emulated")
+    assert result.exit_code == 0, result.output
+    for name in ("split_dw_cat_shuffle", "cat_shuffle", "dw_conv3x3", "SplitDepthwiseShuffle"):
+        assert name in result.output
+    for name in ("unit stride", "network x0.5", "engine"):
+        assert name not in result.output
+
+
 def _swapped(a: torch.Tensor, b: torch.Tensor, backend: str) -> torch.Tensor:
     return snv2.models.channel_shuffle(
         torch.cat([a, b] if backend == "reference" else [b, a], 1), 2

@@ -140,10 +140,10 @@ def check_dense(
 @each_dtype
 @each_shape
 @each_op
-def test_cpu(
-    isa: str, op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
+def test_kernels(
+    backend: str, op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    check_dense(op, "cpu", shape, dtype, memory_format)
+    check_dense(op, backend, shape, dtype, memory_format)
 
 
 @each_format
@@ -177,52 +177,55 @@ def test_threads_change_nothing(
     memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
 def test_drawn_sizes(
-    isa: str, op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
+    backend: str, op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    check_dense(op, "cpu", shape, dtype, memory_format)
+    check_dense(op, backend, shape, dtype, memory_format)
 
 
 @each_format
 @each_dtype
 @pytest.mark.parametrize("view", VIEWS)
 @each_op
-def test_views(op: Op, view: str, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+def test_views(
+    backend: str, op: Op, view: str, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
     args = op.arguments((3, 21, 9, 11), dtype, VIEWS[view], memory_format=memory_format)
     before = [t.clone() for t in args]
-    out = check(op, "cpu", args)
+    out = check(op, backend, args)
     assert keeps_format(out, out)
     assert all(map(torch.equal, args, before))  # inputs are only read
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda-emulated"])
 @pytest.mark.parametrize("view", VIEWS)
 @each_format
 @each_dtype
-def test_depthwise_has_the_memory_format_of_torchs_convolution(
-    dtype: torch.dtype, memory_format: torch.memory_format, view: str
+def test_depthwise_has_the_memory_format_of_torchs_convolution_on_the_cpu(
+    dtype: torch.dtype, memory_format: torch.memory_format, view: str, name: str
 ) -> None:
     op = OPS[1]
     args = op.arguments((3, 21, 9, 11), dtype, VIEWS[view], memory_format=memory_format)
-    assert op(*args, backend="cpu").stride() == op.formula(*args).stride()
+    assert op(*args, backend=name).stride() == op.formula(*args).stride()
 
 
 @each_format
 @each_dtype
 @each_op
 def test_misaligned_memory(
-    isa: str, op: Op, dtype: torch.dtype, memory_format: torch.memory_format
+    backend: str, op: Op, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     args = op.arguments((3, 32, 9, 16), dtype, VIEWS["misaligned"], memory_format=memory_format)
-    check(op, "cpu", args)
+    check(op, backend, args)
 
 
 @pytest.mark.parametrize("formats", [(0, 1), (1, 0)], ids=["cl-second", "cl-first"])
-def test_cat_shuffle_of_two_memory_formats(isa: str, formats: tuple[int, int]) -> None:
+def test_cat_shuffle_of_two_memory_formats(backend: str, formats: tuple[int, int]) -> None:
     orders = [torch.contiguous_format, torch.channels_last]
     a, b = (draw(2, 21, 5, 7, memory_format=orders[i], seed=i) for i in formats)
-    assert torch.equal(snv2.ops.cat_shuffle(a, b, backend="cpu"), shuffled(a, b))
+    assert torch.equal(snv2.ops.cat_shuffle(a, b, backend=backend), shuffled(a, b))
 
 
-def test_depthwise_dtypes_of_parameters(isa: str) -> None:
+def test_depthwise_dtypes_of_parameters(backend: str) -> None:
     """Parameters may be of x's dtype or float32."""
     x = draw(2, 21, 9, 11, dtype=torch.bfloat16)
     weight, scale, shift = parameters(21, torch.float32)
@@ -231,17 +234,17 @@ def test_depthwise_dtypes_of_parameters(isa: str) -> None:
         (weight, scale.bfloat16(), shift),
         (weight, scale, shift),
     ):
-        out = snv2.ops.dw_conv3x3(x, *args, backend="cpu")
+        out = snv2.ops.dw_conv3x3(x, *args, backend=backend)
         exact = depthwise(x.double(), *(t.double() for t in args), 1, False)
         assert out.dtype == torch.bfloat16
         assert max_error(out, exact) <= torch.finfo(torch.bfloat16).eps
 
 
 @each_op
-def test_float64_runs_the_reference(op: Op) -> None:
+def test_float64_runs_the_reference(backend: str, op: Op) -> None:
     args = op.arguments((2, 21, 9, 11), torch.float64, draw)
     args = [t.double() for t in args]
-    out = op(*args)
+    out = op(*args, backend=backend)
     assert out.dtype == torch.float64
     assert max_error(out, op.formula(*args)) < 1e-14
 
@@ -251,14 +254,14 @@ def test_float64_runs_the_reference(op: Op) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
 @each_op
 def test_special_values(
-    isa: str, op: Op, value: float, dtype: torch.dtype, memory_format: torch.memory_format
+    backend: str, op: Op, value: float, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     for position in ((0, 3, 0, 0), (1, 20, 4, 5), (1, 0, 8, 10)):
         args = op.arguments((2, 21, 9, 11), dtype, draw, memory_format=memory_format)
         for x in args[: op.maps]:
             x[position] = value
             x[position[0], position[1] + 21 * (op.multiplier - 1), 4, 7] = value
-        eager, out = op.formula(*args), op(*args, backend="cpu")
+        eager, out = op.formula(*args), op(*args, backend=backend)
         assert eager.isfinite().logical_not().any()
         assert_same_specials(out, eager)
         keep = eager.isfinite()
@@ -267,13 +270,13 @@ def test_special_values(
 
 
 @each_op
-def test_special_values_stay_inside_their_image_and_channel(isa: str, op: Op) -> None:
+def test_special_values_stay_inside_their_image_and_channel(backend: str, op: Op) -> None:
     """A kernel that computes more than it stores must not let it touch its neighbours."""
     clean = op.arguments((3, 21, 9, 11), torch.float32, draw)
     dirty = [t.clone() for t in clean]
     for x in dirty[: op.maps]:
         x[1] = float("nan")
-    out, expected = op(*dirty, backend="cpu"), op(*clean, backend="cpu")
+    out, expected = op(*dirty, backend=backend), op(*clean, backend=backend)
     assert torch.equal(out[0::2], expected[0::2])
 
 
@@ -299,9 +302,9 @@ def _gradients(
 
 @each_format
 @each_op
-def test_gradients_of_the_kernels(op: Op, memory_format: torch.memory_format) -> None:
+def test_gradients_of_the_kernels(backend: str, op: Op, memory_format: torch.memory_format) -> None:
     args = op.arguments((2, 21, 9, 11), torch.float32, draw, memory_format=memory_format)
-    ours = _gradients(partial(op, backend="cpu"), args)
+    ours = _gradients(partial(op, backend=backend), args)
     exact = _gradients(op.formula, [t.double() for t in args])
     eager = _gradients(op.formula, args)
     for order in range(2):
@@ -312,11 +315,11 @@ def test_gradients_of_the_kernels(op: Op, memory_format: torch.memory_format) ->
 
 
 @each_op
-def test_gradient_of_one_argument_only(op: Op) -> None:
+def test_gradient_of_one_argument_only(backend: str, op: Op) -> None:
     args = op.arguments((2, 5, 6, 7), torch.float32, draw)
     for i in range(len(args)):
         wanted = [t.clone().requires_grad_(j == i) for j, t in enumerate(args)]
-        grad, *rest = torch.autograd.grad(op(*wanted, backend="cpu").sum(), [wanted[i]])
+        grad, *rest = torch.autograd.grad(op(*wanted, backend=backend).sum(), [wanted[i]])
         (expected,) = torch.autograd.grad(op.formula(*wanted).sum(), [wanted[i]])
         assert not rest
         assert max_error(grad, expected) < 1e-6
@@ -324,9 +327,11 @@ def test_gradient_of_one_argument_only(op: Op) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @each_op
-def test_gradients_have_the_dtypes_of_their_arguments(op: Op, dtype: torch.dtype) -> None:
+def test_gradients_have_the_dtypes_of_their_arguments(
+    backend: str, op: Op, dtype: torch.dtype
+) -> None:
     args = [t.requires_grad_() for t in op.arguments((2, 5, 6, 7), dtype, draw)]
-    op(*args, backend="cpu").sum().backward()
+    op(*args, backend=backend).sum().backward()
     assert [t.grad.dtype for t in args] == [t.dtype for t in args]
 
 

@@ -17,6 +17,7 @@ from snv2_kernels import _native
 from snv2_kernels.packing import Plan, Step
 
 OPS = torch.ops.snv2
+each_namespace = pytest.mark.parametrize("namespace", ["snv2", "snv2_emulated"])
 ERRORS = (RuntimeError, ValueError)
 STEP_FIELDS = list(Step.__dataclass_fields__)
 MAP = (2, 6, 5, 7)
@@ -45,17 +46,19 @@ def out_arguments(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
 # opcheck --------------------------------------------------------------------------------------
 
 
+@each_namespace
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format, namespace: str) -> None:
+    ops = getattr(torch.ops, namespace)
     # The gradient's part is slow, and the same for all dtypes and formats.
     requires_grad = dtype == torch.float32 and memory_format == torch.contiguous_format
     a, b = (draw(*MAP, dtype=dtype, memory_format=memory_format, seed=i) for i in range(2))
     calls: list[tuple[Any, tuple[Any, ...]]] = [
-        (OPS.cat_shuffle, (a, b)),
-        (OPS.dw_conv3x3, (a, *depthwise_arguments(6, 3), 1, False)),
-        (OPS.dw_conv3x3, (a, *depthwise_arguments(6, 3), 2, True)),
-        (OPS.split_dw_cat_shuffle, (a, *depthwise_arguments(3, 3))),
+        (ops.cat_shuffle, (a, b)),
+        (ops.dw_conv3x3, (a, *depthwise_arguments(6, 3), 1, False)),
+        (ops.dw_conv3x3, (a, *depthwise_arguments(6, 3), 2, True)),
+        (ops.split_dw_cat_shuffle, (a, *depthwise_arguments(3, 3))),
     ]
     for op, args in calls:
         for t in args:
@@ -64,18 +67,20 @@ def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format) -> None
         torch.library.opcheck(op.default, args)
 
 
+@each_namespace
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("view", VIEWS)
 def test_fake_results_of_views_have_the_strides_of_real_ones(
-    view: str, memory_format: torch.memory_format
+    view: str, memory_format: torch.memory_format, namespace: str
 ) -> None:
+    ops = getattr(torch.ops, namespace)
     a = VIEWS[view](*MAP, memory_format=memory_format)
     plan, _ = plan_of("unit-s1")
     wide = VIEWS[view](2, 34, 5, 7, memory_format=memory_format)
     for op, args in (
-        (OPS.cat_shuffle, (a, a.clone())),
-        (OPS.dw_conv3x3, (a, *depthwise_arguments(6, 3), 2, True)),
-        (OPS.split_dw_cat_shuffle, (a, *depthwise_arguments(3, 3))),
+        (ops.cat_shuffle, (a, a.clone())),
+        (ops.dw_conv3x3, (a, *depthwise_arguments(6, 3), 2, True)),
+        (ops.split_dw_cat_shuffle, (a, *depthwise_arguments(3, 3))),
         (OPS.network, (wide, *plan.arguments)),
     ):
         torch.library.opcheck(op.default, args, test_utils="test_faketensor")
@@ -113,38 +118,41 @@ def zeros(*shape: int, **kwargs: Any) -> Tensor:
 
 
 half = zeros(*MAP, dtype=torch.float16)
-RAW: dict[str, tuple[Callable[[], Any], str]] = {
-    "cat-rank": (lambda: OPS.cat_shuffle(zeros(3), zeros(3)), "a must have 4 dimensions"),
-    "cat-dtypes": (lambda: OPS.cat_shuffle(zeros(*MAP), half), "a and b"),
-    "cat-shapes": (lambda: OPS.cat_shuffle(zeros(*MAP), zeros(2, 6, 5, 6)), "a and b"),
-    "cat-float64": (lambda: OPS.cat_shuffle(zeros(*MAP).double(), zeros(*MAP).double()), "a must"),
-    "dw-int": (lambda: OPS.dw_conv3x3(zeros(*MAP).int(), *w(6)), "x must be float32"),
-    "dw-pixels": (lambda: OPS.dw_conv3x3(zeros(2, 6, 0, 7), *w(6)), "x must have at least one pix"),
-    "dw-stride": (lambda: OPS.dw_conv3x3(zeros(*MAP), *w(6), 3), "stride must be 1 or 2"),
-    "dw-weight": (lambda: OPS.dw_conv3x3(zeros(*MAP), *w(5)), "weight must have 54 elements"),
-    "dw-half-weight": (lambda: OPS.dw_conv3x3(half, *(t.half() for t in w(6))), "weight must be a"),
+RAW: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "cat-rank": (lambda o: o.cat_shuffle(zeros(3), zeros(3)), "a must have 4 dimensions"),
+    "cat-dtypes": (lambda o: o.cat_shuffle(zeros(*MAP), half), "a and b"),
+    "cat-shapes": (lambda o: o.cat_shuffle(zeros(*MAP), zeros(2, 6, 5, 6)), "a and b"),
+    "cat-float64": (lambda o: o.cat_shuffle(zeros(*MAP).double(), zeros(*MAP).double()), "a must"),
+    "dw-int": (lambda o: o.dw_conv3x3(zeros(*MAP).int(), *w(6)), "x must be float32"),
+    "dw-pixels": (lambda o: o.dw_conv3x3(zeros(2, 6, 0, 7), *w(6)), "x must have at least one pix"),
+    "dw-stride": (lambda o: o.dw_conv3x3(zeros(*MAP), *w(6), 3), "stride must be 1 or 2"),
+    "dw-weight": (lambda o: o.dw_conv3x3(zeros(*MAP), *w(5)), "weight must have 54 elements"),
+    "dw-half-weight": (lambda o: o.dw_conv3x3(half, *(t.half() for t in w(6))), "weight must be a"),
     "dw-strided-weight": (
-        lambda: OPS.dw_conv3x3(zeros(*MAP), w(12)[0][::2], *w(6)[1:]), "weight must be a contig"
+        lambda o: o.dw_conv3x3(zeros(*MAP), w(12)[0][::2], *w(6)[1:]), "weight must be a contig"
     ),
-    "dw-scale": (lambda: OPS.dw_conv3x3(zeros(*MAP), w(6)[0], *w(5)[1:]), "scale must have 6"),
-    "dw-shift": (lambda: OPS.dw_conv3x3(zeros(*MAP), *w(6)[:2], w(5)[2]), "shift must have 6"),
-    "split-odd": (lambda: OPS.split_dw_cat_shuffle(zeros(2, 5, 5, 7), *w(2)), "x must have an eve"),
-    "split-weight": (lambda: OPS.split_dw_cat_shuffle(zeros(*MAP), *w(6)), "weight must have 27"),
+    "dw-scale": (lambda o: o.dw_conv3x3(zeros(*MAP), w(6)[0], *w(5)[1:]), "scale must have 6"),
+    "dw-shift": (lambda o: o.dw_conv3x3(zeros(*MAP), *w(6)[:2], w(5)[2]), "shift must have 6"),
+    "split-odd": (lambda o: o.split_dw_cat_shuffle(zeros(2, 5, 5, 7), *w(2)), "x must have an eve"),
+    "split-weight": (lambda o: o.split_dw_cat_shuffle(zeros(*MAP), *w(6)), "weight must have 27"),
 }  # fmt: skip
 
 
+@each_namespace
 @pytest.mark.parametrize("case", RAW)
-def test_raw_arguments(case: str) -> None:
+def test_raw_arguments(case: str, namespace: str) -> None:
     call, message = RAW[case]
     with pytest.raises(ERRORS, match=message):
-        call()
+        call(getattr(torch.ops, namespace))
 
 
-def test_raw_arguments_on_two_devices() -> None:
+@each_namespace
+def test_raw_arguments_on_two_devices(namespace: str) -> None:
+    ops = getattr(torch.ops, namespace)
     with pytest.raises((RuntimeError, NotImplementedError)):
-        OPS.cat_shuffle(zeros(*MAP), zeros(*MAP, device="meta"))
+        ops.cat_shuffle(zeros(*MAP), zeros(*MAP, device="meta"))
     with pytest.raises((RuntimeError, NotImplementedError)):
-        OPS.dw_conv3x3(zeros(*MAP), *(t.to("meta") for t in w(6)))
+        ops.dw_conv3x3(zeros(*MAP), *(t.to("meta") for t in w(6)))
 
 
 def test_raw_arguments_of_network() -> None:

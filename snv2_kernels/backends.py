@@ -3,11 +3,15 @@
 Selection, the first that says something wins: :func:`use_backend`, the ``backend`` argument of
 an op or of :func:`snv2_kernels.fuse`, the environment variable ``SNV2_BACKEND``, and ``auto``,
 which takes the fastest backend of the tensor's device.
+
+``cuda-emulated`` is for tests, and never chosen by ``auto``: it runs the CUDA kernels on CPU
+tensors, checks each of their memory accesses, and is slow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from contextvars import ContextVar
 from pathlib import Path
@@ -15,32 +19,108 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from snv2_kernels import _native
+from snv2_kernels import _native, cuda_kernels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["NAMES", "backends", "check_backend", "resolve", "use_backend"]
+__all__ = ["DEVICES", "NAMES", "backends", "check_backend", "resolve", "use_backend"]
 
-torch.ops.load_library(str(Path(__file__).parent / "libsnv2_torch.so"))
+_PACKAGE = Path(__file__).parent
+_CUDA_LIBRARY = _PACKAGE / "libsnv2_cuda.so"
 
-NAMES = ("auto", "reference", "cpu", "cuda", "triton")
+# Type of the device whose tensors a backend of kernels takes.
+DEVICES = {"cpu": "cpu", "cuda": "cuda", "cuda-emulated": "cpu"}
 
 _override: ContextVar[str | None] = ContextVar("snv2_backend", default=None)
+
+# Availability ---------------------------------------------------------------------------------
+
+_cuda_targets = cuda_kernels.targets()
+
+
+def _built_for() -> str:
+    return f"built for {', '.join(_cuda_targets)}"
+
+
+def _load_cuda() -> str | None:
+    """Load the CUDA kernels, or say why not. Importing must work on every machine."""
+    if not (_cuda_targets and _CUDA_LIBRARY.is_file()):
+        return "not built: install again with SNV2_CUDA=1 where a CUDA toolkit (nvcc) is installed"
+    if torch.version.cuda is None:
+        return f"{_built_for()}, but this PyTorch has no CUDA"
+    try:
+        torch.ops.load_library(str(_CUDA_LIBRARY))
+    except OSError as error:
+        return f"{_built_for()}, but it does not load: {error.__cause__ or error}"
+    return None
+
+
+torch.ops.load_library(str(_PACKAGE / "libsnv2_torch.so"))
+_cuda_failure = _load_cuda()
+
+
+def _covers(target: str, capability: tuple[int, int]) -> bool:
+    """Whether code for ``target`` runs on a GPU: machine code (sm_80) within its major version,
+    PTX (compute_80) on all later ones; ending in f likewise within the major version, ending in a
+    on that GPU only."""
+    kind, _, number = target.partition("_")
+    digits = number.rstrip("af")
+    built = (int(digits[:-1]), int(digits[-1]))
+    if number.endswith("a"):
+        return capability == built
+    later = kind == "compute" and number == digits
+    return capability >= built and (later or capability[0] == built[0])
+
+
+def _gpu_state(index: int) -> str:
+    gpu = torch.cuda.get_device_properties(index)
+    name = f"{gpu.name}, sm_{gpu.major}{gpu.minor}"
+    if any(_covers(target, (gpu.major, gpu.minor)) for target in _cuda_targets):
+        return f"ok ({name})"
+    return f"{_built_for()}, but the GPU is {name}"
+
+
+_known_gpu_state = functools.cache(_gpu_state)
+
+
+def _cuda_state(index: int | None = None) -> str:
+    """State of ``cuda`` on a GPU, the current one by default."""
+    if _cuda_failure is not None:
+        return _cuda_failure
+    if index is None:
+        if not torch.cuda.is_available():
+            return f"{_built_for()}, but there is no GPU"
+        index = torch.cuda.current_device()
+    # The compiler knows what to make of torch's functions, but not of a cache.
+    return (_gpu_state if torch.compiler.is_compiling() else _known_gpu_state)(index)
+
+
+def _cpu_state() -> str:
+    state = f"ok ({_native.cpu_isa()})"
+    wanted = os.environ.get("SNV2_CPU_ISA")
+    if wanted and wanted not in _native.available_cpu_isas():
+        state += f", SNV2_CPU_ISA={wanted} is not available on this machine"
+    return state
+
+
+# Functions, since the state of a GPU is not asked for before someone wants to know.
+_STATES: dict[str, Callable[[], str]] = {
+    "reference": lambda: "ok",
+    "cpu": _cpu_state,
+    "cuda": _cuda_state,
+    "cuda-emulated": lambda: "ok (for tests: the CUDA kernels on the CPU, slowly)",
+    "triton": lambda: "not built: this version has no Triton kernels",
+}
+NAMES = ("auto", *_STATES)
 
 
 def backends() -> dict[str, str]:
     """State of each backend: ``"ok"``, with detail, or why it is not there."""
-    cpu = f"ok ({_native.cpu_isa()})"
-    wanted = os.environ.get("SNV2_CPU_ISA")
-    if wanted and wanted not in _native.available_cpu_isas():
-        cpu += f", SNV2_CPU_ISA={wanted} is not available on this machine"
-    return {
-        "reference": "ok",
-        "cpu": cpu,
-        "cuda": "not built: this version has no CUDA kernels",
-        "triton": "not built: this version has no Triton kernels",
-    }
+    return {name: state() for name, state in _STATES.items()}
+
+
+# Selection ------------------------------------------------------------------------------------
 
 
 def check_backend(name: str) -> str:
@@ -53,10 +133,13 @@ def check_backend(name: str) -> str:
     if name not in NAMES:
         raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
     if name != "auto":
-        state = backends()[name]
-        if not state.startswith("ok"):
-            raise RuntimeError(f"backend: {name!r} is not available: {state}")
+        _check_state(name, _STATES[name]())
     return name
+
+
+def _check_state(name: str, state: str) -> None:
+    if not state.startswith("ok"):
+        raise RuntimeError(f"backend: {name!r} is not available: {state}")
 
 
 @contextlib.contextmanager
@@ -93,10 +176,16 @@ def resolve(device: torch.device, requested: str | None = None) -> str:
     if name in (None, "auto"):
         name = os.environ.get("SNV2_BACKEND") or "auto"
     if name == "auto":
+        if device.type == "cuda" and _cuda_state(device.index).startswith("ok"):
+            return "cuda"
         return "cpu" if device.type == "cpu" else "reference"
-    if name == "cpu" and device.type == "cpu":  # the common case needs no look-up
+    # The common cases need no look-up.
+    if name == "cpu" and device.type == "cpu":
+        return name
+    if name == "cuda" and device.type == "cuda":
+        _check_state(name, _cuda_state(device.index))
         return name
     check_backend(name)
-    if name == "cpu":
-        raise ValueError(f"backend: 'cpu' cannot run a tensor on device {device}")
+    if name in DEVICES and DEVICES[name] != device.type:
+        raise ValueError(f"backend: {name!r} cannot run a tensor on device {device}")
     return name

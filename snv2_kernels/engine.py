@@ -101,7 +101,7 @@ class Engine:
         if self._dtype not in KERNEL_DTYPES:
             raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
         self._backend = resolve(self._device, "auto")
-        if self._backend == "reference":
+        if self._backend not in fused.kernel_backends:
             raise RuntimeError(f"device: no kernel backend is available for {self._device}")
         shape = tuple(input_shape)
         if len(shape) != 4 or not all(isinstance(extent, int) for extent in shape):

@@ -38,13 +38,21 @@ def fuse(model: nn.Module, backend: str = "auto") -> nn.Module:
         TypeError: if ``model`` is not a module.
         ValueError, RuntimeError: if ``backend`` does not exist or is not available.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_backend(backend)
-    fused = clone_tree(model, _fused_class)
+    fused = _fused_copy(model)
     for module in fused.modules():
         if isinstance(module, FusedModule):
             module._backend = backend
+    return fused
+
+
+def _fused_copy(model: nn.Module) -> nn.Module:
+    """Parts that are fused already keep their backend."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    fused = clone_tree(model, _fused_class)
+    for module in fused.modules():
+        if isinstance(module, FusedModule):
             module._shares_parameters = True
     return fused
 
@@ -116,7 +124,7 @@ def explain(model: nn.Module) -> Explanation:
     Raises:
         TypeError: if ``model`` is not a module.
     """
-    fused = fuse(model)
+    fused = _fused_copy(model)
     fused.eval()  # flags only, and the copies have their own
     parts: list[Part] = []
     inside: list[str] = []  # prefixes of recognised parts

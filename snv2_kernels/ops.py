@@ -103,8 +103,18 @@ def _split_dw_cat_shuffle_reference(
 # Public ops -----------------------------------------------------------------------------------
 
 
-def _runs_kernel(x: Tensor, backend: str | None) -> bool:
-    return resolve(x.device, backend) != "reference" and x.dtype in KERNEL_DTYPES
+# The dispatcher tells the CPU's kernels and the GPU's apart by the tensors.
+OPERATORS = {
+    "cpu": torch.ops.snv2,
+    "cuda": torch.ops.snv2,
+    "cuda-emulated": torch.ops.snv2_emulated,
+}
+
+
+def _kernels(x: Tensor, backend: str | None) -> Any:
+    """The operators of the backend that runs ``x``, None for the reference."""
+    operators = OPERATORS.get(resolve(x.device, backend))
+    return operators if x.dtype in KERNEL_DTYPES else None
 
 
 def _parameters(*tensors: Tensor) -> list[Tensor]:
@@ -135,9 +145,10 @@ def cat_shuffle(a: Tensor, b: Tensor, backend: str | None = None) -> Tensor:
         raise TypeError(f"b: expected {a.dtype}, as a, got {b.dtype}")
     if a.device != b.device:
         raise ValueError(f"b: expected device {a.device}, as a, got {b.device}")
-    if not _runs_kernel(a, backend):
+    kernels = _kernels(a, backend)
+    if kernels is None:
         return _cat_shuffle_reference(a, b)
-    out: Tensor = torch.ops.snv2.cat_shuffle(a, b)
+    out: Tensor = kernels.cat_shuffle(a, b)
     return out
 
 
@@ -172,9 +183,10 @@ def dw_conv3x3(
     if stride not in (1, 2):
         raise ValueError(f"stride: expected 1 or 2, got {stride}")
     _check_depthwise(x, x.shape[1], weight, scale, shift)
-    if not _runs_kernel(x, backend):
+    kernels = _kernels(x, backend)
+    if kernels is None:
         return _dw_conv3x3_reference(x, weight, scale, shift, stride, relu)
-    out: Tensor = torch.ops.snv2.dw_conv3x3(x, *_parameters(weight, scale, shift), stride, relu)
+    out: Tensor = kernels.dw_conv3x3(x, *_parameters(weight, scale, shift), stride, relu)
     return out
 
 
@@ -201,14 +213,15 @@ def split_dw_cat_shuffle(
     """
     _check_split(x)
     _check_depthwise(x, x.shape[1] // 2, weight, scale, shift)
-    if not _runs_kernel(x, backend):
+    kernels = _kernels(x, backend)
+    if kernels is None:
         return _split_dw_cat_shuffle_reference(x, weight, scale, shift)
-    out: Tensor = torch.ops.snv2.split_dw_cat_shuffle(x, *_parameters(weight, scale, shift))
+    out: Tensor = kernels.split_dw_cat_shuffle(x, *_parameters(weight, scale, shift))
     return out
 
 
 def run_plan(x: Tensor, plan: Plan) -> Tensor:
-    """Run a packed unit, stage or network on the kernels of ``x``'s device, in one op call.
+    """Run a packed unit, stage or network on the CPU's kernels, in one op call.
 
     Args:
         x: [N, plan.in_channels, H, W]; float32, float16 or bfloat16.
@@ -225,7 +238,7 @@ def run_plan(x: Tensor, plan: Plan) -> Tensor:
 
 
 def _format(x: Tensor) -> torch.memory_format:
-    """The memory format of a result for ``x``; the rule of ``layout_of`` in csrc/torch/ops.cpp."""
+    """The memory format of a result for ``x``; the rule of ``layout_of`` in tensors.h."""
     smallest = 0
     if x.stride(1) == 0:
         return torch.contiguous_format
@@ -248,14 +261,12 @@ def _check_one_device(x: Tensor, *others: Tensor) -> None:
     )
 
 
-@torch.library.register_fake("snv2::cat_shuffle")
-def _(a: Tensor, b: Tensor) -> Tensor:
+def _cat_shuffle_fake(a: Tensor, b: Tensor) -> Tensor:
     _check_one_device(a, b)
     return _empty_map(a, 2 * a.shape[1], a.shape[2], a.shape[3])
 
 
-@torch.library.register_fake("snv2::dw_conv3x3")
-def _(
+def _dw_conv3x3_fake(
     x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, stride: int = 1, relu: bool = False
 ) -> Tensor:
     _check_one_device(x, weight, scale, shift)
@@ -263,8 +274,7 @@ def _(
     return _empty_map(x, x.shape[1], height, width)
 
 
-@torch.library.register_fake("snv2::split_dw_cat_shuffle")
-def _(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def _split_dw_cat_shuffle_fake(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     _check_one_device(x, weight, scale, shift)
     return _empty_map(x, x.shape[1], x.shape[2], x.shape[3])
 
@@ -289,7 +299,7 @@ def _(x: Tensor, weights: Tensor, plan: Tensor, workspace: Tensor, out: Tensor) 
 # Gradients ------------------------------------------------------------------------------------
 
 
-def _register_gradient(name: str, reference: Callable[..., Tensor], tensors: int) -> None:
+def _register_gradient(op: str, reference: Callable[..., Tensor], tensors: int) -> None:
     """The gradient of an op whose first ``tensors`` inputs are tensors, through its formula."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -310,12 +320,17 @@ def _register_gradient(name: str, reference: Callable[..., Tensor], tensors: int
             grads[i] = g
         return tuple(grads)
 
-    torch.library.register_autograd(f"snv2::{name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(op, backward, setup_context=setup_context)
 
 
-_register_gradient("cat_shuffle", _cat_shuffle_reference, 2)
-_register_gradient("dw_conv3x3", _dw_conv3x3_reference, 4)
-_register_gradient("split_dw_cat_shuffle", _split_dw_cat_shuffle_reference, 4)
+for _namespace in ("snv2", "snv2_emulated"):
+    for _name, _fake, _reference, _tensors in (
+        ("cat_shuffle", _cat_shuffle_fake, _cat_shuffle_reference, 2),
+        ("dw_conv3x3", _dw_conv3x3_fake, _dw_conv3x3_reference, 4),
+        ("split_dw_cat_shuffle", _split_dw_cat_shuffle_fake, _split_dw_cat_shuffle_reference, 4),
+    ):
+        torch.library.register_fake(f"{_namespace}::{_name}", _fake)
+        _register_gradient(f"{_namespace}::{_name}", _reference, _tensors)
 
 
 def _no_gradient(ctx: Any, *grads: Tensor) -> None:

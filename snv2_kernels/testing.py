@@ -27,10 +27,10 @@ def randomize_(model: M, seed: int = 0) -> M:
     generator = torch.Generator().manual_seed(seed)
 
     def uniform_(t: Tensor, low: float, high: float) -> None:
-        t.copy_(torch.empty(t.shape).uniform_(low, high, generator=generator))
+        t.copy_(torch.empty(t.shape, device="cpu").uniform_(low, high, generator=generator))
 
     def normal_(t: Tensor, std: float) -> None:
-        t.copy_(torch.empty(t.shape).normal_(0.0, std, generator=generator))
+        t.copy_(torch.empty(t.shape, device="cpu").normal_(0.0, std, generator=generator))
 
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

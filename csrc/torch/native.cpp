@@ -4,9 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "emulator/emulator.h"
 #include "snv2/cpu.h"
+#define SNV2_GPU emulated
+#include "snv2/cuda.h"
 #include "watch.h"
 
 namespace py = pybind11;
@@ -29,10 +33,38 @@ int64_t workspace_bytes(const Words& plan, int64_t weight_count, int64_t batch, 
   return snv2::cpu::workspace_bytes(checked, batch, height, width, threads);
 }
 
+py::dict emulator_counters() {
+  const snv2::emulator::Counters c = snv2::emulator::counters();
+  py::dict counts;
+  counts["launches"] = c.launches;
+  counts["ctas"] = c.ctas;
+  counts["global_load_bytes"] = c.global_load_bytes;
+  counts["global_store_bytes"] = c.global_store_bytes;
+  counts["global_load_sectors"] = c.global_load_sectors;
+  counts["global_store_sectors"] = c.global_store_sectors;
+  counts["minimum_load_bytes"] = c.minimum_load_bytes;
+  counts["minimum_store_bytes"] = c.minimum_store_bytes;
+  counts["shared_accesses"] = c.shared_accesses;
+  counts["shared_wavefronts"] = c.shared_wavefronts;
+  counts["bank_conflicts"] = c.bank_conflicts;
+  counts["mma"] = c.mma;
+  counts["barriers"] = c.barriers;
+  counts["shared_bytes"] = c.shared_bytes;
+  return counts;
+}
+
+std::vector<std::tuple<std::string, int64_t, int64_t>> conformance_cases() {
+  std::vector<std::tuple<std::string, int64_t, int64_t>> cases;
+  for (const auto* c = snv2::emulated::conformance_cases(); c->name != nullptr; ++c) {
+    cases.emplace_back(c->name, c->in_words, c->out_words);
+  }
+  return cases;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "The torch-free core: instruction sets, plan format, memory planning.";
+  m.doc() = "The torch-free core: instruction sets, plan format, memory planning, emulator.";
   m.attr("PANEL") = snv2::kPanel;
   m.attr("PLAN_MAGIC") = snv2::kPlanMagic;
   m.attr("STEP_WORDS") = snv2::kStepWords;
@@ -50,5 +82,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("workspace_bytes", &workspace_bytes, py::arg("plan"), py::arg("weight_count"),
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("threads"),
         "Bytes of workspace the CPU backend needs to run a plan.");
+  m.def("emulator_counters", &emulator_counters,
+        "What launches of this thread on cuda-emulated did; see csrc/emulator/emulator.h.");
+  m.def("reset_emulator_counters", &snv2::emulator::reset_counters);
+  m.def("conformance_cases", &conformance_cases,
+        "Name, 32-bit words in and 32-bit words out of each case of the op conformance.");
   bind_snapshot(m);
 }

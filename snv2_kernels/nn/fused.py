@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from snv2_kernels.backends import resolve, use_backend
+from snv2_kernels.backends import DEVICES, resolve, use_backend
 from snv2_kernels.nn.watch import Watch, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 
@@ -39,7 +39,7 @@ class Packed:
                 raise Unsupported("its parameters are inference tensors, whose changes are unseen")
             self.watch = Watch(module)
             self.device = _one_device(module)
-            if resolve(self.device) == "reference":
+            if self.device.type not in [DEVICES[name] for name in module.kernel_backends]:
                 raise Unsupported(f"there are no kernels for device {self.device}")
             self.dtype = _one_dtype(module)
             for name, child in module.named_modules():
@@ -128,10 +128,13 @@ class FusedModule(nn.Module):
     """Base class; a subclass also derives from the plain module whose place it takes.
 
     It gives :meth:`_plain`, the plain forward, :meth:`_pack`, which makes packed weights or
-    raises :class:`Unsupported`, and :meth:`_run`, which runs them.
+    raises :class:`Unsupported`, and :meth:`_run`, which runs them on one of the
+    :attr:`kernel_backends`.
     """
 
     _packed_state: Packed | None = None
+    # Those that have the kernels of _run; the others run plain.
+    kernel_backends: ClassVar[tuple[str, ...]] = ()
     _backend: str = "auto"
     _shares_parameters: bool = False  # with the model it was fused from
 
@@ -141,7 +144,7 @@ class FusedModule(nn.Module):
     def _pack(self) -> Any:
         raise NotImplementedError
 
-    def _run(self, weights: Any, x: Tensor) -> Tensor:
+    def _run(self, weights: Any, x: Tensor, backend: str) -> Tensor:
         raise NotImplementedError
 
     def _check_input(self, weights: Any, x: Tensor) -> None:
@@ -165,14 +168,18 @@ class FusedModule(nn.Module):
     def reason(self) -> str | None:
         """Why the fused path does not run in ``eval()`` mode, None if it does."""
         packed = self.packed()
-        if packed.reason is None and packed.watch is not None and packed.watch.runs_plain():
-            return why_plain(self)
-        return packed.reason
+        if packed.reason is not None or packed.watch is None or packed.device is None:
+            return packed.reason
+        backend = resolve(packed.device, self._backend)
+        if backend not in self.kernel_backends:
+            return f"backend {backend!r} runs it plain"
+        return why_plain(self) if packed.watch.runs_plain() else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or _outside_kernels(x):
             return self._plain(x)
-        if resolve(x.device, self._backend) == "reference":
+        backend = resolve(x.device, self._backend)
+        if backend not in self.kernel_backends:
             return self._plain(x)
         packed = self.packed()
         if packed.device is not None and x.device != packed.device:
@@ -183,9 +190,9 @@ class FusedModule(nn.Module):
             return self._plain(x)
         self._check(packed, x)
         if torch.is_grad_enabled() and (x.requires_grad or packed.watch.requires_grad()):
-            out: Tensor = _Recompute.apply(self, packed, x, *packed.watch.parameters)
+            out: Tensor = _Recompute.apply(self, packed, backend, x, *packed.watch.parameters)
             return out
-        return self._run_in_autocast(packed, x)
+        return self._run_in_autocast(packed, x, backend)
 
     def _check(self, packed: Packed, x: Tensor) -> None:
         check_feature_map(x)
@@ -193,11 +200,11 @@ class FusedModule(nn.Module):
             raise TypeError(f"x: expected {packed.dtype}, as the parameters, got {x.dtype}")
         self._check_input(packed.weights, x)
 
-    def _run_in_autocast(self, packed: Packed, x: Tensor) -> Tensor:
+    def _run_in_autocast(self, packed: Packed, x: Tensor, backend: str) -> Tensor:
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = self._autocast_input(packed.weights, x, torch.get_autocast_dtype(device))
-        return self._run(packed.weights, x)
+        return self._run(packed.weights, x, backend)
 
     # State ------------------------------------------------------------------------------------
 
@@ -237,9 +244,11 @@ class FusedModule(nn.Module):
 class _Recompute(torch.autograd.Function):
     """The fused forward; the backward runs the plain forward again and differentiates that."""
 
+    OTHERS = 3  # arguments before x, without gradients
+
     @staticmethod
     def forward(
-        ctx: Any, module: FusedModule, packed: Packed, x: Tensor, *parameters: Tensor
+        ctx: Any, module: FusedModule, packed: Packed, backend: str, x: Tensor, *parameters: Tensor
     ) -> Tensor:
         ctx.twin = packed.eval_twin(module)
         device = x.device.type
@@ -249,19 +258,19 @@ class _Recompute(torch.autograd.Function):
             "dtype": torch.get_autocast_dtype(device),
         }
         ctx.save_for_backward(x, *parameters)
-        return module._run_in_autocast(packed, x)
+        return module._run_in_autocast(packed, x, backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
-        wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[2 + i]]
+        wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[_Recompute.OTHERS + i]]
         create_graph = torch.is_grad_enabled()  # the caller wants a second derivative
         with torch.enable_grad(), use_backend("reference"), torch.autocast(**ctx.autocast):
             out = ctx.twin._plain(inputs[0])  # the root's hooks have run in the forward
         computed = torch.autograd.grad(
             out, [inputs[i] for i in wanted], grad, create_graph=create_graph, allow_unused=True
         )
-        grads: list[Tensor | None] = [None] * (2 + len(inputs))
+        grads: list[Tensor | None] = [None] * (_Recompute.OTHERS + len(inputs))
         for i, g in zip(wanted, computed, strict=True):
-            grads[2 + i] = g
+            grads[_Recompute.OTHERS + i] = g
         return tuple(grads)

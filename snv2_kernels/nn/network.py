@@ -67,6 +67,8 @@ def _check_relu(name: str, module: nn.Module) -> None:
 class PlannedModule(FusedModule):
     """A drop-in module that runs as a plan: one op call, whatever its size."""
 
+    kernel_backends = ("cpu",)
+
     def _add_to(self, builder: PlanBuilder) -> None:
         """Append this module's steps, or raise :class:`Unsupported`."""
         raise NotImplementedError
@@ -85,7 +87,7 @@ class PlannedModule(FusedModule):
         self._add_to(builder)
         return builder.build()
 
-    def _run(self, weights: Plan, x: Tensor) -> Tensor:
+    def _run(self, weights: Plan, x: Tensor, backend: str) -> Tensor:
         return run_plan(x, weights)
 
     def _check_input(self, weights: Plan, x: Tensor) -> None:

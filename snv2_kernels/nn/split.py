@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from snv2_kernels.models import channel_shuffle
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.network import _conv_bn
+from snv2_kernels.ops import OPERATORS
 from snv2_kernels.packing import fold_bn
 
 __all__ = ["SplitDepthwiseShuffle"]
@@ -30,6 +31,8 @@ class SplitDepthwiseShuffle(FusedModule):
         ValueError: if ``channels`` is not an even positive number.
     """
 
+    kernel_backends = tuple(OPERATORS)
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels <= 0 or channels % 2:
@@ -50,8 +53,8 @@ class SplitDepthwiseShuffle(FusedModule):
             shift = (shift.double() + conv.bias.detach().double() * scale.double()).float()
         return conv.weight.detach().float().contiguous(), scale.float(), shift.float()
 
-    def _run(self, weights: _Weights, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.snv2.split_dw_cat_shuffle(x, *weights)
+    def _run(self, weights: _Weights, x: Tensor, backend: str) -> Tensor:
+        out: Tensor = OPERATORS[backend].split_dw_cat_shuffle(x, *weights)
         return out
 
     def _check_input(self, weights: _Weights, x: Tensor) -> None:

@@ -1,0 +1,89 @@
+// The ops that every backend has: schemas, checks, memory. Registered by {,emulated_,cuda_}ops.cpp.
+//
+// Checks here keep a call of torch.ops.snv2.* from reading memory it should not; the public
+// functions in snv2_kernels/ops.py check first and name the user's own arguments.
+//
+// A Backend is a class with the kernels as static functions, a static check_device(map, name), and
+// a constructor from a tensor. An object of it is alive around all that an op allocates and
+// launches for that tensor, and its member `where` is what the kernels take last.
+#pragma once
+
+#include "tensors.h"
+
+namespace snv2::binding {
+
+template <class Backend>
+Tensor cat_shuffle(const Tensor& a, const Tensor& b) {
+  check_map(a, "a");
+  check_map(b, "b");
+  Backend::check_device(a, "a");
+  STD_TORCH_CHECK(a.device() == b.device(), "a and b must be on the same device");
+  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), "a and b must have the same dtype");
+  for (int64_t dim = 0; dim < 4; ++dim) {
+    STD_TORCH_CHECK(a.size(dim) == b.size(dim), "a and b must have the same shape");
+  }
+  const Backend backend(a);
+  const Layout layout = layout_of(a);
+  const Tensor left = dense(a, layout), right = dense(b, layout);
+  Tensor out = empty_map(a, 2 * a.size(1), a.size(2), a.size(3), layout);
+  Backend::cat_shuffle(map_of(left, layout), map_of(right, layout), map_of(out, layout),
+                       backend.where);
+  return out;
+}
+
+inline Depthwise3x3 depthwise_of(const Tensor& x, const Tensor& weight, const Tensor& scale,
+                                 const Tensor& shift, int64_t channels, int64_t stride, bool relu) {
+  return {parameters(weight, "weight", channels * 9, x), parameters(scale, "scale", channels, x),
+          parameters(shift, "shift", channels, x), stride, relu};
+}
+
+template <class Backend>
+Tensor dw_conv3x3(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                  int64_t stride, bool relu) {
+  check_map(x, "x");
+  Backend::check_device(x, "x");
+  check_pixels(x);
+  STD_TORCH_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
+  const auto dw = depthwise_of(x, weight, scale, shift, x.size(1), stride, relu);
+  const Backend backend(x);
+  const Layout layout = layout_of(x);
+  const Tensor in = dense(x, layout);
+  Tensor out = empty_map(x, x.size(1), conv3x3_extent(x.size(2), stride),
+                         conv3x3_extent(x.size(3), stride), layout);
+  Backend::dw_conv3x3(map_of(in, layout), dw, map_of(out, layout), backend.where);
+  return out;
+}
+
+template <class Backend>
+Tensor split_dw_cat_shuffle(const Tensor& x, const Tensor& weight, const Tensor& scale,
+                            const Tensor& shift) {
+  check_map(x, "x");
+  Backend::check_device(x, "x");
+  check_pixels(x);
+  STD_TORCH_CHECK(x.size(1) % 2 == 0, "x must have an even number of channels, got ", x.size(1));
+  const auto dw = depthwise_of(x, weight, scale, shift, x.size(1) / 2, 1, true);
+  const Backend backend(x);
+  const Layout layout = layout_of(x);
+  const Tensor in = dense(x, layout);
+  Tensor out = empty_map(x, x.size(1), x.size(2), x.size(3), layout);
+  Backend::split_dw_cat_shuffle(map_of(in, layout), dw, map_of(out, layout), backend.where);
+  return out;
+}
+
+template <class Library>
+void define_ops(Library& m) {
+  m.def("cat_shuffle(Tensor a, Tensor b) -> Tensor");
+  m.def(
+      "dw_conv3x3(Tensor x, Tensor weight, Tensor scale, Tensor shift, int stride=1, "
+      "bool relu=False) -> Tensor");
+  m.def("split_dw_cat_shuffle(Tensor x, Tensor weight, Tensor scale, Tensor shift) -> Tensor");
+}
+
+template <class Backend, class Library>
+void implement_ops(Library& m) {
+  m.impl("cat_shuffle", TORCH_BOX(&cat_shuffle<Backend>));
+  m.impl("dw_conv3x3", TORCH_BOX(&dw_conv3x3<Backend>));
+  m.impl("split_dw_cat_shuffle", TORCH_BOX(&split_dw_cat_shuffle<Backend>));
+}
+
+}  // namespace snv2::binding

@@ -1,0 +1,191 @@
+"""On a GPU: streams, graphs, devices; and its instructions beside the emulator's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from _cases import FP32_BOUND, draw, drop_in, ops_called, runs_fused, small_network
+from torch import Tensor
+
+import snv2_kernels as snv2
+from snv2_kernels import _native
+from snv2_kernels.testing import max_error
+
+SHAPE = (4, 58, 28, 28)
+CASES = _native.conformance_cases()
+each_case = pytest.mark.parametrize("index", range(len(CASES)), ids=[name for name, *_ in CASES])
+
+
+def words_for(name: str, count: int, seed: int) -> Tensor:
+    """Random bits, or finite numbers of a matrix instruction's dtype; on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    if not name.startswith("mma"):
+        bits = torch.iinfo(torch.int32)
+        return torch.randint(
+            bits.min, bits.max, (count,), generator=generator, dtype=torch.int32, device="cpu"
+        )
+    values = torch.randn(2 * count, generator=generator, device="cpu")
+    for mark, dtype in (("bf16", torch.bfloat16), ("f16", torch.float16)):
+        if mark in name:
+            return values.to(dtype).view(torch.int32)
+    return values[:count].view(torch.int32)
+
+
+# The emulator alone ---------------------------------------------------------------------------
+
+
+@each_case
+def test_emulated_conformance(index: int) -> None:
+    name, count, out_count = CASES[index]
+    out = torch.ops.snv2_emulated.conformance(words_for(name, count, 0), index)
+    assert out.dtype == torch.int32
+    assert out.shape == (out_count,)
+
+
+def test_conformance_arguments() -> None:
+    run = torch.ops.snv2_emulated.conformance
+    _, count, _ = CASES[0]
+    words = torch.zeros(count + 4, dtype=torch.int32)
+    for wrong, index, message in (
+        (words[:count], -1, "index must be in"),
+        (words[:count], len(CASES), "index must be in"),
+        (words[: count - 1], 0, f"words must be {count} contiguous int32"),
+        (words[:count].float(), 0, f"words must be {count} contiguous int32"),
+        (words.repeat(2)[: 2 * count : 2], 0, f"words must be {count} contiguous int32"),
+        (words[1 : count + 1], 0, "words must be aligned"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            run(wrong, index)
+
+
+# On the GPU -----------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@each_case
+def test_conformance(gpu: None, index: int) -> None:
+    """The same bits; sums of a matrix instruction up to the order of their terms."""
+    name, count, _ = CASES[index]
+    for seed in range(16):
+        words = words_for(name, count, seed)
+        emulated = torch.ops.snv2_emulated.conformance(words, index)
+        real = torch.ops.snv2.conformance(words.cuda(), index).cpu()
+        if name.startswith("mma"):
+            emulated, real = emulated.view(torch.float32), real.view(torch.float32)
+            assert max_error(real, emulated) < FP32_BOUND
+        else:
+            assert torch.equal(real, emulated), f"seed {seed}"
+
+
+def depthwise_parameters(channels: int) -> list[Tensor]:
+    return [draw(channels, 1, 3, 3), draw(channels), draw(channels)]
+
+
+DEPTHWISE_CHANNELS = {"cat_shuffle": 0, "dw_conv3x3": 58, "split_dw_cat_shuffle": 29}
+each_op = pytest.mark.parametrize("op", DEPTHWISE_CHANNELS)
+
+
+def prepared(op: str) -> Callable[[Tensor], Tensor]:
+    """An op as a function of its map. Its parameters lie on the GPU, since copying them there
+    would wait for the stream."""
+    kernel = getattr(torch.ops.snv2, op)
+    if op == "cat_shuffle":
+        return lambda x: kernel(x, x)
+    parameters = depthwise_parameters(DEPTHWISE_CHANNELS[op])
+    return lambda x: kernel(x, *parameters)
+
+
+@pytest.mark.gpu
+def test_auto_takes_cuda(gpu: None) -> None:
+    x = draw(*SHAPE)
+    assert "snv2::cat_shuffle" in ops_called(snv2.ops.cat_shuffle, x, x)
+    with pytest.raises(ValueError, match="backend: 'cpu' cannot run a tensor on device cuda:0"):
+        snv2.ops.cat_shuffle(x, x, backend="cpu")
+    with pytest.raises(ValueError, match="backend: 'cuda-emulated' cannot run a tensor on"):
+        snv2.ops.cat_shuffle(x, x, backend="cuda-emulated")
+
+
+@pytest.mark.gpu
+def test_raw_arguments_on_two_devices(gpu: None) -> None:
+    x, weights = draw(*SHAPE), depthwise_parameters(58)
+    with pytest.raises(RuntimeError, match="on the same device"):
+        torch.ops.snv2.cat_shuffle(x, x.cpu())
+    with pytest.raises(RuntimeError, match="a must be a CUDA tensor"):
+        torch.ops.snv2.cat_shuffle(x.cpu(), x)
+    with pytest.raises(RuntimeError, match="weight must be a contiguous float32 tensor on the dev"):
+        torch.ops.snv2.dw_conv3x3(x, weights[0].cpu(), *weights[1:])
+
+
+@pytest.mark.gpu
+@each_op
+def test_runs_on_the_current_stream(gpu: None, op: str) -> None:
+    """On any other, the kernel would not wait for its input."""
+    run, x, values = prepared(op), torch.zeros(SHAPE), draw(*SHAPE)
+    expected = run(values)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # clock cycles
+        x.copy_(values)
+        out = run(x)
+    stream.synchronize()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory", ["dense", "strided"])
+@each_op
+def test_graph(gpu: None, op: str, memory: str) -> None:
+    """A strided input is copied inside the graph."""
+    n, c, h, w = SHAPE
+    run = prepared(op)
+    x = draw(n, c, h, w) if memory == "dense" else draw(n, c, h, 2 * w)[..., ::2]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(x)
+    for seed in (1, 2):
+        x.copy_(draw(*SHAPE, seed=seed))
+        graph.replay()
+        assert torch.equal(out, run(x))
+
+
+@pytest.mark.gpu
+@each_op
+def test_device_that_is_not_the_current_one(gpu: None, op: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    expected = prepared(op)(draw(*SHAPE)).cpu()
+    with torch.device("cuda:1"):  # of new tensors: the current device stays
+        out = prepared(op)(draw(*SHAPE))
+    assert out.device == torch.device("cuda:1")
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(out.cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_compile_of_an_op(gpu: None) -> None:
+    a, b = draw(*SHAPE), draw(*SHAPE, seed=1)
+    torch.compiler.reset()
+    compiled = torch.compile(snv2.ops.cat_shuffle, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(a, b), snv2.ops.cat_shuffle(a, b))
+
+
+@pytest.mark.gpu
+def test_modules(gpu: None) -> None:
+    plain, module, x = drop_in("split")
+    with torch.no_grad():
+        assert runs_fused(module, x)
+        assert max_error(module(x), plain(x)) < FP32_BOUND
+    model = small_network()
+    network, image = snv2.fuse(model), draw(2, 3, 37, 45)
+    with torch.no_grad():
+        assert not runs_fused(network, image)
+        assert torch.equal(network(image), model(image))
+    assert "no kernels for device cuda" in str(snv2.explain(model))
