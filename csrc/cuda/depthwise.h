@@ -1,0 +1,102 @@
+// Chooses among the tilings of planes.h and pixels.h, and the direct kernel for what fits neither.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+
+#include "cuda/launch.h"
+#include "cuda/pixels.h"
+#include "cuda/planes.h"
+
+namespace snv2::SNV2_GPU {
+
+inline Launch launch_of(int64_t ctas, int64_t shared_bytes, Stream stream) {
+  Launch config;
+  config.grid_x = static_cast<uint32_t>(std::min(ctas, kMaxGrid));
+  config.threads = kThreads;
+  config.shared_bytes = shared_bytes;
+  config.stream = stream;
+  return config;
+}
+
+// Calls f(T{}) with the storage type of dtype.
+template <class F>
+void with_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(float{});
+    case DType::kFloat16:
+      return f(half_t{});
+    case DType::kBFloat16:
+      return f(bfloat16_t{});
+  }
+  throw std::invalid_argument("unknown dtype");
+}
+
+template <bool kPassthrough, Main kMain, class T, size_t N>
+void launch_direct(const Operands<T>& op, bool channels_last, const std::array<Buffer, N>& buffers,
+                   Stream stream) {
+  const int64_t numel = op.batch * op.out_image;
+  launch(launch_of(ceil_div(numel, kThreads), 0, stream), buffers,
+         direct_kernel<T, kPassthrough, kMain>, DirectParams<T>{op, channels_last, numel});
+}
+
+template <bool kPassthrough, Main kMain, class T, size_t N>
+void launch_planes(const Operands<T>& op, const std::array<Buffer, N>& buffers, Stream stream) {
+  PlanesParams<T> params{};
+  params.op = op;
+  int64_t shared_bytes = 0;
+  if (!tile_planes<T, kPassthrough, kMain>(params, shared_bytes)) {
+    return launch_direct<kPassthrough, kMain>(op, false, buffers, stream);
+  }
+  launch(launch_of(params.tiles, shared_bytes, stream), buffers,
+         planes_kernel<T, kPassthrough, kMain>, params);
+}
+
+template <bool kPassthrough, Main kMain, class T, size_t N>
+void launch_pixels(const Operands<T>& op, const std::array<Buffer, N>& buffers, Stream stream) {
+  PixelsParams<T> params{};
+  params.op = op;
+  int64_t shared_bytes = 0;
+  if (!tile_pixels<T, kPassthrough, kMain>(params, shared_bytes)) {
+    return launch_direct<kPassthrough, kMain>(op, true, buffers, stream);
+  }
+  launch(launch_of(params.tiles, shared_bytes, stream), buffers,
+         pixels_kernel<T, kPassthrough, kMain>, params);
+}
+
+// The depthwise ops: x holds the main channels, and before them as many to pass through, if any.
+template <bool kPassthrough, Main kMain, class T>
+void launch_depthwise(const FeatureMap& x, const Depthwise3x3& dw, bool with_relu,
+                      const FeatureMap& out, Stream stream) {
+  const T* data = static_cast<const T*>(x.data);
+  const int64_t channels = kPassthrough ? x.channels / 2 : x.channels;
+  Operands<T> op{};
+  op.pass = data;
+  op.source = data + (x.channels - channels) * x.channel_stride();
+  op.out = static_cast<T*>(out.data);
+  op.pass_image = op.source_image = x.channels * x.plane();
+  op.out_image = out.channels * out.plane();
+  op.source_pixel = x.channels;
+  op.batch = x.batch;
+  op.channels = channels;
+  op.height = x.height;
+  op.width = x.width;
+  op.out_height = out.height;
+  op.out_width = out.width;
+  op.weight = dw.weight;
+  op.scale = dw.scale;
+  op.shift = dw.shift;
+  op.relu = with_relu;
+  const int64_t floats = channels * static_cast<int64_t>(sizeof(float));
+  const std::array buffers{reads(x), reads(dw.weight, 9 * floats), reads(dw.scale, floats),
+                           reads(dw.shift, floats), writes(out)};
+  if (x.layout == Layout::kContiguous) {
+    launch_planes<kPassthrough, kMain>(op, buffers, stream);
+  } else {
+    launch_pixels<kPassthrough, kMain>(op, buffers, stream);
+  }
+}
+
+}  // namespace snv2::SNV2_GPU

@@ -1,0 +1,179 @@
+// Flat runs of elements between global and shared memory, and the plain arithmetic shared by the
+// depthwise kernels.
+//
+// A feature map may start at any element, and a plane of 7 x 7 fp16 is 98 bytes: hardly any run
+// starts on a vector. A span therefore lies in shared memory at the same place modulo 16 bytes as
+// in global memory, so that all but its two ends move by 16 bytes. Warps step over 512 bytes that
+// start on a 128-byte line, not on the span, so that a span touches each of its 32-byte sectors
+// once; only the ends can touch one twice.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/isa.h"
+#include "snv2/types.h"
+
+namespace snv2::SNV2_GPU {
+
+constexpr int kThreads = 256;
+constexpr int64_t kMaxGrid = 0x7fffffff;
+
+// Shared bytes that hold a span of `bytes` at any phase; a multiple of 16.
+constexpr int64_t span_bytes(int64_t bytes) { return (bytes + 15) / 16 * 16 + 16; }
+
+// Elements before the first 16-byte boundary, given where the span lies modulo 16.
+template <class T>
+SNV2_DEVICE int span_head(int phase, int count) {
+  const int head = ((16 - phase) & 15) / static_cast<int>(sizeof(T));
+  return head < count ? head : count;
+}
+
+// Starts the copy of `count` elements to `room`, 16-byte aligned, by all threads of the CTA, and
+// returns where the first one will be. cp_async_commit and _wait, and the barrier, are the
+// caller's.
+template <class T>
+SNV2_DEVICE Shared<T> load_span(Shared<unsigned char> room, Global<const T> from, int count) {
+  constexpr int kVector = 16 / sizeof(T);
+  const int phase = misalignment(from, 16);
+  const Shared<T> to = (room + phase).template as<T>();
+  const int head = span_head<T>(phase, count);
+  const int vectors = (count - head) / kVector;
+  const int tail = head + vectors * kVector;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < head) store(to + thread, load(from + thread));
+  if (vectors > 0) {
+    const int lead = misalignment(from + head, 128) / 16;
+    for (int v = thread - lead; v < vectors; v += kThreads) {
+      if (v >= 0) cp_async<kVector>(to + (head + v * kVector), from + (head + v * kVector));
+    }
+  }
+  if (tail + thread < count) store(to + (tail + thread), load(from + (tail + thread)));
+  return to;
+}
+
+// Stores `count` elements that lie at from, at the phase of `to`, by all threads of the CTA.
+template <class T>
+SNV2_DEVICE void store_span(Global<T> to, Shared<T> from, int count) {
+  constexpr int kVector = 16 / sizeof(T);
+  const int head = span_head<T>(misalignment(to, 16), count);
+  const int vectors = (count - head) / kVector;
+  const int tail = head + vectors * kVector;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < head) store(to + thread, load(from + thread));
+  if (vectors > 0) {
+    const int lead = misalignment(to + head, 128) / 16;
+    for (int v = thread - lead; v < vectors; v += kThreads) {
+      if (v < 0) continue;
+      const int at = head + v * kVector;
+      store_vector<kVector>(to + at, load_vector<kVector>(from + at));
+    }
+  }
+  if (tail + thread < count) store(to + (tail + thread), load(from + (tail + thread)));
+}
+
+// Copies `count` floats, a few per thread.
+SNV2_DEVICE void load_parameters(Shared<float> to, const float* from, int count) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+    store(to + i, load(Global<const float>{from} + i));
+  }
+}
+
+// Division of a < 2^16 by b < 2^16 with a multiplication: exact since a b < 2^32.
+struct Divisor {
+  uint64_t reciprocal = 0;
+
+  Divisor() = default;
+  explicit Divisor(int64_t b) : reciprocal(((uint64_t{1} << 32) + b - 1) / b) {}
+  SNV2_DEVICE int divide(int a) const {
+    return static_cast<int>((static_cast<uint64_t>(a) * reciprocal) >> 32);
+  }
+};
+constexpr int64_t kMaxDividend = 65535;
+
+enum class Main { kCopy, kStride1, kStride2 };
+
+constexpr int stride_of(Main main) { return main == Main::kStride2 ? 2 : 1; }
+
+// One call, whatever its layout: out[q] = pass[q / 2] for even q, main(source[q / 2]) for odd q;
+// without passthrough, out[q] = main(source[q]). pass and source are images of a larger map:
+// each has its own image stride, in elements.
+template <class T>
+struct Operands {
+  const T* pass;
+  const T* source;
+  T* out;
+  int64_t pass_image, source_image, out_image;  // strides
+  int64_t source_pixel;                         // stride of pass and source, channels-last
+  int64_t batch, channels;                      // channels of source
+  int64_t height, width, out_height, out_width;
+  const float* weight;
+  const float* scale;
+  const float* shift;
+  bool relu;
+};
+
+template <class T>
+SNV2_DEVICE T finish(float sum, float scale, float shift, bool with_relu) {
+  float y = sum * scale + shift;
+  if (with_relu) y = relu(y);
+  T out;
+  from_float(y, out);
+  return out;
+}
+
+// The fallback for what fits no tile: rows too wide for shared memory. One thread, one output at a
+// time, straight from global memory.
+template <class T>
+struct DirectParams {
+  Operands<T> op;
+  bool channels_last;
+  int64_t numel;
+};
+
+template <class T, bool kPassthrough, Main kMain>
+__global__ void __launch_bounds__(kThreads) direct_kernel(DirectParams<T> params) {
+  constexpr int kStride = stride_of(kMain);
+  const Operands<T>& op = params.op;
+  const int64_t out_channels = op.channels * (kPassthrough ? 2 : 1);
+  const int64_t out_plane = op.out_height * op.out_width;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t o = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; o < params.numel;
+       o += step) {
+    const int64_t image = o / op.out_image;
+    const int64_t rest = o - image * op.out_image;
+    const int64_t q = params.channels_last ? rest % out_channels : rest / out_plane;
+    const int64_t pixel = params.channels_last ? rest / out_channels : rest % out_plane;
+    const int64_t channel = kPassthrough ? q / 2 : q;
+    const int64_t row = pixel / op.out_width * kStride, column = pixel % op.out_width * kStride;
+    const int64_t pixel_stride = params.channels_last ? op.source_pixel : 1;
+    const int64_t offset = (params.channels_last ? channel : channel * op.height * op.width) +
+                           (row * op.width + column) * pixel_stride;
+    T value;
+    if (kPassthrough && q % 2 == 0) {
+      value = load(Global<const T>{op.pass} + (image * op.pass_image + offset));
+    } else {
+      const Global<const T> center =
+          Global<const T>{op.source} + (image * op.source_image + offset);
+      if constexpr (kMain == Main::kCopy) {
+        value = load(center);
+      } else {
+        float sum = 0.0f;
+        for (int dy = -1; dy <= 1; ++dy) {
+          for (int dx = -1; dx <= 1; ++dx) {
+            if (row + dy < 0 || row + dy >= op.height || column + dx < 0 ||
+                column + dx >= op.width) {
+              continue;
+            }
+            sum += load(Global<const float>{op.weight} + (channel * 9 + dy * 3 + dx + 4)) *
+                   to_float(load(center + (dy * op.width + dx) * pixel_stride));
+          }
+        }
+        value = finish<T>(sum, load(Global<const float>{op.scale} + channel),
+                          load(Global<const float>{op.shift} + channel), op.relu);
+      }
+    }
+    store(Global<T>{op.out} + o, value);
+  }
+}
+
+}  // namespace snv2::SNV2_GPU
