@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "snv2/cuda.h"
+
 namespace snv2::SNV2_GPU {
 
 // Storage types; arithmetic is in float.

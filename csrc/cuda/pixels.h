@@ -42,7 +42,7 @@ struct PixelsParams {
 constexpr int ring_rows(int stride) { return 3 + stride; }
 
 template <class T, bool kPassthrough, Main kMain>
-__global__ void __launch_bounds__(kThreads) pixels_kernel(PixelsParams<T> params) {
+__global__ void __launch_bounds__(kThreads, 2) pixels_kernel(PixelsParams<T> params) {
   static_assert(kMain != Main::kCopy, "see zip_kernel");
   constexpr int kStride = stride_of(kMain);
   constexpr int kRing = ring_rows(kStride);

@@ -119,10 +119,10 @@ __global__ void __launch_bounds__(kThreads) planes_kernel(PlanesParams<T> params
             float sum = 0.0f;
             for (int tap = 0; tap < 9; ++tap) {
               const int dy = tap / 3 - 1, dx = tap % 3 - 1;
+              const float w = load(weight + (channel * 9 + tap));
               if (static_cast<unsigned>(y + dy) < static_cast<unsigned>(source_rows) &&
                   static_cast<unsigned>(column + dx) < static_cast<unsigned>(width)) {
-                sum +=
-                    load(weight + (channel * 9 + tap)) * to_float(load(center + (dy * width + dx)));
+                sum += w * to_float(load(center + (dy * width + dx)));
               }
             }
             value = finish<T>(sum, load(scale + channel), load(shift + channel), op.relu);

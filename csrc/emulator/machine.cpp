@@ -21,6 +21,8 @@ constexpr uint64_t kMaxGroupThreads = 64 * 1024;  // resident at once: a coopera
 // A thread may take so many steps between two collectives; an access counts as many of them.
 constexpr int64_t kStepLimit = int64_t{1} << 27;
 constexpr int64_t kStepsPerAccess = 256;
+// And be in so many barriers and collectives in all.
+constexpr int64_t kCollectiveLimit = int64_t{1} << 18;
 
 thread_local Counters counters_of_thread;
 thread_local Stacks stacks;
@@ -44,7 +46,9 @@ struct Fiber {
   uint32_t mask = 0;
   void* payload = nullptr;
   int64_t steps = 0;
+  int64_t collectives = 0;
   Stamp stamp;
+  uint32_t seen_lanes[kLanes] = {};
   std::deque<std::vector<Copy>> groups;  // committed cp.async groups
   std::vector<Copy> group;               // the open one
 };
@@ -72,6 +76,7 @@ class Machine {
   Fiber& fiber() { return *fiber_; }
   bool in_thread() const { return fiber_ != nullptr; }
   void step(int64_t steps);
+  void count_collective();
   void access_global(const void* address, int bytes, bool write, Site site);
   void access_shared(const void* address, int bytes, bool write, Site site);
   void begin_copy(void* to, const void* from, int bytes, Site site);
@@ -88,9 +93,11 @@ class Machine {
   Stamp now(Site site) {
     Stamp stamp = fiber_->stamp;
     stamp.site = site;
+    stamp.seen_lanes = fiber_->seen_lanes;
     return stamp;
   }
   void wait(const char* what, uint32_t mask, Site site);
+  static void order_lanes(Fiber* first, uint32_t mask);
   void run_warp(uint32_t cta, uint32_t warp);
   bool complete_barriers();
   void release(uint32_t first, uint32_t last, uint32_t Stamp::* epoch);
@@ -152,6 +159,12 @@ void Machine::step(int64_t steps) {
   }
 }
 
+void Machine::count_collective() {
+  if (++fiber_->collectives > kCollectiveLimit) {
+    fault("never ends: too many barriers or collectives");
+  }
+}
+
 void Machine::aligned(const void* address, int bytes, Site site) {
   if (reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) != 0) {
     fault("access of " + std::to_string(bytes) + " bytes at " + emulator::name_of(site) +
@@ -201,8 +214,9 @@ void Machine::access_global(const void* address, int bytes, bool write, Site sit
                                      : found->shadow->read(offset, bytes, now(site));
     if (!report.empty()) fault("global memory: " + report);
   }
-  accesses_[static_cast<size_t>(fiber_ - fibers_.data())].push_back(
-      {reinterpret_cast<uintptr_t>(address), site, static_cast<int16_t>(bytes), false, write});
+  record(
+      accesses_[static_cast<size_t>(fiber_ - fibers_.data())],
+      {reinterpret_cast<uintptr_t>(address), site, static_cast<int16_t>(bytes), false, write, 0});
 }
 
 void Machine::access_shared(const void* address, int bytes, bool write, Site site) {
@@ -219,7 +233,7 @@ void Machine::access_shared(const void* address, int bytes, bool write, Site sit
                                      : cta.shadow->read(offset, bytes, now(site));
     if (!report.empty()) fault("shared memory: " + report);
     accesses_[static_cast<size_t>(fiber_ - fibers_.data())].push_back(
-        {static_cast<uintptr_t>(offset), site, static_cast<int16_t>(bytes), true, write});
+        {static_cast<uintptr_t>(offset), site, static_cast<int16_t>(bytes), true, write, 0});
     return;
   }
   fault(std::string(write ? "shared store" : "shared load") + " of " + std::to_string(bytes) +
@@ -247,7 +261,7 @@ void Machine::wait_copies(int pending) {
   while (fiber_->groups.size() > static_cast<size_t>(pending)) {
     for (const Copy& copy : fiber_->groups.front()) {
       std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
-      cta.shadow->end_copy(copy.to - cta.shared, copy.bytes);
+      cta.shadow->end_copy(copy.to - cta.shared, copy.bytes, now({nullptr, 0}));
     }
     fiber_->groups.pop_front();
   }
@@ -263,6 +277,7 @@ void Machine::wait(const char* what, uint32_t mask, Site site) {
 }
 
 void Machine::barrier(Scope scope, Site site) {
+  count_collective();
   if (scope == Scope::kGrid && !shape_.cooperative) {
     fault("sync_grid at " + emulator::name_of(site) + " in a launch that is not cooperative");
   }
@@ -271,6 +286,7 @@ void Machine::barrier(Scope scope, Site site) {
 
 void Machine::collective(const char* name, uint32_t mask, void* payload, Combine combine,
                          Site site) {
+  count_collective();
   const uint32_t lane = fiber_->thread % kLanes;
   if ((mask >> lane & 1) == 0) {
     fault(std::string(name) + " at " + emulator::name_of(site) + " by lane " +
@@ -297,12 +313,25 @@ void Machine::collective(const char* name, uint32_t mask, void* payload, Combine
     return;
   }
   combine(payloads, mask);
-  const bool orders_memory = std::strcmp(name, "sync_warp") == 0 && mask == ~0u;
   for (uint32_t i = 0; i < present; ++i) {
     if ((mask >> i & 1) == 0) continue;
     first[i].state = State::kReady;
     first[i].steps = 0;
-    if (orders_memory) ++first[i].stamp.warp_epoch;
+  }
+  // A shuffle orders no memory.
+  if (std::strcmp(name, "sync_warp") == 0) order_lanes(first, mask);
+}
+
+// What any lane of the mask did or saw, all of them see.
+void Machine::order_lanes(Fiber* first, uint32_t mask) {
+  uint32_t seen[kLanes] = {};
+  for (uint32_t i = 0; i < kLanes; ++i) {
+    if ((mask >> i & 1) == 0) continue;
+    for (uint32_t j = 0; j < kLanes; ++j) seen[j] = std::max(seen[j], first[i].seen_lanes[j]);
+    seen[i] = ++first[i].stamp.lane_epoch;
+  }
+  for (uint32_t i = 0; i < kLanes; ++i) {
+    if ((mask >> i & 1) != 0) std::copy(seen, seen + kLanes, first[i].seen_lanes);
   }
 }
 
@@ -456,6 +485,7 @@ void Machine::run_group(uint64_t first_cta, uint32_t ctas) {
       f.stamp.cta = static_cast<uint32_t>(index);
       f.stamp.cluster = static_cast<uint32_t>(index / shape_.cluster);
       f.stamp.warp = static_cast<uint32_t>(index * warps + t / kLanes);
+      f.stamp.lane = t % kLanes;
     }
   }
   const auto done = [&] {
@@ -538,7 +568,7 @@ void run(const LaunchShape& shape, const Region* regions, int region_count,
 
 }  // namespace snv2::emulator
 
-// Called by the kernels' code at every branch, so that a loop which never ends can be stopped.
+// Called by the kernels' code in every basic block, so that a loop which never ends can be stopped.
 extern "C" SNV2_API void __sanitizer_cov_trace_pc() {
   snv2::emulator::Machine* const machine = snv2::emulator::machine;
   if (machine != nullptr && machine->in_thread()) machine->step(1);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <tuple>
 
 namespace snv2::emulator {
@@ -68,9 +67,22 @@ void count_instruction(const Access* const* accesses, const int* lanes, int coun
   }
 }
 
-bool same_instruction(const Access& a, const Access& b) {
-  return a.site.line == b.site.line && a.site.file == b.site.file && a.bytes == b.bytes &&
-         a.shared == b.shared && a.write == b.write;
+// Order of places in the source; negative if a comes first.
+int compare_places(const Access& a, const Access& b) {
+  if (a.site.file != b.site.file) {
+    const int files = std::strcmp(a.site.file, b.site.file);
+    if (files != 0) return files;
+  }
+  const auto key = [](const Access& x) {
+    return std::make_tuple(x.site.line, x.write, x.shared, x.bytes);
+  };
+  return key(a) < key(b) ? -1 : key(b) < key(a) ? 1 : 0;
+}
+
+// How far a lane is: iterations first, as a step back in the source is a new one.
+int compare_progress(const Access& a, const Access& b) {
+  if (a.jumps_back != b.jumps_back) return a.jumps_back < b.jumps_back ? -1 : 1;
+  return compare_places(a, b);
 }
 
 }  // namespace
@@ -129,62 +141,43 @@ void Shadow::begin_copy(int64_t offset, int bytes) {
   }
 }
 
-void Shadow::end_copy(int64_t offset, int bytes) {
+// The thread has written at its wait: earlier barriers do not order it.
+void Shadow::end_copy(int64_t offset, int bytes, const Stamp& now) {
   for (int64_t i = offset / 2; i < (offset + bytes) / 2; ++i) {
-    cells_[static_cast<size_t>(i)].copying = false;
+    Cell& cell = cells_[static_cast<size_t>(i)];
+    cell.copying = false;
+    const Site issued = cell.write.site;
+    cell.write = now;
+    cell.write.site = issued;
   }
 }
 
-void count_accesses(std::vector<Access>* lanes, int lane_count, Counters& counters) {
-  const Access* group[32];
-  int group_lanes[32];
+void record(std::vector<Access>& lane, Access access) {
+  access.jumps_back =
+      lane.empty() ? 0 : lane.back().jumps_back + (compare_places(access, lane.back()) <= 0);
+  lane.push_back(access);
+}
 
-  // The usual case: all lanes that did anything did the same.
-  const std::vector<Access>* model = nullptr;
-  bool uniform = true;
-  for (int lane = 0; lane < lane_count && uniform; ++lane) {
-    if (lanes[lane].empty()) continue;
-    if (model == nullptr) {
-      model = &lanes[lane];
-    } else {
-      uniform = std::equal(model->begin(), model->end(), lanes[lane].begin(), lanes[lane].end(),
-                           same_instruction);
-    }
-  }
-  if (model == nullptr) return;
-  if (uniform) {
-    for (size_t i = 0; i < model->size(); ++i) {
-      int count = 0;
-      for (int lane = 0; lane < lane_count; ++lane) {
-        if (lanes[lane].empty()) continue;
-        group_lanes[count] = lane;
-        group[count++] = &lanes[lane][i];
-      }
-      count_instruction(group, group_lanes, count, counters);
-    }
-  } else {
-    using Place = std::tuple<const char*, int, int, bool, bool>;
-    std::map<Place, std::vector<std::vector<std::pair<int, const Access*>>>> places;
+void count_accesses(std::vector<Access>* lanes, int lane_count, Counters& counters) {
+  // The lanes furthest behind in the program go first, and so the others wait for them where the
+  // paths meet again.
+  size_t next[32] = {};
+  for (;;) {
+    const Access* group[32];
+    int group_lanes[32];
+    int count = 0;
     for (int lane = 0; lane < lane_count; ++lane) {
-      std::map<Place, size_t> executions;
-      for (const Access& a : lanes[lane]) {
-        const Place place{a.site.file, a.site.line, a.bytes, a.shared, a.write};
-        const size_t k = executions[place]++;
-        auto& instructions = places[place];
-        if (instructions.size() <= k) instructions.resize(k + 1);
-        instructions[k].emplace_back(lane, &a);
-      }
+      if (next[lane] == lanes[lane].size()) continue;
+      const Access* const access = &lanes[lane][next[lane]];
+      const int order = count == 0 ? 0 : compare_progress(*access, *group[0]);
+      if (order > 0) continue;
+      if (order < 0) count = 0;
+      group_lanes[count] = lane;
+      group[count++] = access;
     }
-    for (const auto& [place, instructions] : places) {
-      for (const auto& instruction : instructions) {
-        int count = 0;
-        for (const auto& [lane, access] : instruction) {
-          group_lanes[count] = lane;
-          group[count++] = access;
-        }
-        count_instruction(group, group_lanes, count, counters);
-      }
-    }
+    if (count == 0) break;
+    count_instruction(group, group_lanes, count, counters);
+    for (int i = 0; i < count; ++i) ++next[group_lanes[i]];
   }
   for (int lane = 0; lane < lane_count; ++lane) lanes[lane].clear();
 }

@@ -20,14 +20,16 @@ struct Stamp {
   uint32_t grid_epoch = 0;
   uint32_t cluster_epoch = 0;
   uint32_t cta_epoch = 0;
-  uint32_t warp_epoch = 0;
+  uint32_t lane = 0;
+  uint32_t lane_epoch = 0;               // counts the thread's sync_warp
+  const uint32_t* seen_lanes = nullptr;  // epoch up to which it sees what each lane did
   Site site{nullptr, 0};
 
   bool before(const Stamp& later) const {
     return thread == later.thread || grid_epoch < later.grid_epoch ||
            (cluster == later.cluster && cluster_epoch < later.cluster_epoch) ||
            (cta == later.cta && cta_epoch < later.cta_epoch) ||
-           (warp == later.warp && warp_epoch < later.warp_epoch);
+           (warp == later.warp && lane_epoch < later.seen_lanes[lane]);
   }
 };
 
@@ -47,7 +49,7 @@ class Shadow {
   std::string write(int64_t offset, int bytes, const Stamp& now);
   // While a cp.async is under way to bytes already marked as written.
   void begin_copy(int64_t offset, int bytes);
-  void end_copy(int64_t offset, int bytes);
+  void end_copy(int64_t offset, int bytes, const Stamp& now);
 
  private:
   struct Cell {
@@ -67,10 +69,14 @@ struct Access {
   int16_t bytes;
   bool shared;
   bool write;
+  uint32_t jumps_back;  // accesses so far that came no later in the source than the one before
 };
 
-// Groups the accesses of a warp's lanes into the warp's instructions, the k-th execution of a
-// place by each lane being one, adds their cost, and empties the lists.
+// Appends to a lane's list.
+void record(std::vector<Access>& lane, Access access);
+
+// Groups the accesses of a warp's lanes into the warp's instructions, adds their cost, and empties
+// the lists.
 void count_accesses(std::vector<Access>* lanes, int lane_count, Counters& counters);
 
 }  // namespace snv2::emulator

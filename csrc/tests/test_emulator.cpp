@@ -234,6 +234,26 @@ TEST(missing_sync_threads_before_writing_again) {
   expect_none([] { run(missing_second_barrier<false>); });
 }
 
+// Warps run in turn here: the first has read what the second writes, and nobody reads it after.
+template <bool Faulty>
+__global__ void __launch_bounds__(64) write_after_read(Params p) {
+  store(shared_words() + thread(), load(p.in + thread()));
+  sync_threads();
+  if (thread() < 32) {
+    store(p.out + thread(), load(shared_words() + thread()));
+  }
+  if (!Faulty) {
+    sync_threads();
+  }
+  if (thread() >= 32) {
+    store(shared_words() + (thread() - 32), uint32_t{0});
+  }
+}
+TEST(write_after_read) {
+  expect_fault([] { run(write_after_read<true>); }, "race", "read", kFile);
+  expect_none([] { run(write_after_read<false>); });
+}
+
 template <bool Faulty>
 __global__ void __launch_bounds__(32) missing_sync_warp(Params p) {
   store(shared_words() + thread(), uint32_t{0});
@@ -261,6 +281,24 @@ __global__ void __launch_bounds__(64) sync_warp_between_warps(Params p) {
 TEST(sync_warp_between_warps) {
   expect_fault([] { run(sync_warp_between_warps<true>); }, "race", kFile);
   expect_none([] { run(sync_warp_between_warps<false>); });
+}
+
+// Lanes outside the mask are not part of the barrier.
+template <bool Faulty>
+__global__ void __launch_bounds__(32) sync_half_a_warp(Params p) {
+  store(shared_words() + thread(), uint32_t{0});
+  sync_warp();
+  if (thread() >= 16) {
+    store(shared_words() + thread(), load(p.in + thread()));
+    sync_warp(0xffff0000u);
+    store(p.out + thread(), load(shared_words() + (47 - thread())));
+  } else if (Faulty) {
+    store(p.out + thread(), load(shared_words() + (31 - thread())));
+  }
+}
+TEST(sync_warp_of_half_a_warp) {
+  expect_fault([] { run(sync_half_a_warp<true>, {32}); }, "race", kFile);
+  expect_none([] { run(sync_half_a_warp<false>, {32}); });
 }
 
 template <bool Faulty>
@@ -350,6 +388,29 @@ __global__ void __launch_bounds__(64) wait_without_barrier(Params p) {
 TEST(cp_async_waited_for_without_a_barrier) {
   expect_fault([] { run(wait_without_barrier<true>); }, "race", kFile);
   expect_none([] { run(wait_without_barrier<false>); });
+}
+
+// The second warp reads what the first one copied, with the barrier on the wrong side of the wait.
+template <bool Faulty>
+__global__ void __launch_bounds__(64) wait_after_the_barrier(Params p) {
+  if (thread() < 32) {
+    cp_async<1>(shared_words() + thread(), p.in + thread());
+    cp_async_commit();
+    if (!Faulty) {
+      cp_async_wait<0>();
+    }
+  }
+  sync_threads();
+  if (Faulty && thread() < 32) {
+    cp_async_wait<0>();
+  }
+  if (thread() >= 32) {
+    store(p.out + thread(), load(shared_words() + (thread() - 32)));
+  }
+}
+TEST(cp_async_waited_for_after_the_barrier) {
+  expect_fault([] { run(wait_after_the_barrier<true>); }, "race", kFile);
+  expect_none([] { run(wait_after_the_barrier<false>); });
 }
 
 template <bool Faulty>
@@ -457,6 +518,30 @@ __global__ void __launch_bounds__(32) spin_on_a_flag(Params p) {
 TEST(spin_on_a_flag_that_nobody_sets) {
   expect_fault([] { run(spin_on_a_flag<true>, {32}); }, "never ends");
   expect_none([] { run(spin_on_a_flag<false>, {32}); });
+}
+
+template <bool Faulty>
+__global__ void __launch_bounds__(32) endless_barriers(Params p) {
+  do {
+    sync_threads();
+  } while (Faulty || load(p.in + 1) == 0);
+}
+TEST(endless_barriers) {
+  expect_fault([] { run(endless_barriers<true>, {32}); }, "never ends");
+  expect_none([] { run(endless_barriers<false>, {32}); });
+}
+
+template <bool Faulty>
+__global__ void __launch_bounds__(32) endless_shuffles(Params p) {
+  uint32_t value = load(p.in + 1);
+  do {
+    value = shuffle_xor(value, 1);
+  } while (Faulty || value == 0);
+  store(p.out + thread(), value);
+}
+TEST(endless_shuffles) {
+  expect_fault([] { run(endless_shuffles<true>, {32}); }, "never ends");
+  expect_none([] { run(endless_shuffles<false>, {32}); });
 }
 
 TEST(a_fault_leaves_the_emulator_fit_for_use) {
