@@ -214,9 +214,8 @@ void Machine::access_global(const void* address, int bytes, bool write, Site sit
                                      : found->shadow->read(offset, bytes, now(site));
     if (!report.empty()) fault("global memory: " + report);
   }
-  record(
-      accesses_[static_cast<size_t>(fiber_ - fibers_.data())],
-      {reinterpret_cast<uintptr_t>(address), site, static_cast<int16_t>(bytes), false, write, 0});
+  accesses_[static_cast<size_t>(fiber_ - fibers_.data())].push_back(
+      {reinterpret_cast<uintptr_t>(address), site, static_cast<int16_t>(bytes), false, write});
 }
 
 void Machine::access_shared(const void* address, int bytes, bool write, Site site) {
@@ -233,7 +232,7 @@ void Machine::access_shared(const void* address, int bytes, bool write, Site sit
                                      : cta.shadow->read(offset, bytes, now(site));
     if (!report.empty()) fault("shared memory: " + report);
     accesses_[static_cast<size_t>(fiber_ - fibers_.data())].push_back(
-        {static_cast<uintptr_t>(offset), site, static_cast<int16_t>(bytes), true, write, 0});
+        {static_cast<uintptr_t>(offset), site, static_cast<int16_t>(bytes), true, write});
     return;
   }
   fault(std::string(write ? "shared store" : "shared load") + " of " + std::to_string(bytes) +
@@ -318,6 +317,7 @@ void Machine::collective(const char* name, uint32_t mask, void* payload, Combine
     first[i].state = State::kReady;
     first[i].steps = 0;
   }
+  if (mask == ~0u) count_warp(fiber_->cta, fiber_->thread / kLanes);  // all lanes are here
   // A shuffle orders no memory.
   if (std::strcmp(name, "sync_warp") == 0) order_lanes(first, mask);
 }

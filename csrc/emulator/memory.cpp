@@ -79,12 +79,6 @@ int compare_places(const Access& a, const Access& b) {
   return key(a) < key(b) ? -1 : key(b) < key(a) ? 1 : 0;
 }
 
-// How far a lane is: iterations first, as a step back in the source is a new one.
-int compare_progress(const Access& a, const Access& b) {
-  if (a.jumps_back != b.jumps_back) return a.jumps_back < b.jumps_back ? -1 : 1;
-  return compare_places(a, b);
-}
-
 }  // namespace
 
 std::string name_of(const Site& site) {
@@ -152,12 +146,6 @@ void Shadow::end_copy(int64_t offset, int bytes, const Stamp& now) {
   }
 }
 
-void record(std::vector<Access>& lane, Access access) {
-  access.jumps_back =
-      lane.empty() ? 0 : lane.back().jumps_back + (compare_places(access, lane.back()) <= 0);
-  lane.push_back(access);
-}
-
 void count_accesses(std::vector<Access>* lanes, int lane_count, Counters& counters) {
   // The lanes furthest behind in the program go first, and so the others wait for them where the
   // paths meet again.
@@ -169,7 +157,7 @@ void count_accesses(std::vector<Access>* lanes, int lane_count, Counters& counte
     for (int lane = 0; lane < lane_count; ++lane) {
       if (next[lane] == lanes[lane].size()) continue;
       const Access* const access = &lanes[lane][next[lane]];
-      const int order = count == 0 ? 0 : compare_progress(*access, *group[0]);
+      const int order = count == 0 ? 0 : compare_places(*access, *group[0]);
       if (order > 0) continue;
       if (order < 0) count = 0;
       group_lanes[count] = lane;

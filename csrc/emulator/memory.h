@@ -69,14 +69,11 @@ struct Access {
   int16_t bytes;
   bool shared;
   bool write;
-  uint32_t jumps_back;  // accesses so far that came no later in the source than the one before
 };
 
-// Appends to a lane's list.
-void record(std::vector<Access>& lane, Access access);
-
 // Groups the accesses of a warp's lanes into the warp's instructions, adds their cost, and empties
-// the lists.
+// the lists. Lanes that diverged are taken to meet again in the order of the source; where one
+// skips a statement of a loop that others execute, that pairs different iterations.
 void count_accesses(std::vector<Access>* lanes, int lane_count, Counters& counters);
 
 }  // namespace snv2::emulator
