@@ -155,6 +155,7 @@ void Machine::fault(const std::string& what) {
 void Machine::step(int64_t steps) {
   fiber_->steps += steps;
   if (fiber_->steps > kStepLimit) {
+    fiber_->steps = 0;  // library code that writes the message may count steps too
     fault("never ends: too many steps without reaching a barrier or the end of the kernel");
   }
 }
