@@ -95,8 +95,8 @@ def test_traffic(
     apparent = 0.11 if skips_taps else 0.01
     assert counted["bank_conflicts"] <= apparent * counted["shared_wavefronts"]
     moved = SECTOR * (counted["global_load_sectors"] + counted["global_store_sectors"])
-    if case in SMALL and memory_format == torch.channels_last:
-        allowed = 1.4  # rows of 7 pixels, of which no end is aligned
+    if case in SMALL and case.channels % 2 and memory_format == torch.channels_last:
+        allowed = 1.4  # rows of 7 pixels of odd size, of which no end is aligned
     least = counted["minimum_load_bytes"] + counted["minimum_store_bytes"]
     assert least > 0
     assert moved <= allowed * least, f"{moved / least:.3f} of the least"
