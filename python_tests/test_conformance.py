@@ -263,6 +263,7 @@ MODELS: dict[str, Model] = {
     "cluster_load": model_cluster_load,
     "cluster_store": exchanged,
     "sync_grid": model_sync_grid,
+    "grid_dependency": lambda words: words[::-1],
     "to_float_float": model_same,
     "to_float_half": model_to_float_half,
     "to_float_bfloat16": model_to_float_bfloat16,

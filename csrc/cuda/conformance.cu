@@ -225,6 +225,14 @@ __global__ void __launch_bounds__(64) sync_grid_all(Params p) {
   store(p.out + (128 + 64 * cta() + thread()), value);
 }
 
+// Begins perhaps before its input is there.
+__global__ void __launch_bounds__(32) grid_dependency(Params p) {
+  grid_dependency_wait();
+  const uint32_t value = load(p.in + (31 - thread()));
+  grid_dependents_launch();
+  store(p.out + thread(), value);
+}
+
 // Tensor cores ----------------------------------------------------------------------------
 
 // Lane l names row 5 l + 3, modulo as many as there are.
@@ -316,6 +324,11 @@ Launch shape(uint32_t threads, int64_t shared_bytes = 0, uint32_t ctas = 1, uint
   return launch;
 }
 
+Launch overlapping(Launch launch) {
+  launch.overlaps = true;
+  return launch;
+}
+
 const std::vector<Entry>& entries() {
   using S = Shuffle;
   static const std::vector<Entry> table = {
@@ -353,6 +366,7 @@ const std::vector<Entry>& entries() {
       {{"cluster_load", 128, 256}, cluster_load, shape(64, 256, 2, 2)},
       {{"cluster_store", 128, 128}, cluster_store, shape(64, 256, 2, 2)},
       {{"sync_grid", 128, 256}, sync_grid_all, shape(64, 0, 2, 1, true)},
+      {{"grid_dependency", 32, 32}, grid_dependency, overlapping(shape(32))},
       {{"ldmatrix_x1", 32, 32}, ldmatrix_rows<1, false>, shape(32, 128)},
       {{"ldmatrix_x2", 64, 64}, ldmatrix_rows<2, false>, shape(32, 256)},
       {{"ldmatrix_x4", 128, 128}, ldmatrix_rows<4, false>, shape(32, 512)},

@@ -34,16 +34,16 @@ void with_type(DType dtype, const F& f) {
   throw std::invalid_argument("unknown dtype");
 }
 
-template <bool kPassthrough, Main kMain, class T, size_t N>
-void launch_direct(const Operands<T>& op, bool channels_last, const std::array<Buffer, N>& buffers,
+template <bool kPassthrough, Main kMain, class T>
+void launch_direct(const Operands<T>& op, bool channels_last, const Buffers& buffers,
                    Stream stream) {
   const int64_t numel = op.batch * op.out_image;
   launch(launch_of(ceil_div(numel, kThreads), 0, stream), buffers,
          direct_kernel<T, kPassthrough, kMain>, DirectParams<T>{op, channels_last, numel});
 }
 
-template <bool kPassthrough, Main kMain, class T, size_t N>
-void launch_planes(const Operands<T>& op, const std::array<Buffer, N>& buffers, Stream stream) {
+template <bool kPassthrough, Main kMain, class T>
+void launch_planes(const Operands<T>& op, const Buffers& buffers, Stream stream) {
   PlanesParams<T> params{};
   params.op = op;
   int64_t shared_bytes = 0;
@@ -54,8 +54,8 @@ void launch_planes(const Operands<T>& op, const std::array<Buffer, N>& buffers, 
          planes_kernel<T, kPassthrough, kMain>, params);
 }
 
-template <bool kPassthrough, Main kMain, class T, size_t N>
-void launch_pixels(const Operands<T>& op, const std::array<Buffer, N>& buffers, Stream stream) {
+template <bool kPassthrough, Main kMain, class T>
+void launch_pixels(const Operands<T>& op, const Buffers& buffers, Stream stream) {
   PixelsParams<T> params{};
   params.op = op;
   int64_t shared_bytes = 0;
@@ -90,8 +90,8 @@ void launch_depthwise(const FeatureMap& x, const Depthwise3x3& dw, bool with_rel
   op.shift = dw.shift;
   op.relu = with_relu;
   const int64_t floats = channels * static_cast<int64_t>(sizeof(float));
-  const std::array buffers{reads(x), reads(dw.weight, 9 * floats), reads(dw.scale, floats),
-                           reads(dw.shift, floats), writes(out)};
+  const std::array buffers{reads(x), constants(dw.weight, 9 * floats), constants(dw.scale, floats),
+                           constants(dw.shift, floats), writes(out)};
   if (x.layout == Layout::kContiguous) {
     launch_planes<kPassthrough, kMain>(op, buffers, stream);
   } else {

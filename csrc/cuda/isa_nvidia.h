@@ -175,6 +175,20 @@ SNV2_DEVICE T shuffle_down(T value, int lanes, uint32_t mask = kFullMask) {
 // All threads of a cooperative launch.
 SNV2_DEVICE void sync_grid() { cooperative_groups::this_grid().sync(); }
 
+// Launches that overlap (Launch::overlaps), on sm_90 and newer; elsewhere there are none. Waits
+// until all that came before this kernel in its stream is done, and can be seen.
+SNV2_DEVICE void grid_dependency_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the next kernel begin, once all CTAs have said so or ended.
+SNV2_DEVICE void grid_dependents_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Clusters: sm_90 and newer; elsewhere they end the kernel.
 SNV2_DEVICE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900

@@ -1,8 +1,9 @@
 // The one way to launch a kernel.
 #pragma once
 
-#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 #include "snv2/cuda.h"
 
@@ -14,24 +15,58 @@ struct Launch {
   uint32_t cluster = 1;      // CTAs, along x
   int64_t shared_bytes = 0;  // dynamic
   bool cooperative = false;
+  // May begin while the kernel before it in the stream still runs, where the GPU can. All threads
+  // then call grid_dependency_wait() before they touch what is not constants().
+  bool overlaps = false;
   Stream stream = nullptr;
 };
 
 // Memory that a kernel may touch. The GPU never sees it; the emulator refuses all else, and adds
 // it up to the least that the kernel must move.
 struct Buffer {
+  enum class Use { kReads, kConstants, kWrites, kUpdates };
+
   const void* address;
   int64_t bytes;
-  bool written;
+  Use use;
+  int64_t read_bytes, written_bytes;  // at least
 };
-inline Buffer reads(const void* address, int64_t bytes) { return {address, bytes, false}; }
+inline Buffer reads(const void* address, int64_t bytes) {
+  return {address, bytes, Buffer::Use::kReads, bytes, 0};
+}
 inline Buffer reads(const FeatureMap& map) {
-  return {map.data, map.numel() * size_of(map.dtype), false};
+  return reads(map.data, map.numel() * size_of(map.dtype));
 }
-inline Buffer writes(void* address, int64_t bytes) { return {address, bytes, true}; }
+// What no kernel writes, as weights.
+inline Buffer constants(const void* address, int64_t bytes) {
+  return {address, bytes, Buffer::Use::kConstants, bytes, 0};
+}
+// What holds nothing before, and is written all over.
+inline Buffer writes(void* address, int64_t bytes) {
+  return {address, bytes, Buffer::Use::kWrites, 0, bytes};
+}
 inline Buffer writes(const FeatureMap& map) {
-  return {map.data, map.numel() * size_of(map.dtype), true};
+  return writes(map.data, map.numel() * size_of(map.dtype));
 }
+// What holds something before, and of which some parts are read and some written, as the planes
+// of a workspace.
+inline Buffer updates(void* address, int64_t bytes, int64_t read_bytes, int64_t written_bytes) {
+  return {address, bytes, Buffer::Use::kUpdates, read_bytes, written_bytes};
+}
+
+// A view of any array or vector of them. Only what is read may overlap with others.
+class Buffers {
+ public:
+  template <class Range>
+  Buffers(const Range& range) : data_(std::data(range)), size_(std::size(range)) {}
+
+  size_t size() const { return size_; }
+  const Buffer& operator[](size_t i) const { return data_[i]; }
+
+ private:
+  const Buffer* data_;
+  size_t size_;
+};
 
 }  // namespace snv2::SNV2_GPU
 
@@ -52,17 +87,23 @@ inline void check(cudaError_t error, const char* what) {
   }
 }
 
+// Whether the code that this GPU runs for `kernel` has grid_dependency_wait() in it.
+inline bool can_overlap(const void* kernel) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), "attributes of a kernel");
+  return attributes.ptxVersion >= 90;
+}
+
 // Enqueues kernel(params). Throws std::runtime_error if CUDA refuses.
-template <size_t N, class Params>
-void launch(const Launch& config, const std::array<Buffer, N>&, void (*kernel)(Params),
-            const Params& params) {
+template <class Params>
+void launch(const Launch& config, const Buffers&, void (*kernel)(Params), const Params& params) {
   if (config.shared_bytes > 48 * 1024) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(config.shared_bytes)),
           "shared memory");
   }
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   unsigned count = 0;
   if (config.cluster > 1) {
     attributes[count].id = cudaLaunchAttributeClusterDimension;
@@ -73,6 +114,11 @@ void launch(const Launch& config, const std::array<Buffer, N>&, void (*kernel)(P
   if (config.cooperative) {
     attributes[count].id = cudaLaunchAttributeCooperative;
     attributes[count].val.cooperative = 1;
+    ++count;
+  }
+  if (config.overlaps && can_overlap(reinterpret_cast<const void*>(kernel))) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count].val.programmaticStreamSerializationAllowed = 1;
     ++count;
   }
   cudaLaunchConfig_t launch = {};

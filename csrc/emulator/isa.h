@@ -172,6 +172,9 @@ T shuffle_down(T value, int lanes, uint32_t mask = kFullMask, SNV2_HERE) {
                           SNV2_SITE);
 }
 
+inline void grid_dependency_wait() { emulator::grid_dependency_wait(); }
+inline void grid_dependents_launch() {}
+
 inline int cluster_rank() { return emulator::cluster_rank(); }
 
 template <class T>

@@ -1,17 +1,22 @@
 // launch() of csrc/cuda/launch.h on the emulator.
 #pragma once
 
+#include <vector>
+
 #include "emulator/machine.h"
 
 namespace snv2::SNV2_GPU {
 
-template <size_t N, class Params>
-void launch(const Launch& config, const std::array<Buffer, N>& buffers, void (*kernel)(Params),
+template <class Params>
+void launch(const Launch& config, const Buffers& buffers, void (*kernel)(Params),
             const Params& params) {
-  emulator::Region regions[N + 1];
-  for (size_t i = 0; i < N; ++i) {
-    regions[i] = {static_cast<unsigned char*>(const_cast<void*>(buffers[i].address)),
-                  buffers[i].bytes, buffers[i].written};
+  std::vector<emulator::Region> regions;
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    const Buffer& b = buffers[i];
+    regions.push_back({static_cast<unsigned char*>(const_cast<void*>(b.address)), b.bytes,
+                       b.read_bytes, b.written_bytes,
+                       b.use == Buffer::Use::kWrites || b.use == Buffer::Use::kUpdates,
+                       b.use == Buffer::Use::kWrites, b.use == Buffer::Use::kConstants});
   }
   struct Call {
     void (*kernel)(Params);
@@ -22,8 +27,9 @@ void launch(const Launch& config, const std::array<Buffer, N>& buffers, void (*k
        config.threads,
        config.cluster,
        config.shared_bytes,
-       config.cooperative},
-      regions, static_cast<int>(N),
+       config.cooperative,
+       config.overlaps},
+      regions.data(), static_cast<int>(regions.size()),
       [](const void* arg) {
         const Call& call = *static_cast<const Call*>(arg);
         call.kernel(call.params);

@@ -47,6 +47,7 @@ struct Fiber {
   void* payload = nullptr;
   int64_t steps = 0;
   int64_t collectives = 0;
+  bool waited_for_grid = false;  // for the launch before
   Stamp stamp;
   uint32_t seen_lanes[kLanes] = {};
   std::deque<std::vector<Copy>> groups;  // committed cp.async groups
@@ -71,6 +72,7 @@ class Machine {
 
   void add(const Region& region);
   void run_group(uint64_t first_cta, uint32_t ctas);
+  void finish() const;
 
   [[noreturn]] void fault(const std::string& what);
   Fiber& fiber() { return *fiber_; }
@@ -82,6 +84,7 @@ class Machine {
   void begin_copy(void* to, const void* from, int bytes, Site site);
   void commit();
   void wait_copies(int pending);
+  void wait_for_grid() { fiber_->waited_for_grid = any_waited_ = true; }
   void barrier(Scope scope, Site site);
   void collective(const char* name, uint32_t mask, void* payload, Combine combine, Site site);
   unsigned char* shared() { return ctas_[fiber_->cta].shared; }
@@ -114,6 +117,7 @@ class Machine {
   std::vector<Fiber> fibers_;
   std::vector<std::vector<Access>> accesses_;  // of each fiber, since its warp was last counted
   Fiber* fiber_ = nullptr;
+  bool any_waited_ = false;  // for the launch before
   Context scheduler_;
   std::string report_;
 };
@@ -133,11 +137,24 @@ const char* name_of(Scope scope) {
 }
 
 void Machine::add(const Region& region) {
-  if (region.written) std::memset(region.address, 0xff, static_cast<size_t>(region.bytes));
-  (region.written ? counters_of_thread.minimum_store_bytes
-                  : counters_of_thread.minimum_load_bytes) += region.bytes;
-  memory_.push_back({region, region.written ? std::make_unique<Shadow>(region.bytes, false)
-                                            : std::unique_ptr<Shadow>()});
+  for (const Memory& other : memory_) {
+    const Region& r = other.region;
+    const bool overlap = region.bytes > 0 && r.bytes > 0 && region.address < r.address + r.bytes &&
+                         r.address < region.address + region.bytes;
+    const bool both_written = region.written && r.written;
+    const bool constant_written = (region.constant && r.written) || (region.written && r.constant);
+    if (overlap && (both_written || constant_written)) {
+      throw std::invalid_argument(
+          std::string("launch: a buffer that is written overlaps with another that is ") +
+          (both_written ? "written" : "constant"));
+    }
+  }
+  if (region.undefined) std::memset(region.address, 0xff, static_cast<size_t>(region.bytes));
+  counters_of_thread.minimum_load_bytes += region.read_bytes;
+  counters_of_thread.minimum_store_bytes += region.written_bytes;
+  memory_.push_back({region, region.written
+                                 ? std::make_unique<Shadow>(region.bytes, !region.undefined)
+                                 : std::unique_ptr<Shadow>()});
 }
 
 std::string Machine::describe(const Fiber& fiber) const {
@@ -187,7 +204,7 @@ void Machine::access_global(const void* address, int bytes, bool write, Site sit
       read_only = true;
       continue;
     }
-    found = &memory;
+    if (found == nullptr || !r.constant) found = &memory;
     if (r.written) break;
   }
   if (found == nullptr && read_only) {
@@ -208,6 +225,10 @@ void Machine::access_global(const void* address, int bytes, bool write, Site sit
     }
     fault(what + " of " + std::to_string(bytes) + " bytes at " + emulator::name_of(site) +
           " is outside all buffers of the launch" + where);
+  }
+  if (shape_.overlaps && !found->region.constant && !fiber_->waited_for_grid) {
+    fault(what + " at " + emulator::name_of(site) +
+          " before grid_dependency_wait, in a launch that overlaps with the one before it");
   }
   if (found->shadow != nullptr) {
     const int64_t offset = p - found->region.address;
@@ -505,6 +526,13 @@ void Machine::run_group(uint64_t first_cta, uint32_t ctas) {
   counters_of_thread.ctas += ctas;
 }
 
+// What waits for a launch that waited for none might begin before the launches before that end.
+void Machine::finish() const {
+  if (shape_.overlaps && !any_waited_) {
+    throw Fault("a launch that overlaps with the one before it never calls grid_dependency_wait");
+  }
+}
+
 }  // namespace
 
 const Builtins& builtins() { return machine->fiber().builtins; }
@@ -525,6 +553,7 @@ void cp_async(void* to, const void* from, int bytes, Site site) {
 }
 void cp_async_commit() { machine->commit(); }
 void cp_async_wait(int pending) { machine->wait_copies(pending); }
+void grid_dependency_wait() { machine->wait_for_grid(); }
 void barrier(Scope scope, Site site) { machine->barrier(scope, site); }
 void collective(const char* name, uint32_t mask, void* payload, Combine combine, Site site) {
   machine->collective(name, mask, payload, combine, site);
@@ -565,6 +594,7 @@ void run(const LaunchShape& shape, const Region* regions, int region_count,
   for (uint64_t first = 0; first < ctas; first += group) {
     running.run_group(first, static_cast<uint32_t>(group));
   }
+  running.finish();
 }
 
 }  // namespace snv2::emulator

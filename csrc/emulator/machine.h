@@ -39,6 +39,8 @@ SNV2_API void cp_async(void* to, const void* from, int bytes, Site site);
 SNV2_API void cp_async_commit();
 SNV2_API void cp_async_wait(int pending);
 
+SNV2_API void grid_dependency_wait();
+
 enum class Scope { kCta, kCluster, kGrid };
 SNV2_API void barrier(Scope scope, Site site);
 
@@ -56,15 +58,20 @@ struct LaunchShape {
   uint32_t cluster;
   int64_t shared_bytes;
   bool cooperative;
+  bool overlaps;  // the launch before it
 };
 struct Region {
   unsigned char* address;
   int64_t bytes;
-  bool written;
+  int64_t read_bytes, written_bytes;  // at least
+  bool written;                       // may be written
+  bool undefined;                     // until written
+  bool constant;                      // to all kernels
 };
 
-// Runs kernel(params) on all threads. Written regions are filled with NaN first. Throws Fault for
-// what no kernel may do, and std::invalid_argument for a shape that no GPU takes.
+// Runs kernel(params) on all threads. Undefined regions are filled with NaN first. Throws Fault for
+// what no kernel may do, and std::invalid_argument for a shape that no GPU takes or for written
+// regions that overlap.
 SNV2_API void run(const LaunchShape& shape, const Region* regions, int region_count,
                   void (*kernel)(const void* params), const void* params);
 

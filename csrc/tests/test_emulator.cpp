@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "check.h"
 #include "cuda/isa.h"
@@ -422,6 +423,75 @@ __global__ void __launch_bounds__(32) cp_async_past_the_end(Params p) {
 TEST(cp_async_from_past_the_end) {
   expect_fault([] { run(cp_async_past_the_end<true>, {32}); }, "outside", kFile);
   expect_none([] { run(cp_async_past_the_end<false>, {32}); });
+}
+
+// Workspaces and launches that overlap ----------------------------------------------------
+
+// The kernel reads the first half of `output`, and writes the second.
+template <bool Faulty>
+__global__ void __launch_bounds__(64) update(Params p) {
+  const uint32_t value = load(readable(p.out) + thread());
+  store(p.out + ((Faulty ? 63 : 64) + thread()), value + 1);
+}
+TEST(buffer_that_is_read_and_written) {
+  const auto on_output = [](Kernel kernel) {
+    for (int i = 0; i < 128; ++i) output[i] = static_cast<uint32_t>(i);
+    Launch config;
+    config.threads = 64;
+    // What is read may be declared again; in a vector here.
+    launch(config, std::vector<Buffer>{reads(output, 4 * 64), updates(output, 4 * 128, 100, 200)},
+           kernel, Params{{output}, {output}});
+  };
+  expect_fault([&] { on_output(update<true>); }, "race", kFile);
+  emulator::reset_counters();
+  expect_none([&] { on_output(update<false>); });
+  CHECK(emulator::counters().minimum_load_bytes == 4 * 64 + 100);
+  CHECK(emulator::counters().minimum_store_bytes == 200);
+  for (int i = 0; i < 128; ++i) {
+    CHECK(output[i] == static_cast<uint32_t>(i < 64 ? i : i - 63), "output[%d] = %u", i, output[i]);
+  }
+}
+
+TEST(buffers_that_contradict_each_other) {
+  const auto with = [](const Buffer& first, const Buffer& second) {
+    CHECK_THROWS(launch({}, std::array{first, second}, update<false>, Params{{input}, {output}}));
+  };
+  with(writes(output, 8), updates(output + 1, 8, 8, 8));
+  with(constants(output, 8), writes(output + 1, 8));
+}
+
+enum class Dependency { kWaits, kLoadsFirst, kStoresFirst, kNever, kConstantsOnly };
+
+// Loads a constant before the wait, an input and an output after it.
+template <Dependency Kind>
+__global__ void __launch_bounds__(64) dependent(Params p) {
+  uint32_t value = load(p.in + thread());
+  if (Kind == Dependency::kLoadsFirst && thread() == 40) value = load(p.in + 64);
+  if (Kind == Dependency::kStoresFirst && thread() == 40) store(p.out + 40, value);
+  if (Kind < Dependency::kNever) grid_dependency_wait();
+  grid_dependents_launch();
+  if (Kind == Dependency::kConstantsOnly) return;
+  value += load(p.in + (64 + thread()));
+  store(p.out + thread(), value);
+}
+TEST(launch_that_overlaps) {
+  const auto overlapping = [](Kernel kernel, bool overlaps = true) {
+    Launch config;
+    config.threads = 64;
+    config.overlaps = overlaps;
+    launch(config,
+           std::array{constants(input, 4 * 64), reads(input + 64, 4 * 64), writes(output, 4 * 64)},
+           kernel, Params{{input}, {output}});
+  };
+  using D = Dependency;
+  expect_fault([&] { overlapping(dependent<D::kLoadsFirst>); }, "thread 40", "global load",
+               "grid_dependency_wait", kFile);
+  expect_fault([&] { overlapping(dependent<D::kStoresFirst>); }, "thread 40", "global store",
+               "grid_dependency_wait", kFile);
+  expect_fault([&] { overlapping(dependent<D::kNever>); }, "grid_dependency_wait", kFile);
+  expect_fault([&] { overlapping(dependent<D::kConstantsOnly>); }, "grid_dependency_wait");
+  expect_none([&] { overlapping(dependent<D::kWaits>); });
+  expect_none([&] { overlapping(dependent<D::kNever>, false); });
 }
 
 // Barriers and collectives ----------------------------------------------------------------
