@@ -1,61 +1,32 @@
 #include "snv2/plan.h"
 
 #include <stdexcept>
-#include <string>
+
+#include "plan_checks.h"
 
 namespace snv2 {
 namespace {
 
-// Keeps every product of two checked counts far from overflow.
-constexpr int64_t kMaxCount = int64_t{1} << 24;
-
-[[noreturn]] void fail(int64_t step, const char* what) {
-  throw std::invalid_argument("plan: step " + std::to_string(step) + ": " + what);
-}
-
-class Checker {
+class Checker : public PlanChecker {
  public:
   Checker(const int64_t* tables, int64_t table_words, int64_t weight_count)
-      : tables_(tables), table_words_(table_words), weight_count_(weight_count) {}
-
-  void count(int64_t value, const char* what) const {
-    if (value < 1 || value > kMaxCount) fail(step_, what);
-  }
-
-  void table(int64_t offset, int64_t count, int64_t limit, const char* what) const {
-    if (offset < 0 || count < 0 || count > table_words_ || offset > table_words_ - count) {
-      fail(step_, what);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t entry = tables_[offset + i];
-      if (entry < 0 || entry >= limit) fail(step_, what);
-    }
-  }
+      : PlanChecker(tables, table_words), weight_count_(weight_count) {}
 
   void weights(int64_t offset, int64_t outputs, int64_t depth, const char* what) const {
-    const int64_t floats = packed_floats(outputs, depth);
-    if (offset < 0 || floats > weight_count_ || offset > weight_count_ - floats) {
-      fail(step_, what);
-    }
+    range(offset, packed_floats(outputs, depth), weight_count_, what);
   }
 
   void panels(int64_t first, int64_t channels, int64_t limit, const char* what) const {
-    if (first < 0 || first > limit - panels_of(channels)) fail(step_, what);
+    require(first >= 0 && first <= limit - panels_of(channels), what);
   }
 
-  void next_step() { ++step_; }
-  int64_t step() const { return step_; }
-
  private:
-  const int64_t* tables_;
-  int64_t table_words_;
   int64_t weight_count_;
-  int64_t step_ = 0;
 };
 
 void check_unit(const Step& step, int64_t in_panels, int64_t out_panels, const Checker& check) {
-  if (step.stride != 1 && step.stride != 2) fail(check.step(), "stride is not 1 or 2");
-  if (step.stride == 2 && !step.new_buffer) fail(check.step(), "stride 2 needs a new buffer");
+  check.require(step.stride == 1 || step.stride == 2, "stride is not 1 or 2");
+  check.require(step.stride == 1 || step.new_buffer, "stride 2 needs a new buffer");
   check.count(step.mid_channels, "mid_channels");
   check.table(step.in_table, step.in_channels, in_panels * kPanel, "in_table");
   check.weights(step.pw1_weights, step.mid_channels, step.in_channels, "pw1_weights");
@@ -63,7 +34,7 @@ void check_unit(const Step& step, int64_t in_panels, int64_t out_panels, const C
   check.weights(step.pw2_weights, step.out_channels, step.mid_channels, "pw2_weights");
   check.panels(step.out_panel, step.out_channels, out_panels, "out_panel");
   if (step.proj_channels == 0) {
-    if (step.proj_panels != 0 || step.proj_depth != 0) fail(check.step(), "half a projection");
+    check.require(step.proj_panels == 0 && step.proj_depth == 0, "half a projection");
     return;
   }
   check.count(step.proj_channels, "proj_channels");
@@ -79,14 +50,8 @@ void check_unit(const Step& step, int64_t in_panels, int64_t out_panels, const C
 }  // namespace
 
 Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
-  if (words == nullptr || word_count < kHeaderWords || words[0] != kPlanMagic) {
-    throw std::invalid_argument("plan: not a plan of this version");
-  }
+  const int64_t steps = checked_step_count(words, word_count, kPlanMagic, kHeaderWords, kStepWords);
   header_ = reinterpret_cast<const PlanHeader*>(words);
-  const int64_t steps = header_->step_count;
-  if (steps < 2 || steps > (word_count - kHeaderWords) / kStepWords) {
-    throw std::invalid_argument("plan: step_count does not fit its size");
-  }
   steps_ = reinterpret_cast<const Step*>(words + kHeaderWords);
   tables_ = words + kHeaderWords + steps * kStepWords;
   Checker check(tables_, word_count - kHeaderWords - steps * kStepWords, weight_count);
@@ -98,18 +63,18 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
     const bool last = check.step() == steps - 1;
     const bool enters = step.kind == StepKind::kImport || step.kind == StepKind::kStem;
     const bool leaves = step.kind == StepKind::kHead || step.kind == StepKind::kExport;
-    if (first != enters || last != leaves) fail(check.step(), "wrong kind at this place");
+    check.require(first == enters && last == leaves, "wrong kind at this place");
     check.count(step.in_channels, "in_channels");
     check.count(step.out_channels, "out_channels");
     if (step.new_buffer) check.count(step.buffer_panels, "buffer_panels");
     const int64_t out_panels = step.new_buffer ? step.buffer_panels : panels;
     switch (step.kind) {
       case StepKind::kImport:
-        if (!step.new_buffer || step.in_channels != step.out_channels) fail(0, "import");
+        check.require(step.new_buffer && step.in_channels == step.out_channels, "import");
         check.panels(0, step.out_channels, out_panels, "buffer_panels");
         break;
       case StepKind::kStem:
-        if (!step.new_buffer) fail(0, "stem");
+        check.require(step.new_buffer, "stem");
         check.weights(step.pw1_weights, step.out_channels, step.in_channels * 9, "pw1_weights");
         check.panels(0, step.out_channels, out_panels, "buffer_panels");
         halvings += 2;
@@ -125,11 +90,11 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
         check.weights(step.pw2_weights, step.out_channels, step.mid_channels, "pw2_weights");
         break;
       case StepKind::kExport:
-        if (step.in_channels != step.out_channels) fail(check.step(), "export");
+        check.require(step.in_channels == step.out_channels, "export");
         check.table(step.in_table, step.in_channels, panels * kPanel, "in_table");
         break;
       default:
-        fail(check.step(), "unknown kind");
+        check.require(false, "unknown kind");
     }
     panels = out_panels;
     check.next_step();

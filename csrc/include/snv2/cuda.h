@@ -8,6 +8,7 @@
 // ordinary memory, `stream` is ignored, and a kernel has run when the call returns.
 #pragma once
 
+#include "snv2/gpu_plan.h"
 #include "snv2/types.h"
 
 #ifndef SNV2_GPU
@@ -29,6 +30,74 @@ SNV2_API void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const Feat
 // out[:, 2i] = x[:, i]; out[:, 2i + 1] = relu(dw3x3(x[:, C/2 + i]))
 SNV2_API void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw,
                                    const FeatureMap& out, Stream stream);
+
+// Networks ---------------------------------------------------------------------------------
+
+// What a network's kernels are cut to. Bytes of shared memory are those that CTAs can have.
+struct Device {
+  int64_t sms;
+  int64_t shared_per_sm;   // without what the system takes for each CTA
+  int64_t shared_per_cta;  // the most that one can ask for
+  int64_t l2_bytes;
+};
+
+// That of `index`, the current one by default. The emulator has one: an H200, unless set_device()
+// said otherwise.
+SNV2_API Device device(int index = -1);
+SNV2_API void set_device(const Device& device);  // the emulator's; throws on a GPU
+
+// The image that a network is given: a map of its dtype, or bytes.
+struct Image {
+  FeatureMap map;
+  // Pixels of 8 bits: map.data holds [N, H, W, C] bytes, map.dtype is that of the network, and
+  // channel c is byte * scale[c] + shift[c] (C <= 4), rounded to it.
+  bool bytes;
+  float scale[4];
+  float shift[4];
+};
+
+// The arrays of a plan, in device memory; see snv2/gpu_plan.h.
+struct PlanArrays {
+  const void* weights;
+  const float* parameters;
+  const int32_t* tables;
+};
+
+// Images that are taken through the network at once: their planes should stay in L2.
+SNV2_API int64_t images_at_once(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width,
+                                const Device& device);
+
+// Bytes that run_network needs for this input.
+SNV2_API int64_t workspace_bytes(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width,
+                                 const Device& device);
+
+// Enqueues all steps, one kernel each; a head is two. `results` are the caller's, in the order of
+// the plan: dense maps in the layout of x (contiguous for bytes), the last one [N, classes] if the
+// plan classifies (height = width = 1). `workspace` is aligned to 256 bytes.
+SNV2_API void run_network(const GpuPlan& plan, const PlanArrays& arrays, const Image& x,
+                          const FeatureMap* results, int64_t result_count, void* workspace,
+                          int64_t workspace_size, const Device& device, Stream stream);
+
+// How one step would be launched, and what it moves.
+struct LaunchInfo {
+  const char* kernel;
+  int64_t step;  // of the plan
+  int64_t ctas;
+  int64_t threads;
+  int64_t shared_bytes;   // of a CTA
+  int64_t columns;        // pixels of a tile (units: of a step down the map)
+  bool resident;          // weights are read once by each CTA and kept in shared memory
+  int64_t launches;       // 1, or more where the batch is taken in chunks
+  int64_t read_bytes;     // of maps, by all launches
+  int64_t written_bytes;  // of maps
+  int64_t weight_bytes;   // of weights and parameters, each time that a CTA reads them
+  int64_t multiply_adds;  // with halo and padding
+};
+// Launches of run_network for this input, in order; `count` gets how many there are, at most
+// `capacity` are written.
+SNV2_API void describe_network(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width,
+                               const Device& device, LaunchInfo* infos, int64_t capacity,
+                               int64_t& count);
 
 // Conformance: one small kernel for each instruction of csrc/cuda/isa.h, to be fed the same
 // random bits on a GPU and on the emulator.

@@ -1,0 +1,230 @@
+#include "snv2/gpu_plan.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <vector>
+
+#include "plan_checks.h"
+
+namespace snv2 {
+namespace {
+
+constexpr int64_t kAlignedFloats = 4;  // parameters are read in vectors of 16 bytes
+
+// Planes of a buffer that hold something.
+using Planes = std::vector<bool>;
+
+class Checker : public PlanChecker {
+ public:
+  Checker(const GpuPlanHeader& header, const int64_t* tables, int64_t table_words)
+      : PlanChecker(tables, table_words),
+        header_(header),
+        results_(static_cast<size_t>(header.result_count)) {}
+
+  void check_step(const GpuStep& step, bool first, bool last);
+  void all_results_written() const {
+    require(std::all_of(results_.begin(), results_.end(), [](bool written) { return written; }),
+            "a result that no step writes");
+  }
+  int64_t halvings() const { return halvings_; }
+
+ private:
+  void matrix(int64_t weights, int64_t rows, int64_t depth, const char* what) const {
+    const DType dtype = static_cast<DType>(header_.dtype);
+    range(weights, packed_elements(rows, depth, dtype), header_.weight_count, what);
+    require(weights % packed_elements(1, 1, dtype) == 0, what);
+  }
+  void floats(int64_t offset, int64_t count, const char* what) const {
+    range(offset, count, header_.parameter_count, what);
+    require(offset % kAlignedFloats == 0, what);
+  }
+  void bias(int64_t offset, int64_t rows, const char* what) const {
+    floats(offset, padded_rows(rows), what);
+  }
+
+  void buffers(const GpuStep& step, bool first, bool last) const;
+  void unit(const GpuStep& step) const;
+  void input(const GpuStep& step) const;
+  void output(const GpuStep& step);
+  void result(const GpuStep& step, bool last);
+  bool readable(const GpuStep& step, int64_t plane) const;
+
+  const GpuPlanHeader& header_;
+  std::vector<bool> results_;  // those written so far
+  Planes planes_[2];
+  int64_t buffer_ = kCallersMap;  // that holds the map so far
+  int64_t halvings_ = 0;
+};
+
+void Checker::check_step(const GpuStep& step, bool first, bool last) {
+  buffers(step, first, last);
+  count(step.in_channels, "in_channels");
+  count(step.out_channels, "out_channels");
+  require(step.activation == Activation::kRelu, "activation");
+  input(step);
+  switch (step.kind) {
+    case GpuStepKind::kCopy:
+      require(first && step.in_channels == step.out_channels, "copy");
+      break;
+    case GpuStepKind::kStem:
+      require(first && step.in_channels == header_.in_channels, "stem");
+      matrix(step.pw1_weights, step.out_channels, step.in_channels * 9, "pw1_weights");
+      bias(step.pw1_bias, step.out_channels, "pw1_bias");
+      halvings_ += 2;
+      break;
+    case GpuStepKind::kUnit:
+      unit(step);
+      halvings_ += step.stride == 2;
+      break;
+    case GpuStepKind::kHead:
+      require(!first && last, "head");
+      count(step.mid_channels, "mid_channels");
+      matrix(step.pw1_weights, step.mid_channels, step.in_channels, "pw1_weights");
+      bias(step.pw1_bias, step.mid_channels, "pw1_bias");
+      matrix(step.pw2_weights, step.out_channels, step.mid_channels, "pw2_weights");
+      bias(step.pw2_bias, step.out_channels, "pw2_bias");
+      break;
+    default:
+      require(false, "unknown kind");
+  }
+  require(step.kind == GpuStepKind::kUnit || step.proj_channels == 0, "proj_channels");
+  result(step, last);
+  output(step);
+}
+
+// A map stays in its buffer unless its extent changes.
+void Checker::buffers(const GpuStep& step, bool first, bool last) const {
+  require(step.in_buffer == buffer_ && (first || buffer_ != kCallersMap), "in_buffer");
+  if (last) {
+    require(step.out_buffer == kNoBuffer && step.out_planes == 0, "out_buffer");
+    return;
+  }
+  require(step.out_buffer == 0 || step.out_buffer == 1, "out_buffer");
+  if (step.kind == GpuStepKind::kUnit) {
+    require((step.out_buffer == step.in_buffer) == (step.stride == 1), "out_buffer");
+  }
+  // Each plane is in a table of those that are written, which bounds what is allocated here.
+  require(step.out_planes >= 1 && step.out_planes <= table_words(), "out_planes");
+}
+
+void Checker::unit(const GpuStep& step) const {
+  require(step.stride == 1 || step.stride == 2, "stride is not 1 or 2");
+  count(step.mid_channels, "mid_channels");
+  matrix(step.pw1_weights, step.mid_channels, step.in_channels, "pw1_weights");
+  matrix(step.pw2_weights, step.out_channels, step.mid_channels, "pw2_weights");
+  bias(step.pw1_bias, step.mid_channels, "pw1_bias");
+  bias(step.pw2_bias, step.out_channels, "pw2_bias");
+  floats(step.dw, step.mid_channels * kDepthwiseFloats, "dw");
+  if (step.stride == 1) {
+    require(step.proj_channels == 0, "proj_channels");
+    return;
+  }
+  count(step.proj_channels, "proj_channels");
+  matrix(step.proj_weights, step.proj_channels, step.in_channels, "proj_weights");
+  bias(step.proj_bias, step.proj_channels, "proj_bias");
+  floats(step.proj_dw, step.in_channels * kDepthwiseFloats, "proj_dw");
+}
+
+bool Checker::readable(const GpuStep& step, int64_t plane) const {
+  if (plane < 0) return false;
+  if (step.in_buffer == kCallersMap) return plane < header_.in_channels;
+  const Planes& planes = planes_[step.in_buffer];
+  return plane < static_cast<int64_t>(planes.size()) && planes[static_cast<size_t>(plane)];
+}
+
+void Checker::input(const GpuStep& step) const {
+  const int64_t* const planes = table(step.in_table, step.in_channels, "in_table");
+  for (int64_t i = 0; i < step.in_channels; ++i) require(readable(step, planes[i]), "in_table");
+}
+
+void Checker::result(const GpuStep& step, bool last) {
+  if (step.result == kNoResult) {
+    require(!last, "result");
+    return;
+  }
+  const int64_t index = step.result;
+  require(index >= 0 && index < header_.result_count && !results_[static_cast<size_t>(index)] &&
+              last == (index == header_.result_count - 1),
+          "result");
+  results_[static_cast<size_t>(index)] = true;
+  if (step.kind == GpuStepKind::kHead) return;
+  require(step.kind == GpuStepKind::kUnit, "result");
+  count(step.result_channels, "result_channels");
+  const int64_t* const rows = table(step.result_table, step.result_channels, "result_table");
+  for (int64_t i = 0; i < step.result_channels; ++i) {
+    if (rows[i] >= 0) {
+      require(rows[i] < step.proj_channels + step.out_channels, "result_table");
+    } else {
+      require(step.stride == 1 && readable(step, -(rows[i] + 1)), "result_table");
+    }
+  }
+}
+
+// After the other checks, which ask for the planes as they were before this step.
+void Checker::output(const GpuStep& step) {
+  buffer_ = step.out_buffer;
+  if (step.out_buffer == kNoBuffer) return;
+  const int64_t written = step.proj_channels + step.out_channels;
+  const int64_t* const fresh = table(step.out_table, written, "out_table");
+  Planes& planes = planes_[step.out_buffer];
+  // CTAs read planes while others write theirs.
+  Planes taken(static_cast<size_t>(step.out_planes));
+  if (step.out_buffer == step.in_buffer) {
+    require(step.out_planes >= static_cast<int64_t>(planes.size()), "out_planes");
+    planes.resize(static_cast<size_t>(step.out_planes));
+    const int64_t* const read = table(step.in_table, step.in_channels, "in_table");
+    for (int64_t i = 0; i < step.in_channels; ++i) taken[static_cast<size_t>(read[i])] = true;
+    if (step.result != kNoResult) {
+      const int64_t* const rows = table(step.result_table, step.result_channels, "result_table");
+      for (int64_t i = 0; i < step.result_channels; ++i) {
+        if (rows[i] < 0) taken[static_cast<size_t>(-(rows[i] + 1))] = true;
+      }
+    }
+  } else {
+    planes.assign(static_cast<size_t>(step.out_planes), false);
+  }
+  for (int64_t i = 0; i < written; ++i) {
+    require(fresh[i] >= 0 && fresh[i] < step.out_planes && !taken[static_cast<size_t>(fresh[i])],
+            "out_table");
+    taken[static_cast<size_t>(fresh[i])] = planes[static_cast<size_t>(fresh[i])] = true;
+  }
+}
+
+void check_header(const GpuPlanHeader& header) {
+  constexpr int64_t kMost = int64_t{1} << 40;
+  const bool sizes = header.weight_count >= 0 && header.weight_count <= kMost &&
+                     header.parameter_count >= 0 && header.parameter_count <= kMost;
+  const bool dtype = header.dtype >= static_cast<int64_t>(DType::kFloat32) &&
+                     header.dtype <= static_cast<int64_t>(DType::kBFloat16);
+  const bool results = header.result_count >= 1 && header.result_count <= header.step_count;
+  const bool channels = header.in_channels >= 1 && header.in_channels <= int64_t{1} << 24;
+  if (!sizes || !dtype || !results || !channels) {
+    throw std::invalid_argument("plan: the header is damaged");
+  }
+}
+
+}  // namespace
+
+GpuPlan::GpuPlan(const int64_t* words, int64_t word_count) {
+  const int64_t steps =
+      checked_step_count(words, word_count, kGpuPlanMagic, kGpuHeaderWords, kGpuStepWords);
+  header_ = reinterpret_cast<const GpuPlanHeader*>(words);
+  steps_ = reinterpret_cast<const GpuStep*>(words + kGpuHeaderWords);
+  tables_ = words + kGpuHeaderWords + steps * kGpuStepWords;
+  table_count_ = word_count - kGpuHeaderWords - steps * kGpuStepWords;
+  check_header(*header_);
+  Checker check(*header_, tables_, table_count_);
+  for (const GpuStep& step : *this) {
+    check.check_step(step, &step == begin(), &step == end() - 1);
+    check.next_step();
+  }
+  check.all_results_written();
+  const GpuStep& tail = steps_[steps - 1];
+  const bool classify = tail.kind == GpuStepKind::kHead;
+  if (header_->out_channels != (classify ? tail.out_channels : tail.result_channels) ||
+      header_->halvings != check.halvings() || header_->classify != int64_t{classify}) {
+    throw std::invalid_argument("plan: header does not match the steps");
+  }
+}
+
+}  // namespace snv2

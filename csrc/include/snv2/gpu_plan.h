@@ -1,0 +1,140 @@
+// A plan for GPUs: the steps of a unit, a stage or a network as one flat array of int64 in host
+// memory, made once by the packing code (snv2_kernels/packing/gpu.py).
+//
+//   [GpuPlanHeader][GpuStep x step_count][tables]
+//
+// Between steps a feature map lies in a *plane buffer*: plane p of all images is one row of
+// batch x height x width elements, images one after the other, and rows are `pitch` elements apart
+// (planes_pitch). A step names the planes it reads in a table and the planes it writes in another:
+// split, concat and shuffle are those tables. There are two buffers; a unit of stride 1 stays in
+// the one it reads (its results go to planes that nobody reads any more), one of stride 2 goes
+// over to the other. Planes that are free again are given out again, so that a stage of C channels
+// occupies C + C / 2 planes.
+//
+// Beside the words a plan has three arrays in device memory:
+//   weights     elements of the map's dtype: matrices in the order of tensor-core fragments
+//   parameters  float32: biases, and depthwise convolutions
+//   tables      int32: a copy of the tables at the end of the words
+//
+// A matrix [rows, depth] in `weights` consists of tiles of 16 rows x 16 (float32: 4) columns, zero
+// beyond its edges, row of tiles by row of tiles. Lane l of a warp, g = l / 4 and t = l % 4, owns
+//   16-bit: the 8 elements at [lane][8]: (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1), then the same
+//           with column + 8: the A fragment of mma.m16n8k16;
+//   float32: the 8 elements at [g][8]: (g, k), (g+8, k) for k = 0..3; lanes of one g share them.
+//
+// In `parameters` the bias of a matrix is padded with zeros to whole tiles of 16 rows; a depthwise
+// convolution is [channels][10]: nine taps in row order, then the shift; batch norm is folded. Each
+// starts at a multiple of 4 floats.
+#pragma once
+
+#include <cstdint>
+
+#include "snv2/types.h"
+
+namespace snv2 {
+
+enum class GpuStepKind : int64_t {
+  kCopy = 0,  // caller's map -> planes
+  kStem = 1,  // relu(conv3x3 s2), maxpool3x3 s2: caller's image -> planes
+  kUnit = 2,  // one ShuffleNet V2 unit
+  kHead = 3,  // relu(1x1), mean over pixels, linear: planes -> caller's [N, out_channels]
+};
+
+enum class Activation : int64_t { kRelu = 0 };
+
+inline constexpr int64_t kCallersMap = -1;  // as a buffer: the tensor that the network is given
+inline constexpr int64_t kNoBuffer = -2;    // nothing is kept in planes
+inline constexpr int64_t kNoResult = -1;    // as a result: none of the caller's
+
+// All *_table fields are offsets into the tables, *_weights into `weights`, the rest of the last
+// group into `parameters`.
+struct GpuStep {
+  GpuStepKind kind;
+  int64_t stride;         // of the depthwise convolutions (kUnit): 1 or 2
+  Activation activation;  // after each product
+  int64_t in_buffer;      // 0, 1 or kCallersMap
+  int64_t out_buffer;     // 0, 1 or kNoBuffer
+  int64_t out_planes;     // planes that out_buffer has room for while this step's map is in it
+  int64_t result;         // which of the caller's results this step writes, or kNoResult
+  int64_t in_channels;    // planes gathered; kStem: channels of the image
+  int64_t in_table;       // [in_channels] plane, or channel of the caller's map
+  int64_t mid_channels;   // kUnit: width between the products; kHead: features
+  int64_t proj_channels;  // kUnit of stride 2: width of the projection's result, else 0
+  int64_t out_channels;   // kUnit: width of the main branch's result; kHead: classes
+  int64_t out_table;      // [proj_channels + out_channels] plane of each, the projection's first
+  // The result in logical order. Entry e >= 0: row e of [projection's, main] result; e < 0: copied
+  // from plane (or channel of the caller's map) -1 - e of in_buffer (stride 1). Only units write
+  // maps; of a kHead the two are not used.
+  int64_t result_channels;
+  int64_t result_table;
+
+  int64_t pw1_weights;   // [mid, in]; kStem: [out, in * 9]; kHead: [features, in]
+  int64_t pw2_weights;   // [out, mid]; kHead: [classes, features]
+  int64_t proj_weights;  // [proj, in]
+  int64_t pw1_bias;
+  int64_t pw2_bias;
+  int64_t proj_bias;
+  int64_t dw;       // [mid]
+  int64_t proj_dw;  // [in]
+};
+
+struct GpuPlanHeader {
+  int64_t magic;
+  int64_t step_count;
+  int64_t in_channels;   // of the caller's map
+  int64_t out_channels;  // of the last result
+  int64_t halvings;      // how often height and width are halved until then (rounding up)
+  int64_t classify;      // 1: the last result is [N, out_channels]
+  int64_t result_count;  // the last one included
+  int64_t weight_count;
+  int64_t parameter_count;
+  int64_t dtype;  // of weights
+};
+
+inline constexpr int64_t kGpuPlanMagic = 0x736e7632'1001;  // "snv2", GPU, format 1
+inline constexpr int64_t kGpuStepWords = 23;
+inline constexpr int64_t kGpuHeaderWords = 10;
+static_assert(sizeof(GpuStep) == kGpuStepWords * sizeof(int64_t));
+static_assert(sizeof(GpuPlanHeader) == kGpuHeaderWords * sizeof(int64_t));
+
+// Extents of a packed matrix.
+inline constexpr int64_t kTileRows = 16;
+constexpr int64_t tile_depth(DType dtype) { return dtype == DType::kFloat32 ? 4 : 16; }
+constexpr int64_t padded_rows(int64_t rows) { return ceil_div(rows, kTileRows) * kTileRows; }
+constexpr int64_t padded_depth(int64_t depth, DType dtype) {
+  return ceil_div(depth, tile_depth(dtype)) * tile_depth(dtype);
+}
+constexpr int64_t packed_elements(int64_t rows, int64_t depth, DType dtype) {
+  return padded_rows(rows) * padded_depth(depth, dtype);
+}
+inline constexpr int64_t kDepthwiseFloats = 10;  // of one channel
+
+// Elements from one plane to the next: planes start on 128 bytes.
+constexpr int64_t planes_pitch(int64_t batch, int64_t height, int64_t width, DType dtype) {
+  const int64_t line = 128 / size_of(dtype);
+  return ceil_div(batch * height * width, line) * line;
+}
+
+// A checked view of a plan's words; the words must outlive it.
+class SNV2_API GpuPlan {
+ public:
+  // Throws std::invalid_argument if any step reads outside the tables, weights and parameters,
+  // reads planes that nobody wrote, writes outside its buffer or to planes that it reads, or if not
+  // each result is written once. The device's copy of the tables is taken on trust.
+  GpuPlan(const int64_t* words, int64_t word_count);
+
+  const GpuPlanHeader& header() const { return *header_; }
+  const GpuStep* begin() const { return steps_; }
+  const GpuStep* end() const { return steps_ + header_->step_count; }
+  const int64_t* table(int64_t offset) const { return tables_ + offset; }
+  int64_t table_count() const { return table_count_; }
+  DType dtype() const { return static_cast<DType>(header_->dtype); }
+
+ private:
+  const GpuPlanHeader* header_;
+  const GpuStep* steps_;
+  const int64_t* tables_;
+  int64_t table_count_;
+};
+
+}  // namespace snv2
