@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <array>
-#include <stdexcept>
 
+#include "cuda/dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/pixels.h"
 #include "cuda/planes.h"
@@ -18,20 +18,6 @@ inline Launch launch_of(int64_t ctas, int64_t shared_bytes, Stream stream) {
   config.shared_bytes = shared_bytes;
   config.stream = stream;
   return config;
-}
-
-// Calls f(T{}) with the storage type of dtype.
-template <class F>
-void with_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return f(float{});
-    case DType::kFloat16:
-      return f(half_t{});
-    case DType::kBFloat16:
-      return f(bfloat16_t{});
-  }
-  throw std::invalid_argument("unknown dtype");
 }
 
 template <bool kPassthrough, Main kMain, class T>

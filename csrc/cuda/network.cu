@@ -1,39 +1,286 @@
-// Placeholder until the kernels of networks are here.
+// Takes a batch through the steps of a plan.
+//
+// The batch goes in chunks, so that the planes of a chunk stay in L2 where that leaves each CTA
+// enough to do; the linear layer runs once, on the features of all.
+#include <algorithm>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
+#include "checks.h"
+#include "cuda/network.h"
 #include "snv2/cuda.h"
+
+#ifndef SNV2_EMULATED
+#include <cuda_runtime.h>
+#endif
 
 namespace snv2::SNV2_GPU {
 namespace {
 
-[[noreturn]] void missing() { throw std::runtime_error("networks are not implemented yet"); }
+constexpr int64_t kAlign = 256;  // bytes, of each part of the workspace
 
-#ifdef SNV2_EMULATED
-Device the_device = {132, 227 * 1024, 227 * 1024, 50 * 1024 * 1024};
-#endif
+constexpr int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlign) * kAlign; }
+
+Tuning the_tuning = {};
+
+struct Extent {
+  int64_t height;
+  int64_t width;
+
+  Extent halved() const { return {conv3x3_extent(height, 2), conv3x3_extent(width, 2)}; }
+};
+
+Extent extent_after(const GpuStep& step, Extent in) {
+  if (step.kind == GpuStepKind::kStem) return in.halved().halved();
+  if (step.kind == GpuStepKind::kUnit && step.stride == 2) return in.halved();
+  return in;
+}
+
+// Bytes of the workspace's parts: two plane buffers for the images of a chunk, the features of all.
+struct Memory {
+  int64_t buffers[2] = {0, 0};
+  int64_t features = 0;
+
+  int64_t total() const { return buffers[0] + buffers[1] + features; }
+};
+
+Memory plan_memory(const GpuPlan& plan, int64_t batch, int64_t chunk, Extent extent) {
+  Memory memory;
+  const int64_t size = size_of(plan.dtype());
+  for (const GpuStep& step : plan) {
+    extent = extent_after(step, extent);
+    if (step.out_buffer != kNoBuffer) {
+      const int64_t pitch = planes_pitch(chunk, extent.height, extent.width, plan.dtype());
+      int64_t& bytes = memory.buffers[step.out_buffer];
+      bytes = std::max(bytes, aligned(step.out_planes * pitch * size));
+    }
+    if (step.kind == GpuStepKind::kHead)
+      memory.features = aligned(batch * step.mid_channels * size);
+  }
+  return memory;
+}
+
+void check_extents(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width) {
+  // Keeps all products of extents below 2^63, and pixels of one image below 2^31.
+  constexpr int64_t kMost = int64_t{1} << 31;
+  require(batch >= 0 && batch < kMost && height >= 1 && width >= 1 && height < kMost &&
+              width < kMost / height,
+          "x: its extents are out of range");
+  static_cast<void>(plan);
+}
+
+MapView view_of(const FeatureMap& map, int64_t first_image) {
+  MapView view;
+  const int64_t image = map.channels * map.plane();
+  view.data = static_cast<unsigned char*>(map.data) + first_image * image * size_of(map.dtype);
+  view.channels = map.channels;
+  view.channel = map.channel_stride();
+  view.image = image;
+  view.pixel = map.pixel_stride();
+  return view;
+}
+
+void run_step(const StepCall& call, LaunchInfo* info) {
+  switch (call.step->kind) {
+    case GpuStepKind::kCopy:
+      return run_copy(call, info);
+    case GpuStepKind::kStem:
+      return run_stem(call, info);
+    case GpuStepKind::kUnit:
+      return run_unit(call, info);
+    case GpuStepKind::kHead:
+      return run_features(call, info);
+  }
+}
+
+// Calls f(call) for each launch: the steps of each chunk, then the linear layer.
+template <class F>
+void for_each_launch(const GpuPlan& plan, const PlanArrays& arrays, const Image& x,
+                     const FeatureMap* results, unsigned char* workspace, const Device& device,
+                     Stream stream, const F& f) {
+  const int64_t batch = x.map.batch;
+  const int64_t chunk = images_at_once(plan, batch, x.map.height, x.map.width, device);
+  const Memory memory = plan_memory(plan, batch, chunk, {x.map.height, x.map.width});
+  unsigned char* const buffers[2] = {workspace, workspace + memory.buffers[0]};
+  unsigned char* const features = buffers[1] + memory.buffers[1];
+  const int64_t size = size_of(plan.dtype());
+
+  StepCall call{};
+  call.plan = &plan;
+  call.arrays = arrays;
+  call.device = device;
+  call.stream = stream;
+  for (int64_t first = 0; first < batch; first += chunk) {
+    call.batch = std::min(chunk, batch - first);
+    Image image = x;
+    image.map.batch = call.batch;
+    const int64_t image_elements = x.map.channels * x.map.plane();
+    image.map.data =
+        static_cast<unsigned char*>(x.map.data) + first * image_elements * (x.bytes ? 1 : size);
+    call.image = &image;
+    MapView map = view_of(image.map, 0);
+    Extent extent{x.map.height, x.map.width};
+    for (const GpuStep& step : plan) {
+      call.step = &step;
+      call.height = extent.height;
+      call.width = extent.width;
+      call.in = map;
+      extent = extent_after(step, extent);
+      call.out = {};
+      if (step.out_buffer != kNoBuffer) {
+        call.out.data = buffers[step.out_buffer];
+        call.out.channels = step.out_planes;
+        call.out.channel = planes_pitch(call.batch, extent.height, extent.width, plan.dtype());
+        call.out.image = extent.height * extent.width;
+        call.out.pixel = 1;
+        map = call.out;
+      }
+      call.result = {};
+      if (step.result != kNoResult && step.kind != GpuStepKind::kHead) {
+        call.result = view_of(results[step.result], first);
+      }
+      call.features = features + first * step.mid_channels * size;
+      f(call);
+    }
+  }
+  const GpuStep& tail = plan.end()[-1];
+  if (tail.kind == GpuStepKind::kHead) {
+    call.step = &tail;
+    call.batch = batch;
+    call.features = features;
+    call.result = view_of(results[tail.result], 0);
+    f(call);
+  }
+}
 
 }  // namespace
 
 #ifdef SNV2_EMULATED
-Device device(int) { return the_device; }
-void set_device(const Device& device) { the_device = device; }
+namespace {
+Device the_device = {132, 228 * 1024, 227 * 1024, 1024, 50 * 1024 * 1024, {}};
+}  // namespace
+
+Device current_device() {
+  Device device = the_device;
+  device.tuning = the_tuning;
+  return device;
+}
+void set_device(const Device& device) {
+  require(device.sms >= 1 && device.shared_per_cta >= 0 && device.reserved_per_cta >= 0 &&
+              device.shared_per_sm >= device.shared_per_cta && device.l2_bytes >= 0,
+          "device: sizes must not be negative, and a CTA's part of an SM not more than all");
+  the_device = device;
+}
 #else
-Device device(int) { missing(); }
-void set_device(const Device&) { missing(); }
+Device current_device() {
+  int index = 0;
+  check(cudaGetDevice(&index), "current device");
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, index), "attribute of a device");
+    return int64_t{value};
+  };
+  Device device{};
+  device.sms = attribute(cudaDevAttrMultiProcessorCount);
+  device.shared_per_sm = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  device.shared_per_cta = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  device.reserved_per_cta = attribute(cudaDevAttrReservedSharedMemoryPerBlock);
+  device.l2_bytes = attribute(cudaDevAttrL2CacheSize);
+  device.tuning = the_tuning;
+  return device;
+}
+void set_device(const Device&) { throw std::logic_error("set_device: a GPU is what it is"); }
 #endif
 
-int64_t images_at_once(const GpuPlan&, int64_t, int64_t, int64_t, const Device&) { missing(); }
-
-int64_t workspace_bytes(const GpuPlan&, int64_t, int64_t, int64_t, const Device&) { return 256; }
-
-void run_network(const GpuPlan&, const PlanArrays&, const Image&, const FeatureMap*, int64_t, void*,
-                 int64_t, const Device&, Stream) {
-  missing();
+void set_tuning(const Tuning& tuning) {
+  require(tuning.columns >= 0 && tuning.columns <= 128 && tuning.rows_per_cta >= 0 &&
+              tuning.weights >= 0 && tuning.weights <= 2 && tuning.images >= 0,
+          "tuning: expected columns 0 to 128, rows_per_cta >= 0, weights 0 to 2, images >= 0");
+  the_tuning = tuning;
 }
 
-void describe_network(const GpuPlan&, int64_t, int64_t, int64_t, const Device&, LaunchInfo*,
-                      int64_t, int64_t& count) {
-  count = 0;
+int64_t images_at_once(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width,
+                       const Device& device) {
+  check_extents(plan, batch, height, width);
+  if (batch == 0) return 1;
+  // An image for each of two CTAs of an SM; more while they stay in half of L2.
+  const int64_t each = std::max<int64_t>(plan_memory(plan, 0, 1, {height, width}).total(), 1);
+  int64_t most = std::max(2 * device.sms, device.l2_bytes / 2 / each);
+  if (device.tuning.images > 0) most = device.tuning.images;
+  return ceil_div(batch, ceil_div(batch, most));
+}
+
+int64_t workspace_bytes(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width,
+                        const Device& device) {
+  const int64_t chunk = images_at_once(plan, batch, height, width, device);
+  return std::max(plan_memory(plan, batch, chunk, {height, width}).total(), kAlign);
+}
+
+void run_network(const GpuPlan& plan, const PlanArrays& arrays, const Image& x,
+                 const FeatureMap* results, int64_t result_count, void* workspace,
+                 int64_t workspace_size, const Device& device, Stream stream) {
+  require(x.map.channels == plan.header().in_channels && x.map.dtype == plan.dtype(),
+          "x does not fit the plan");
+  require(!x.bytes || plan.begin()->kind == GpuStepKind::kStem,
+          "x: only a network that begins with its stem takes bytes");
+  require(result_count == plan.header().result_count, "results do not fit the plan");
+  require(workspace_size >= workspace_bytes(plan, x.map.batch, x.map.height, x.map.width, device),
+          "workspace is smaller than workspace_bytes()");
+  Extent extent{x.map.height, x.map.width};
+  for (const GpuStep& step : plan) {
+    extent = extent_after(step, extent);
+    if (step.result == kNoResult) continue;
+    const FeatureMap& result = results[step.result];
+    const bool scores = step.kind == GpuStepKind::kHead;
+    require(result.dtype == plan.dtype() && result.batch == x.map.batch &&
+                result.channels == (scores ? step.out_channels : step.result_channels) &&
+                result.height == (scores ? 1 : extent.height) &&
+                result.width == (scores ? 1 : extent.width),
+            "results do not fit the plan and x");
+  }
+  for_each_launch(plan, arrays, x, results, static_cast<unsigned char*>(workspace), device, stream,
+                  [](const StepCall& call) {
+                    const bool last =
+                        call.step->kind == GpuStepKind::kHead && call.result.data != nullptr;
+                    last ? run_linear(call, nullptr) : run_step(call, nullptr);
+                  });
+}
+
+void describe_network(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width,
+                      const Device& device, LaunchInfo* infos, int64_t capacity, int64_t& count) {
+  check_extents(plan, batch, height, width);
+  // Nothing is read or written: all that counts of the maps is that they are there.
+  unsigned char nothing = 0;
+  Image x{};
+  x.map = {&nothing, plan.dtype(), Layout::kContiguous, batch, plan.header().in_channels,
+           height,   width};
+  std::vector<FeatureMap> results;
+  for (int64_t i = 0; i < plan.header().result_count; ++i) {
+    results.push_back({&nothing, plan.dtype(), Layout::kContiguous, batch, 1, 1, 1});
+  }
+  std::vector<LaunchInfo> all;
+  for_each_launch(
+      plan, {}, x, results.data(), &nothing, device, nullptr, [&](const StepCall& call) {
+        LaunchInfo info{};
+        const bool last = call.step->kind == GpuStepKind::kHead && call.result.data != nullptr;
+        last ? run_linear(call, &info) : run_step(call, &info);
+        info.step = call.step - plan.begin();
+        const auto same = std::find_if(all.begin(), all.end(), [&](const auto& i) {
+          return i.step == info.step && std::string(i.kernel) == info.kernel;
+        });
+        if (same == all.end()) {
+          all.push_back(info);
+          return;
+        }
+        same->launches += info.launches;
+        same->read_bytes += info.read_bytes;
+        same->written_bytes += info.written_bytes;
+        same->weight_bytes += info.weight_bytes;
+        same->multiply_adds += info.multiply_adds;
+      });
+  count = static_cast<int64_t>(all.size());
+  std::copy_n(all.begin(), std::min(count, capacity), infos);
 }
 
 }  // namespace snv2::SNV2_GPU

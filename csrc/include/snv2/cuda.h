@@ -33,18 +33,29 @@ SNV2_API void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw,
 
 // Networks ---------------------------------------------------------------------------------
 
-// What a network's kernels are cut to. Bytes of shared memory are those that CTAs can have.
-struct Device {
-  int64_t sms;
-  int64_t shared_per_sm;   // without what the system takes for each CTA
-  int64_t shared_per_cta;  // the most that one can ask for
-  int64_t l2_bytes;
+// Choices that are made by rule where they are 0, for tuning.
+struct Tuning {
+  int64_t columns;       // pixels of a unit's step
+  int64_t rows_per_cta;  // output rows that a CTA of a unit takes
+  int64_t weights;       // of a unit: 1 in shared memory, 2 from L2
+  int64_t images;        // taken through the network at once
 };
 
-// That of `index`, the current one by default. The emulator has one: an H200, unless set_device()
-// said otherwise.
-SNV2_API Device device(int index = -1);
-SNV2_API void set_device(const Device& device);  // the emulator's; throws on a GPU
+// What a network's kernels are cut to, in bytes.
+struct Device {
+  int64_t sms;
+  int64_t shared_per_sm;
+  int64_t shared_per_cta;      // the most that one can ask for
+  int64_t reserved_per_cta;    // taken by the system from each CTA's share of the SM
+  int64_t l2_bytes;
+  Tuning tuning;
+};
+
+// The current device, with the tuning of this process. The emulator's is an H200, unless
+// set_device() said otherwise, which throws on a GPU.
+SNV2_API Device current_device();
+SNV2_API void set_device(const Device& device);
+SNV2_API void set_tuning(const Tuning& tuning);
 
 // The image that a network is given: a map of its dtype, or bytes.
 struct Image {

@@ -1,0 +1,195 @@
+// Products of packed matrices (snv2/gpu_plan.h) with maps in shared memory, one warp at a time.
+//
+// The matrix is the left operand: its rows are output channels, so that a result's neighbouring
+// elements are neighbouring pixels, as planes have them. The right operand is a set of rows of
+// pixels in shared memory, addressed one by one.
+//
+// A warp computes a block of kTiles x 16 rows and kBlocks x 8 columns. acc[i][j] is the part of
+// 16 x 8 that PTX calls D: lane l, g = l / 4, t = l % 4, holds rows g, g, g + 8, g + 8 and columns
+// 2t, 2t + 1, 2t, 2t + 1. float32 is multiplied exactly, in the same fragments.
+//
+// Rows in shared memory are an odd number of 8 elements apart (shared_pitch): eight rows of 16
+// bytes (float32: four of 32) then lie in different banks, for ldmatrix, for the stores of results
+// and for the reads of the depthwise convolution.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/isa.h"
+#include "snv2/gpu_plan.h"
+
+namespace snv2::SNV2_GPU {
+
+constexpr int kBlock = 8;  // columns of the smallest block
+
+// Elements between rows of at least `columns` columns.
+constexpr int64_t shared_pitch(int64_t columns) { return (ceil_div(columns, kBlock) | 1) * kBlock; }
+
+template <class T>
+constexpr DType dtype_of() {
+  return DType::kFloat16;
+}
+template <>
+constexpr DType dtype_of<float>() {
+  return DType::kFloat32;
+}
+template <>
+constexpr DType dtype_of<bfloat16_t>() {
+  return DType::kBFloat16;
+}
+
+template <class T>
+constexpr int kTileDepth = static_cast<int>(tile_depth(dtype_of<T>()));
+template <class T>
+constexpr int kTileElements = 16 * kTileDepth<T>;
+
+// Rows of a map with `depth` channels in shared memory: a row of zeros follows where the last tile
+// of the matrix is not full, since zero weights would not silence a NaN.
+template <class T>
+constexpr int64_t shared_rows(int64_t depth) {
+  return depth + (depth % kTileDepth<T> != 0 ? 1 : 0);
+}
+
+SNV2_DEVICE int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarp; }
+SNV2_DEVICE int warp_of_cta() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// One tile of a packed matrix, in registers.
+template <class T>
+struct Tile {
+  uint32_t a[4];
+};
+template <>
+struct Tile<float> {
+  float a[4][2];  // [k][row g, row g + 8]
+};
+
+// P is Global<const T> or Shared<T>, at the tile.
+template <class P, class T>
+SNV2_DEVICE void load_tile(Tile<T>& tile, P at) {
+  const Vector<T, 8> v = load_vector<8>(at + lane_of_warp() * 8);
+  for (int r = 0; r < 4; ++r) {
+    tile.a[r] = v.values[2 * r].bits | static_cast<uint32_t>(v.values[2 * r + 1].bits) << 16;
+  }
+}
+template <class P>
+SNV2_DEVICE void load_tile(Tile<float>& tile, P at) {
+  const auto lane = at + lane_of_warp() / 4 * 8;
+  const Vector<float, 4> low = load_vector<4>(lane), high = load_vector<4>(lane + 4);
+  for (int k = 0; k < 2; ++k) {
+    for (int r = 0; r < 2; ++r) {
+      tile.a[k][r] = low.values[2 * k + r];
+      tile.a[k + 2][r] = high.values[2 * k + r];
+    }
+  }
+}
+
+SNV2_DEVICE void mma(float (&d)[4], const Tile<half_t>& a, const uint32_t (&b)[2]) {
+  mma_f16(d, a.a, b);
+}
+SNV2_DEVICE void mma(float (&d)[4], const Tile<bfloat16_t>& a, const uint32_t (&b)[2]) {
+  mma_bf16(d, a.a, b);
+}
+
+// The right operand: rows [depth (+ a row of zeros)][pitch] of T.
+template <class T>
+struct Operand {
+  Shared<T> rows;
+  int pitch;
+  int depth;
+};
+
+// acc += matrix[tiles of rows] x operand[all rows][blocks of columns]. `matrix` is at the first
+// tile of each of the kTiles rows of tiles; the operand's `rows` is at the first block. Blocks of
+// acc from `blocks` on are of no use. Loads of the matrix run kAhead tiles ahead of their use.
+template <int kAhead, class T, class P, int kTiles, int kBlocks>
+SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kTiles],
+                          const Operand<T>& x, int blocks) {
+  static_assert(kBlocks % 2 == 0);
+  const int lane = lane_of_warp();
+  const int deep = (x.depth + kTileDepth<T> - 1) / kTileDepth<T>;
+  Tile<T> tiles[kAhead][kTiles];
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) {
+    if (k < deep) {
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) load_tile(tiles[k][i], matrix[i] + k * kTileElements<T>);
+    }
+  }
+
+  for (int k0 = 0; k0 < deep; k0 += kAhead) {
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      const int k = k0 + ahead;
+      if (k >= deep) break;
+      Tile<T> a[kTiles];
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        a[i] = tiles[ahead][i];
+        if (k + kAhead < deep) {
+          load_tile(tiles[ahead][i], matrix[i] + (k + kAhead) * kTileElements<T>);
+        }
+      }
+      if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (int r = 0; r < kTileDepth<T>; ++r) {
+          const int row = k * kTileDepth<T> + r;
+          const Shared<T> line =
+              x.rows + ((row < x.depth ? row : x.depth) * x.pitch + lane % 4 * 2);
+#pragma unroll
+          for (int j = 0; j < kBlocks; ++j) {
+            if (j >= blocks) break;
+            const Vector<T, 2> b = load_vector<2>(line + j * kBlock);
+#pragma unroll
+            for (int i = 0; i < kTiles; ++i) {
+              for (int d = 0; d < 4; ++d) acc[i][j][d] += a[i].a[r][d / 2] * b.values[d % 2];
+            }
+          }
+        }
+      } else {
+        // Lanes 16 and up name rows of the second block of a pair.
+        const int row = k * kTileDepth<T> + lane % 16;
+        const Shared<T> line = x.rows + (row < x.depth ? row : x.depth) * x.pitch;
+        const int second = lane / 16 * kBlock;
+#pragma unroll
+        for (int j = 0; j < kBlocks; j += 2) {
+          if (j >= blocks) break;
+          uint32_t b[4];
+          ldmatrix<4, true>(b, line + (j * kBlock + (j + 1 < blocks ? second : 0)));
+          const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) {
+            mma(acc[i][j], a[i], b0);
+            mma(acc[i][j + 1], a[i], b1);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <int kTiles, int kBlocks>
+SNV2_DEVICE void clear(float (&acc)[kTiles][kBlocks][4]) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+      for (int d = 0; d < 4; ++d) acc[i][j][d] = 0.0f;
+    }
+  }
+}
+
+// Activations, as classes so that a kernel is compiled for each ----------------------------
+
+struct Relu {
+  SNV2_DEVICE static float apply(float x) { return relu(x); }
+};
+
+template <class T>
+SNV2_DEVICE T rounded(float value) {
+  T out;
+  from_float(value, out);
+  return out;
+}
+
+}  // namespace snv2::SNV2_GPU

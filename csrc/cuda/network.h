@@ -1,0 +1,48 @@
+// What run_network (network.cu) asks of the kernels of each kind of step.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/launch.h"
+#include "snv2/cuda.h"
+
+namespace snv2::SNV2_GPU {
+
+// A map in memory with any strides, in elements: the caller's tensor, or planes (channel = pitch,
+// image = height x width, pixel = 1).
+struct MapView {
+  void* data = nullptr;
+  int64_t channels = 0;  // planes, for planes
+  int64_t channel = 0;
+  int64_t image = 0;
+  int64_t pixel = 0;
+
+  bool planes(int64_t plane) const { return pixel == 1 && image == plane; }
+};
+
+// The arrays of a plan and the memory around one step, for `batch` images.
+struct StepCall {
+  const GpuPlan* plan;
+  const GpuStep* step;
+  PlanArrays arrays;
+  int64_t batch;
+  int64_t height, width;  // of the map that the step reads
+  MapView in;             // kStem: not used
+  const Image* image;     // kStem: the caller's, cut to this batch
+  MapView out;            // planes; data is null where the step keeps none
+  MapView result;         // the caller's; data is null where the step writes none
+  void* features;         // kHead: [batch][features] of the plan's dtype
+  Device device;
+  Stream stream;
+};
+
+// Each step is planned, described or launched through one function: with `info` it is described
+// and nothing is launched.
+void run_copy(const StepCall& call, LaunchInfo* info);
+void run_stem(const StepCall& call, LaunchInfo* info);
+void run_unit(const StepCall& call, LaunchInfo* info);
+// Features of the images: mean over pixels of relu(1x1); and the linear layer on all of them.
+void run_features(const StepCall& call, LaunchInfo* info);
+void run_linear(const StepCall& call, LaunchInfo* info);
+
+}  // namespace snv2::SNV2_GPU

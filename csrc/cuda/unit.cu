@@ -1,0 +1,342 @@
+// Chooses how a unit is cut, and launches unit_kernel.
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+#include <vector>
+
+#include "cuda/dispatch.h"
+#include "cuda/network.h"
+#include "cuda/unit.h"
+
+namespace snv2::SNV2_GPU {
+namespace {
+
+constexpr int64_t kMaxColumns = 128;  // of a step with weights in shared memory
+constexpr int64_t kCtasPerSm = 2;     // what registers allow
+// A CTA that keeps weights alone on an SM must use each of them this often.
+constexpr int64_t kLongMarch = 8;
+
+struct Shape {
+  int64_t in, mid, proj, out;
+  int64_t batch, height, width, out_height, out_width;
+  bool result;  // the caller's tensor is written
+  int64_t size;
+  int64_t depth;  // of a tile
+  int64_t sector;
+
+  int64_t rows() const { return batch * out_height; }
+  int64_t branches() const { return proj > 0 ? 2 : 1; }
+};
+
+// How a unit is cut.
+struct Cut {
+  bool resident = false;
+  bool prefetch = false;
+  int64_t columns = 0, ring = 0, step_rows = 0, rows_per_cta = 0;
+  int64_t ctas = 0;  // of each branch
+  int64_t ctas_per_sm = 0;
+  int64_t shared_bytes = 0;
+  bool split = false;  // results of a step are more than the columns that read a weight once
+};
+
+constexpr int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
+
+// Places one branch in shared memory, and returns the bytes it takes.
+template <class T>
+int64_t place(const UnitParams<T>& params, Branch<T>& branch, bool projection, bool resident) {
+  const int64_t size = sizeof(T), in = params.in_channels, mid = branch.mid;
+  const int64_t dw_pitch = shared_pitch(dw_columns<T>(params.step_rows, params.out_width));
+  const int64_t x = projection ? in * shared_pitch(params.ring)
+                               : shared_rows<T>(in) * shared_pitch(params.columns);
+  const int64_t dw = shared_rows<T>(mid) * dw_pitch;
+  int64_t at = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t here = at;
+    at += round_up(bytes, 16);
+    return static_cast<int>(here);
+  };
+  if (projection || params.prefetch) {
+    take(x * size);
+    branch.dw_at = take(dw * size);
+  } else {
+    branch.dw_at = take(std::max(x, dw) * size);
+  }
+  branch.mid_at = take(projection ? 0 : mid * shared_pitch(params.ring) * size);
+  branch.result_at = take(params.result != nullptr ? branch.out * dw_pitch * size : 0);
+  const int64_t weights = (projection ? 0 : packed_elements(mid, in, dtype_of<T>())) +
+                          packed_elements(branch.out, mid, dtype_of<T>());
+  branch.weights_at = take(resident ? weights * size : 0);
+  branch.parameters_at = take(((projection ? 0 : padded_rows(mid)) + padded_rows(branch.out) +
+                               mid * kDepthwiseFloats + in + branch.out) *
+                              4);
+  return at;
+}
+
+// Output rows that the steps of a march complete at most, starting at the top of an image.
+template <int kStride>
+int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
+  int64_t most = 1, before = 0;
+  for (int64_t pixels = columns, step = 0; before < rows_per_cta && step < 64; ++step) {
+    const int64_t complete =
+        std::min<int64_t>(rows_per_cta, rows_complete<kStride>(static_cast<int>(pixels / s.width),
+                                                               static_cast<int>(s.height),
+                                                               static_cast<int>(s.out_height)));
+    most = std::max(most, complete - before);
+    before = complete;
+    pixels += columns;
+  }
+  return std::min(most, rows_per_cta);
+}
+
+// Rows of each CTA for an even load of the GPU; whole images where that costs little.
+int64_t rows_for(const Shape& s, const Device& device, int64_t ctas_per_sm) {
+  if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, s.rows());
+  const int64_t slots = std::max<int64_t>(device.sms * ctas_per_sm / s.branches(), 1);
+  const int64_t rows = ceil_div(s.rows(), slots);
+  const int64_t images = round_up(rows, s.out_height);
+  return images * 8 <= rows * 9 ? images : rows;
+}
+
+template <class T, int kStride>
+void cut(UnitParams<T>& params, const Shape& s, const Device& device, Cut& c) {
+  params.columns = static_cast<int>(c.columns);
+  // Less than three rows are kept, and all places are multiples of what divides a row and a sector.
+  int64_t common = s.sector;
+  while (s.width % common != 0) common /= 2;
+  params.ring = static_cast<int>(round_up(c.columns + 3 * s.width - common, kBlock));
+  c.ring = params.ring;
+  const auto fits = [&](int64_t ctas) {
+    c.rows_per_cta = rows_for(s, device, ctas);
+    c.step_rows = rows_of_step<kStride>(s, c.columns, c.rows_per_cta);
+    const int64_t most = (kBlock * Direct<T, kStride>::kBlocks - s.sector + 1) / s.out_width;
+    c.split = !c.resident && c.step_rows > std::max<int64_t>(most, 1);
+    if (c.split) c.step_rows = std::max<int64_t>(most, 1);
+    params.step_rows = static_cast<int>(c.step_rows);
+    c.shared_bytes = 0;
+    for (int64_t b = 0; b < s.branches(); ++b) {
+      c.shared_bytes =
+          std::max(c.shared_bytes, place<T>(params, params.branches[b], b == 1, c.resident));
+    }
+    return c.shared_bytes <= device.shared_per_cta &&
+           ctas * (c.shared_bytes + device.reserved_per_cta) <= device.shared_per_sm &&
+           s.in * (c.columns * s.size / 16) <= kMaxDividend;
+  };
+  c.ctas_per_sm = 0;
+  for (int64_t ctas = kCtasPerSm; ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
+    for (const bool prefetch : {true, false}) {
+      params.prefetch = c.prefetch = prefetch;
+      if (!fits(ctas)) continue;
+      c.ctas_per_sm = ctas;
+      break;
+    }
+  }
+  c.ctas = ceil_div(s.rows(), c.rows_per_cta);
+}
+
+// The rule: weights in shared memory if two CTAs of an SM can have them, or one that is long
+// enough; then the widest step.
+template <class T, int kStride>
+Cut choose(UnitParams<T>& params, const Shape& s, const Device& device) {
+  const Tuning& tuning = device.tuning;
+  const int64_t range = (rows_for(s, device, kCtasPerSm) * kStride + 2) * s.width;
+  Cut best;
+  for (const bool resident : {true, false}) {
+    if (tuning.weights != 0 && resident != (tuning.weights == 1)) continue;
+    const int64_t most = resident ? kMaxColumns : kBlock * Direct<T, kStride>::kBlocks;
+    const int64_t widest = std::min(most, round_up(range + s.sector - 1, s.sector));
+    for (int64_t columns = widest; columns >= s.sector; columns -= s.sector) {
+      if (tuning.columns != 0) columns = round_up(tuning.columns, s.sector);
+      Cut c;
+      c.resident = resident;
+      c.columns = columns;
+      cut<T, kStride>(params, s, device, c);
+      if (c.split && columns > 2 * s.sector && tuning.columns == 0) continue;
+      const bool lonely =
+          c.ctas_per_sm == 1 && resident && c.rows_per_cta * s.out_width < kLongMarch * columns;
+      if (c.ctas_per_sm > best.ctas_per_sm && (!lonely || tuning.weights == 1)) best = c;
+      if (best.ctas_per_sm == kCtasPerSm || tuning.columns != 0) break;
+    }
+    if (best.ctas_per_sm > 0 && best.resident) break;
+  }
+  if (best.ctas_per_sm == 0) {
+    throw std::invalid_argument("x: " + std::to_string(s.width) +
+                                " pixels of width are too many for a unit of " +
+                                std::to_string(s.mid) + " channels on this device");
+  }
+  cut<T, kStride>(params, s, device, best);  // places the branches
+  return best;
+}
+
+template <class T, int kStride>
+void describe(const UnitParams<T>& params, const Shape& s, const Cut& c, LaunchInfo& info) {
+  info.kernel = kStride == 1 ? "unit stride 1" : "unit stride 2";
+  info.ctas = c.ctas * s.branches();
+  info.threads = kUnitThreads;
+  info.shared_bytes = c.shared_bytes;
+  info.columns = c.columns;
+  info.resident = c.resident;
+  info.launches = 1;
+  int64_t in_pixels = 0;
+  int64_t steps = 0;
+  for (int64_t row = 0; row < s.rows(); row += c.rows_per_cta) {
+    const int64_t end = std::min(row + c.rows_per_cta, s.rows());
+    const int height = static_cast<int>(s.height), out_height = static_cast<int>(s.out_height);
+    const int64_t first = first_row<kStride>(static_cast<int>(row), height, out_height);
+    const int64_t last = rows_needed<kStride>(static_cast<int>(end), height, out_height);
+    const int64_t pixels = round_up(last * s.width - first * s.width / s.sector * s.sector, kBlock);
+    in_pixels += pixels;
+    steps += ceil_div(pixels, c.columns);
+  }
+  const int64_t out_pixels = s.rows() * s.out_width;
+  info.read_bytes = in_pixels * s.in * s.size * s.branches();
+  info.written_bytes = out_pixels * (params.out != nullptr ? s.out + s.proj : 0) * s.size;
+  if (params.result != nullptr) {
+    info.read_bytes += out_pixels * (params.result_channels - s.out - s.proj) * s.size;
+    info.written_bytes += out_pixels * params.result_channels * s.size;
+  }
+  const int64_t passes = c.resident ? c.ctas : steps;
+  const DType dtype = dtype_of<T>();
+  const int64_t matrices = packed_elements(s.mid, s.in, dtype) +
+                           packed_elements(s.out, s.mid, dtype) +
+                           packed_elements(s.proj, s.in, dtype);
+  const int64_t words = (s.mid + (s.proj > 0 ? s.in : 0)) * kDepthwiseFloats + padded_rows(s.mid) +
+                        padded_rows(s.out) + padded_rows(s.proj);
+  info.weight_bytes = matrices * s.size * passes + words * 4 * c.ctas;
+  info.multiply_adds = in_pixels * padded_rows(s.mid) * padded_depth(s.in, dtype) +
+                       out_pixels * (9 * (s.mid + (s.proj > 0 ? s.in : 0)) +
+                                     padded_rows(s.out) * padded_depth(s.mid, dtype) +
+                                     padded_rows(s.proj) * padded_depth(s.in, dtype));
+}
+
+template <class T, int kStride, class Act>
+void run(const StepCall& call, LaunchInfo* info) {
+  const GpuStep& step = *call.step;
+  const DType dtype = dtype_of<T>();
+  Shape s{};
+  s.in = step.in_channels, s.mid = step.mid_channels;
+  s.proj = step.proj_channels, s.out = step.out_channels;
+  s.batch = call.batch, s.height = call.height, s.width = call.width;
+  s.out_height = conv3x3_extent(s.height, kStride), s.out_width = conv3x3_extent(s.width, kStride);
+  s.result = call.result.data != nullptr;
+  s.size = sizeof(T), s.sector = kSectorPixels<T>;
+
+  if (s.batch * (s.height + 2) >= int64_t{1} << 31) {
+    throw std::invalid_argument("x: more than 2^31 rows");
+  }
+
+  const auto weights = [&](int64_t at) { return static_cast<const T*>(call.arrays.weights) + at; };
+  const auto parameters = [&](int64_t at) { return call.arrays.parameters + at; };
+  const auto table = [&](int64_t at) { return call.arrays.tables + at; };
+  UnitParams<T> params{};
+  params.in = static_cast<const T*>(call.in.data);
+  params.in_channel = call.in.channel;
+  params.in_image = call.in.image;
+  params.in_pixel = call.in.pixel;
+  params.in_planes = step.in_buffer != kCallersMap;
+  params.out = static_cast<T*>(call.out.data);
+  params.out_pitch = call.out.channel;
+  params.result = static_cast<T*>(call.result.data);
+  params.result_channel = call.result.channel;
+  params.result_image = call.result.image;
+  params.result_pixel = call.result.pixel;
+  params.in_table = table(step.in_table);
+  params.result_table = table(step.result_table);
+  params.in_channels = static_cast<int>(s.in);
+  params.result_channels = static_cast<int>(step.result_channels);
+  params.batch = static_cast<int>(s.batch);
+  params.height = static_cast<int>(s.height);
+  params.width = static_cast<int>(s.width);
+  params.out_height = static_cast<int>(s.out_height);
+  params.out_width = static_cast<int>(s.out_width);
+  Branch<T>& main = params.branches[0];
+  main.pw1 = weights(step.pw1_weights);
+  main.pw2 = weights(step.pw2_weights);
+  main.pw1_bias = parameters(step.pw1_bias);
+  main.pw2_bias = parameters(step.pw2_bias);
+  main.dw = parameters(step.dw);
+  main.out_table = table(step.out_table + s.proj);
+  main.mid = static_cast<int>(s.mid);
+  main.out = static_cast<int>(s.out);
+  main.first_result = static_cast<int>(s.proj);
+  Branch<T>& projection = params.branches[1];
+  if (s.proj > 0) {
+    projection.pw2 = weights(step.proj_weights);
+    projection.pw2_bias = parameters(step.proj_bias);
+    projection.dw = parameters(step.proj_dw);
+    projection.out_table = table(step.out_table);
+    projection.mid = static_cast<int>(s.in);
+    projection.out = static_cast<int>(s.proj);
+  }
+
+  const Cut c = choose<T, kStride>(params, s, call.device);
+  params.rows_per_cta = static_cast<int>(c.rows_per_cta);
+  params.by_vectors = Divisor(c.columns * s.size / 16);
+  if (info != nullptr) return describe<T, kStride>(params, s, c, *info);
+
+  // What is touched, and at least how much of it.
+  std::vector<Buffer> buffers;
+  const auto constant = [&](const void* data, int64_t bytes) {
+    if (bytes > 0) buffers.push_back(constants(data, bytes));
+  };
+  constant(main.pw1, packed_elements(s.mid, s.in, dtype) * s.size);
+  constant(main.pw2, packed_elements(s.out, s.mid, dtype) * s.size);
+  constant(projection.pw2, packed_elements(s.proj, s.in, dtype) * s.size);
+  constant(main.pw1_bias, padded_rows(s.mid) * 4);
+  constant(main.pw2_bias, padded_rows(s.out) * 4);
+  constant(projection.pw2_bias, padded_rows(s.proj) * 4);
+  constant(main.dw, s.mid * kDepthwiseFloats * 4);
+  constant(projection.dw, (s.proj > 0 ? s.in : 0) * kDepthwiseFloats * 4);
+  constant(params.in_table, s.in * 4);
+  constant(table(step.out_table), (s.proj + s.out) * 4);
+  const int64_t read = s.in * s.batch * s.height * s.width * s.size;
+  const int64_t written = (s.proj + s.out) * s.rows() * s.out_width * s.size;
+  const auto bytes_of = [&](const MapView& planes) {
+    return planes.channels * planes.channel * s.size;
+  };
+  const bool in_place = params.in_planes && call.out.data == call.in.data;
+  if (!params.in_planes) {
+    buffers.push_back(
+        reads(call.in.data, call.in.channels * s.batch * s.height * s.width * s.size));
+  } else if (!in_place) {
+    buffers.push_back(updates(call.in.data, bytes_of(call.in), read, 0));
+  }
+  if (call.out.data != nullptr) {
+    buffers.push_back(updates(call.out.data, bytes_of(call.out), in_place ? read : 0, written));
+  }
+  if (s.result) {
+    constant(params.result_table, step.result_channels * 4);
+    buffers.push_back(
+        writes(call.result.data, step.result_channels * s.rows() * s.out_width * s.size));
+  }
+
+  Launch config;
+  config.grid_x = static_cast<uint32_t>(c.ctas);
+  config.grid_y = static_cast<uint32_t>(s.branches());
+  config.threads = kUnitThreads;
+  config.shared_bytes = c.shared_bytes;
+  config.overlaps = true;
+  config.stream = call.stream;
+  if (c.resident) {
+    launch(config, buffers, unit_kernel<T, kStride, Resident, Act>, params);
+  } else {
+    launch(config, buffers, unit_kernel<T, kStride, Direct<T, kStride>, Act>, params);
+  }
+}
+
+}  // namespace
+
+void run_unit(const StepCall& call, LaunchInfo* info) {
+  with_type(call.plan->dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    with_activation(call.step->activation, [&](auto act) {
+      using Act = decltype(act);
+      if (call.step->stride == 1) {
+        run<T, 1, Act>(call, info);
+      } else {
+        run<T, 2, Act>(call, info);
+      }
+    });
+  });
+}
+
+}  // namespace snv2::SNV2_GPU
