@@ -395,7 +395,9 @@ SNV2_DEVICE void store_result(const UnitParams<T>& params, const Memory<T>& m,
 // Depthwise convolution -------------------------------------------------------------------------
 
 // A warp takes 8 columns of 8 (float32: 4) channels down the rows, a lane two neighbouring columns
-// (one) of a channel, with its window of inputs in registers.
+// (one) of a channel, with its window of inputs in registers. At stride 2 lanes are two words apart
+// in 16 bits, and channels four times an odd number: odd channels begin one column earlier, so that
+// they read the words between.
 template <class T, int kStride>
 SNV2_DEVICE void convolve(const UnitParams<T>& params, Shared<T> x, int x_pitch, Shared<T> out,
                           int out_pitch, Shared<float> weights, int channels, int row_start,
@@ -405,14 +407,16 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, Shared<T> x, int x_pitch,
   constexpr int kSpan = kPixels * kStride + 3 - kStride;
   const int height = params.height, width = params.width, ring = params.ring;
   const int groups = (channels + kChannels - 1) / kChannels;
-  const int strips = (params.out_width + kBlock - 1) / kBlock;
+  constexpr bool kShifted = kStride == 2 && sizeof(T) == 2;
+  const int strips = (params.out_width + kBlock - 1 + kShifted) / kBlock;
   const int image0 = row0 / params.out_height;
   const int local0 = row0 - image0 * params.out_height;
 
   for (int task = warp_of_cta(); task < groups * strips; task += kUnitWarps) {
     const int wanted = task % groups * kChannels + lane_of_warp() / kAcross;
     const int channel = wanted < channels ? wanted : channels - 1;
-    const int first = task / groups * kBlock + lane_of_warp() % kAcross * kPixels;
+    const int first =
+        task / groups * kBlock + lane_of_warp() % kAcross * kPixels - (kShifted ? channel % 2 : 0);
     const Shared<T> line = x + channel * x_pitch;
     float w[kDepthwiseFloats];
     for (int i = 0; i < kDepthwiseFloats; ++i) {
@@ -456,7 +460,7 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, Shared<T> x, int x_pitch,
 #pragma unroll
         for (int tap = 0; tap < 9; ++tap) sum += w[tap] * window[tap / 3][p * kStride + tap % 3];
         const int column = first + p;
-        if (wanted < channels && column < params.out_width) {
+        if (wanted < channels && column >= 0 && column < params.out_width) {
           store(out + (channel * out_pitch + column0 + r * params.out_width + column),
                 rounded<T>(sum + w[9]));
         }
