@@ -121,7 +121,7 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
     for (int ahead = 0; ahead < kAhead; ++ahead) {
       const int k = k0 + ahead;
       if (k >= deep) break;
-      Tile<T> a[kTiles];
+      Tile<T> a[kTiles] = {};
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         a[i] = tiles[ahead][i];
@@ -130,18 +130,29 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
         }
       }
       if constexpr (sizeof(T) == 4) {
+        // The four products of a tile are added first: chains of a quarter of the roundings.
+        Shared<T> lines[kTileDepth<T>];
 #pragma unroll
         for (int r = 0; r < kTileDepth<T>; ++r) {
           const int row = k * kTileDepth<T> + r;
-          const Shared<T> line =
-              x.rows + ((row < x.depth ? row : x.depth) * x.pitch + lane % 4 * 2);
+          lines[r] = x.rows + ((row < x.depth ? row : x.depth) * x.pitch + lane % 4 * 2);
+        }
 #pragma unroll
-          for (int j = 0; j < kBlocks; ++j) {
-            if (j >= blocks) break;
-            const Vector<T, 2> b = load_vector<2>(line + j * kBlock);
+        for (int j = 0; j < kBlocks; ++j) {
+          if (j >= blocks) break;
+          Vector<T, 2> b[kTileDepth<T>];
 #pragma unroll
-            for (int i = 0; i < kTiles; ++i) {
-              for (int d = 0; d < 4; ++d) acc[i][j][d] += a[i].a[r][d / 2] * b.values[d % 2];
+          for (int r = 0; r < kTileDepth<T>; ++r) b[r] = load_vector<2>(lines[r] + j * kBlock);
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+            for (int d = 0; d < 4; ++d) {
+              float sum = a[i].a[0][d / 2] * b[0].values[d % 2];
+#pragma unroll
+              for (int r = 1; r < kTileDepth<T>; ++r) {
+                sum += a[i].a[r][d / 2] * b[r].values[d % 2];
+              }
+              acc[i][j][d] += sum;
             }
           }
         }
@@ -182,6 +193,7 @@ SNV2_DEVICE void clear(float (&acc)[kTiles][kBlocks][4]) {
 // Activations, as classes so that a kernel is compiled for each ----------------------------
 
 struct Relu {
+  static constexpr bool kMonotone = true;  // never decreases
   SNV2_DEVICE static float apply(float x) { return relu(x); }
 };
 

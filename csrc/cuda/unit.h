@@ -38,7 +38,7 @@ template <class T, int kStride>
 struct Direct {
   static constexpr bool kResident = false;
   static constexpr int kTiles = 1, kBlocks = kStride == 1 ? 16 : 8;
-  static constexpr int kAhead = sizeof(T) == 4 ? 2 : kStride == 1 ? 3 : 4;
+  static constexpr int kAhead = sizeof(T) == 4 ? 1 : 2 + kStride;
 };
 
 // Pixels in a sector: steps, and columns of results, begin on them.
