@@ -8,6 +8,10 @@ PANEL: int
 PLAN_MAGIC: int
 STEP_WORDS: int
 HEADER_WORDS: int
+GPU_PLAN_MAGIC: int
+GPU_STEP_WORDS: int
+GPU_HEADER_WORDS: int
+GPU_TILE_ROWS: int
 
 def cpu_isa() -> str: ...
 def set_cpu_isa(name: str) -> None: ...
@@ -20,6 +24,22 @@ def workspace_bytes(
     width: int,
     threads: int,
 ) -> int: ...
+def gpu_workspace_bytes(
+    plan: npt.NDArray[np.int64],
+    batch: int,
+    height: int,
+    width: int,
+    device: dict[str, int] | None = None,
+) -> int: ...
+def describe_network(
+    plan: npt.NDArray[np.int64],
+    batch: int,
+    height: int,
+    width: int,
+    device: dict[str, int] | None = None,
+) -> list[dict[str, Any]]: ...
+def emulated_device() -> dict[str, int]: ...
+def set_emulated_device(**fields: int) -> None: ...
 def emulator_counters() -> dict[str, int]: ...
 def reset_emulator_counters() -> None: ...
 def conformance_cases() -> list[tuple[str, int, int]]: ...

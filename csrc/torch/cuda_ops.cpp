@@ -32,9 +32,8 @@ struct Cuda : GpuKernels {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(snv2, m) { m.def(kConformanceSchema); }
+STABLE_TORCH_LIBRARY_FRAGMENT(snv2, m) { define_gpu_tools(m); }
 
-STABLE_TORCH_LIBRARY_IMPL(snv2, CUDA, m) {
-  implement_ops<Cuda>(m);
-  m.impl("conformance", TORCH_BOX(&conformance<Cuda>));
-}
+STABLE_TORCH_LIBRARY_IMPL(snv2, CUDA, m) { implement_gpu_ops<Cuda>(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(snv2, CompositeExplicitAutograd, m) { implement_gpu_tools(m); }

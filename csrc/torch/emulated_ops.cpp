@@ -22,10 +22,10 @@ struct Emulated : GpuKernels {
 
 STABLE_TORCH_LIBRARY(snv2_emulated, m) {
   define_ops(m);
-  m.def(kConformanceSchema);
+  define_gpu_ops(m);
+  define_gpu_tools(m);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(snv2_emulated, CPU, m) {
-  implement_ops<Emulated>(m);
-  m.impl("conformance", TORCH_BOX(&conformance<Emulated>));
-}
+STABLE_TORCH_LIBRARY_IMPL(snv2_emulated, CPU, m) { implement_gpu_ops<Emulated>(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(snv2_emulated, CompositeExplicitAutograd, m) { implement_gpu_tools(m); }

@@ -2,14 +2,14 @@
 // namespace of its build.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
+#include "gpu_device.h"
 #include "ops.h"
-#include "snv2/cuda.h"
 
 namespace snv2::binding::SNV2_GPU {
-
-namespace gpu = snv2::SNV2_GPU;
 
 struct GpuKernels {
   static constexpr auto cat_shuffle = &gpu::cat_shuffle;
@@ -38,6 +38,209 @@ Tensor conformance(const Tensor& words, int64_t index) {
       torch::stable::empty({cases[index].out_words}, ScalarType::Int, std::nullopt, words.device());
   gpu::run_conformance(index, words.const_data_ptr(), out.data_ptr(), backend.where);
   return out;
+}
+
+// Networks ---------------------------------------------------------------------------------
+
+constexpr int64_t kWorkspaceAlign = 256;
+
+inline bool is_aligned(const void* address, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) == 0;
+}
+
+// One array of a plan, where x is.
+inline const void* array_of(const Tensor& t, const char* name, ScalarType type, int64_t count,
+                            const Tensor& x) {
+  STD_TORCH_CHECK(t.scalar_type() == type && t.is_contiguous() && t.device() == x.device(), name,
+                  " must be contiguous, of the plan's dtype and on the device of x");
+  STD_TORCH_CHECK(t.numel() == count, name, " must have ", count, " elements, got ", t.numel());
+  STD_TORCH_CHECK(is_aligned(t.const_data_ptr(), 16), name, " must be aligned to 16 bytes");
+  return t.const_data_ptr();
+}
+
+inline ScalarType scalar_type_of(DType dtype) {
+  if (dtype == DType::kFloat32) return ScalarType::Float;
+  return dtype == DType::kFloat16 ? ScalarType::Half : ScalarType::BFloat16;
+}
+
+inline GpuPlan plan_of(const Tensor& words) {
+  STD_TORCH_CHECK(
+      words.is_cpu() && words.scalar_type() == ScalarType::Long && words.is_contiguous(),
+      "plan must be a contiguous int64 CPU tensor");
+  return GpuPlan(static_cast<const int64_t*>(words.const_data_ptr()), words.numel());
+}
+
+// What a plan's steps take, beside the words. The contents of `tables` are not looked at.
+inline gpu::PlanArrays arrays_of(const GpuPlan& plan, const Tensor& weights,
+                                 const Tensor& parameters, const Tensor& tables, const Tensor& x) {
+  const GpuPlanHeader& header = plan.header();
+  return {array_of(weights, "weights", scalar_type_of(plan.dtype()), header.weight_count, x),
+          static_cast<const float*>(
+              array_of(parameters, "parameters", ScalarType::Float, header.parameter_count, x)),
+          static_cast<const int32_t*>(
+              array_of(tables, "tables", ScalarType::Int, plan.table_count(), x))};
+}
+
+// A map of the plan's dtype, dense in `layout`.
+template <class Backend>
+gpu::Image image_of(const Tensor& x, const GpuPlan& plan, Layout layout) {
+  check_map(x, "x");
+  check_pixels(x);
+  STD_TORCH_CHECK(x.scalar_type() == scalar_type_of(plan.dtype()), "x must have the plan's dtype");
+  STD_TORCH_CHECK(x.size(1) == plan.header().in_channels, "x must have ", plan.header().in_channels,
+                  " channels, got ", x.size(1));
+  STD_TORCH_CHECK(is_dense(x, layout), "x must be dense");
+  gpu::Image image = {};
+  image.map = map_of(x, layout);
+  return image;
+}
+
+// Bytes, [N, H, W, C], and what makes them the network's pixels.
+inline gpu::Image bytes_of(const Tensor& x, const GpuPlan& plan, const std::vector<double>& scale,
+                           const std::vector<double>& shift) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must have 4 dimensions [N, H, W, C], got ", x.dim());
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Byte && x.is_contiguous(),
+                  "x must be contiguous uint8 where scale and shift are given");
+  STD_TORCH_CHECK(plan.begin()->kind == GpuStepKind::kStem,
+                  "plan must begin with a stem where x is bytes");
+  gpu::Image image = {};
+  image.bytes = true;
+  const int64_t channels = plan.header().in_channels;
+  constexpr auto kMost = static_cast<int64_t>(sizeof image.scale / sizeof *image.scale);
+  STD_TORCH_CHECK(channels <= kMost, "plan must take at most ", kMost, " channels of bytes");
+  STD_TORCH_CHECK(x.size(3) == channels, "x must have ", channels, " channels, got ", x.size(3));
+  STD_TORCH_CHECK(x.size(1) > 0 && x.size(2) > 0, "x must have at least one pixel");
+  STD_TORCH_CHECK(static_cast<int64_t>(scale.size()) == channels && shift.size() == scale.size(),
+                  "scale and shift must have ", channels, " elements each");
+  std::copy(scale.begin(), scale.end(), image.scale);
+  std::copy(shift.begin(), shift.end(), image.shift);
+  image.map = {x.data_ptr(), plan.dtype(), Layout::kContiguous, x.size(0), channels,
+               x.size(1),    x.size(2)};
+  return image;
+}
+
+struct Extents {
+  int64_t height, width;
+
+  void halve(int64_t times) {
+    for (int64_t i = 0; i < times; ++i) {
+      height = conv3x3_extent(height, 2);
+      width = conv3x3_extent(width, 2);
+    }
+  }
+};
+
+// A map, or the scores of a classifier as a map of one pixel. The kernels check its extents.
+inline FeatureMap result_of(const Tensor& out, Layout layout, const Tensor& x, DType dtype) {
+  STD_TORCH_CHECK(out.device() == x.device() && dtype_of(out) == dtype,
+                  "results must be of the plan's dtype, on the device of x");
+  if (out.dim() == 2) {
+    STD_TORCH_CHECK(out.is_contiguous(), "results of 2 dimensions must be contiguous");
+    return {out.data_ptr(), dtype, layout, out.size(0), out.size(1), 1, 1};
+  }
+  STD_TORCH_CHECK(out.dim() == 4, "results must have 4 dimensions [N, C, H, W], or 2, got ",
+                  out.dim());
+  STD_TORCH_CHECK(is_dense(out, layout), "results must be dense in x's memory format");
+  return map_of(out, layout);
+}
+
+template <class Backend>
+Tensor gpu_network(const Tensor& x, const Tensor& weights, const Tensor& parameters,
+                   const Tensor& tables, const Tensor& plan_words, int64_t out_channels,
+                   int64_t halvings, bool classify) {
+  check_map(x, "x");
+  Backend::check_device(x, "x");
+  const GpuPlan plan = plan_of(plan_words);
+  const GpuPlanHeader& header = plan.header();
+  STD_TORCH_CHECK(header.out_channels == out_channels && header.halvings == halvings &&
+                      (header.classify != 0) == classify,
+                  "out_channels, halvings or classify do not match plan");
+  STD_TORCH_CHECK(header.result_count == 1, "plan must have one result, has ", header.result_count);
+  const gpu::PlanArrays arrays = arrays_of(plan, weights, parameters, tables, x);
+  const Backend backend(x);
+  const Layout layout = layout_of(x);
+  const Tensor in = dense(x, layout);
+  const gpu::Image image = image_of<Backend>(in, plan, layout);
+
+  Extents extents{x.size(2), x.size(3)};
+  extents.halve(halvings);
+  Tensor out = classify ? torch::stable::empty({x.size(0), out_channels}, x.scalar_type(),
+                                               std::nullopt, x.device())
+                        : empty_map(x, out_channels, extents.height, extents.width, layout);
+  const FeatureMap result = result_of(out, layout, x, plan.dtype());
+  if (x.size(0) == 0) return out;
+  const gpu::Device device = gpu::current_device();
+  const int64_t bytes = gpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3), device);
+  const Tensor workspace = torch::stable::empty({bytes + kWorkspaceAlign - 1}, ScalarType::Byte,
+                                                std::nullopt, x.device());
+  auto address = reinterpret_cast<uintptr_t>(workspace.data_ptr());
+  address = static_cast<uintptr_t>(ceil_div(static_cast<int64_t>(address), kWorkspaceAlign) *
+                                   kWorkspaceAlign);
+  gpu::run_network(plan, arrays, image, &result, 1, reinterpret_cast<void*>(address), bytes, device,
+                   backend.where);
+  return out;
+}
+
+// `x` is a map, or bytes where scale and shift are not empty.
+template <class Backend>
+void gpu_network_out(const Tensor& x, const Tensor& weights, const Tensor& parameters,
+                     const Tensor& tables, const Tensor& plan_words, Tensor workspace,
+                     std::vector<Tensor> results, std::vector<double> scale,
+                     std::vector<double> shift) {
+  Backend::check_device(x, "x");
+  const GpuPlan plan = plan_of(plan_words);
+  const gpu::PlanArrays arrays = arrays_of(plan, weights, parameters, tables, x);
+  const bool bytes = !scale.empty() || !shift.empty();
+  if (!bytes) check_map(x, "x");
+  const Layout layout = bytes ? Layout::kContiguous : layout_of(x);
+  const gpu::Image image =
+      bytes ? bytes_of(x, plan, scale, shift) : image_of<Backend>(x, plan, layout);
+  STD_TORCH_CHECK(static_cast<int64_t>(results.size()) == plan.header().result_count,
+                  "results must be ", plan.header().result_count, ", got ", results.size());
+  std::vector<FeatureMap> maps;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const bool scores = plan.header().classify != 0 && i + 1 == results.size();
+    STD_TORCH_CHECK(results[i].dim() == (scores ? 2 : 4), "results have the wrong rank");
+    maps.push_back(result_of(results[i], layout, x, plan.dtype()));
+  }
+  STD_TORCH_CHECK(workspace.scalar_type() == ScalarType::Byte && workspace.is_contiguous() &&
+                      workspace.device() == x.device(),
+                  "workspace must be a contiguous uint8 tensor on the device of x");
+  STD_TORCH_CHECK(is_aligned(workspace.data_ptr(), kWorkspaceAlign),
+                  "workspace must be aligned to ", kWorkspaceAlign, " bytes");
+  const Backend backend(x);
+  gpu::run_network(plan, arrays, image, maps.data(), static_cast<int64_t>(maps.size()),
+                   workspace.data_ptr(), workspace.numel(), gpu::current_device(), backend.where);
+}
+
+// The current device as numbers; see gpu_device.h for their names.
+inline std::vector<int64_t> gpu_device() { return values_of(gpu::current_device()); }
+
+// Choices for all launches of networks from now on, 0 where the rule holds.
+inline void gpu_tune(int64_t columns, int64_t rows_per_cta, int64_t weights, int64_t images) {
+  gpu::set_tuning({columns, rows_per_cta, weights, images});
+}
+
+template <class Library>
+void define_gpu_tools(Library& m) {
+  m.def(kConformanceSchema);
+  m.def("gpu_device() -> int[]");
+  m.def("gpu_tune(int columns=0, int rows_per_cta=0, int weights=0, int images=0) -> ()");
+}
+
+template <class Backend, class Library>
+void implement_gpu_ops(Library& m) {
+  implement_ops<Backend>(m);
+  m.impl("gpu_network", TORCH_BOX(&gpu_network<Backend>));
+  m.impl("gpu_network_out", TORCH_BOX(&gpu_network_out<Backend>));
+  m.impl("conformance", TORCH_BOX(&conformance<Backend>));
+}
+
+// Of the ops that take no tensors.
+template <class Library>
+void implement_gpu_tools(Library& m) {
+  m.impl("gpu_device", TORCH_BOX(&gpu_device));
+  m.impl("gpu_tune", TORCH_BOX(&gpu_tune));
 }
 
 }  // namespace snv2::binding::SNV2_GPU

@@ -3,6 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <iterator>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -10,12 +13,14 @@
 #include "emulator/emulator.h"
 #include "snv2/cpu.h"
 #define SNV2_GPU emulated
-#include "snv2/cuda.h"
+#include "gpu_device.h"
 #include "watch.h"
 
 namespace py = pybind11;
 
 namespace {
+
+using namespace snv2::binding::emulated;
 
 using Words = py::array_t<int64_t, py::array::c_style>;
 
@@ -31,6 +36,67 @@ int64_t workspace_bytes(const Words& plan, int64_t weight_count, int64_t batch, 
                         int64_t width, int64_t threads) {
   const snv2::Plan checked(plan.data(), plan.size(), weight_count);
   return snv2::cpu::workspace_bytes(checked, batch, height, width, threads);
+}
+
+py::dict fields_of(const gpu::Device& device) {
+  const std::vector<int64_t> values = values_of(device);
+  py::dict fields;
+  for (size_t i = 0; i < values.size(); ++i) fields[kDeviceFields[i]] = values[i];
+  return fields;
+}
+
+// The emulated device with some of its fields changed.
+gpu::Device device_of(const std::optional<py::dict>& fields) {
+  std::vector<int64_t> values = values_of(gpu::current_device());
+  if (!fields) return device_from(values);
+  for (const auto& [key, value] : *fields) {
+    const auto name = key.cast<std::string>();
+    const auto* const end = std::end(kDeviceFields);
+    const auto* const found = std::find(std::begin(kDeviceFields), end, name);
+    if (found == end) throw py::value_error("device: it has no '" + name + "'");
+    values[static_cast<size_t>(found - std::begin(kDeviceFields))] = value.cast<int64_t>();
+  }
+  return device_from(values);
+}
+
+void set_emulated_device(const py::kwargs& fields) {
+  const gpu::Device device = device_of(py::dict(fields));
+  gpu::set_device(device);
+  gpu::set_tuning(device.tuning);
+}
+
+int64_t gpu_workspace_bytes(const Words& plan, int64_t batch, int64_t height, int64_t width,
+                            const std::optional<py::dict>& device) {
+  const snv2::GpuPlan checked(plan.data(), plan.size());
+  return gpu::workspace_bytes(checked, batch, height, width, device_of(device));
+}
+
+std::vector<py::dict> describe_network(const Words& plan, int64_t batch, int64_t height,
+                                       int64_t width, const std::optional<py::dict>& device) {
+  const snv2::GpuPlan checked(plan.data(), plan.size());
+  const gpu::Device where = device_of(device);
+  int64_t count = 0;
+  gpu::describe_network(checked, batch, height, width, where, nullptr, 0, count);
+  std::vector<gpu::LaunchInfo> infos(static_cast<size_t>(count));
+  gpu::describe_network(checked, batch, height, width, where, infos.data(), count, count);
+  std::vector<py::dict> launches;
+  for (const gpu::LaunchInfo& info : infos) {
+    py::dict launch;
+    launch["kernel"] = info.kernel;
+    launch["step"] = info.step;
+    launch["ctas"] = info.ctas;
+    launch["threads"] = info.threads;
+    launch["shared_bytes"] = info.shared_bytes;
+    launch["columns"] = info.columns;
+    launch["resident"] = info.resident;
+    launch["launches"] = info.launches;
+    launch["read_bytes"] = info.read_bytes;
+    launch["written_bytes"] = info.written_bytes;
+    launch["weight_bytes"] = info.weight_bytes;
+    launch["multiply_adds"] = info.multiply_adds;
+    launches.push_back(launch);
+  }
+  return launches;
 }
 
 py::dict emulator_counters() {
@@ -82,6 +148,22 @@ PYBIND11_MODULE(_native, m) {
   m.def("workspace_bytes", &workspace_bytes, py::arg("plan"), py::arg("weight_count"),
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("threads"),
         "Bytes of workspace the CPU backend needs to run a plan.");
+  m.attr("GPU_PLAN_MAGIC") = snv2::kGpuPlanMagic;
+  m.attr("GPU_STEP_WORDS") = snv2::kGpuStepWords;
+  m.attr("GPU_HEADER_WORDS") = snv2::kGpuHeaderWords;
+  m.attr("GPU_TILE_ROWS") = snv2::kTileRows;
+  m.def("gpu_workspace_bytes", &gpu_workspace_bytes, py::arg("plan"), py::arg("batch"),
+        py::arg("height"), py::arg("width"), py::arg("device") = py::none(),
+        "Bytes of workspace the CUDA kernels need to run a plan on a device, the emulated one by "
+        "default.");
+  m.def("describe_network", &describe_network, py::arg("plan"), py::arg("batch"), py::arg("height"),
+        py::arg("width"), py::arg("device") = py::none(),
+        "The launches that run a plan on a device, the emulated one by default; the fields of "
+        "LaunchInfo in csrc/include/snv2/cuda.h.");
+  m.def(
+      "emulated_device", [] { return fields_of(gpu::current_device()); },
+      "What the kernels of networks are cut to on cuda-emulated.");
+  m.def("set_emulated_device", &set_emulated_device, "Change some fields of the emulated device.");
   m.def("emulator_counters", &emulator_counters,
         "What launches of this thread on cuda-emulated did; see csrc/emulator/emulator.h.");
   m.def("reset_emulator_counters", &snv2::emulator::reset_counters);

@@ -109,6 +109,7 @@ void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_word
 
 STABLE_TORCH_LIBRARY(snv2, m) {
   define_ops(m);
+  define_gpu_ops(m);
   m.def(
       "network(Tensor x, Tensor weights, Tensor plan, int out_channels, int halvings, "
       "bool classify) -> Tensor");

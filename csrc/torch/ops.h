@@ -79,6 +79,17 @@ void define_ops(Library& m) {
   m.def("split_dw_cat_shuffle(Tensor x, Tensor weight, Tensor scale, Tensor shift) -> Tensor");
 }
 
+// Networks of the GPU backends; gpu_ops.h has the bodies.
+template <class Library>
+void define_gpu_ops(Library& m) {
+  m.def(
+      "gpu_network(Tensor x, Tensor weights, Tensor parameters, Tensor tables, Tensor plan, "
+      "int out_channels, int halvings, bool classify) -> Tensor");
+  m.def(
+      "gpu_network_out(Tensor x, Tensor weights, Tensor parameters, Tensor tables, Tensor plan, "
+      "Tensor(a!) workspace, Tensor(b!)[] results, float[] scale, float[] shift) -> ()");
+}
+
 template <class Backend, class Library>
 void implement_ops(Library& m) {
   m.impl("cat_shuffle", TORCH_BOX(&cat_shuffle<Backend>));
