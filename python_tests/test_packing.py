@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from _cases import FLOAT32_BOUNDS, assert_accurate, draw, drawn
+from _plans import GeneralUnit, authors_units, general_units, tell
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 import snv2_kernels as snv2
 from snv2_kernels import _native
 from snv2_kernels.ops import run_plan
-from snv2_kernels.packing import PANEL, Plan, PlanBuilder, Step, fold_conv_bn, pack_panels
+from snv2_kernels.packing import Plan, PlanBuilder, fold_conv_bn
+from snv2_kernels.packing.cpu import PANEL, Step, pack_panels
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 # fold_bn --------------------------------------------------------------------------------------
@@ -120,63 +122,9 @@ def test_pack_panels(outputs: int, depth: int) -> None:
 # Plans ----------------------------------------------------------------------------------------
 
 
-def conv_bn(inp: int, oup: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inp, oup, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(oup))
-
-
-class GeneralUnit(nn.Module):
-    """A unit with any main half, passthrough, widths and order of the output."""
-
-    def __init__(
-        self,
-        channels: int,
-        stride: int,
-        mid: int,
-        width: int,
-        main: list[int],
-        passthrough: list[int],
-        projection: int,
-        order: list[int],
-    ) -> None:
-        super().__init__()
-        self.stride, self.order = stride, order
-        self.main, self.passthrough = main, passthrough
-        self.pw1 = conv_bn(len(main), mid)
-        self.dw = conv_bn(mid, mid, 3, stride, mid)
-        self.pw2 = conv_bn(mid, width)
-        self.projection = nn.ModuleList()
-        if projection:
-            self.projection.append(conv_bn(channels, channels, 3, stride, channels))
-            self.projection.append(conv_bn(channels, projection))
-
-    def forward(self, x: Tensor) -> Tensor:
-        main = self.pw2(self.dw(self.pw1(x[:, self.main]).relu())).relu()
-        if self.projection:
-            first = self.projection[1](self.projection[0](x)).relu()
-        else:
-            first = x[:, self.passthrough]
-        return torch.cat([first, main], 1)[:, self.order]
-
-    def add_to(self, builder: PlanBuilder) -> None:
-        projection = tuple(tuple(pair) for pair in self.projection) or None
-        builder.add_unit(
-            self.stride,
-            tuple(self.pw1),
-            tuple(self.dw),
-            tuple(self.pw2),
-            self.main,
-            self.passthrough,
-            self.order,
-            projection,
-        )
-
-
 def plan_of(channels: int, units: nn.Sequential) -> Plan:
     builder = PlanBuilder()
-    builder.add_import(channels)
-    for unit in units:
-        unit.add_to(builder)
+    tell(builder, channels, units)
     return builder.build()
 
 
@@ -189,7 +137,7 @@ def check_plan(channels: int, units: nn.Sequential, x: Tensor) -> None:
     exact = float64_reference(units)(x)
     with torch.no_grad():
         eager = units(x)
-    out = run_plan(x, plan)
+    out = run_plan(x, plan, "cpu")
     # Of a handful of elements eager's error is one throw of the dice, and hypothesis looks for the
     # throws where it is near zero: there only the stated bound holds.
     assert max_error(out, exact) <= FLOAT32_BOUNDS["stage"] * torch.finfo(x.dtype).eps
@@ -198,28 +146,6 @@ def check_plan(channels: int, units: nn.Sequential, x: Tensor) -> None:
     assert plan.in_channels == channels
     assert plan.output_shape(x.shape[0], *x.shape[2:]) == tuple(out.shape)
     assert plan.units == len(units)
-
-
-@st.composite
-def general_units(draw_: Any) -> tuple[int, nn.Sequential]:
-    """Up to four units. The lists of a unit may leave channels out and name them in any order."""
-    channels = first = draw_(st.integers(1, 40))
-    units = nn.Sequential()
-    for _ in range(draw_(st.integers(1, 4))):
-        shuffled = draw_(st.permutations(range(channels)))
-        cut = draw_(st.integers(1, channels))
-        main, rest = shuffled[:cut], shuffled[cut:]
-        stride = draw_(st.sampled_from([1, 1, 2]))
-        projection = draw_(st.integers(1, 20)) if stride == 2 or draw_(st.booleans()) else 0
-        passthrough = [] if projection else rest[: draw_(st.integers(0, len(rest)))]
-        width, mid = draw_(st.integers(1, 40)), draw_(st.integers(1, 40))
-        joined = width + (projection or len(passthrough))
-        order = list(draw_(st.permutations(range(joined))))
-        units.append(
-            GeneralUnit(channels, stride, mid, width, main, passthrough, projection, order)
-        )
-        channels = joined
-    return first, units
 
 
 @drawn
@@ -240,19 +166,7 @@ def test_any_index_lists(
 
 
 def test_shuffle_at_the_input(isa: str) -> None:
-    """The original authors' convention: passthrough = even, main = odd channels, plain concat;
-    at stride 2 the widths of the two branches differ."""
-    units = nn.Sequential(
-        GeneralUnit(24, 2, 29, 34, list(range(24)), [], 24, list(range(58))),
-        *(
-            GeneralUnit(
-                58, 1, 29, 29, list(range(1, 58, 2)), list(range(0, 58, 2)), 0, list(range(58))
-            )
-            for _ in range(3)
-        ),
-        GeneralUnit(58, 2, 58, 58, list(range(58)), [], 58, list(range(116))),
-    )
-    check_plan(24, units, draw(2, 24, 15, 9))
+    check_plan(*authors_units(), draw(2, 24, 15, 9))
 
 
 def test_passthrough_is_exact() -> None:
@@ -262,7 +176,7 @@ def test_passthrough_is_exact() -> None:
     x = draw(2, 8, 5, 5)
     x[:, 4:] *= 1e30
     x[0, 5, 2, 2] = float("nan")
-    out = run_plan(x, plan)
+    out = run_plan(x, plan, "cpu")
     torch.testing.assert_close(out[:, :4], x[:, [7, 6, 5, 4]], rtol=0, atol=0, equal_nan=True)
     assert out[:, 4:].isfinite().all()
 
@@ -275,14 +189,14 @@ def test_import_and_export() -> None:
     plan = builder.build()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = draw(2, 21, 5, 7, dtype=dtype)
-        assert torch.equal(run_plan(x, plan), x)
+        assert torch.equal(run_plan(x, plan, "cpu"), x)
         cl = x.contiguous(memory_format=torch.channels_last)
-        assert torch.equal(run_plan(cl, plan), x)
+        assert torch.equal(run_plan(cl, plan, "cpu"), x)
 
 
 def test_format_of_a_plan() -> None:
     model = snv2.fuse(snv2.models.shufflenet_v2_x0_5().eval())
-    plan = model.packed().weights
+    plan = model.packed().weights(model, "cpu", torch.float32)
     assert plan.words.dtype == torch.int64
     assert plan.words[0] == _native.PLAN_MAGIC
     assert plan.words[1] == 1 + 16 + 1  # stem, units, head

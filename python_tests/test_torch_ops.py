@@ -14,7 +14,8 @@ from torch import Tensor
 
 import snv2_kernels as snv2
 from snv2_kernels import _native
-from snv2_kernels.packing import Plan, Step
+from snv2_kernels.packing import Plan
+from snv2_kernels.packing.cpu import Step
 
 OPS = torch.ops.snv2
 each_namespace = pytest.mark.parametrize("namespace", ["snv2", "snv2_emulated"])
@@ -31,7 +32,8 @@ def depthwise_arguments(channels: int, count: int) -> list[Tensor]:
 
 def plan_of(kind: str) -> tuple[Plan, Tensor]:
     model, x = plain_and_input(kind)
-    return snv2.fuse(model).packed().weights, x
+    fused = snv2.fuse(model)
+    return fused.packed().weights(fused, "cpu", x.dtype), x
 
 
 def out_arguments(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:

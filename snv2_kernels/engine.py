@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels import _native
 from snv2_kernels.backends import resolve
 from snv2_kernels.fuse import fuse
-from snv2_kernels.nn.network import PlannedModule
+from snv2_kernels.nn.fused import Unsupported
+from snv2_kernels.nn.network import PlannedModule, ShuffleNetV2
+from snv2_kernels.nn.watch import why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
+from snv2_kernels.runners import CpuRunner, GpuRunner, Launch, Pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Engine", "EngineReport"]
+
+_MOST_PIXEL_CHANNELS = 4  # of bytes; snv2::Image
 
 
 @dataclass(frozen=True)
@@ -32,27 +41,66 @@ class EngineReport:
     workspace_bytes: int
     input_bytes: int
     output_bytes: int
-    threads: int
+    threads: int  # of the CPU backend; 1 elsewhere
+    graph: bool  # whether a call replays a CUDA graph
+    kernels: tuple[Launch, ...]  # in order; empty on the CPU
+
+    @property
+    def launches(self) -> int:
+        """Kernels that a call launches, some repeatedly where a batch is taken in chunks."""
+        return sum(kernel.launches for kernel in self.kernels)
+
+    @property
+    def read_bytes(self) -> int:
+        """Of feature maps, by all kernels."""
+        return sum(kernel.read_bytes for kernel in self.kernels)
+
+    @property
+    def written_bytes(self) -> int:
+        """Of feature maps, by all kernels."""
+        return sum(kernel.written_bytes for kernel in self.kernels)
+
+    @property
+    def weight_read_bytes(self) -> int:
+        """Of weights and parameters, each time that a CTA reads them."""
+        return sum(kernel.weight_bytes for kernel in self.kernels)
 
     def __str__(self) -> str:
-        def kib(count: int) -> str:
-            return f"{count / 1024:,.0f} KiB"
+        where = f", {self.threads} threads" if self.backend == "cpu" else ""
+        lines = [
+            f"backend     {self.backend}{where}, {str(self.dtype).removeprefix('torch.')}",
+            f"input       {_text(self.input_shape)}, {_kib(self.input_bytes)}",
+            f"output      {_text(self.output_shape)}, {_kib(self.output_bytes)}",
+            f"op calls    {self.op_calls} ({self.units} units)",
+            f"arithmetic  {self.multiply_adds / 1e6:,.1f} M multiply-adds",
+            f"weights     {_kib(self.weight_bytes)}",
+            f"workspace   {_kib(self.workspace_bytes)}",
+        ]
+        if not self.kernels:
+            return "\n".join(lines)
+        replayed = ", one CUDA graph" if self.graph else ""
+        lines += [
+            f"launches    {self.launches}{replayed}",
+            f"maps        {_kib(self.read_bytes)} read, {_kib(self.written_bytes)} written",
+            f"            {_kib(self.weight_read_bytes)} of weights read by all CTAs",
+            "",
+            "kernel              step  launches   CTAs  threads  shared KiB  tile  weights",
+        ]
+        lines += [
+            f"{k.kernel:18}  {k.step:4}  {k.launches:8}  {k.ctas:5}  {k.threads:7}"
+            f"  {k.shared_bytes / 1024:10.1f}  {k.columns:4}"
+            f"  {'kept' if k.resident else 'streamed'}"
+            for k in self.kernels
+        ]
+        return "\n".join(lines)
 
-        def shape(s: tuple[int, ...]) -> str:
-            return " x ".join(map(str, s))
 
-        return "\n".join(
-            [
-                f"backend     {self.backend}, {self.threads} threads, "
-                f"{str(self.dtype).removeprefix('torch.')}",
-                f"input       {shape(self.input_shape)}, {kib(self.input_bytes)}",
-                f"output      {shape(self.output_shape)}, {kib(self.output_bytes)}",
-                f"op calls    {self.op_calls} ({self.units} units)",
-                f"arithmetic  {self.multiply_adds / 1e6:,.1f} M multiply-adds",
-                f"weights     {kib(self.weight_bytes)}",
-                f"workspace   {kib(self.workspace_bytes)}",
-            ]
-        )
+def _kib(count: int) -> str:
+    return f"{count / 1024:,.0f} KiB"
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 class Engine:
@@ -61,6 +109,10 @@ class Engine:
     Weights are packed and all memory is planned when the engine is made; a call allocates
     nothing. Later changes of ``model`` do not show. Numerically it is ``fuse(model)``.
 
+    On a GPU a call replays one CUDA graph on the current stream, which reads :attr:`input`: write
+    images there and pass it, and nothing is copied. Calls on several streams must wait for each
+    other, as they share memory.
+
     Args:
         model: in ``eval()`` mode; a model whose whole forward :func:`snv2_kernels.fuse`
             recognises.
@@ -68,6 +120,12 @@ class Engine:
         device: defaults to the parameters' device.
         dtype: of input and output, float32, float16 or bfloat16; defaults to the parameters'.
             Weights are packed from the parameters as they are, without rounding them first.
+        taps: names of stages (``"stage2"``, ``"stage3"``, ``"stage4"`` of a network) whose maps a
+            call returns too, from the same launches. Not on the CPU backend, where a fused stage
+            is as fast alone as in the network.
+        normalize: ``(mean, std)``, one number for each channel. The engine then takes images as
+            bytes, uint8 [N, H, W, C], and computes ``(x / 255 - mean) / std`` on the way in. For
+            whole networks, of at most four channels.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
@@ -80,6 +138,9 @@ class Engine:
         input_shape: tuple[int, int, int, int] = (1, 3, 224, 224),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        taps: Sequence[str] = (),
+        normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         fused = fuse(model)
         if not isinstance(fused, PlannedModule):
@@ -89,13 +150,11 @@ class Engine:
             )
         if model.training:
             raise ValueError("model: expected eval() mode; call model.eval() first")
-        reason = fused.reason()
-        if reason is not None:
-            raise ValueError(f"model: cannot run fused: {reason}")
         packed = fused.packed()
+        if packed.reason is not None or packed.watch is None or packed.watch.runs_plain():
+            raise ValueError(f"model: cannot run fused: {packed.reason or why_plain(fused)}")
         assert packed.device is not None
         assert packed.dtype is not None
-        self._plan = packed.weights
         self._dtype = packed.dtype if dtype is None else dtype
         self._device = torch.device(packed.device if device is None else device)
         if self._dtype not in KERNEL_DTYPES:
@@ -103,64 +162,73 @@ class Engine:
         self._backend = resolve(self._device, "auto")
         if self._backend not in fused.kernel_backends:
             raise RuntimeError(f"device: no kernel backend is available for {self._device}")
-        shape = tuple(input_shape)
-        if len(shape) != 4 or not all(isinstance(extent, int) for extent in shape):
-            raise ValueError(f"input_shape: expected [N, C, H, W], got {input_shape}")
-        if shape[1] != self._plan.in_channels or min(shape[0], shape[2] - 1, shape[3] - 1) < 0:
-            raise ValueError(
-                f"input_shape: expected [N >= 0, {self._plan.in_channels}, H >= 1, W >= 1],"
-                f" got {shape}"
-            )
-        self._shape = shape
+        if self._device == torch.device("cuda"):
+            self._device = torch.device("cuda", torch.cuda.current_device())
+        self._shape = _checked_shape(input_shape, packed.in_channels)
+        self._taps = _checked_taps(taps, fused, self._backend)
+        self._pixels = _checked_pixels(normalize, fused, packed.in_channels)
         self._lock = threading.Lock()
-        with torch.inference_mode(False):  # buffers that may be written in and out of it
-            self._input = torch.zeros(shape, dtype=self._dtype)
-            out_shape = self._plan.output_shape(shape[0], shape[2], shape[3])
-            self._output = torch.empty(out_shape, dtype=self._dtype)
-        self._allocate_workspace()
+        try:
+            if self._backend == "cpu":
+                plan = packed.weights(fused, "cpu", self._dtype)
+                self._runner: CpuRunner | GpuRunner = CpuRunner(
+                    plan, self._shape, self._dtype, self._pixels
+                )
+            else:
+                gpu_plan = fused._gpu_plan(self._dtype, self._device, self._taps)
+                self._runner = GpuRunner(
+                    gpu_plan, self._shape, self._device, self._backend, self._pixels
+                )
+        except Unsupported as error:
+            raise ValueError(f"model: cannot run fused: {error}") from None
+        # Results come in the order of the network.
+        names = [name for name in fused._tap_names() if name in self._taps]
+        self._tapped = dict(zip(names, self._runner.results, strict=False))
 
-    def _allocate_workspace(self) -> None:
-        self._threads = torch.get_num_threads()
-        n, _, h, w = self._shape
-        size = _native.workspace_bytes(
-            self._plan.words.numpy(), self._plan.weights.numel(), n, h, w, self._threads
-        )
-        with torch.inference_mode(False):
-            self._workspace = torch.empty(size // 4, dtype=torch.float32)
-
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Any:
         """The output for ``x``, in a buffer that the next call overwrites.
 
         Args:
             x: of the engine's shape and dtype; any strides (a copy is made unless contiguous).
+                With ``normalize`` uint8 [N, H, W, C].
+
+        Returns:
+            The output, or with ``taps`` the output and ``{name: map}``, maps in logical order.
 
         Raises:
             TypeError, ValueError: if ``x`` does not fit, or needs a gradient.
             RuntimeError: if another thread is inside this engine.
         """
-        check_feature_map(x)
-        if tuple(x.shape) != self._shape:
-            raise ValueError(f"x: expected shape {self._shape}, got {tuple(x.shape)}")
-        if x.dtype != self._dtype:
-            raise TypeError(f"x: expected {self._dtype}, got {x.dtype}")
+        self._check_input(x)
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("this engine is in use; make one engine for each thread")
+        try:
+            with torch.no_grad():
+                self._runner(x)
+        finally:
+            self._lock.release()
+        output = self._runner.results[-1]
+        return (output, {name: self._tapped[name] for name in self._taps}) if self._taps else output
+
+    def _check_input(self, x: Any) -> None:
+        buffer = self._runner.input
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+        if self._pixels is None:
+            check_feature_map(x)
+        if x.shape != buffer.shape:
+            raise ValueError(f"x: expected shape {tuple(buffer.shape)}, got {tuple(x.shape)}")
+        if x.dtype != buffer.dtype:
+            raise TypeError(f"x: expected {buffer.dtype}, got {x.dtype}")
         if x.device != self._device:
             raise ValueError(f"x: expected device {self._device}, got {x.device}")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError("x: requires a gradient, which an engine does not have")
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("this engine is in use; make one engine for each thread")
-        try:
-            if torch.get_num_threads() != self._threads:
-                self._allocate_workspace()
-            with torch.no_grad():
-                if not x.is_contiguous():
-                    x = self._input.copy_(x)
-                torch.ops.snv2.network_out(
-                    x, self._plan.weights, self._plan.words, self._workspace, self._output
-                )
-        finally:
-            self._lock.release()
-        return self._output
+
+    @property
+    def input(self) -> Tensor:
+        """A buffer of the engine's that fits as ``x``. On a GPU any other ``x`` is copied to it."""
+        return self._runner.input
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -173,20 +241,68 @@ class Engine:
     def report(self) -> EngineReport:
         """What a call does, and the memory it uses."""
 
-        def size(t: Tensor) -> int:
-            return t.numel() * t.element_size()
+        def size(*tensors: Tensor) -> int:
+            return sum(t.numel() * t.element_size() for t in tensors)
 
+        runner = self._runner
+        plan = runner.plan
         return EngineReport(
             backend=self._backend,
-            input_shape=self._shape,
-            output_shape=tuple(self._output.shape),
+            input_shape=tuple(runner.input.shape),
+            output_shape=tuple(runner.results[-1].shape),
             dtype=self._dtype,
             op_calls=1,
-            units=self._plan.units,
-            multiply_adds=self._shape[0] * self._plan.multiply_adds(*self._shape[2:]),
-            weight_bytes=size(self._plan.weights),
-            workspace_bytes=size(self._workspace),
-            input_bytes=size(self._input),
-            output_bytes=size(self._output),
-            threads=self._threads,
+            units=plan.units,
+            multiply_adds=self._shape[0] * plan.multiply_adds(*self._shape[2:]),
+            weight_bytes=size(*runner.arrays),
+            workspace_bytes=size(runner.workspace),
+            input_bytes=size(runner.input),
+            output_bytes=size(*runner.results),
+            threads=runner.threads if isinstance(runner, CpuRunner) else 1,
+            graph=isinstance(runner, GpuRunner) and runner.graph is not None,
+            kernels=runner.launches(),
         )
+
+
+def _checked_shape(input_shape: Any, channels: int) -> tuple[int, int, int, int]:
+    shape = tuple(input_shape)
+    if len(shape) != 4 or not all(isinstance(extent, int) for extent in shape):
+        raise ValueError(f"input_shape: expected [N, C, H, W], got {input_shape}")
+    n, c, h, w = shape
+    if c != channels or min(n, h - 1, w - 1) < 0:
+        raise ValueError(f"input_shape: expected [N >= 0, {channels}, H >= 1, W >= 1], got {shape}")
+    return n, c, h, w
+
+
+def _checked_taps(taps: Any, fused: PlannedModule, backend: str) -> tuple[str, ...]:
+    known = fused._tap_names()
+    names = [taps] if isinstance(taps, str) else list(taps)
+    for name in names:
+        if name not in known:
+            expected = f"names among {', '.join(known)}" if known else "none for a stage or unit"
+            raise ValueError(f"taps: expected {expected}, got {name!r}")
+    if names and backend == "cpu":
+        raise ValueError(
+            "taps: the cpu backend gives the output only; call the stages of snv2.fuse(model)"
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def _checked_pixels(normalize: Any, fused: PlannedModule, channels: int) -> Pixels | None:
+    if normalize is None:
+        return None
+    expected = f"normalize: expected (mean, std) of {channels} finite numbers each, std > 0"
+    try:
+        mean, std = ([float(v) for v in values] for values in normalize)
+    except (TypeError, ValueError):
+        raise ValueError(f"{expected}, got {normalize!r}") from None
+    finite = all(math.isfinite(v) for v in (*mean, *std))
+    if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
+        raise ValueError(f"{expected}, got {normalize!r}")
+    if not isinstance(fused, ShuffleNetV2):
+        raise ValueError("normalize: only a whole network takes images, not a stage or unit")
+    if channels > _MOST_PIXEL_CHANNELS:
+        raise ValueError(f"normalize: expected at most {_MOST_PIXEL_CHANNELS} channels")
+    return Pixels(
+        tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
+    )

@@ -20,7 +20,7 @@ from snv2_kernels.models import channel_shuffle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from snv2_kernels.packing import Plan
+    from snv2_kernels.packing import GpuPlan, Plan
 
 __all__ = ["cat_shuffle", "dw_conv3x3", "run_plan", "split_dw_cat_shuffle"]
 
@@ -220,17 +220,20 @@ def split_dw_cat_shuffle(
     return out
 
 
-def run_plan(x: Tensor, plan: Plan) -> Tensor:
-    """Run a packed unit, stage or network on the CPU's kernels, in one op call.
+def run_plan(x: Tensor, plan: Plan | GpuPlan, backend: str) -> Tensor:
+    """Run a packed unit, stage or network on a backend's kernels, in one op call.
 
     Args:
-        x: [N, plan.in_channels, H, W]; float32, float16 or bfloat16.
-        plan: from :class:`snv2_kernels.packing.PlanBuilder`.
+        x: [N, plan.in_channels, H, W]; float32, float16 or bfloat16, a GPU plan's own dtype.
+        plan: of the backend's kind, from :mod:`snv2_kernels.packing`, with one result.
+        backend: "cpu", "cuda" or "cuda-emulated".
 
     Returns:
         [N, plan.out_channels] for a classifier, else a feature map in logical order.
     """
-    out: Tensor = torch.ops.snv2.network(x, *plan.arguments)
+    operators = OPERATORS[backend]
+    network = operators.network if backend == "cpu" else operators.gpu_network
+    out: Tensor = network(x, *plan.arguments)
     return out
 
 
@@ -279,10 +282,7 @@ def _split_dw_cat_shuffle_fake(x: Tensor, weight: Tensor, scale: Tensor, shift: 
     return _empty_map(x, x.shape[1], x.shape[2], x.shape[3])
 
 
-@torch.library.register_fake("snv2::network")
-def _(
-    x: Tensor, weights: Tensor, plan: Tensor, out_channels: int, halvings: int, classify: bool
-) -> Tensor:
+def _plan_fake(x: Tensor, out_channels: int, halvings: int, classify: bool) -> Tensor:
     if classify:
         return x.new_empty(x.shape[0], out_channels)
     height, width = x.shape[2:]
@@ -291,8 +291,43 @@ def _(
     return _empty_map(x, out_channels, height, width)
 
 
+@torch.library.register_fake("snv2::network")
+def _(
+    x: Tensor, weights: Tensor, plan: Tensor, out_channels: int, halvings: int, classify: bool
+) -> Tensor:
+    return _plan_fake(x, out_channels, halvings, classify)
+
+
 @torch.library.register_fake("snv2::network_out")
 def _(x: Tensor, weights: Tensor, plan: Tensor, workspace: Tensor, out: Tensor) -> None:
+    return None
+
+
+def _gpu_network_fake(
+    x: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    tables: Tensor,
+    plan: Tensor,
+    out_channels: int,
+    halvings: int,
+    classify: bool,
+) -> Tensor:
+    _check_one_device(x, weights, parameters, tables)
+    return _plan_fake(x, out_channels, halvings, classify)
+
+
+def _gpu_network_out_fake(
+    x: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    tables: Tensor,
+    plan: Tensor,
+    workspace: Tensor,
+    results: list[Tensor],
+    scale: list[float],
+    shift: list[float],
+) -> None:
     return None
 
 
@@ -335,8 +370,12 @@ for _namespace in ("snv2", "snv2_emulated"):
 
 def _no_gradient(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError(
-        "snv2::network has no gradient of its own; the modules in snv2_kernels.nn have"
+        "a plan has no gradient of its own; the modules in snv2_kernels.nn have"
     )
 
 
 torch.library.register_autograd("snv2::network", _no_gradient)
+for _namespace in ("snv2", "snv2_emulated"):
+    torch.library.register_fake(f"{_namespace}::gpu_network", _gpu_network_fake)
+    torch.library.register_fake(f"{_namespace}::gpu_network_out", _gpu_network_out_fake)
+    torch.library.register_autograd(f"{_namespace}::gpu_network", _no_gradient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -24,15 +25,17 @@ class Unsupported(Exception):
 
 
 class Packed:
-    """Packed weights of one state of a module, or the reason why there are none."""
+    """Packed weights of one state of a module, or the reason why there are none. Those of each
+    backend and dtype are made on first use."""
 
     def __init__(self, module: FusedModule) -> None:
         self._owner = id(module)
         self.watch: Watch | None = None
-        self.weights: Any = None
         self.reason: str | None = None
         self.device: torch.device | None = None
         self.dtype: torch.dtype | None = None
+        self.in_channels = 0
+        self._weights: dict[Any, Any] = {}
         self._eval_twin: nn.Module | None = None
         try:
             if any(t.is_inference() for t in (*module.parameters(), *module.buffers())):
@@ -45,13 +48,35 @@ class Packed:
             for name, child in module.named_modules():
                 if "forward" in vars(child):
                     raise Unsupported(f"{name or 'the module'} has a forward of its own")
-            self.weights = module._pack()
+            self.in_channels = module._in_channels()
+            module._check_supported()
         except Unsupported as error:
             self.reason = str(error)
 
     def holds(self, module: FusedModule) -> bool:
         """Whether these are the weights of ``module``, not of one it is a replica of, as it is."""
         return self._owner == id(module) and self.watch is not None and self.watch.holds()
+
+    def weights(self, module: FusedModule, backend: str, dtype: torch.dtype) -> Any:
+        """What ``module._run`` takes on a backend for an input of ``dtype``.
+
+        Raises:
+            Unsupported: if this module or these numbers cannot be packed.
+        """
+        if self.reason is not None or self.device is None:
+            raise Unsupported(str(self.reason))
+        if dtype not in KERNEL_DTYPES:
+            raise Unsupported(f"{dtype} runs the reference")
+        kind = module._weights_kind(backend, dtype)
+        if kind not in self._weights:
+            try:
+                self._weights[kind] = module._pack(backend, dtype, self.device)
+            except Unsupported as error:
+                self._weights[kind] = error
+        weights = self._weights[kind]
+        if isinstance(weights, Unsupported):
+            raise Unsupported(str(weights))
+        return weights
 
     def eval_twin(self, module: FusedModule) -> nn.Module:
         """The plain module as it was packed, on the same parameters, for the backward pass."""
@@ -127,9 +152,9 @@ def _outside_kernels(x: Any) -> bool:
 class FusedModule(nn.Module):
     """Base class; a subclass also derives from the plain module whose place it takes.
 
-    It gives :meth:`_plain`, the plain forward, :meth:`_pack`, which makes packed weights or
-    raises :class:`Unsupported`, and :meth:`_run`, which runs them on one of the
-    :attr:`kernel_backends`.
+    It gives :meth:`_plain`, the plain forward, :meth:`_check_supported`, which raises
+    :class:`Unsupported` for what the kernels do not cover, :meth:`_pack`, which makes packed
+    weights, and :meth:`_run`, which runs them on one of the :attr:`kernel_backends`.
     """
 
     _packed_state: Packed | None = None
@@ -141,18 +166,27 @@ class FusedModule(nn.Module):
     def _plain(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _pack(self) -> Any:
+    def _in_channels(self) -> int:
+        """Channels of the input; raises :class:`Unsupported` if they cannot be told."""
+        raise NotImplementedError
+
+    def _check_supported(self) -> None:
+        raise NotImplementedError
+
+    def _weights_kind(self, backend: str, dtype: torch.dtype) -> Any:
+        """A key that is the same where :meth:`_pack` would give the same."""
+        return None
+
+    def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> Any:
+        """Weights for a backend and an input of ``dtype``, on ``device``; may raise
+        :class:`Unsupported`."""
         raise NotImplementedError
 
     def _run(self, weights: Any, x: Tensor, backend: str) -> Tensor:
         raise NotImplementedError
 
-    def _check_input(self, weights: Any, x: Tensor) -> None:
-        """Raise ValueError if x's shape does not fit."""
-        raise NotImplementedError
-
-    def _autocast_input(self, weights: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """``x`` in the dtype that the plain forward's output has under autocast."""
+    def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
+        """Dtype that the plain forward's output has under autocast."""
         raise NotImplementedError
 
     # Forward ----------------------------------------------------------------------------------
@@ -168,11 +202,15 @@ class FusedModule(nn.Module):
     def reason(self) -> str | None:
         """Why the fused path does not run in ``eval()`` mode, None if it does."""
         packed = self.packed()
-        if packed.reason is not None or packed.watch is None or packed.device is None:
+        if packed.watch is None or packed.device is None or packed.dtype is None:
             return packed.reason
-        backend = resolve(packed.device, self._backend)
-        if backend not in self.kernel_backends:
-            return f"backend {backend!r} runs it plain"
+        try:
+            backend = resolve(packed.device, self._backend)
+            if packed.reason is None and backend not in self.kernel_backends:
+                return f"backend {backend!r} runs it plain"
+            packed.weights(self, backend, packed.dtype)
+        except Unsupported as error:
+            return str(error)
         return why_plain(self) if packed.watch.runs_plain() else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,23 +226,31 @@ class FusedModule(nn.Module):
             )
         if packed.reason is not None or packed.watch is None or packed.watch.runs_plain():
             return self._plain(x)
-        self._check(packed, x)
+        dtype = self._check(packed, x)
+        try:
+            weights = packed.weights(self, backend, dtype)
+        except Unsupported:
+            return self._plain(x)
         if torch.is_grad_enabled() and (x.requires_grad or packed.watch.requires_grad()):
-            out: Tensor = _Recompute.apply(self, packed, backend, x, *packed.watch.parameters)
+            run = _Run(self, packed, weights, dtype, backend)
+            out: Tensor = _Recompute.apply(run, x, *packed.watch.parameters)
             return out
-        return self._run_in_autocast(packed, x, backend)
+        return self._run(weights, x.to(dtype), backend)
 
-    def _check(self, packed: Packed, x: Tensor) -> None:
+    def _check(self, packed: Packed, x: Tensor) -> torch.dtype:
+        """Raise unless x fits; the dtype that the kernels are to run in."""
         check_feature_map(x)
-        if x.dtype != packed.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"x: expected {packed.dtype}, as the parameters, got {x.dtype}")
-        self._check_input(packed.weights, x)
-
-    def _run_in_autocast(self, packed: Packed, x: Tensor, backend: str) -> Tensor:
         device = x.device.type
-        if torch.is_autocast_enabled(device):
-            x = self._autocast_input(packed.weights, x, torch.get_autocast_dtype(device))
-        return self._run(packed.weights, x, backend)
+        autocast = torch.is_autocast_enabled(device)
+        if x.dtype != packed.dtype and not autocast:
+            raise TypeError(f"x: expected {packed.dtype}, as the parameters, got {x.dtype}")
+        if x.shape[1] != packed.in_channels:
+            raise ValueError(
+                f"x: expected {packed.in_channels} channels, got shape {tuple(x.shape)}"
+            )
+        return (
+            self._autocast_dtype(x.dtype, torch.get_autocast_dtype(device)) if autocast else x.dtype
+        )
 
     # State ------------------------------------------------------------------------------------
 
@@ -241,16 +287,25 @@ class FusedModule(nn.Module):
                 module._shares_parameters = False
 
 
+@dataclass(frozen=True)
+class _Run:
+    """One fused forward but for its input."""
+
+    module: FusedModule
+    packed: Packed
+    weights: Any
+    dtype: torch.dtype
+    backend: str
+
+
 class _Recompute(torch.autograd.Function):
     """The fused forward; the backward runs the plain forward again and differentiates that."""
 
-    OTHERS = 3  # arguments before x, without gradients
+    OTHERS = 1  # arguments before x, without gradients
 
     @staticmethod
-    def forward(
-        ctx: Any, module: FusedModule, packed: Packed, backend: str, x: Tensor, *parameters: Tensor
-    ) -> Tensor:
-        ctx.twin = packed.eval_twin(module)
+    def forward(ctx: Any, run: _Run, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.twin = run.packed.eval_twin(run.module)
         device = x.device.type
         ctx.autocast = {
             "device_type": device,
@@ -258,7 +313,7 @@ class _Recompute(torch.autograd.Function):
             "dtype": torch.get_autocast_dtype(device),
         }
         ctx.save_for_backward(x, *parameters)
-        return module._run_in_autocast(packed, x, backend)
+        return run.module._run(run.weights, x.to(run.dtype), run.backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

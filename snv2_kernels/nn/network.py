@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from snv2_kernels import models
 from snv2_kernels.nn.fused import FusedModule, Unsupported
-from snv2_kernels.ops import run_plan
-from snv2_kernels.packing import Plan, PlanBuilder
+from snv2_kernels.ops import OPERATORS, run_plan
+from snv2_kernels.packing import Builder, GpuPlan, GpuPlanBuilder, Plan, PlanBuilder
+from snv2_kernels.packing.common import ConvBn
 
 __all__ = ["InvertedResidual", "PlannedModule", "ShuffleNetV2", "Stage"]
-
-ConvBn = tuple[nn.Conv2d, nn.BatchNorm2d]
 
 
 def _conv_bn(
@@ -67,37 +66,65 @@ def _check_relu(name: str, module: nn.Module) -> None:
 class PlannedModule(FusedModule):
     """A drop-in module that runs as a plan: one op call, whatever its size."""
 
-    kernel_backends = ("cpu",)
+    kernel_backends = tuple(OPERATORS)
 
-    def _add_to(self, builder: PlanBuilder) -> None:
-        """Append this module's steps, or raise :class:`Unsupported`."""
-        raise NotImplementedError
-
-    def _in_channels(self) -> int:
+    def _add_to(self, builder: Builder) -> None:
+        """Tell the units of this module, or raise :class:`Unsupported`."""
         raise NotImplementedError
 
     def _splits_input(self) -> bool:
         """Whether part of the input goes through untouched, so that its dtype does too."""
         return False
 
-    def _pack(self) -> Plan:
-        builder = PlanBuilder()
-        if not isinstance(self, ShuffleNetV2):
-            builder.add_import(self._in_channels())
+    def _tap_names(self) -> tuple[str, ...]:
+        """Maps on the way that a plan can give as results too."""
+        return ()
+
+    def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
+        """Tell the whole module, or raise :class:`Unsupported`."""
+        assert not taps
+        builder.add_import(self._in_channels())
         self._add_to(builder)
-        return builder.build()
 
-    def _run(self, weights: Plan, x: Tensor, backend: str) -> Tensor:
-        return run_plan(x, weights)
+    def _check_supported(self) -> None:
+        self._tell(Builder())
 
-    def _check_input(self, weights: Plan, x: Tensor) -> None:
-        if x.shape[1] != weights.in_channels:
-            raise ValueError(
-                f"x: expected {weights.in_channels} channels, got shape {tuple(x.shape)}"
-            )
+    def _weights_kind(self, backend: str, dtype: torch.dtype) -> Any:
+        return "cpu" if backend == "cpu" else dtype
 
-    def _autocast_input(self, weights: Plan, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.to(torch.promote_types(x.dtype, dtype) if self._splits_input() else dtype)
+    def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> Plan | GpuPlan:
+        if backend == "cpu":
+            builder = PlanBuilder()
+            self._tell(builder)
+            return builder.build()
+        return self._gpu_plan(dtype, device)
+
+    def _gpu_plan(
+        self, dtype: torch.dtype, device: torch.device, taps: Collection[str] = ()
+    ) -> GpuPlan:
+        """The plan of the CUDA kernels.
+
+        Args:
+            dtype: of the maps.
+            device: of the plan's arrays.
+            taps: some of :meth:`_tap_names`. Their maps are results before the last one, in the
+                order of the network.
+
+        Raises:
+            Unsupported: if this module or these numbers cannot be packed.
+        """
+        builder = GpuPlanBuilder()
+        self._tell(builder, taps)
+        try:
+            return builder.build(dtype, device)
+        except OverflowError as error:
+            raise Unsupported(str(error)) from None
+
+    def _run(self, weights: Plan | GpuPlan, x: Tensor, backend: str) -> Tensor:
+        return run_plan(x, weights, backend)
+
+    def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
+        return torch.promote_types(x, autocast) if self._splits_input() else autocast
 
 
 class InvertedResidual(PlannedModule, models.InvertedResidual):
@@ -119,7 +146,7 @@ class InvertedResidual(PlannedModule, models.InvertedResidual):
     def _splits_input(self) -> bool:
         return self.stride == 1
 
-    def _add_to(self, builder: PlanBuilder) -> None:
+    def _add_to(self, builder: Builder) -> None:
         if self.stride not in (1, 2):
             raise Unsupported(f"stride {self.stride}")
         pw1, bn1, act1, dw, bn2, pw2, bn3, act2 = _sequence("branch2", self.branch2, 8)
@@ -189,7 +216,7 @@ class Stage(PlannedModule, nn.Sequential):
     def _splits_input(self) -> bool:
         return self._units()[0]._splits_input()
 
-    def _add_to(self, builder: PlanBuilder) -> None:
+    def _add_to(self, builder: Builder) -> None:
         channels = None
         for i, unit in enumerate(self._units()):
             if channels not in (None, unit._in_channels()):
@@ -229,7 +256,10 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
             raise Unsupported(f"conv1.0: {type(conv).__name__} is not a plain Conv2d")
         return conv.in_channels
 
-    def _add_to(self, builder: PlanBuilder) -> None:
+    def _tap_names(self) -> tuple[str, ...]:
+        return ("stage2", "stage3", "stage4")
+
+    def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
         conv, bn, act = _sequence("conv1", self.conv1, 3)
         stem = _conv_bn("conv1", conv, bn, 3, 2)
         _check_relu("conv1.2", act)
@@ -247,7 +277,7 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
 
         builder.add_stem(*stem)
         channels = stem[0].out_channels
-        for name in ("stage2", "stage3", "stage4"):
+        for name in self._tap_names():
             stage: nn.Module = getattr(self, name)
             if not isinstance(stage, Stage):
                 raise Unsupported(f"{name}: not all its modules are units")
@@ -258,6 +288,8 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
             except Unsupported as error:
                 raise Unsupported(f"{name}: {error}") from None
             channels = builder.channels
+            if name in taps:
+                builder.add_result()
         if features[0].in_channels != channels:
             raise Unsupported(f"conv5: takes {features[0].in_channels} channels, not {channels}")
         builder.add_head(*features, self.fc)

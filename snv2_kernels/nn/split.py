@@ -10,6 +10,7 @@ from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.network import _conv_bn
 from snv2_kernels.ops import OPERATORS
 from snv2_kernels.packing import fold_bn
+from snv2_kernels.packing.common import ConvBn
 
 __all__ = ["SplitDepthwiseShuffle"]
 
@@ -46,8 +47,17 @@ class SplitDepthwiseShuffle(FusedModule):
         main = self.bn(self.dw(main)).relu()
         return channel_shuffle(torch.cat([passthrough, main], 1), 2)
 
-    def _pack(self) -> _Weights:
-        conv, bn = _conv_bn("dw", self.dw, self.bn, 3, depthwise=True)
+    def _parts(self) -> ConvBn:
+        return _conv_bn("dw", self.dw, self.bn, 3, depthwise=True)
+
+    def _in_channels(self) -> int:
+        return 2 * self._parts()[0].in_channels
+
+    def _check_supported(self) -> None:
+        self._parts()
+
+    def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> _Weights:
+        conv, bn = self._parts()
         scale, shift = fold_bn(bn)
         if conv.bias is not None:
             shift = (shift.double() + conv.bias.detach().double() * scale.double()).float()
@@ -57,10 +67,5 @@ class SplitDepthwiseShuffle(FusedModule):
         out: Tensor = OPERATORS[backend].split_dw_cat_shuffle(x, *weights)
         return out
 
-    def _check_input(self, weights: _Weights, x: Tensor) -> None:
-        channels = 2 * weights[0].shape[0]
-        if x.shape[1] != channels:
-            raise ValueError(f"x: expected {channels} channels, got shape {tuple(x.shape)}")
-
-    def _autocast_input(self, weights: _Weights, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.to(torch.promote_types(x.dtype, dtype))
+    def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
+        return torch.promote_types(x, autocast)

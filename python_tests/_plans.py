@@ -1,0 +1,234 @@
+"""Units with any index lists, and plans for GPUs followed word by word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from snv2_kernels import _native
+from snv2_kernels.packing import Builder, GpuPlan
+from snv2_kernels.packing.gpu import GpuStep
+
+# Units ----------------------------------------------------------------------------------------
+
+
+def conv_bn(inp: int, oup: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inp, oup, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(oup))
+
+
+class GeneralUnit(nn.Module):
+    """A unit with any main half, passthrough, widths and order of the output."""
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int,
+        mid: int,
+        width: int,
+        main: list[int],
+        passthrough: list[int],
+        projection: int,
+        order: list[int],
+    ) -> None:
+        super().__init__()
+        self.stride, self.order = stride, order
+        self.main, self.passthrough = main, passthrough
+        self.pw1 = conv_bn(len(main), mid)
+        self.dw = conv_bn(mid, mid, 3, stride, mid)
+        self.pw2 = conv_bn(mid, width)
+        self.projection = nn.ModuleList()
+        if projection:
+            self.projection.append(conv_bn(channels, channels, 3, stride, channels))
+            self.projection.append(conv_bn(channels, projection))
+
+    def forward(self, x: Tensor) -> Tensor:
+        main = self.pw2(self.dw(self.pw1(x[:, self.main]).relu())).relu()
+        if self.projection:
+            first = self.projection[1](self.projection[0](x)).relu()
+        else:
+            first = x[:, self.passthrough]
+        return torch.cat([first, main], 1)[:, self.order]
+
+    def add_to(self, builder: Builder) -> None:
+        projection: Any = tuple(tuple(pair) for pair in self.projection) or None
+        builder.add_unit(
+            self.stride,
+            tuple(self.pw1),
+            tuple(self.dw),
+            tuple(self.pw2),
+            self.main,
+            self.passthrough,
+            self.order,
+            projection,
+        )
+
+
+def tell(builder: Builder, channels: int, units: nn.Sequential) -> None:
+    builder.add_import(channels)
+    for unit in units:
+        unit.add_to(builder)
+
+
+@st.composite
+def general_units(draw_: Any, projection_at_stride_1: bool = True) -> tuple[int, nn.Sequential]:
+    """Channels of the input and up to four units. The lists of a unit may leave channels out and
+    name them in any order."""
+    channels = first = draw_(st.integers(1, 40))
+    units = nn.Sequential()
+    for _ in range(draw_(st.integers(1, 4))):
+        shuffled = draw_(st.permutations(range(channels)))
+        cut = draw_(st.integers(1, channels))
+        main, rest = shuffled[:cut], shuffled[cut:]
+        stride = draw_(st.sampled_from([1, 1, 2]))
+        projects = stride == 2 or (projection_at_stride_1 and draw_(st.booleans()))
+        projection = draw_(st.integers(1, 20)) if projects else 0
+        passthrough = [] if projection else rest[: draw_(st.integers(0, len(rest)))]
+        width, mid = draw_(st.integers(1, 40)), draw_(st.integers(1, 40))
+        joined = width + (projection or len(passthrough))
+        order = list(draw_(st.permutations(range(joined))))
+        units.append(
+            GeneralUnit(channels, stride, mid, width, main, passthrough, projection, order)
+        )
+        channels = joined
+    return first, units
+
+
+def authors_units() -> tuple[int, nn.Sequential]:
+    """The original authors' convention: passthrough = even, main = odd channels, plain concat; at
+    stride 2 the widths of the two branches differ."""
+    halves = list(range(1, 58, 2)), list(range(0, 58, 2))
+    return 24, nn.Sequential(
+        GeneralUnit(24, 2, 29, 34, list(range(24)), [], 24, list(range(58))),
+        *(GeneralUnit(58, 1, 29, 29, *halves, 0, list(range(58))) for _ in range(3)),
+        GeneralUnit(58, 2, 58, 58, list(range(58)), [], 58, list(range(116))),
+    )
+
+
+# Plans for GPUs -------------------------------------------------------------------------------
+
+HEADER_FIELDS = [
+    "magic", "step_count", "in_channels", "out_channels", "halvings", "classify", "result_count",
+    "weight_count", "parameter_count", "dtype",
+]  # fmt: skip
+STEP_FIELDS = list(GpuStep.__dataclass_fields__)
+assert len(HEADER_FIELDS) == _native.GPU_HEADER_WORDS
+COPY, STEM, UNIT, HEAD = range(4)
+
+
+def unpack_tiles(packed: Tensor, rows: int, depth: int) -> Tensor:
+    """The matrix [rows, depth] of which ``packed`` begins with the tiles: as gpu_plan.h says."""
+    columns = 4 if packed.dtype == torch.float32 else 16
+    down, across = -(-rows // 16), -(-depth // columns)
+    tiles = packed[: down * across * 16 * columns].view(down, across, 16 * columns)
+    place = torch.empty(16, columns, dtype=torch.int64)
+    if columns == 4:
+        for g in range(8):
+            for k in range(4):
+                for high in range(2):
+                    place[g + 8 * high, k] = 8 * g + 2 * k + high
+    else:
+        for lane in range(32):
+            g, t = lane // 4, lane % 4
+            owned = [(g, 2 * t), (g, 2 * t + 1), (g + 8, 2 * t), (g + 8, 2 * t + 1)]
+            owned += [(row, column + 8) for row, column in owned]
+            for i, (row, column) in enumerate(owned):
+                place[row, column] = 8 * lane + i
+    whole = tiles[:, :, place].transpose(1, 2).reshape(16 * down, columns * across)
+    outside = whole.clone()
+    outside[:rows, :depth] = 0
+    assert not outside.any(), "padding that is not zero"
+    return whole[:rows, :depth].double()
+
+
+@dataclass
+class _Reader:
+    """The arrays of a plan and the words of one step."""
+
+    plan: GpuPlan
+    step: dict[str, int]
+
+    def table(self, name: str, count: int) -> list[int]:
+        return self.plan.tables[self.step[name] :][:count].tolist()
+
+    def matrix(self, name: str, rows: int, depth: int) -> Tensor:
+        return unpack_tiles(self.plan.weights[self.step[name] :], rows, depth)
+
+    def bias(self, name: str, rows: int) -> Tensor:
+        padded = self.plan.parameters[self.step[name] :][: -(-rows // 16) * 16]
+        assert not padded[rows:].any()
+        return padded[:rows].double()
+
+    def product(self, x: Tensor, name: str, rows: int) -> Tensor:
+        """relu of a matrix times planes [depth, N, H, W]."""
+        weight = self.matrix(f"{name}_weights", rows, len(x))
+        bias = self.bias(f"{name}_bias", rows)
+        y: Tensor = (torch.einsum("ok,knhw->onhw", weight, x) + bias[:, None, None, None]).relu()
+        return y
+
+    def depthwise(self, x: Tensor, name: str) -> Tensor:
+        packed = self.plan.parameters[self.step[name] :][: 10 * len(x)].view(-1, 10).double()
+        weight, shift = packed[:, :9].reshape(-1, 1, 3, 3), packed[:, 9]
+        stride = self.step["stride"]
+        y = F.conv2d(x.transpose(0, 1), weight, shift, stride, 1, groups=len(x))
+        return y.transpose(0, 1)
+
+
+def steps_of(words: Tensor) -> tuple[dict[str, int], list[dict[str, int]], Tensor]:
+    """Header, steps and tables of a plan's words."""
+    header = dict(zip(HEADER_FIELDS, words.tolist(), strict=False))
+    size, start = _native.GPU_STEP_WORDS, _native.GPU_HEADER_WORDS
+    stop = start + size * header["step_count"]
+    steps = [
+        dict(zip(STEP_FIELDS, row, strict=True))
+        for row in words[start:stop].view(-1, size).tolist()
+    ]
+    return header, steps, words[stop:]
+
+
+def interpret(plan: GpuPlan, x: Tensor) -> list[Tensor]:
+    """All results of a plan for ``x``, in float64."""
+    header, steps, tables = steps_of(plan.words)
+    assert torch.equal(tables, plan.tables.long())
+    assert header["weight_count"] == plan.weights.numel()
+    assert header["parameter_count"] == plan.parameters.numel()
+    buffers: dict[int, Tensor] = {-1: x.double().transpose(0, 1)}
+    results: list[Tensor] = [torch.empty(0)] * header["result_count"]
+    for step in steps:
+        read = _Reader(plan, step)
+        source = buffers[step["in_buffer"]]
+        kind, width, mid = step["kind"], step["out_channels"], step["mid_channels"]
+        x = source[read.table("in_table", step["in_channels"])]
+        if kind == COPY:
+            y = x
+        elif kind == STEM:
+            taps = F.unfold(x.transpose(0, 1), 3, padding=1, stride=2)  # [N, C * 9, pixels]
+            extent = [(e + 1) // 2 for e in x.shape[2:]]
+            taps = taps.transpose(0, 1).unflatten(2, extent)
+            y = F.max_pool2d(read.product(taps, "pw1", width), 3, 2, 1)
+        elif kind == UNIT:
+            main = read.depthwise(read.product(x, "pw1", mid), "dw")
+            y = read.product(main, "pw2", width)
+            if step["proj_channels"]:
+                first = read.depthwise(x, "proj_dw")
+                y = torch.cat([read.product(first, "proj", step["proj_channels"]), y])
+        else:
+            features = read.product(x, "pw1", mid).mean([2, 3])  # [features, N]
+            weight, bias = read.matrix("pw2_weights", width, mid), read.bias("pw2_bias", width)
+            results[step["result"]] = features.T @ weight.T + bias
+            continue
+        if step["result"] >= 0:
+            rows = read.table("result_table", step["result_channels"])
+            planes = [y[row] if row >= 0 else source[-1 - row] for row in rows]
+            results[step["result"]] = torch.stack(planes, 1)
+        out = step["out_buffer"]
+        if out >= 0:
+            if out != step["in_buffer"]:
+                buffers[out] = y.new_full((step["out_planes"], *y.shape[1:]), torch.nan)
+            buffers[out][read.table("out_table", len(y))] = y
+    return results

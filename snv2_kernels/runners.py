@@ -1,0 +1,195 @@
+"""How an engine runs its plan on each backend: the memory, and one call.
+
+A runner has ``input``, a buffer for what the engine is given, and ``results``, which a call fills:
+feature maps that were asked for, and the output last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from snv2_kernels import _native
+from snv2_kernels.ops import OPERATORS
+
+if TYPE_CHECKING:
+    from snv2_kernels.packing import GpuPlan, Plan
+
+__all__ = ["CpuRunner", "GpuRunner", "Launch", "Pixels"]
+
+_WORKSPACE_ALIGN = 256
+
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of a call, as ``LaunchInfo`` in ``csrc/include/snv2/cuda.h``. Bytes of maps and
+    weights are what all CTAs ask for, in caches or not."""
+
+    kernel: str
+    step: int  # of the plan
+    ctas: int
+    threads: int
+    shared_bytes: int  # of a CTA
+    columns: int  # of a tile
+    resident: bool  # weights are read once by each CTA
+    launches: int
+    read_bytes: int  # of maps
+    written_bytes: int
+    weight_bytes: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Bytes [N, H, W, C] as the network's input: ``byte * scale[c] + shift[c]``."""
+
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+
+def _input_buffer(shape: Shape, dtype: torch.dtype, device: Any, pixels: Pixels | None) -> Tensor:
+    if pixels is None:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    n, c, h, w = shape
+    return torch.zeros((n, h, w, c), dtype=torch.uint8, device=device)
+
+
+class _Conversion:
+    """Pixels on the CPU, by torch, into memory of its own."""
+
+    def __init__(self, pixels: Pixels, shape: Shape, dtype: torch.dtype) -> None:
+        self._scale, self._shift = (
+            torch.tensor(v, device="cpu")[:, None, None] for v in (pixels.scale, pixels.shift)
+        )
+        self._exact = torch.zeros(shape, dtype=torch.float32, device="cpu")
+        self._rounded = self._exact.to(dtype)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """[N, C, H, W] from [N, H, W, C]."""
+        self._exact.copy_(image.permute(0, 3, 1, 2)).mul_(self._scale).add_(self._shift)
+        # Of the same dtype they are one tensor.
+        return self._rounded.copy_(self._exact)
+
+
+class CpuRunner:
+    """One op call on the caller's tensor."""
+
+    def __init__(self, plan: Plan, shape: Shape, dtype: torch.dtype, pixels: Pixels | None) -> None:
+        n, _, h, w = shape
+        self.plan, self._shape = plan, shape
+        with torch.inference_mode(False):  # buffers that may be written in and out of it
+            self.input = _input_buffer(shape, dtype, "cpu", pixels)
+            self._convert = _Conversion(pixels, shape, dtype) if pixels else None
+            self.results = [torch.empty(plan.output_shape(n, h, w), dtype=dtype, device="cpu")]
+        self._allocate_workspace()
+
+    def _allocate_workspace(self) -> None:
+        self.threads = torch.get_num_threads()
+        n, _, h, w = self._shape
+        size = _native.workspace_bytes(
+            self.plan.words.numpy(), self.plan.weights.numel(), n, h, w, self.threads
+        )
+        with torch.inference_mode(False):
+            self.workspace = torch.empty(size // 4, dtype=torch.float32, device="cpu")
+
+    def __call__(self, x: Tensor) -> None:
+        if torch.get_num_threads() != self.threads:
+            self._allocate_workspace()
+        if self._convert is not None:
+            x = self._convert(x)
+        elif not x.is_contiguous():
+            x = self.input.copy_(x)
+        torch.ops.snv2.network_out(
+            x, self.plan.weights, self.plan.words, self.workspace, self.results[0]
+        )
+
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        return (self.plan.weights,)
+
+    def launches(self) -> tuple[Launch, ...]:
+        return ()
+
+
+class GpuRunner:
+    """On a GPU one graph, replayed on the current stream: it reads ``input``, where anything else
+    is copied first. On the emulator one op call."""
+
+    def __init__(
+        self,
+        plan: GpuPlan,
+        shape: Shape,
+        device: torch.device,
+        backend: str,
+        pixels: Pixels | None,
+    ) -> None:
+        n, _, h, w = shape
+        self.plan, self._shape, self._operators = plan, shape, OPERATORS[backend]
+        self._scale = list(pixels.scale) if pixels else []
+        self._shift = list(pixels.shift) if pixels else []
+        self._device = _device_fields(device)
+        size = _native.gpu_workspace_bytes(plan.words.numpy(), n, h, w, self._device)
+        with torch.inference_mode(False):
+            self.input = _input_buffer(shape, plan.dtype, device, pixels)
+            self.results = [
+                torch.empty(result, dtype=plan.dtype, device=device)
+                for result in plan.result_shapes(n, h, w)
+            ]
+            self.workspace = _aligned(size, device)
+        self.graph = self._capture() if device.type == "cuda" and n > 0 else None
+
+    def _launch(self, x: Tensor) -> None:
+        self._operators.gpu_network_out(
+            x, *self.plan.arrays, self.workspace, self.results, self._scale, self._shift
+        )
+
+    @torch.no_grad()
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.input.device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._launch(self.input)  # kernels are loaded now, which a capture does not allow
+            torch.cuda.current_stream().wait_stream(side)
+            # Other threads may go on using the GPU.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                self._launch(self.input)
+        return graph
+
+    def __call__(self, x: Tensor) -> None:
+        if self.graph is None:
+            self._launch(x if x.is_contiguous() else self.input.copy_(x))
+            return
+        if x.data_ptr() != self.input.data_ptr() or x.stride() != self.input.stride():
+            self.input.copy_(x)
+        self.graph.replay()
+
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        return self.plan.arrays[:3]
+
+    def launches(self) -> tuple[Launch, ...]:
+        n, _, h, w = self._shape
+        described = _native.describe_network(self.plan.words.numpy(), n, h, w, self._device)
+        return tuple(Launch(**launch) for launch in described)
+
+
+def _device_fields(device: torch.device) -> dict[str, int]:
+    """What the kernels are cut to: ``snv2::Device``."""
+    fields = _native.emulated_device()
+    if device.type != "cuda":
+        return fields
+    with torch.cuda.device(device):
+        return dict(zip(fields, torch.ops.snv2.gpu_device(), strict=True))
+
+
+def _aligned(size: int, device: torch.device) -> Tensor:
+    memory = torch.empty(size + _WORKSPACE_ALIGN - 1, dtype=torch.uint8, device=device)
+    start = -memory.data_ptr() % _WORKSPACE_ALIGN
+    return memory[start : start + size]
