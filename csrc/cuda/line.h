@@ -1,0 +1,76 @@
+// Runs of elements that one warp moves between global and shared memory.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/mma.h"
+
+namespace snv2::SNV2_GPU {
+
+// Elements that one copy can move from rows that start at `data` or a multiple of `row` elements
+// after it: 16 bytes', 4 bytes', or one.
+template <class T>
+int copy_width(const T* data, int64_t row) {
+  const int64_t size = sizeof(T);
+  const auto aligned = [&](int64_t bytes) {
+    return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0 &&
+           row * size % bytes == 0;
+  };
+  return static_cast<int>(aligned(16) ? 16 / size : aligned(4) ? 4 / size : 1);
+}
+
+// Starts the copy of elements [begin, end) of a line to the same places of `to`, and fills the rest
+// of `length` with zeros. `begin`, `end` and `length` are multiples of N.
+template <int N, class T>
+SNV2_DEVICE void load_line(Shared<T> to, Global<const T> from, int begin, int end, int length) {
+  for (int i = lane_of_warp() * N; i < length; i += kWarp * N) {
+    const bool inside = i >= begin && i < end;
+    if constexpr (N * sizeof(T) >= 4) {
+      if (inside) {
+        cp_async<N>(to + i, from + i);
+      } else {
+        Vector<T, N> zeros;
+        for (int k = 0; k < N; ++k) zeros.values[k] = rounded<T>(0.0f);
+        store_vector<N>(to + i, zeros);
+      }
+    } else {
+      store(to + i, inside ? load(from + i) : rounded<T>(0.0f));
+    }
+  }
+}
+
+// The same with copies of copy_width() elements.
+template <class T>
+SNV2_DEVICE void load_line(Shared<T> to, Global<const T> from, int begin, int end, int length,
+                           int copy) {
+  constexpr int kWide = 16 / static_cast<int>(sizeof(T)), kWord = 4 / static_cast<int>(sizeof(T));
+  if (copy == kWide) {
+    load_line<kWide>(to, from, begin, end, length);
+  } else if (copy == kWord) {
+    load_line<kWord>(to, from, begin, end, length);
+  } else {
+    load_line<1>(to, from, begin, end, length);
+  }
+}
+
+// Stores `count` elements that lie at `from`, which is at the same place modulo 16 bytes as `to`.
+// Steps begin on 128 bytes, so that each sector is written once.
+template <class T>
+SNV2_DEVICE void store_line(Global<T> to, Shared<T> from, int count) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const int lane = lane_of_warp();
+  const int before = ((16 - misalignment(to, 16)) & 15) / static_cast<int>(sizeof(T));
+  const int head = before < count ? before : count;
+  const int vectors = (count - head) / kVector;
+  const int tail = head + vectors * kVector;
+  if (lane < head) store(to + lane, load(from + lane));
+  const int lead = misalignment(to + head, 128) / 16;
+  for (int v = lane - lead; v < vectors; v += kWarp) {
+    if (v < 0) continue;
+    const int at = head + v * kVector;
+    store_vector<kVector>(to + at, load_vector<kVector>(from + at));
+  }
+  if (tail + lane < count) store(to + (tail + lane), load(from + (tail + lane)));
+}
+
+}  // namespace snv2::SNV2_GPU

@@ -1,0 +1,219 @@
+// The stem in one launch: conv 3x3 stride 2, activation, maxpool 3x3 stride 2.
+//
+// A CTA makes a tile of `rows` x `columns` pooled pixels of one image. Its input, 4 rows + 3 lines
+// of 4 columns + 16 pixels with zeros where the image ends, lies in shared memory in the order in
+// which the caller has it: planes, or pixels of three channels. At 224 x 224 a tile is 8 x 56: 35
+// lines for 32, less at the top, so that an image is read 1.08 times. In 16 bits that takes 50 KB
+// for the lines and 22 KB for the result: two CTAs of an SM, which is what registers allow.
+//
+// A warp takes 7 pooled columns and marches down the tile, two rows of the convolution at a time:
+//   products      [channels] x [2 rows][16 columns], in registers (stem_rows.h)
+//   maximum       with the rows of the step before: down, then across by shuffles
+//   result        of all channels, in shared memory, to be stored as runs of planes.
+// The convolution's own result never leaves registers: 602 KB of an image in 16 bits, beside 301 KB
+// that are read and 150 KB written. The row that two tiles share is computed by both.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/line.h"
+#include "cuda/stem_rows.h"
+
+namespace snv2::SNV2_GPU {
+
+// Load ------------------------------------------------------------------------------------------
+
+// Four elements of a line of pixels from bytes, from element i on.
+template <class T>
+SNV2_DEVICE Vector<T, 4> from_bytes(const StemParams<T>& params, const Vector<uint8_t, 4>& raw,
+                                    int i, int begin, int end) {
+  const auto pick = [&](const float (&of)[4], int c) {
+    return c == 0 ? of[0] : c == 1 ? of[1] : of[2];
+  };
+  Vector<T, 4> values;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int c = (i + k) % 3;
+    const float value =
+        static_cast<float>(raw.values[k]) * pick(params.scale, c) + pick(params.shift, c);
+    values.values[k] = rounded<T>(i + k >= begin && i + k < end ? value : 0.0f);
+  }
+  return values;
+}
+
+// A line of pixels of three bytes: loads first, so that they are under way together.
+template <class T>
+SNV2_DEVICE void load_bytes(const StemParams<T>& params, Shared<T> to, Global<const uint8_t> from,
+                            int begin, int end, int length) {
+  constexpr int kTogether = 3;
+  for (int first = lane_of_warp() * 4; first < length; first += kTogether * kWarp * 4) {
+    Vector<uint8_t, 4> raw[kTogether];
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      const int i = first + n * kWarp * 4;
+      raw[n] = {};
+      if (params.copy > 1) {
+        if (i >= begin && i < end) raw[n] = load_vector<4>(from + i);
+      } else {
+        for (int k = 0; k < 4; ++k) {
+          if (i + k >= begin && i + k < end) raw[n].values[k] = load(from + (i + k));
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTogether; ++n) {
+      const int i = first + n * kWarp * 4;
+      if (i < length) store_vector<4>(to + i, from_bytes(params, raw[n], i, begin, end));
+    }
+  }
+}
+
+// A line of one plane from an image in any order.
+template <class T>
+SNV2_DEVICE void load_any(const StemParams<T>& params, Shared<T> to, int64_t image, int c, int y,
+                          int x, int begin, int end, int length) {
+  const bool apart = params.channels_last || params.bytes;
+  const int64_t plane = int64_t{params.height} * params.width;
+  const int64_t channel = apart ? 1 : plane, pixel = apart ? params.channels : 1;
+  const int64_t line =
+      image * params.channels * plane + c * channel + (int64_t{y} * params.width + x) * pixel;
+  for (int i = lane_of_warp(); i < length; i += kWarp) {
+    T value = rounded<T>(0.0f);
+    if (i >= begin && i < end) {
+      if (params.bytes) {
+        const Global<const uint8_t> in{static_cast<const uint8_t*>(params.in)};
+        value = rounded<T>(static_cast<float>(load(in + (line + i * pixel))) * params.scale[c] +
+                           params.shift[c]);
+      } else {
+        value = load(Global<const T>{static_cast<const T*>(params.in)} + (line + i * pixel));
+      }
+    }
+    store(to + i, value);
+  }
+}
+
+// The lines of a tile.
+template <class T, Taps kTaps>
+SNV2_DEVICE void load_lines(const StemParams<T>& params, const StemTile& tile, Shared<T> lines) {
+  constexpr int kSize = kPixel<kTaps>;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  const int planes = kTaps == Taps::kPixels3 ? 1 : params.channels;
+  const int count = static_cast<int>(stem_lines(tile.rows));
+  const int length = (4 * params.columns + stem_halo(params.bytes)) * kSize;
+  const int left = tile.x < 0 ? -tile.x * kSize : 0;
+  const int right = (params.width - tile.x) * kSize;
+  for (int l = warp_of_cta(); l < planes * count; l += warps) {
+    const int c = l / count, i = l - c * count;
+    const int y = tile.y + i;
+    const bool inside = y >= 0 && y < params.height;
+    const int begin = inside ? left : 0, end = !inside ? 0 : right < length ? right : length;
+    const Shared<T> to = lines + (c * params.plane_pitch + i * params.line_pitch);
+    if constexpr (kTaps == Taps::kAny) {
+      load_any(params, to, tile.image, c, y, tile.x, begin, end, length);
+    } else {
+      const int64_t row = (tile.image * planes + c) * params.height + y;
+      const int64_t at = (row * params.width + tile.x) * kSize;
+      if (kTaps == Taps::kPixels3 && params.bytes) {
+        const Global<const uint8_t> in{static_cast<const uint8_t*>(params.in)};
+        load_bytes(params, to, in + at, begin, end, length);
+      } else {
+        const Global<const T> in{static_cast<const T*>(params.in)};
+        load_line(to, in + at, begin, end, length, params.copy);
+      }
+    }
+  }
+}
+
+// The march -------------------------------------------------------------------------------------
+
+// Where the result of a tile's row lies: at the same place modulo 16 bytes as in its plane.
+template <class T>
+SNV2_DEVICE int64_t first_pixel(const StemParams<T>& params, const StemTile& tile, int row) {
+  return (tile.image * params.out_height + tile.row + row) * params.out_width + tile.column;
+}
+template <class T>
+SNV2_DEVICE int stage_place(const StemParams<T>& params, const StemTile& tile, int row) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const bool whole = params.stage_row == 0;
+  const int64_t first = first_pixel(params, tile, whole ? 0 : row);
+  return static_cast<int>(first % kVector) + row * (whole ? params.out_width : params.stage_row);
+}
+
+template <class T, class Act, Taps kTaps>
+SNV2_DEVICE void march(const StemParams<T>& params, const StemTile& tile, Shared<T> lines,
+                       Shared<T> stage, Convolution<T, kTaps>& convolution, int channels,
+                       int first) {
+  const int end = tile.column + tile.columns;
+  convolution.place(params, tile, first);
+  typename Convolution<T, kTaps>::Values most, upper, lower;
+#pragma unroll 1
+  for (int p = 0; p <= tile.rows; ++p) {
+    // Rows 2p - 1 and 2p of the convolution: the first ends a pooled row, and both begin the next.
+    const int at = 4 * p * params.line_pitch;
+    const bool both = p < tile.rows;
+    convolution.rows(params, {lines + at, lines + (both ? at + 2 * params.line_pitch : at)}, both,
+                     upper, lower);
+    const int row = 2 * (tile.row + p) - 1;
+    if (row < 0 || row >= params.conv_height) upper.set_least();
+    if (p > 0) {
+      const int to = stage_place(params, tile, p - 1) - tile.column;
+      convolution.template pool<Act>(
+          larger(most, upper), first, params.out_width - 1, params.conv_width % 2 != 0,
+          [&](int channel, int column, T value) {
+            if (channel >= channels || column >= end) return;
+            store(stage + (to + channel * params.stage_pitch + column), value);
+          });
+    }
+    if (both) most = larger(upper, lower);
+  }
+}
+
+template <class T>
+SNV2_DEVICE void store_planes(const StemParams<T>& params, const StemTile& tile, Shared<T> stage,
+                              int channel0, int channels) {
+  const bool whole = params.stage_row == 0;
+  const int runs = whole ? 1 : tile.rows;
+  const int count = whole ? tile.rows * params.out_width : tile.columns;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  for (int i = warp_of_cta(); i < channels * runs; i += warps) {
+    const int channel = i / runs, row = i - channel * runs;
+    const int64_t plane = load(Global<const int32_t>{params.out_table} + (channel0 + channel));
+    store_line(Global<T>{params.out} + (plane * params.out_pitch + first_pixel(params, tile, row)),
+               stage + (channel * params.stage_pitch + stage_place(params, tile, row)), count);
+  }
+}
+
+template <class T, class Act, Taps kTaps>
+__global__ void __launch_bounds__(kStemWarps* kWarp, 2) stem_kernel(StemParams<T> params) {
+  static_assert(Act::kMonotone, "it is applied after the maximum");
+  constexpr int kChannels = Convolution<T, kTaps>::kChannels;
+  const StemTile tile(params);
+  const Shared<T> lines = shared_memory().template as<T>();
+  const Shared<T> stage = (shared_memory() + params.stage_at).template as<T>();
+  const int channel = static_cast<int>(blockIdx.y) * kChannels;
+  const int left = params.out_channels - channel;
+  const int channels = left < kChannels ? left : kChannels;
+
+  // Load.
+  Convolution<T, kTaps> convolution;
+  convolution.share_weights(params, channel);
+  grid_dependents_launch();
+  grid_dependency_wait();
+  load_lines<T, kTaps>(params, tile, lines);
+  cp_async_commit();
+  cp_async_wait<0>();
+  sync_threads();
+
+  // Compute. There are as many warps as a tile has groups of columns.
+  const int first = tile.column + warp_of_cta() * kStemColumns;
+  if (first < tile.column + tile.columns) {
+    convolution.load_weights(params);
+    march<T, Act>(params, tile, lines, stage, convolution, channels, first);
+  }
+  sync_threads();
+
+  // Store.
+  store_planes(params, tile, stage, channel, channels);
+}
+
+}  // namespace snv2::SNV2_GPU
