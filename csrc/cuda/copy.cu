@@ -94,18 +94,13 @@ void run_copy(const StepCall& call, LaunchInfo* info) {
     config.overlaps = true;
     config.stream = call.stream;
     if (info != nullptr) {
-      *info = {"copy",
-               0,
-               int64_t{config.grid_x} * config.grid_y,
-               kCopyThreads,
-               config.shared_bytes,
-               kTilePixels,
-               false,
-               1,
-               bytes,
-               bytes,
-               0,
-               0};
+      info->kernel = "copy";
+      info->ctas = int64_t{config.grid_x} * config.grid_y;
+      info->threads = kCopyThreads;
+      info->shared_bytes = config.shared_bytes;
+      info->columns = kTilePixels;
+      info->cluster = info->launches = 1;
+      info->read_bytes = info->written_bytes = bytes;
       return;
     }
     const std::array buffers{

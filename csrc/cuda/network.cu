@@ -158,7 +158,7 @@ void for_each_launch(const GpuPlan& plan, const PlanArrays& arrays, const Image&
 
 #ifdef SNV2_EMULATED
 namespace {
-Device the_device = {132, 228 * 1024, 227 * 1024, 1024, 50 * 1024 * 1024, {}};
+Device the_device = {132, 228 * 1024, 227 * 1024, 1024, 50 * 1024 * 1024, 8, {}};
 }  // namespace
 
 Device current_device() {
@@ -168,7 +168,8 @@ Device current_device() {
 }
 void set_device(const Device& device) {
   require(device.sms >= 1 && device.shared_per_cta >= 0 && device.reserved_per_cta >= 0 &&
-              device.shared_per_sm >= device.shared_per_cta && device.l2_bytes >= 0,
+              device.shared_per_sm >= device.shared_per_cta && device.l2_bytes >= 0 &&
+              device.cluster >= 1,
           "device: sizes must not be negative, and a CTA's part of an SM not more than all");
   the_device = device;
 }
@@ -187,6 +188,8 @@ Device current_device() {
   device.shared_per_cta = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device.reserved_per_cta = attribute(cudaDevAttrReservedSharedMemoryPerBlock);
   device.l2_bytes = attribute(cudaDevAttrL2CacheSize);
+  constexpr int64_t kPortableCluster = 8;
+  device.cluster = attribute(cudaDevAttrClusterLaunch) != 0 ? kPortableCluster : 1;
   device.tuning = the_tuning;
   return device;
 }
@@ -195,8 +198,8 @@ void set_device(const Device&) { throw std::logic_error("set_device: a GPU is wh
 
 void set_tuning(const Tuning& tuning) {
   require(tuning.columns >= 0 && tuning.columns <= 128 && tuning.rows_per_cta >= 0 &&
-              tuning.weights >= 0 && tuning.weights <= 2 && tuning.images >= 0,
-          "tuning: expected columns 0 to 128, rows_per_cta >= 0, weights 0 to 2, images >= 0");
+              tuning.weights >= 0 && tuning.weights <= 3 && tuning.images >= 0,
+          "tuning: expected columns 0 to 128, rows_per_cta >= 0, weights 0 to 3, images >= 0");
   the_tuning = tuning;
 }
 

@@ -12,28 +12,34 @@ namespace snv2::SNV2_GPU {
 namespace {
 
 constexpr int64_t kMaxColumns = 128;  // of a step with weights in shared memory
-constexpr int64_t kCtasPerSm = 2;     // what registers allow
 // A CTA that keeps weights alone on an SM must use each of them this often.
 constexpr int64_t kLongMarch = 8;
+// Columns from which on a cluster is not made larger for the sake of wider steps.
+constexpr int64_t kWideStep = 48;
+
+// Where a unit's weights are.
+enum class Weights : int64_t { kResident = 1, kDirect = 2, kClustered = 3 };
 
 struct Shape {
   int64_t in, mid, proj, out;
   int64_t batch, height, width, out_height, out_width;
-  bool result;  // the caller's tensor is written
+  bool caller;  // the caller's tensor is read or written
   int64_t size;
   int64_t depth;  // of a tile
   int64_t sector;
 
   int64_t rows() const { return batch * out_height; }
   int64_t branches() const { return proj > 0 ? 2 : 1; }
+  int64_t ctas_per_sm() const { return caller ? 1 : 2; }  // that registers allow
 };
 
 // How a unit is cut.
 struct Cut {
-  bool resident = false;
+  Weights weights = Weights::kDirect;
+  int64_t cluster = 1;
   bool prefetch = false;
   int64_t columns = 0, ring = 0, step_rows = 0, rows_per_cta = 0;
-  int64_t ctas = 0;  // of each branch
+  int64_t ctas = 0;  // of each branch, or clusters
   int64_t ctas_per_sm = 0;
   int64_t shared_bytes = 0;
   bool split = false;  // results of a step are more than the columns that read a weight once
@@ -43,12 +49,17 @@ constexpr int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value,
 
 // Places one branch in shared memory, and returns the bytes it takes.
 template <class T>
-int64_t place(const UnitParams<T>& params, Branch<T>& branch, bool projection, bool resident) {
-  const int64_t size = sizeof(T), in = params.in_channels, mid = branch.mid;
+int64_t place(const UnitParams<T>& params, Branch<T>& branch, bool projection, const Cut& c) {
+  const int64_t size = sizeof(T), in = params.in_channels;
+  // The largest share of a CTA.
+  const auto share = [&](int64_t rows) {
+    return std::min(rows, ceil_div(ceil_div(rows, kTileRows), c.cluster) * kTileRows);
+  };
+  const int64_t mid = share(branch.mid), out = share(branch.out);
   const int64_t dw_pitch = shared_pitch(dw_columns<T>(params.step_rows, params.out_width));
   const int64_t x = projection ? in * shared_pitch(params.ring)
                                : shared_rows<T>(in) * shared_pitch(params.columns);
-  const int64_t dw = shared_rows<T>(mid) * dw_pitch;
+  const int64_t dw = shared_rows<T>(branch.depth) * dw_pitch;
   int64_t at = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t here = at;
@@ -62,13 +73,13 @@ int64_t place(const UnitParams<T>& params, Branch<T>& branch, bool projection, b
     branch.dw_at = take(std::max(x, dw) * size);
   }
   branch.mid_at = take(projection ? 0 : mid * shared_pitch(params.ring) * size);
-  branch.result_at = take(params.result != nullptr ? branch.out * dw_pitch * size : 0);
+  branch.result_at = take(params.result != nullptr ? out * dw_pitch * size : 0);
   const int64_t weights = (projection ? 0 : packed_elements(mid, in, dtype_of<T>())) +
-                          packed_elements(branch.out, mid, dtype_of<T>());
-  branch.weights_at = take(resident ? weights * size : 0);
-  branch.parameters_at = take(((projection ? 0 : padded_rows(mid)) + padded_rows(branch.out) +
-                               mid * kDepthwiseFloats + in + branch.out) *
-                              4);
+                          packed_elements(out, branch.depth, dtype_of<T>());
+  branch.weights_at = take(c.weights != Weights::kDirect ? weights * size : 0);
+  branch.parameters_at = take(
+      ((projection ? 0 : padded_rows(mid)) + padded_rows(out) + mid * kDepthwiseFloats + in + out) *
+      4);
   return at;
 }
 
@@ -88,41 +99,52 @@ int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
   return std::min(most, rows_per_cta);
 }
 
-// Rows of each CTA for an even load of the GPU; whole images where that costs little.
-int64_t rows_for(const Shape& s, const Device& device, int64_t ctas_per_sm) {
+// Rows of each CTA (or cluster) for an even load of the GPU; whole images where that costs little.
+int64_t rows_for(const Shape& s, const Device& device, int64_t slots) {
   if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, s.rows());
-  const int64_t slots = std::max<int64_t>(device.sms * ctas_per_sm / s.branches(), 1);
-  const int64_t rows = ceil_div(s.rows(), slots);
+  const int64_t rows = ceil_div(s.rows(), std::max<int64_t>(slots, 1));
   const int64_t images = round_up(rows, s.out_height);
   return images * 8 <= rows * 9 ? images : rows;
 }
 
+// Clusters that run at once: an eighth of the SMs may be left over where a cluster of 8 has to find
+// its SMs in one part of the GPU.
+int64_t clusters_at_once(const Device& device, int64_t cluster) {
+  return (cluster > 2 ? device.sms * 7 / 8 : device.sms) / cluster;
+}
+
+// Fills in a cut of given weights, cluster and columns; ctas_per_sm stays 0 if it does not fit.
 template <class T, int kStride>
-void cut(UnitParams<T>& params, const Shape& s, const Device& device, Cut& c) {
+void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& c) {
+  const bool clustered = c.weights == Weights::kClustered;
   params.columns = static_cast<int>(c.columns);
+  params.cluster = static_cast<int>(c.cluster);
   // Less than three rows are kept, and all places are multiples of what divides a row and a sector.
   int64_t common = s.sector;
   while (s.width % common != 0) common /= 2;
   params.ring = static_cast<int>(round_up(c.columns + 3 * s.width - common, kBlock));
   c.ring = params.ring;
+  const int64_t vectors = c.columns * s.size / 16;
   const auto fits = [&](int64_t ctas) {
-    c.rows_per_cta = rows_for(s, device, ctas);
+    c.rows_per_cta = rows_for(
+        s, device,
+        clustered ? clusters_at_once(device, c.cluster) : device.sms * ctas / s.branches());
     c.step_rows = rows_of_step<kStride>(s, c.columns, c.rows_per_cta);
     const int64_t most = (kBlock * Direct<T, kStride>::kBlocks - s.sector + 1) / s.out_width;
-    c.split = !c.resident && c.step_rows > std::max<int64_t>(most, 1);
+    c.split = c.weights == Weights::kDirect && c.step_rows > std::max<int64_t>(most, 1);
     if (c.split) c.step_rows = std::max<int64_t>(most, 1);
     params.step_rows = static_cast<int>(c.step_rows);
     c.shared_bytes = 0;
     for (int64_t b = 0; b < s.branches(); ++b) {
-      c.shared_bytes =
-          std::max(c.shared_bytes, place<T>(params, params.branches[b], b == 1, c.resident));
+      c.shared_bytes = std::max(c.shared_bytes, place<T>(params, params.branches[b], b == 1, c));
     }
     return c.shared_bytes <= device.shared_per_cta &&
            ctas * (c.shared_bytes + device.reserved_per_cta) <= device.shared_per_sm &&
-           s.in * (c.columns * s.size / 16) <= kMaxDividend;
+           s.in * vectors <= kMaxDividend &&
+           (!clustered || round_up(ceil_div(s.in, c.cluster), 8) * vectors <= kHeld * kUnitThreads);
   };
   c.ctas_per_sm = 0;
-  for (int64_t ctas = kCtasPerSm; ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
+  for (int64_t ctas = clustered ? 1 : s.ctas_per_sm(); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
     for (const bool prefetch : {true, false}) {
       params.prefetch = c.prefetch = prefetch;
       if (!fits(ctas)) continue;
@@ -133,48 +155,85 @@ void cut(UnitParams<T>& params, const Shape& s, const Device& device, Cut& c) {
   c.ctas = ceil_div(s.rows(), c.rows_per_cta);
 }
 
+// Tries cuts of `c`'s weights and cluster from wide steps to narrow ones, and returns the first
+// that leaves an SM room for most CTAs.
+template <class T, int kStride>
+Cut widest(UnitParams<T>& params, const Shape& s, const Device& device, const Cut& c) {
+  const bool direct = c.weights == Weights::kDirect;
+  const int64_t slots = c.weights == Weights::kClustered
+                            ? clusters_at_once(device, c.cluster)
+                            : device.sms * s.ctas_per_sm() / s.branches();
+  const int64_t range = (rows_for(s, device, slots) * kStride + 2) * s.width + s.sector - 1;
+  const int64_t most = direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns;
+  Cut best;
+  for (int64_t columns = std::min(most, round_up(range, s.sector)); columns >= s.sector;
+       columns -= s.sector) {
+    Cut next = c;
+    next.columns = device.tuning.columns == 0 ? columns : round_up(device.tuning.columns, s.sector);
+    complete<T, kStride>(params, s, device, next);
+    const bool forced = device.tuning.columns != 0;
+    if (next.split && columns > 2 * s.sector && !forced) continue;
+    const auto worth = [&](const Cut& cut) {
+      return cut.ctas_per_sm == 0 ? 0 : (cut.ctas_per_sm + 1) * (direct ? cut.columns : 1);
+    };
+    if (worth(next) > worth(best)) best = next;
+    if ((best.ctas_per_sm == s.ctas_per_sm() && !direct) || forced) break;
+    if (best.ctas_per_sm > 0 && c.weights == Weights::kClustered) break;
+  }
+  return best;
+}
+
 // The rule: weights in shared memory if two CTAs of an SM can have them, or one that is long
-// enough; then the widest step.
+// enough; else spread over a cluster, the smallest whose steps are wide enough; else from L2.
 template <class T, int kStride>
 Cut choose(UnitParams<T>& params, const Shape& s, const Device& device) {
-  const Tuning& tuning = device.tuning;
-  const int64_t range = (rows_for(s, device, kCtasPerSm) * kStride + 2) * s.width;
+  const auto wanted = [&](Weights weights) {
+    return device.tuning.weights == 0 || device.tuning.weights == static_cast<int64_t>(weights);
+  };
+  const bool forced = device.tuning.weights != 0;
   Cut best;
-  for (const bool resident : {true, false}) {
-    if (tuning.weights != 0 && resident != (tuning.weights == 1)) continue;
-    const int64_t most = resident ? kMaxColumns : kBlock * Direct<T, kStride>::kBlocks;
-    const int64_t widest = std::min(most, round_up(range + s.sector - 1, s.sector));
-    for (int64_t columns = widest; columns >= s.sector; columns -= s.sector) {
-      if (tuning.columns != 0) columns = round_up(tuning.columns, s.sector);
+  if (wanted(Weights::kResident)) {
+    Cut c;
+    c.weights = Weights::kResident;
+    c = widest<T, kStride>(params, s, device, c);
+    const bool lonely = c.ctas_per_sm < s.ctas_per_sm();
+    if (!lonely || forced || c.rows_per_cta * s.out_width >= kLongMarch * c.columns) best = c;
+  }
+  if (best.ctas_per_sm == 0 && kStride == 1 && params.in_planes && wanted(Weights::kClustered)) {
+    for (int64_t cluster = 2; cluster <= device.cluster; cluster *= 2) {
       Cut c;
-      c.resident = resident;
-      c.columns = columns;
-      cut<T, kStride>(params, s, device, c);
-      if (c.split && columns > 2 * s.sector && tuning.columns == 0) continue;
-      const bool lonely =
-          c.ctas_per_sm == 1 && resident && c.rows_per_cta * s.out_width < kLongMarch * columns;
-      if (c.ctas_per_sm > best.ctas_per_sm && (!lonely || tuning.weights == 1)) best = c;
-      if (best.ctas_per_sm == kCtasPerSm || tuning.columns != 0) break;
+      c.weights = Weights::kClustered;
+      c.cluster = cluster;
+      c = widest<T, kStride>(params, s, device, c);
+      if (c.ctas_per_sm == 0) continue;
+      // A larger one where this is too narrow, or where SMs would stand idle.
+      const bool better = best.ctas_per_sm == 0 ||
+                          (best.columns < kWideStep && c.columns > best.columns) ||
+                          (c.rows_per_cta == 1 && c.ctas <= clusters_at_once(device, cluster));
+      if (better) best = c;
     }
-    if (best.ctas_per_sm > 0 && best.resident) break;
+  }
+  if (best.ctas_per_sm == 0 && wanted(Weights::kDirect)) {
+    best = widest<T, kStride>(params, s, device, Cut{});
   }
   if (best.ctas_per_sm == 0) {
     throw std::invalid_argument("x: " + std::to_string(s.width) +
                                 " pixels of width are too many for a unit of " +
                                 std::to_string(s.mid) + " channels on this device");
   }
-  cut<T, kStride>(params, s, device, best);  // places the branches
+  complete<T, kStride>(params, s, device, best);  // places the branches
   return best;
 }
 
 template <class T, int kStride>
 void describe(const UnitParams<T>& params, const Shape& s, const Cut& c, LaunchInfo& info) {
   info.kernel = kStride == 1 ? "unit stride 1" : "unit stride 2";
-  info.ctas = c.ctas * s.branches();
+  info.ctas = c.ctas * s.branches() * c.cluster;
+  info.cluster = c.cluster;
   info.threads = kUnitThreads;
   info.shared_bytes = c.shared_bytes;
   info.columns = c.columns;
-  info.resident = c.resident;
+  info.resident = c.weights != Weights::kDirect;
   info.launches = 1;
   int64_t in_pixels = 0;
   int64_t steps = 0;
@@ -194,7 +253,7 @@ void describe(const UnitParams<T>& params, const Shape& s, const Cut& c, LaunchI
     info.read_bytes += out_pixels * (params.result_channels - s.out - s.proj) * s.size;
     info.written_bytes += out_pixels * params.result_channels * s.size;
   }
-  const int64_t passes = c.resident ? c.ctas : steps;
+  const int64_t passes = info.resident ? c.ctas : steps;
   const DType dtype = dtype_of<T>();
   const int64_t matrices = packed_elements(s.mid, s.in, dtype) +
                            packed_elements(s.out, s.mid, dtype) +
@@ -217,7 +276,7 @@ void run(const StepCall& call, LaunchInfo* info) {
   s.proj = step.proj_channels, s.out = step.out_channels;
   s.batch = call.batch, s.height = call.height, s.width = call.width;
   s.out_height = conv3x3_extent(s.height, kStride), s.out_width = conv3x3_extent(s.width, kStride);
-  s.result = call.result.data != nullptr;
+  s.caller = step.in_buffer == kCallersMap || call.result.data != nullptr;
   s.size = sizeof(T), s.sector = kSectorPixels<T>;
 
   if (s.batch * (s.height + 2) >= int64_t{1} << 31) {
@@ -257,6 +316,7 @@ void run(const StepCall& call, LaunchInfo* info) {
   main.out_table = table(step.out_table + s.proj);
   main.mid = static_cast<int>(s.mid);
   main.out = static_cast<int>(s.out);
+  main.depth = main.mid;
   main.first_result = static_cast<int>(s.proj);
   Branch<T>& projection = params.branches[1];
   if (s.proj > 0) {
@@ -266,6 +326,7 @@ void run(const StepCall& call, LaunchInfo* info) {
     projection.out_table = table(step.out_table);
     projection.mid = static_cast<int>(s.in);
     projection.out = static_cast<int>(s.proj);
+    projection.depth = projection.mid;
   }
 
   const Cut c = choose<T, kStride>(params, s, call.device);
@@ -303,23 +364,35 @@ void run(const StepCall& call, LaunchInfo* info) {
   if (call.out.data != nullptr) {
     buffers.push_back(updates(call.out.data, bytes_of(call.out), in_place ? read : 0, written));
   }
-  if (s.result) {
+  if (call.result.data != nullptr) {
     constant(params.result_table, step.result_channels * 4);
     buffers.push_back(
         writes(call.result.data, step.result_channels * s.rows() * s.out_width * s.size));
   }
 
   Launch config;
-  config.grid_x = static_cast<uint32_t>(c.ctas);
+  config.grid_x = static_cast<uint32_t>(c.ctas * c.cluster);
   config.grid_y = static_cast<uint32_t>(s.branches());
   config.threads = kUnitThreads;
+  config.cluster = static_cast<uint32_t>(c.cluster);
   config.shared_bytes = c.shared_bytes;
   config.overlaps = true;
   config.stream = call.stream;
-  if (c.resident) {
-    launch(config, buffers, unit_kernel<T, kStride, Resident, Act>, params);
-  } else {
-    launch(config, buffers, unit_kernel<T, kStride, Direct<T, kStride>, Act>, params);
+  const auto start = [&](auto mode) {
+    using Mode = decltype(mode);
+    if (s.caller) {
+      launch(config, buffers, unit_kernel<T, kStride, Mode, Act, true>, params);
+    } else {
+      launch(config, buffers, unit_kernel<T, kStride, Mode, Act, false>, params);
+    }
+  };
+  switch (c.weights) {
+    case Weights::kResident:
+      return start(Resident{});
+    case Weights::kDirect:
+      return start(Direct<T, kStride>{});
+    case Weights::kClustered:
+      if constexpr (kStride == 1) start(Clustered{});
   }
 }
 

@@ -89,6 +89,7 @@ std::vector<py::dict> describe_network(const Words& plan, int64_t batch, int64_t
     launch["shared_bytes"] = info.shared_bytes;
     launch["columns"] = info.columns;
     launch["resident"] = info.resident;
+    launch["cluster"] = info.cluster;
     launch["launches"] = info.launches;
     launch["read_bytes"] = info.read_bytes;
     launch["written_bytes"] = info.written_bytes;

@@ -37,7 +37,7 @@ SNV2_API void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw,
 struct Tuning {
   int64_t columns;       // pixels of a unit's step
   int64_t rows_per_cta;  // output rows that a CTA of a unit takes
-  int64_t weights;       // of a unit: 1 in shared memory, 2 from L2
+  int64_t weights;       // of a unit: 1 in shared memory, 2 from L2, 3 spread over a cluster
   int64_t images;        // taken through the network at once
 };
 
@@ -45,9 +45,10 @@ struct Tuning {
 struct Device {
   int64_t sms;
   int64_t shared_per_sm;
-  int64_t shared_per_cta;      // the most that one can ask for
-  int64_t reserved_per_cta;    // taken by the system from each CTA's share of the SM
+  int64_t shared_per_cta;    // the most that one can ask for
+  int64_t reserved_per_cta;  // taken by the system from each CTA's share of the SM
   int64_t l2_bytes;
+  int64_t cluster;  // the most CTAs of a cluster; 1 where there are none
   Tuning tuning;
 };
 
@@ -98,6 +99,7 @@ struct LaunchInfo {
   int64_t shared_bytes;   // of a CTA
   int64_t columns;        // pixels of a tile (units: of a step down the map)
   bool resident;          // weights are read once by each CTA and kept in shared memory
+  int64_t cluster;        // CTAs that share the weights
   int64_t launches;       // 1, or more where the batch is taken in chunks
   int64_t read_bytes;     // of maps, by all launches
   int64_t written_bytes;  // of maps

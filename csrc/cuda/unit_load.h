@@ -1,0 +1,160 @@
+// What a unit loads, and what the CTAs of a cluster hand each other. unit.h puts it together.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/unit_params.h"
+
+namespace snv2::SNV2_GPU {
+
+// Starts the copy of a packed matrix, by all threads.
+template <class T>
+SNV2_DEVICE void load_matrix(Shared<T> to, const T* from, int elements) {
+  constexpr int kVector = 16 / sizeof(T);
+  for (int i = static_cast<int>(threadIdx.x) * kVector; i < elements; i += kUnitThreads * kVector) {
+    cp_async<kVector>(to + i, Global<const T>{from} + i);
+  }
+}
+
+template <class T>
+SNV2_DEVICE void load_words(Shared<T> to, const T* from, int count) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kUnitThreads) {
+    store(to + i, load(Global<const T>{from} + i));
+  }
+}
+
+template <class T>
+SNV2_DEVICE void zero_row(Shared<T> row, int count) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kUnitThreads) {
+    store(row + i, rounded<T>(0.0f));
+  }
+}
+
+// Load ------------------------------------------------------------------------------------------
+
+// Which of the 16-byte vectors of rows x params.columns pixels item `i` is: eight rows go together,
+// vector by vector, so that what eight lanes store lies in different banks, and what two of their
+// vectors load is a sector of each plane.
+struct Place {
+  int row, column;
+};
+template <class T>
+SNV2_DEVICE Place place_of(const UnitParams<T>& params, int i) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const int group = params.by_vectors.divide(i / 8);
+  return {group * 8 + i % 8, (i / 8 - group * (params.columns / kVector)) * kVector};
+}
+template <class T>
+SNV2_DEVICE int places_of(const UnitParams<T>& params, int rows) {
+  return (rows + 7) / 8 * 8 * (params.columns / (16 / static_cast<int>(sizeof(T))));
+}
+
+// Starts the copy of `blocks` blocks of pixels, from pixel `from` of all images on, to columns
+// `at`, at + 1, ... of X. In a ring a block is never cut.
+template <class T>
+SNV2_DEVICE void load_planes(const UnitParams<T>& params, const Memory<T>& m, int64_t from,
+                             int blocks, int at, int wrap) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const Global<const T> pixels = Global<const T>{params.in} + from;
+  const int places = places_of(params, params.in_channels);
+  for (int i = static_cast<int>(threadIdx.x); i < places; i += kUnitThreads) {
+    const Place place = place_of(params, i);
+    if (place.row >= params.in_channels || place.column >= blocks * kBlock) continue;
+    int column = at + place.column;
+    if (column >= wrap) column -= wrap;
+    cp_async<kVector>(m.x + (place.row * m.x_pitch + column),
+                      pixels + (load(m.in_table + place.row) * params.in_channel + place.column));
+  }
+}
+
+// The same from the caller's tensor, whatever its strides; pixels beyond the last are zero.
+template <class T>
+SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, int64_t from,
+                             int blocks, int at, int wrap) {
+  const int plane = params.height * params.width, columns = blocks * kBlock;
+  const int64_t image0 = from / plane, first = from - image0 * plane;
+  const bool along_pixels = params.in_pixel == 1;
+  const int outer = along_pixels ? params.in_channels : columns;
+  const int inner = along_pixels ? columns : params.in_channels;
+  for (int o = warp_of_cta(); o < outer; o += kUnitWarps) {
+    for (int i = lane_of_warp(); i < inner; i += kWarp) {
+      const int row = along_pixels ? o : i, pixel = along_pixels ? i : o;
+      int64_t image = image0, place = first + pixel;
+      while (place >= plane) place -= plane, ++image;
+      T value = rounded<T>(0.0f);
+      if (image < params.batch) {
+        value =
+            load(Global<const T>{params.in} + (load(m.in_table + row) * params.in_channel +
+                                               image * params.in_image + place * params.in_pixel));
+      }
+      int column = at + pixel;
+      if (column >= wrap) column -= wrap;
+      store(m.x + (row * m.x_pitch + column), value);
+    }
+  }
+}
+
+// Between the CTAs of a cluster -----------------------------------------------------------------
+
+// A CTA's share of X on its way from memory to all CTAs: a run of rows.
+constexpr int kHeld = 8;  // vectors of a thread
+
+template <class T>
+struct Held {
+  Vector<T, 16 / sizeof(T)> vectors[kHeld];
+};
+
+// Calls f(n, row, first column) for the vectors that this thread has of its CTA's share of X.
+template <class T, class F>
+SNV2_DEVICE void for_each_held(const UnitParams<T>& params, int blocks, int rank, const F& f) {
+  const int begin = params.in_channels * rank / params.cluster;
+  const int end = params.in_channels * (rank + 1) / params.cluster;
+#pragma unroll
+  for (int n = 0; n < kHeld; ++n) {
+    const Place place = place_of(params, static_cast<int>(threadIdx.x) + n * kUnitThreads);
+    if (begin + place.row < end && place.column < blocks * kBlock) {
+      f(n, begin + place.row, place.column);
+    }
+  }
+}
+
+template <class T>
+SNV2_DEVICE void fetch(const UnitParams<T>& params, const Memory<T>& m, int64_t from, int blocks,
+                       int rank, Held<T>& held) {
+  const Global<const T> pixels = Global<const T>{params.in} + from;
+  for_each_held(params, blocks, rank, [&](int n, int row, int column) {
+    held.vectors[n] =
+        load_vector<16 / sizeof(T)>(pixels + (load(m.in_table + row) * params.in_channel + column));
+  });
+}
+
+template <class T>
+SNV2_DEVICE void hand_out(const UnitParams<T>& params, const Memory<T>& m, int blocks, int rank,
+                          const Held<T>& held) {
+  for (int r = 0; r < params.cluster; ++r) {
+    const Shared<T> x = remote(m.x, r);
+    for_each_held(params, blocks, rank, [&](int n, int row, int column) {
+      store_vector<16 / sizeof(T)>(x + (row * m.x_pitch + column), held.vectors[n]);
+    });
+  }
+}
+
+// Copies this CTA's rows of DW to the others.
+template <class T>
+SNV2_DEVICE void hand_out_dw(const UnitParams<T>& params, const Memory<T>& m,
+                             const Branch<T>& branch, int blocks, int rank) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const int vectors = blocks * (kBlock / kVector), places = (branch.mid + 7) / 8 * 8 * vectors;
+  for (int i = static_cast<int>(threadIdx.x); i < places; i += kUnitThreads) {
+    const int group = i / 8 / vectors, row = group * 8 + i % 8;
+    if (row >= branch.mid) continue;
+    const int at = (branch.first_depth + row) * m.dw_pitch + (i / 8 - group * vectors) * kVector;
+    const Vector<T, kVector> v = load_vector<kVector>(m.dw + at);
+    for (int r = 1; r < params.cluster; ++r) {
+      const int other = rank + r < params.cluster ? rank + r : rank + r - params.cluster;
+      store_vector<kVector>(remote(m.dw, other) + at, v);
+    }
+  }
+}
+
+}  // namespace snv2::SNV2_GPU

@@ -1,0 +1,170 @@
+// What a unit's kernel is told, and where things lie in shared memory. unit.h tells how it works.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/mma.h"
+#include "cuda/span.h"
+
+namespace snv2::SNV2_GPU {
+
+constexpr int kUnitThreads = 256;
+constexpr int kUnitWarps = kUnitThreads / kWarp;
+
+// How warps share a product, where the matrix is, and how many CTAs an SM must have room for.
+struct Resident {
+  static constexpr bool kResident = true, kCluster = false;
+  static constexpr int kTiles = 2, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
+};
+struct Clustered {
+  static constexpr bool kResident = true, kCluster = true;
+  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1, kCtasPerSm = 1;
+};
+// Registers bound the blocks, and stride 2 has both branches in one kernel.
+template <class T, int kStride>
+struct Direct {
+  static constexpr bool kResident = false, kCluster = false;
+  static constexpr int kTiles = 1, kCtasPerSm = 2;
+  static constexpr int kBlocks = sizeof(T) == 4 ? 16 - 4 * kStride : 24 - 8 * kStride;
+  static constexpr int kAhead = sizeof(T) == 4 ? 1 : 2 * kStride;
+};
+
+// Pixels in a sector: steps, and columns of results, begin on them.
+template <class T>
+constexpr int kSectorPixels = 32 / static_cast<int>(sizeof(T));
+
+// One of the two branches; in a cluster, what a CTA has of it.
+template <class T>
+struct Branch {
+  const T* pw1;  // packed [mid, in]; the projection has none, and mid is in
+  const T* pw2;  // packed [out, depth]
+  const float* pw1_bias;
+  const float* pw2_bias;
+  const float* dw;           // [mid][10]
+  const int32_t* out_table;  // [out] planes
+  int mid;
+  int out;
+  int depth;         // rows of DW: mid of all CTAs
+  int first_depth;   // row of DW that is row 0 of MID
+  int first_result;  // row of the unit's whole result that is row 0 of this branch's
+  // Bytes from the start of shared memory; X is at 0.
+  int mid_at, dw_at, result_at, weights_at, parameters_at;
+};
+
+template <class T>
+struct UnitParams {
+  const T* in;  // planes, or the caller's tensor
+  int64_t in_channel, in_image, in_pixel;
+  bool in_planes;
+  T* out;  // planes, or null
+  int64_t out_pitch;
+  T* result;  // the caller's, or null
+  int64_t result_channel, result_image, result_pixel;
+  const int32_t* in_table;      // [in]
+  const int32_t* result_table;  // [result_channels], see GpuStep
+  int in_channels;
+  int result_channels;
+  Branch<T> branches[2];                            // main, projection
+  int batch, height, width, out_height, out_width;  // rows of all images: below 2^31
+  int rows_per_cta;                                 // output rows
+  int columns;                                      // of a step
+  int ring;                                         // columns of MID, at the projection of X
+  int step_rows;                                    // output rows convolved at a time
+  bool prefetch;       // X and DW are apart: the next X is loaded while DW is in use
+  int cluster;         // CTAs
+  Divisor by_vectors;  // 16-byte vectors of a row of X
+};
+
+// Columns of DW: a step's rows begin anywhere in a sector.
+template <class T>
+constexpr int64_t dw_columns(int64_t step_rows, int64_t out_width) {
+  return step_rows * out_width + kSectorPixels<T> - 1;
+}
+
+// Arithmetic of rows ----------------------------------------------------------------------------
+
+// Input rows of all images that are in once output rows below `row` can be computed, and the number
+// of output rows that can be once `in_rows` are in.
+template <int kStride>
+constexpr int rows_needed(int row, int height, int out_height) {
+  if (row == 0) return 0;
+  const int image = (row - 1) / out_height;
+  const int last = (row - 1 - image * out_height) * kStride + 2;
+  return image * height + (last < height ? last : height);
+}
+template <int kStride>
+constexpr int rows_complete(int in_rows, int height, int out_height) {
+  const int image = in_rows / height;
+  const int rest = in_rows - image * height;
+  const int more = kStride == 2 ? rest / 2 : rest - 1;
+  return image * out_height + (rest > 0 ? more : 0);
+}
+// The first input row that an output row reads.
+template <int kStride>
+constexpr int first_row(int row, int height, int out_height) {
+  const int image = row / out_height;
+  const int first = (row - image * out_height) * kStride - 1;
+  return image * height + (first > 0 ? first : 0);
+}
+
+// What a CTA knows all along ------------------------------------------------------------------
+
+template <class T>
+struct Memory {
+  Shared<T> x, mid, dw, result;
+  Shared<T> pw1, pw2;
+  Shared<float> pw1_bias, pw2_bias, dw_weights;
+  Shared<int32_t> in_table, out_table;
+  int x_pitch, mid_pitch, dw_pitch;
+};
+
+template <class T, bool kProjection>
+SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& branch) {
+  const Shared<unsigned char> base = shared_memory();
+  Memory<T> m;
+  m.x = base.template as<T>();
+  m.mid = (base + branch.mid_at).template as<T>();
+  m.dw = (base + branch.dw_at).template as<T>();
+  m.result = (base + branch.result_at).template as<T>();
+  m.pw1 = m.pw2 = (base + branch.weights_at).template as<T>();
+  if (!kProjection) {
+    m.pw2 =
+        m.pw1 + static_cast<int>(packed_elements(branch.mid, params.in_channels, dtype_of<T>()));
+  }
+  m.pw1_bias = m.pw2_bias = (base + branch.parameters_at).template as<float>();
+  if (!kProjection) m.pw2_bias = m.pw1_bias + static_cast<int>(padded_rows(branch.mid));
+  m.dw_weights = m.pw2_bias + static_cast<int>(padded_rows(branch.out));
+  m.in_table =
+      (m.dw_weights + branch.mid * static_cast<int>(kDepthwiseFloats)).template as<int32_t>();
+  m.out_table = m.in_table + params.in_channels;
+  m.x_pitch = static_cast<int>(shared_pitch(kProjection ? params.ring : params.columns));
+  m.mid_pitch = static_cast<int>(shared_pitch(params.ring));
+  m.dw_pitch = static_cast<int>(shared_pitch(dw_columns<T>(params.step_rows, params.out_width)));
+  return m;
+}
+
+// What CTA `rank` of a cluster has of a branch: every matrix is cut between rows of tiles.
+template <class T>
+SNV2_DEVICE Branch<T> share_of(const Branch<T>& whole, int depth_in, int rank, int ranks) {
+  Branch<T> share = whole;
+  const auto cut = [&](int rows, int& begin) {
+    const int tiles = (rows + 15) / 16;
+    begin = tiles * rank / ranks * 16;
+    const int end = tiles * (rank + 1) / ranks * 16;
+    return (end < rows ? end : rows) - begin;
+  };
+  int begin = 0;
+  share.mid = cut(whole.mid, begin);
+  share.pw1 += begin * padded_depth(depth_in, dtype_of<T>());
+  share.pw1_bias += begin;
+  share.dw += begin * kDepthwiseFloats;
+  share.first_depth = begin;
+  share.out = cut(whole.out, begin);
+  share.pw2 += begin * padded_depth(whole.depth, dtype_of<T>());
+  share.pw2_bias += begin;
+  share.out_table += begin;
+  share.first_result += begin;
+  return share;
+}
+
+}  // namespace snv2::SNV2_GPU

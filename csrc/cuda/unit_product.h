@@ -1,0 +1,265 @@
+// Products, depthwise convolution and stores of a unit. unit.h puts them together.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/unit_params.h"
+
+namespace snv2::SNV2_GPU {
+
+// Products --------------------------------------------------------------------------------------
+
+// Has the warps compute all blocks of a product, and hands each to use(acc, first row of tiles,
+// first block of columns, blocks).
+template <class Mode, class T, class P, class Use>
+SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, const Use& use) {
+  constexpr int kTiles = Mode::kTiles, kBlocks = Mode::kBlocks;
+  const int row_tiles = (rows + 15) / 16;
+  const int tile_row = (x.depth + kTileDepth<T> - 1) / kTileDepth<T> * kTileElements<T>;
+  const int row_blocks = (row_tiles + kTiles - 1) / kTiles;
+  const int column_blocks = (blocks + kBlocks - 1) / kBlocks;
+  for (int b = warp_of_cta(); b < row_blocks * column_blocks; b += kUnitWarps) {
+    const int tile = b % row_blocks * kTiles, block = b / row_blocks * kBlocks;
+    const int count = blocks - block < kBlocks ? blocks - block : kBlocks;
+    P at[kTiles];
+    for (int i = 0; i < kTiles; ++i) {
+      at[i] = matrix + (tile + i < row_tiles ? tile + i : row_tiles - 1) * tile_row;
+    }
+    float acc[kTiles][kBlocks][4];
+    clear(acc);
+    multiply<Mode::kAhead>(acc, at, Operand<T>{x.rows + block * kBlock, x.pitch, x.depth}, count);
+    use(acc, tile, block, count);
+  }
+}
+
+// Pairs of neighbouring pixels of a block of results, rounded: f(row, block, pair) for rows that
+// exist, with pair at column 2t of the block.
+template <class T, class Act, int kTiles, int kBlocks, class F>
+SNV2_DEVICE void for_each_pair(const float (&acc)[kTiles][kBlocks][4], Shared<float> bias, int rows,
+                               int tile, int count, const F& f) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = (tile + i) * 16 + half * 8 + lane_of_warp() / 4;
+      if (row >= rows) continue;
+      const float b = load(bias + row);
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) {
+        if (j >= count) break;
+        f(row, j,
+          Vector<T, 2>{{rounded<T>(Act::apply(acc[i][j][2 * half] + b)),
+                        rounded<T>(Act::apply(acc[i][j][2 * half + 1] + b))}});
+      }
+    }
+  }
+}
+
+// Pixels of the results of a step: columns count from `base`, on a sector; the pixels from `begin`
+// to `end` are results.
+struct Pixels {
+  int64_t base;
+  int begin, end;  // columns
+};
+
+SNV2_DEVICE uint32_t word_of(Vector<half_t, 2> v) {
+  return v.values[0].bits | static_cast<uint32_t>(v.values[1].bits) << 16;
+}
+SNV2_DEVICE uint32_t word_of(Vector<bfloat16_t, 2> v) {
+  return v.values[0].bits | static_cast<uint32_t>(v.values[1].bits) << 16;
+}
+
+template <int N, class T>
+SNV2_DEVICE void store_columns(Global<T> at, const Vector<T, N>& v, int column,
+                               const Pixels& pixels) {
+  if (column >= pixels.begin && column + N <= pixels.end) {
+    store_vector<N>(at, v);
+    return;
+  }
+  for (int i = 0; i < N; ++i) {
+    if (column + i >= pixels.begin && column + i < pixels.end) store(at + i, v.values[i]);
+  }
+}
+
+// Stores a block of results to planes. In 16 bits the four lanes that share a row exchange their
+// pairs, until each has one of four blocks whole: 64 bytes of a plane in one instruction. In
+// float32 their pairs are a sector as they are.
+template <class T, class Act, int kTiles, int kBlocks>
+SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
+                              const float (&acc)[kTiles][kBlocks][4], int rows, int tile, int block,
+                              int count, const Pixels& pixels) {
+  const int t = lane_of_warp() % 4;
+  const Global<T> out = Global<T>{params.out} + pixels.base;
+  if constexpr (sizeof(T) == 4) {
+    for_each_pair<T, Act>(acc, m.pw2_bias, rows, tile, count, [&](int row, int j, auto pair) {
+      const int column = (block + j) * kBlock + 2 * t;
+      store_columns<2>(out + (load(m.out_table + row) * params.out_pitch + column), pair, column,
+                       pixels);
+    });
+  } else {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = (tile + i) * 16 + half * 8 + lane_of_warp() / 4;
+        const float b = load(m.pw2_bias + row);  // padded to whole tiles
+#pragma unroll
+        for (int j0 = 0; j0 < kBlocks; j0 += 4) {
+          if (j0 >= count) break;
+          uint32_t words[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            words[j] =
+                word_of(Vector<T, 2>{{rounded<T>(Act::apply(acc[i][j0 + j][2 * half] + b)),
+                                      rounded<T>(Act::apply(acc[i][j0 + j][2 * half + 1] + b))}});
+          }
+#pragma unroll
+          for (int bit = 1; bit < 4; bit *= 2) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              if (j & bit) continue;
+              uint32_t& keep_low = words[j];
+              uint32_t& keep_high = words[j + bit];
+              const uint32_t got = shuffle_xor(t & bit ? keep_low : keep_high, bit);
+              (t & bit ? keep_low : keep_high) = got;
+            }
+          }
+          Vector<T, 8> line;
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            line.values[2 * j].bits = static_cast<uint16_t>(words[j]);
+            line.values[2 * j + 1].bits = static_cast<uint16_t>(words[j] >> 16);
+          }
+          const int column = (block + j0 + t) * kBlock;
+          if (row < rows && j0 + t < count) {
+            store_columns<8>(out + (load(m.out_table + row) * params.out_pitch + column), line,
+                             column, pixels);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Writes the caller's tensor in logical order: the rows of this branch's result that lie in shared
+// memory, and what passes through, which CTAs of a cluster share. Nothing does beside a projection.
+template <class T>
+SNV2_DEVICE void store_result(const UnitParams<T>& params, const Memory<T>& m,
+                              const Branch<T>& branch, const Pixels& pixels, int rank) {
+  const int plane = params.out_height * params.out_width, count = pixels.end - pixels.begin;
+  const int64_t begin = pixels.base + pixels.begin;
+  const int64_t image0 = begin / plane, first = begin - image0 * plane;
+  const bool along_pixels = params.result_pixel == 1;
+  const int outer = along_pixels ? params.result_channels : count;
+  const int inner = along_pixels ? count : params.result_channels;
+  for (int o = warp_of_cta(); o < outer; o += kUnitWarps) {
+    for (int i = lane_of_warp(); i < inner; i += kWarp) {
+      const int channel = along_pixels ? o : i, pixel = along_pixels ? i : o;
+      const int32_t entry = load(Global<const int32_t>{params.result_table} + channel);
+      const int row = entry - branch.first_result;
+      int64_t image = image0, place = first + pixel;
+      while (place >= plane) place -= plane, ++image;
+      T value;
+      if (entry >= 0 && row >= 0 && row < branch.out) {
+        value = load(m.result + (row * m.dw_pitch + pixels.begin + pixel));
+      } else if (entry < 0 && channel % params.cluster == rank) {
+        value =
+            load(Global<const T>{params.in} + ((-1 - int64_t{entry}) * params.in_channel +
+                                               image * params.in_image + place * params.in_pixel));
+      } else {
+        continue;
+      }
+      store(Global<T>{params.result} + (channel * params.result_channel +
+                                        image * params.result_image + place * params.result_pixel),
+            value);
+    }
+  }
+}
+
+// Depthwise convolution -------------------------------------------------------------------------
+
+// A warp takes 8 columns of 8 (float32: 4) channels down the rows, a lane two neighbouring columns
+// (one) of a channel, with its window of inputs in registers. At stride 2 lanes are two words apart
+// in 16 bits, and channels four times an odd number: odd channels begin one column earlier, so that
+// they read the words between.
+template <class T, int kStride>
+SNV2_DEVICE void convolve(const UnitParams<T>& params, Shared<T> x, int x_pitch, Shared<T> out,
+                          int out_pitch, Shared<float> weights, int channels, int row_start,
+                          int lead, int row0, int rows, int column0) {
+  constexpr int kPixels = 4 / static_cast<int>(sizeof(T));
+  constexpr int kAcross = kBlock / kPixels, kChannels = kWarp / kAcross;
+  constexpr int kSpan = kPixels * kStride + 3 - kStride;
+  constexpr bool kShifted = kStride == 2 && sizeof(T) == 2;
+  const int height = params.height, width = params.width, ring = params.ring;
+  const int groups = (channels + kChannels - 1) / kChannels;
+  const int strips = (params.out_width + kBlock - 1 + kShifted) / kBlock;
+  const int image0 = row0 / params.out_height;
+  const int local0 = row0 - image0 * params.out_height;
+  // Place in the ring of the input row that the first output row is centred on.
+  const int place0 = ((image0 * height + local0 * kStride - row_start) * width + lead) % ring;
+  const auto step = [&](int at, int by) {
+    const int there = at + by * width;
+    return there < 0 ? there + ring : there < ring ? there : there - ring;
+  };
+
+  for (int task = warp_of_cta(); task < groups * strips; task += kUnitWarps) {
+    const int wanted = task % groups * kChannels + lane_of_warp() / kAcross;
+    const int channel = wanted < channels ? wanted : channels - 1;
+    const int first =
+        task / groups * kBlock + lane_of_warp() % kAcross * kPixels - (kShifted ? channel % 2 : 0);
+    const Shared<T> line = x + channel * x_pitch;
+    float w[kDepthwiseFloats];
+    for (int i = 0; i < kDepthwiseFloats; ++i) {
+      w[i] = load(weights + (channel * static_cast<int>(kDepthwiseFloats) + i));
+    }
+
+    float window[3][kSpan];
+    const auto read = [&](float (&to)[kSpan], bool inside, int at) {
+#pragma unroll
+      for (int i = 0; i < kSpan; ++i) {
+        to[i] = 0.0f;
+        if (!inside) continue;
+        const int column = first * kStride - 1 + i;
+        const int clamped = column < 0 ? 0 : column < width ? column : width - 1;
+        int there = at + clamped;
+        if (there >= ring) there -= ring;
+        const float value = to_float(load(line + there));
+        to[i] = column == clamped ? value : 0.0f;
+      }
+    };
+    int local = local0, place = place0;
+    for (int r = 0; r < rows; ++r) {
+      if (r == 0 || local == 0) {
+        read(window[0], local > 0, step(place, -1));
+        if constexpr (kStride == 1) read(window[1], true, place);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kSpan; ++i) {
+          window[0][i] = window[kStride][i];
+          window[1][i] = window[2][i];
+        }
+      }
+      if constexpr (kStride == 2) read(window[1], true, place);
+      read(window[2], local * kStride + 1 < height, step(place, 1));
+#pragma unroll
+      for (int p = 0; p < kPixels; ++p) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int tap = 0; tap < 9; ++tap) sum += w[tap] * window[tap / 3][p * kStride + tap % 3];
+        const int column = first + p;
+        if (wanted < channels && column >= 0 && column < params.out_width) {
+          store(out + (channel * out_pitch + column0 + r * params.out_width + column),
+                rounded<T>(sum + w[9]));
+        }
+      }
+      if (++local < params.out_height) {
+        place = step(place, kStride);
+      } else {
+        local = 0;
+        place = step(place, height - (params.out_height - 1) * kStride);
+      }
+    }
+  }
+}
+
+}  // namespace snv2::SNV2_GPU
