@@ -5,6 +5,9 @@
 // read once and written once. The ends of a span may share a sector with the next tile, and a tile
 // reads its 11 parameters per channel: 8 KB per tile keep both below 4 % (28 x 28, 14 x 14).
 //
+// Eight channels are whole sectors of parameters, and of any plane whose pixels are a multiple
+// of 4.
+//
 // A plane too large for shared memory is cut into strips of rows, one output plane per tile; each
 // strip then reads up to two halo rows again.
 #pragma once
@@ -24,6 +27,7 @@ struct PlanesParams {
   int64_t tiles;                         // in all
   int planes;                            // output planes of a tile; 1 if there are several strips
   int rows;                              // output rows of a strip
+  int guard;                             // bytes around source, of the taps of its outermost pixels
   int source_at, out_at, parameters_at;  // in shared memory; pass is at 0
   Divisor by_tile_plane, by_width;
 };
@@ -50,6 +54,7 @@ __global__ void __launch_bounds__(kThreads) planes_kernel(PlanesParams<T> params
   const int width = static_cast<int>(op.width), out_width = static_cast<int>(op.out_width);
   const int64_t plane = op.height * op.width, out_plane = op.out_height * op.out_width;
   const Shared<unsigned char> memory = shared_memory();
+  const int margin = kMain == Main::kStride1 ? width + 1 : 0;  // elements of guard that are read
 
   for (int64_t tile = blockIdx.x; tile < params.tiles; tile += gridDim.x) {
     const int64_t strip = tile % params.strips;
@@ -80,10 +85,15 @@ __global__ void __launch_bounds__(kThreads) planes_kernel(PlanesParams<T> params
     const Shared<float> weight = (memory + params.parameters_at).template as<float>();
     const Shared<float> scale = weight + 9 * main_planes, shift = scale + main_planes;
     if (main_planes > 0) {
-      source = load_span(memory + params.source_at,
+      const int elements = main_planes * source_rows * width;
+      source = load_span(memory + (params.source_at + params.guard),
                          Global<const T>{op.source} +
                              (image * op.source_image + main0 * plane + source0 * op.width),
-                         main_planes * source_rows * width);
+                         elements);
+      for (int i = thread; i < margin; i += kThreads) {
+        store(source + (-1 - i), T{});
+        store(source + (elements + i), T{});
+      }
       if constexpr (kMain != Main::kCopy) {
         load_parameters(weight, op.weight + main0 * 9, main_planes * 9);
         load_parameters(scale, op.scale + main0, main_planes);
@@ -94,7 +104,8 @@ __global__ void __launch_bounds__(kThreads) planes_kernel(PlanesParams<T> params
     cp_async_wait<0>();
     sync_threads();
 
-    // Compute. Lanes take neighbouring pixels, so neither loads nor stores conflict.
+    // Compute. Lanes take neighbouring pixels, so neither loads nor stores conflict. A tap outside
+    // the plane is loaded as well, from what lies there, so that the lanes stay together.
     const Global<T> out =
         Global<T>{op.out} + (image * op.out_image + q0 * out_plane + row0 * op.out_width);
     const Shared<T> staged = (memory + (params.out_at + misalignment(out, 16))).template as<T>();
@@ -120,9 +131,10 @@ __global__ void __launch_bounds__(kThreads) planes_kernel(PlanesParams<T> params
             for (int tap = 0; tap < 9; ++tap) {
               const int dy = tap / 3 - 1, dx = tap % 3 - 1;
               const float w = load(weight + (channel * 9 + tap));
+              const float x = to_float(load(center + (dy * width + dx)));
               if (static_cast<unsigned>(y + dy) < static_cast<unsigned>(source_rows) &&
                   static_cast<unsigned>(column + dx) < static_cast<unsigned>(width)) {
-                sum += w * to_float(load(center + (dy * width + dx)));
+                sum += w * x;
               }
             }
             value = finish<T>(sum, load(scale + channel), load(shift + channel), op.relu);
@@ -183,9 +195,11 @@ bool tile_planes(PlanesParams<T>& params, int64_t& shared_bytes) {
   const int64_t size = sizeof(T);
   const int64_t plane = op.height * op.width * size;
   const int64_t out_plane = op.out_height * op.out_width * size;
+  const int64_t guard = kMain == Main::kStride1 ? ceil_div((op.width + 1) * size, 16) * 16 : 0;
+  params.guard = static_cast<int>(guard);
   const auto lay_out = [&](int64_t pass, int64_t source, int64_t out, int64_t channels) {
     const int64_t source_at = pass > 0 ? span_bytes(pass) : 0;
-    const int64_t out_at = source_at + span_bytes(source);
+    const int64_t out_at = source_at + span_bytes(source) + 2 * guard;
     const int64_t parameters_at = out_at + span_bytes(out);
     params.source_at = static_cast<int>(source_at);
     params.out_at = static_cast<int>(out_at);
@@ -195,12 +209,14 @@ bool tile_planes(PlanesParams<T>& params, int64_t& shared_bytes) {
 
   params.out_planes = op.channels * kUnit;
   const int64_t per_channel = (kPassthrough ? plane : 0) + plane + kUnit * out_plane;
-  if (per_channel + kParameters + 96 <= kShared) {
-    const int64_t fit = (kShared - 96) / (per_channel + kParameters);
+  const int64_t fixed = 96 + 2 * guard;
+  if (per_channel + kParameters + fixed <= kShared) {
+    const int64_t fit = (kShared - fixed) / (per_channel + kParameters);
     const int64_t least = ceil_div(kLeast, per_channel);
     int64_t k = std::max(least, op.batch * op.channels / kCtas);
-    if (k > 2) k = ceil_div(k, 4) * 4;  // four planes of whole sectors more often than one
-    k = std::min({k, fit, op.channels});
+    if (k > 4) k = ceil_div(k, 8) * 8;
+    if (k > fit) k = fit >= 8 ? fit / 8 * 8 : fit >= 4 ? 4 : fit;
+    k = std::min(k, op.channels);
     params.planes = static_cast<int>(k * kUnit);
     params.rows = static_cast<int>(op.out_height);
     lay_out(kPassthrough ? k * plane : 0, k * plane, k * kUnit * out_plane, k);
@@ -210,8 +226,8 @@ bool tile_planes(PlanesParams<T>& params, int64_t& shared_bytes) {
     const int64_t halo = kMain == Main::kCopy ? 0 : 2;
     const int64_t per_strip_row = stride_of(kMain) * row + (kPassthrough ? row : 0) + out_row;
     const int64_t rows =
-        std::min((kShared - kParameters - 96 - halo * row) / per_strip_row, op.out_height);
-    if (rows < 1 || halo * row > kShared) return false;
+        std::min((kShared - kParameters - fixed - halo * row) / per_strip_row, op.out_height);
+    if (rows < 1 || fixed + halo * row > kShared) return false;
     params.planes = 1;
     params.rows = static_cast<int>(rows);
     lay_out(kPassthrough ? rows * row : 0, (rows * stride_of(kMain) + halo) * row, rows * out_row,

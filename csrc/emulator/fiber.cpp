@@ -1,11 +1,18 @@
 #include "emulator/fiber.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <new>
+
+#include "emulator/tsan.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#elif defined(SNV2_TSAN)
+#include <sanitizer/tsan_interface.h>
 #endif
 
 #if !defined(__x86_64__) && !defined(__aarch64__)
@@ -17,6 +24,10 @@ namespace {
 
 constexpr size_t kPage = 64 * 1024;  // no system has larger ones by default
 constexpr size_t kStack = 256 * 1024;
+// Stacks that began at the same place of a page would share a few sets of the cache.
+constexpr size_t kColours = 8, kColour = 512;
+
+thread_local void (*entry_of_contexts)();
 
 }  // namespace
 
@@ -87,39 +98,112 @@ constexpr size_t kSaved = 20;
 constexpr size_t kReturnAddress = 11;  // x30
 #endif
 
-void switch_context(Context& from, Context& to) {
-  snv2_switch_stack(&from.stack_pointer, to.stack_pointer);
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__)
+void before_switch(void** fake_stack, const Context& to) {
+  __sanitizer_start_switch_fiber(fake_stack, to.stack, to.stack_bytes);
+}
+void after_switch(void* fake_stack) {
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+}
+#elif defined(SNV2_TSAN)
+void before_switch(void**, const Context& to) {
+  __tsan_switch_to_fiber(to.tsan_fiber, __tsan_switch_to_fiber_no_sync);
+}
+void after_switch(void*) {}
+#else
+void before_switch(void**, const Context&) {}
+void after_switch(void*) {}
+#endif
+
+void begin_context() {
+  after_switch(nullptr);
+  entry_of_contexts();
 }
 
-Context Stacks::start(size_t i, void (*entry)()) {
-  while (stacks_.size() <= i) {
-    void* memory = mmap(nullptr, kPage + kStack, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    mprotect(memory, kPage, PROT_NONE);
-    stacks_.push_back(static_cast<unsigned char*>(memory));
-  }
-  unsigned char* base = stacks_[i] + kPage;
-#if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(base, kStack);
-#endif
-  // Two words stay free above the frame, so that entry() finds the stack as a call leaves it.
-  auto** top = reinterpret_cast<void**>(base + kStack) - 2;
+}  // namespace
+
+Context calling_context() {
   Context context;
-#if defined(__x86_64__)
-  top[-1] = nullptr;
-  top[-2] = reinterpret_cast<void*>(entry);
-  context.stack_pointer = top - 2 - kSaved;
-#else
-  top[-static_cast<ptrdiff_t>(kSaved) + static_cast<ptrdiff_t>(kReturnAddress)] =
-      reinterpret_cast<void*>(entry);
-  context.stack_pointer = top - kSaved;
+#if defined(__SANITIZE_ADDRESS__)
+  pthread_attr_t attributes;
+  void* stack = nullptr;
+  if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+    pthread_attr_getstack(&attributes, &stack, &context.stack_bytes);
+    pthread_attr_destroy(&attributes);
+  }
+  context.stack = stack;
+#elif defined(SNV2_TSAN)
+  context.tsan_fiber = __tsan_get_current_fiber();
 #endif
   return context;
 }
 
-Stacks::~Stacks() {
-  for (unsigned char* stack : stacks_) munmap(stack, kPage + kStack);
+void switch_context(Context& from, const Context& to) {
+  before_switch(&from.fake_stack, to);
+  snv2_switch_stack(&from.stack_pointer, to.stack_pointer);
+  after_switch(from.fake_stack);
+}
+
+void leave_context(const Context& to) {
+  before_switch(nullptr, to);
+  void* left;
+  snv2_switch_stack(&left, to.stack_pointer);
+  __builtin_unreachable();
+}
+
+Pages::Pages(size_t bytes) : bytes_(bytes > 0 ? bytes : 1) {
+  void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  data_ = static_cast<unsigned char*>(memory);
+}
+
+Pages::Pages(Pages&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
+  other.data_ = nullptr;
+}
+
+Pages::~Pages() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+Context Stacks::start(size_t i, void (*entry)()) {
+  entry_of_contexts = entry;
+  while (stacks_.size() <= i) {
+    stacks_.emplace_back(kPage + kStack);
+    mprotect(stacks_.back().data(), kPage, PROT_NONE);
+  }
+  unsigned char* const base = stacks_[i].data() + kPage;
+  tsan::forget(base, kStack);
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(base, kStack);
+#endif
+  // Two words stay free above the frame, so that entry() finds the stack as a call leaves it.
+  auto** top = reinterpret_cast<void**>(base + kStack - i % kColours * kColour) - 2;
+  Context context;
+  context.stack = base;
+  context.stack_bytes = kStack;
+#if defined(__x86_64__)
+  top[-1] = nullptr;
+  top[-2] = reinterpret_cast<void*>(begin_context);
+  context.stack_pointer = top - 2 - kSaved;
+#else
+  top[-static_cast<ptrdiff_t>(kSaved) + static_cast<ptrdiff_t>(kReturnAddress)] =
+      reinterpret_cast<void*>(begin_context);
+  context.stack_pointer = top - kSaved;
+#endif
+#if defined(SNV2_TSAN)
+  context.tsan_fiber = __tsan_create_fiber(0);
+#endif
+  return context;
+}
+
+void Stacks::finish([[maybe_unused]] Context& context) {
+#if defined(SNV2_TSAN)
+  if (context.tsan_fiber != nullptr) __tsan_destroy_fiber(context.tsan_fiber);
+  context.tsan_fiber = nullptr;
+#endif
 }
 
 }  // namespace snv2::emulator

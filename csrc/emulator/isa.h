@@ -1,10 +1,10 @@
 // Bodies of isa.h for the emulator.
 #pragma once
 
-#include <cmath>
 #include <cstring>
 
-#include "emulator/machine.h"
+#include "emulator/calls.h"
+#include "emulator/convert.h"
 
 #define SNV2_DEVICE inline
 #define __global__
@@ -117,36 +117,18 @@ inline void sync_threads(SNV2_HERE) { emulator::barrier(emulator::Scope::kCta, S
 inline void sync_grid(SNV2_HERE) { emulator::barrier(emulator::Scope::kGrid, SNV2_SITE); }
 inline void sync_cluster(SNV2_HERE) { emulator::barrier(emulator::Scope::kCluster, SNV2_SITE); }
 inline void sync_warp(uint32_t mask = kFullMask, SNV2_HERE) {
-  emulator::collective("sync_warp", mask, nullptr, [](void* const*, uint32_t) {}, SNV2_SITE);
+  emulator::sync_warp(mask, SNV2_SITE);
 }
 
 namespace detail {
-template <class T>
-struct Exchange {
-  T value;
-  int source;
-  T result;
-};
 // A lane that is named as a source but is not in the mask has an undefined value: NaN.
 template <class T>
 T exchange(const char* name, T value, int source, uint32_t mask, emulator::Site site) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
-  Exchange<T> mine{value, source, {}};
-  emulator::collective(
-      name, mask, &mine,
-      [](void* const* payloads, uint32_t mask) {
-        for (int lane = 0; lane < kWarp; ++lane) {
-          if (!(mask >> lane & 1)) continue;
-          auto& to = *static_cast<Exchange<T>*>(payloads[lane]);
-          if (mask >> to.source & 1) {
-            to.result = static_cast<Exchange<T>*>(payloads[to.source])->value;
-          } else {
-            std::memset(&to.result, 0xff, sizeof(T));
-          }
-        }
-      },
-      site);
-  return mine.result;
+  emulator::Exchange mine{0, source, 0};
+  std::memcpy(&mine.value, &value, sizeof value);
+  emulator::shuffle(name, mask, mine, site);
+  return read<T>(&mine.result);
 }
 }  // namespace detail
 
@@ -184,158 +166,42 @@ Shared<T> remote(Shared<T> p, int rank, SNV2_HERE) {
 
 // Conversions -----------------------------------------------------------------------------
 
-namespace detail {
-inline uint32_t bits_of(float value) { return read<uint32_t>(&value); }
-inline float from_bits(uint32_t bits) { return read<float>(&bits); }
-}  // namespace detail
-
 inline float to_float(float value) { return value; }
-inline float to_float(bfloat16_t value) { return detail::from_bits(uint32_t{value.bits} << 16); }
-inline float to_float(half_t value) {
-  const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;
-  const uint32_t magnitude = uint32_t{value.bits & 0x7fffu} << 13;
-  if (magnitude >= 0x0f800000u) return detail::from_bits(sign | magnitude | 0x7f800000u);
-  return detail::from_bits(sign | detail::bits_of(std::ldexp(detail::from_bits(magnitude), 112)));
-}
+inline float to_float(bfloat16_t value) { return emulator::bfloat16_to_float(value.bits); }
+inline float to_float(half_t value) { return emulator::half_to_float(value.bits); }
 inline void from_float(float value, float& out) { out = value; }
-// The GPU gives one NaN for all NaNs.
 inline void from_float(float value, bfloat16_t& out) {
-  const uint32_t bits = detail::bits_of(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  out.bits = static_cast<uint16_t>(value != value ? 0x7fffu : rounded);
+  out.bits = emulator::float_to_bfloat16(value);
 }
-inline void from_float(float value, half_t& out) {
-  const uint32_t sign = (detail::bits_of(value) >> 16) & 0x8000u;
-  const uint32_t magnitude = detail::bits_of(value) & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) {
-    out.bits = 0x7fffu;
-    return;
-  }
-  uint32_t half;
-  if (magnitude >= 0x477ff000u) {  // rounds past 65504
-    half = 0x7c00u;
-  } else if (magnitude < 0x38800000u) {  // subnormal: let the FPU round at 2^-24
-    half = detail::bits_of(detail::from_bits(magnitude) + 0.5f) - detail::bits_of(0.5f);
-  } else {
-    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  }
-  out.bits = static_cast<uint16_t>(sign | half);
-}
-inline uint32_t to_tf32(float value) {
-  const uint32_t bits = detail::bits_of(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;
-  if ((bits & 0x7fffffffu) == 0x7f800000u) return bits;
-  return (bits + 0x1000u) & 0xffffe000u;
-}
+inline void from_float(float value, half_t& out) { out.bits = emulator::float_to_half(value); }
+inline uint32_t to_tf32(float value) { return emulator::float_to_tf32(value); }
 
 inline float relu(float value) { return value < 0.0f ? 0.0f : value; }
 
 // Tensor cores ----------------------------------------------------------------------------
 
-namespace detail {
-
-struct MatrixRows {
-  const unsigned char* row;
-  uint32_t d[4];
-};
-
-template <int Matrices, bool Transposed>
-void ldmatrix(void* const* payloads, uint32_t) {
-  for (int m = 0; m < Matrices; ++m) {
-    uint16_t matrix[8][8];
-    for (int r = 0; r < 8; ++r) {
-      std::memcpy(matrix[r], static_cast<MatrixRows*>(payloads[8 * m + r])->row, 16);
-    }
-    for (int lane = 0; lane < kWarp; ++lane) {
-      const int i = lane / 4, j = lane % 4 * 2;
-      const uint32_t low = Transposed ? matrix[j][i] : matrix[i][j];
-      const uint32_t high = Transposed ? matrix[j + 1][i] : matrix[i][j + 1];
-      static_cast<MatrixRows*>(payloads[lane])->d[m] = low | high << 16;
-    }
-  }
-}
-
-struct Fragments {
-  const uint32_t* a;
-  const uint32_t* b;
-  float* d;
-};
-
-template <class T>
-float element(uint32_t word, int i) {
-  return to_float(T{static_cast<uint16_t>(word >> (16 * i))});
-}
-
-// D[16][8] += A[16][K] B[K][8]; products are exact in double, and the sum is rounded once.
-template <int K>
-void multiply(const float (&a)[16][K], const float (&b)[K][8], void* const* payloads) {
-  for (int lane = 0; lane < kWarp; ++lane) {
-    float* d = static_cast<Fragments*>(payloads[lane])->d;
-    for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-      double sum = d[i];
-      for (int k = 0; k < K; ++k) sum += double{a[row][k]} * b[k][column];
-      d[i] = static_cast<float>(sum);
-    }
-  }
-}
-
-template <class T>
-void mma_16(void* const* payloads, uint32_t) {
-  float a[16][16], b[16][8];
-  for (int lane = 0; lane < kWarp; ++lane) {
-    const Fragments& f = *static_cast<Fragments*>(payloads[lane]);
-    const int g = lane / 4, t = lane % 4;
-    for (int i = 0; i < 2; ++i) {
-      for (int r = 0; r < 4; ++r) {
-        a[g + r % 2 * 8][2 * t + i + r / 2 * 8] = element<T>(f.a[r], i);
-      }
-      for (int r = 0; r < 2; ++r) b[2 * t + i + r * 8][g] = element<T>(f.b[r], i);
-    }
-  }
-  multiply(a, b, payloads);
-}
-
-inline void mma_tf32(void* const* payloads, uint32_t) {
-  float a[16][8], b[8][8];
-  const auto tf32 = [](uint32_t bits) { return from_bits(bits & 0xffffe000u); };
-  for (int lane = 0; lane < kWarp; ++lane) {
-    const Fragments& f = *static_cast<Fragments*>(payloads[lane]);
-    const int g = lane / 4, t = lane % 4;
-    for (int r = 0; r < 4; ++r) a[g + r % 2 * 8][t + r / 2 * 4] = tf32(f.a[r]);
-    for (int r = 0; r < 2; ++r) b[t + r * 4][g] = tf32(f.b[r]);
-  }
-  multiply(a, b, payloads);
-}
-
-inline void mma(const char* name, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                emulator::Combine combine, emulator::Site site) {
-  Fragments mine{a, b, d};
-  emulator::collective(name, kFullMask, &mine, combine, site);
-  emulator::count_mma();
-}
-
-}  // namespace detail
-
 template <int Matrices, bool Transposed = false, class T>
 void ldmatrix(uint32_t (&d)[Matrices], Shared<T> row, SNV2_HERE) {
-  detail::MatrixRows mine{reinterpret_cast<const unsigned char*>(row.address), {}};
+  static_assert(Matrices == 1 || Matrices == 2 || Matrices == 4);
+  emulator::MatrixRows mine{row.address, {}};
   if (emulator::lane() < 8 * Matrices) {
     emulator::access_shared(row.address, 16, false, SNV2_SITE);
   }
-  emulator::collective("ldmatrix", kFullMask, &mine, detail::ldmatrix<Matrices, Transposed>,
-                       SNV2_SITE);
+  emulator::ldmatrix(Matrices, Transposed, mine, SNV2_SITE);
   for (int m = 0; m < Matrices; ++m) d[m] = mine.d[m];
 }
 
 inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SNV2_HERE) {
-  detail::mma("mma_f16", d, a, b, detail::mma_16<half_t>, SNV2_SITE);
+  emulator::Fragments mine{a, b, d};
+  emulator::mma_f16(mine, SNV2_SITE);
 }
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SNV2_HERE) {
-  detail::mma("mma_bf16", d, a, b, detail::mma_16<bfloat16_t>, SNV2_SITE);
+  emulator::Fragments mine{a, b, d};
+  emulator::mma_bf16(mine, SNV2_SITE);
 }
 inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SNV2_HERE) {
-  detail::mma("mma_tf32", d, a, b, detail::mma_tf32, SNV2_SITE);
+  emulator::Fragments mine{a, b, d};
+  emulator::mma_tf32(mine, SNV2_SITE);
 }
 
 }  // namespace snv2::SNV2_GPU

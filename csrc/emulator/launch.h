@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "emulator/machine.h"
+#include "emulator/calls.h"
 
 namespace snv2::SNV2_GPU {
 

@@ -1,78 +1,176 @@
-// What emulated instructions call: the thread that runs, memory accesses, collectives.
+// One launch as it runs: its CTAs (launch.cpp), its threads (scheduler.cpp) and what they make
+// together (collectives.cpp), its memory (access.cpp).
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
 
-#include "emulator/emulator.h"
+#include "emulator/calls.h"
+#include "emulator/counting.h"
+#include "emulator/fiber.h"
+#include "emulator/shadow.h"
+#include "emulator/sites.h"
+#include "emulator/tsan.h"
 
 namespace snv2::emulator {
 
-struct Site {
-  const char* file;
-  int line;
+constexpr uint32_t kLanes = 32;
+constexpr int kScopes = 3;
+
+struct Copy {
+  unsigned char* to;
+  const unsigned char* from;
+  int bytes;
 };
 
-struct Dim3 {
-  uint32_t x = 1, y = 1, z = 1;
+// The cp.async of a thread that are under way, oldest first.
+struct Copies {
+  std::vector<Copy> copies;
+  std::vector<size_t> groups;  // how many copies each committed group has; the rest is open
 };
 
-// The built-in variables of the running thread.
-struct Builtins {
-  Dim3 thread_index{0, 0, 0};
-  Dim3 block_index{0, 0, 0};
-  Dim3 block_dim;
-  Dim3 grid_dim;
+enum class State { kReady, kWaiting, kDone };
+
+// A CUDA thread.
+struct Fiber {
+  Context context;
+  Builtins builtins;
+  uint32_t cta = 0;     // of the group
+  uint32_t thread = 0;  // of the CTA
+  State state = State::kReady;
+  // What it waits for; a barrier has no mask.
+  const char* waits_for = nullptr;
+  Site site{nullptr, 0};
+  uint32_t mask = 0;
+  void* payload = nullptr;
+  int64_t collectives = 0;
+  bool waited_for_grid = false;  // for the launch before
+  View view;
+  Copies under_way;
 };
 
-SNV2_API const Builtins& builtins();
+struct Warp {
+  uint32_t first = 0;  // its threads, of the group
+  uint32_t threads = 0;
+  uint32_t ready = 0;          // lanes
+  uint32_t in_collective = 0;  // lanes
+};
 
-SNV2_API unsigned char* shared_memory();
-// The same place in the shared memory of CTA `rank` of the cluster.
-SNV2_API unsigned char* remote_shared_memory(const void* address, int rank, Site site);
-SNV2_API int cluster_rank();
+struct Cta {
+  unsigned char* shared = nullptr;
+  uint32_t waiting[kScopes] = {};  // threads at a barrier
+};
 
-// Checks and counts an access; the caller makes it.
-SNV2_API void access_global(const void* address, int bytes, bool write, Site site);
-SNV2_API void access_shared(const void* address, int bytes, bool write, Site site);
+// A buffer of the launch.
+struct Memory {
+  Region region;
+  std::unique_ptr<Shadow> shadow;  // if it may be written
+  bool alone = true;               // overlaps with no other
 
-SNV2_API void cp_async(void* to, const void* from, int bytes, Site site);
-SNV2_API void cp_async_commit();
-SNV2_API void cp_async_wait(int pending);
+  bool has(const unsigned char* p, int bytes) const {
+    return p >= region.address && p + bytes <= region.address + region.bytes;
+  }
+};
 
-SNV2_API void grid_dependency_wait();
-
-enum class Scope { kCta, kCluster, kGrid };
-SNV2_API void barrier(Scope scope, Site site);
-
-// Waits until all lanes of `mask` are in the same collective at the same place, and has the last
-// of them run combine(payloads), with each lane's payload.
+// Has the last lane to arrive make the results in all payloads.
 using Combine = void (*)(void* const* payloads, uint32_t mask);
-SNV2_API void collective(const char* name, uint32_t mask, void* payload, Combine combine,
-                         Site site);
-SNV2_API int lane();
-SNV2_API void count_mma();
 
-struct LaunchShape {
-  Dim3 grid;
-  uint32_t threads;
-  uint32_t cluster;
-  int64_t shared_bytes;
-  bool cooperative;
-  bool overlaps;  // the launch before it
-};
-struct Region {
-  unsigned char* address;
-  int64_t bytes;
-  int64_t read_bytes, written_bytes;  // at least
-  bool written;                       // may be written
-  bool undefined;                     // until written
-  bool constant;                      // to all kernels
+class Machine {
+ public:
+  Machine(const LaunchShape& shape, void (*kernel)(const void*), const void* params,
+          Counters& counters, Sites& sites);
+  ~Machine();
+
+  void add(const Region& region);
+  void run_group(uint64_t first_cta, uint32_t ctas);
+  void finish() const;
+
+  // Ends the running thread, and with it the launch.
+  [[noreturn]] void fault(const std::string& what) const;
+  // The same where no exception may be thrown.
+  [[noreturn]] void abandon(const char* what);
+  bool in_kernel() const { return fiber_ != nullptr && owner_ == std::this_thread::get_id(); }
+  void access_global(const void* address, int bytes, bool write, Site site);
+  void access_shared(const void* address, int bytes, bool write, Site site);
+  void begin_copy(void* to, const void* from, int bytes, Site site);
+  void commit();
+  void wait_copies(int pending);
+  void wait_for_grid() { fiber_->waited_for_grid = any_waited_ = true; }
+  void barrier(Scope scope, Site site);
+  // Without `combine` it orders memory, and does nothing else.
+  void collective(const char* name, uint32_t mask, void* payload, Combine combine, Site site);
+  unsigned char* shared() { return ctas_[fiber_->cta].shared; }
+  unsigned char* remote(const void* address, int rank, Site site);
+  uint32_t rank() const { return fiber_->cta % shape_.cluster; }
+  void count_mma() { ++counters_.mma; }
+  uint32_t lane() const { return fiber_->thread % kLanes; }
+  void enter();
+
+ private:
+  Memory& find(const unsigned char* p, int bytes, bool write, Site site, uint32_t id);
+  void check_aligned(const void* address, int bytes, Site site) {
+    if ((reinterpret_cast<uintptr_t>(address) & static_cast<uintptr_t>(bytes - 1)) != 0) {
+      refuse_unaligned(bytes, site);
+    }
+  }
+  [[noreturn]] void refuse_unaligned(int bytes, Site site);
+  bool access_shared_of(uint32_t cta, const void* address, int bytes, bool write, uint32_t site);
+  Stamp now(uint32_t site) const { return {fiber_->view.thread, clock_, site}; }
+  void tick();
+
+  void begin_group(uint64_t first_cta, uint32_t ctas);
+  void end_group();
+  void run_warp(Warp& warp);
+  void resume(uint32_t lane);
+  void wait(const char* what, uint32_t mask, Site site);
+  void count_collective();
+  void complete(uint32_t mask, Combine combine);
+  void order_lanes(Fiber* first, uint32_t mask);
+  bool complete_barriers();
+  void release(Scope scope, uint32_t first, uint32_t threads);
+  std::string describe(const Fiber& fiber) const;
+  std::string stuck() const;
+
+  const LaunchShape shape_;
+  Counters& counters_;
+  Sites& sites_;
+  void (*const kernel_)(const void*);
+  const void* const params_;
+
+  std::vector<Memory> memory_;
+  static constexpr size_t kRecent = 64;
+  Memory* recent_[kRecent] = {};  // where a place in the source last accessed
+  Pages shared_memory_;           // of the CTAs of a group
+  std::vector<std::unique_ptr<Shadow>> shared_shadows_;
+
+  std::vector<Cta> ctas_;
+  std::vector<Fiber> fibers_;
+  std::vector<Warp> warps_;
+  uint32_t clock_ = 1;       // counts barriers of the group
+  bool any_waited_ = false;  // for the launch before
+  const std::thread::id owner_ = std::this_thread::get_id();
+  Context scheduler_;
+  Warp* warp_ = nullptr;  // that runs
+  Fiber* fiber_ = nullptr;
+  std::vector<Access> accesses_[kLanes];  // of the warp that runs, not yet counted
+  std::string report_;
+  tsan::Order order_;
 };
 
-// Runs kernel(params) on all threads. Undefined regions are filled with NaN first. Throws Fault for
-// what no kernel may do, and std::invalid_argument for a shape that no GPU takes or for written
-// regions that overlap.
-SNV2_API void run(const LaunchShape& shape, const Region* regions, int region_count,
-                  void (*kernel)(const void* params), const void* params);
+// The one that runs.
+extern Machine* machine;
+
+const char* name_of(Scope scope);
+
+// Steps that the running CUDA thread may still take before its next collective.
+extern int64_t steps_left;
+void out_of_steps();
+
+inline void take_steps(int64_t steps) {
+  if ((steps_left -= steps) < 0) out_of_steps();
+}
 
 }  // namespace snv2::emulator

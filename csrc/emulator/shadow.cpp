@@ -1,0 +1,90 @@
+#include "emulator/shadow.h"
+
+namespace snv2::emulator {
+
+Shadow::Shadow(int64_t bytes, bool initialised)
+    : memory_of_writes_((static_cast<size_t>(bytes) / 2 + 1) * sizeof(Stamp)),
+      memory_of_readers_((static_cast<size_t>(bytes) / 2 + 1) * sizeof(Readers)),
+      writes_(memory_of_writes_.as<Stamp>()),
+      readers_(memory_of_readers_.as<Readers>()),
+      initialised_(initialised) {}
+
+bool Shadow::refuse(Fault fault, bool write, const Stamp& now, const Stamp& earlier) {
+  fault_ = fault;
+  fault_writes_ = write;
+  fault_now_ = now;
+  fault_earlier_ = earlier;
+  return false;
+}
+
+bool Shadow::read(int64_t offset, int bytes, const Stamp& now, const View& view) {
+  const int64_t end = (offset + bytes + 1) / 2;
+  for (int64_t i = offset / 2; i < end; ++i) {
+    const Stamp& written = writes_[i];
+    if (nobody(written)) {
+      if (!initialised_) return refuse(Fault::kNobodyWrote, false, now, written);
+    } else {
+      if ((written.site & kCopying) != 0) return refuse(Fault::kCopying, false, now, written);
+      if (!view.saw(written)) return refuse(Fault::kReadWritten, false, now, written);
+    }
+    Readers& r = readers_[i];
+    if (r.latest.thread != now.thread && !nobody(r.latest)) {
+      const bool keep_other = view.warp.has(r.latest.thread) && !nobody(r.other) &&
+                              !view.warp.has(r.other.thread) && !view.saw(r.other);
+      if (!keep_other) r.other = r.latest;
+    }
+    r.latest = now;
+  }
+  return true;
+}
+
+bool Shadow::write(int64_t offset, int bytes, const Stamp& now, const View& view) {
+  const int64_t end = (offset + bytes + 1) / 2;
+  for (int64_t i = offset / 2; i < end; ++i) {
+    Stamp& written = writes_[i];
+    if (!nobody(written)) {
+      if ((written.site & kCopying) != 0) return refuse(Fault::kCopying, true, now, written);
+      if (!view.saw(written)) return refuse(Fault::kWriteWritten, true, now, written);
+    }
+    const Readers& r = readers_[i];
+    for (const Stamp* reader : {&r.latest, &r.other}) {
+      if (!nobody(*reader) && !view.saw(*reader)) {
+        return refuse(Fault::kWriteRead, true, now, *reader);
+      }
+    }
+    written = now;
+  }
+  return true;
+}
+
+void Shadow::begin_copy(int64_t offset, int bytes) {
+  for (int64_t i = offset / 2; i < (offset + bytes) / 2; ++i) writes_[i].site |= kCopying;
+}
+
+void Shadow::end_copy(int64_t offset, int bytes, const Stamp& now) {
+  for (int64_t i = offset / 2; i < (offset + bytes) / 2; ++i) {
+    writes_[i] = {now.thread, now.time, writes_[i].site & ~kCopying};
+  }
+}
+
+std::string Shadow::explain(const Sites& sites) const {
+  const std::string what =
+      std::string(fault_writes_ ? "write" : "read") + " at " + sites.name(fault_now_.site);
+  const std::string before = sites.name(fault_earlier_.site & ~kCopying);
+  switch (fault_) {
+    case Fault::kCopying:
+      return what + (fault_writes_ ? " to" : " of") + " memory that a cp.async, issued at " +
+             before + ", is still copying to: cp_async_wait is missing";
+    case Fault::kNobodyWrote:
+      return what + " of memory that nobody wrote";
+    case Fault::kReadWritten:
+    case Fault::kWriteWritten:
+    case Fault::kWriteRead:
+      break;
+  }
+  return "race: " + what + ", " + (fault_ == Fault::kWriteRead ? "read" : "written") +
+         " by thread " + std::to_string(fault_earlier_.thread - 1) + " of the grid at " + before +
+         ", and no barrier between";
+}
+
+}  // namespace snv2::emulator
