@@ -52,6 +52,12 @@ SNV2_DEVICE void store(Shared<T> p, T value) {
   *p.address = value;
 }
 
+// A store under a predicate: lanes that do not want it stay with the others.
+template <class T>
+SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
+  if (wanted) *p.address = value;
+}
+
 namespace detail {
 template <int Bytes>
 struct Bits;

@@ -247,10 +247,9 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, Shared<T> x, int x_pitch,
 #pragma unroll
         for (int tap = 0; tap < 9; ++tap) sum += w[tap] * window[tap / 3][p * kStride + tap % 3];
         const int column = first + p;
-        if (wanted < channels && column >= 0 && column < params.out_width) {
-          store(out + (channel * out_pitch + column0 + r * params.out_width + column),
-                rounded<T>(sum + w[9]));
-        }
+        store_if(wanted < channels && column >= 0 && column < params.out_width,
+                 out + (channel * out_pitch + column0 + r * params.out_width + column),
+                 rounded<T>(sum + w[9]));
       }
       if (++local < params.out_height) {
         place = step(place, kStride);

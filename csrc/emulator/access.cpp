@@ -132,6 +132,12 @@ void Machine::access_shared(const void* address, int bytes, bool write, Site sit
         std::to_string(shape_.shared_bytes));
 }
 
+void Machine::skip_shared_store(int bytes, Site site) {
+  const tsan::Unobserved unobserved;
+  take_steps(kStepsPerAccess);
+  accesses_[lane()].push_back({Access::kSkipped, Access::pack(sites_.id(site), bytes, true, true)});
+}
+
 unsigned char* Machine::remote(const void* address, int rank, Site site) {
   if (rank < 0 || static_cast<uint32_t>(rank) >= shape_.cluster) {
     fault("remote at " + name_of(site) + ": rank " + std::to_string(rank) +
@@ -181,6 +187,7 @@ void access_global(const void* address, int bytes, bool write, Site site) {
 void access_shared(const void* address, int bytes, bool write, Site site) {
   machine->access_shared(address, bytes, write, site);
 }
+void skip_shared_store(int bytes, Site site) { machine->skip_shared_store(bytes, site); }
 unsigned char* shared_memory() { return machine->shared(); }
 unsigned char* remote_shared_memory(const void* address, int rank, Site site) {
   return machine->remote(address, rank, site);

@@ -39,6 +39,8 @@ SNV2_API int cluster_rank();
 // Checks and counts an access; the caller makes it.
 SNV2_API void access_global(const void* address, int bytes, bool write, Site site);
 SNV2_API void access_shared(const void* address, int bytes, bool write, Site site);
+// A store to shared memory that this lane's predicate turns off, while the warp executes it.
+SNV2_API void skip_shared_store(int bytes, Site site);
 
 SNV2_API void cp_async(void* to, const void* from, int bytes, Site site);
 SNV2_API void cp_async_commit();

@@ -99,6 +99,7 @@ void count_accesses(std::vector<Access> (&lanes)[32], const Sites& sites, Counte
   while (left != 0) {
     Instruction in;
     const Access* first = nullptr;
+    uint32_t skipping = 0;
     for (uint32_t rest = left; rest != 0; rest &= rest - 1) {
       const int lane = __builtin_ctz(rest);
       const Access* const access = next[lane];
@@ -110,14 +111,21 @@ void count_accesses(std::vector<Access> (&lanes)[32], const Sites& sites, Counte
         if (order < 0) {
           first = access;
           in.count = 0;
+          skipping = 0;
         }
+      }
+      if (access->address == Access::kSkipped) {
+        skipping |= uint32_t{1} << lane;
+        continue;
       }
       in.lanes[in.count] = lane;
       in.addresses[in.count++] = access->address;
     }
-    count_instruction(in, *first, counters);
-    for (int i = 0; i < in.count; ++i) {
-      const int lane = in.lanes[i];
+    if (in.count > 0) count_instruction(in, *first, counters);
+    uint32_t done = skipping;
+    for (int i = 0; i < in.count; ++i) done |= uint32_t{1} << in.lanes[i];
+    for (; done != 0; done &= done - 1) {
+      const int lane = __builtin_ctz(done);
       if (++next[lane] == end[lane]) left &= ~(uint32_t{1} << lane);
     }
   }

@@ -10,6 +10,8 @@ namespace snv2::emulator {
 
 // One access of one lane. `what` is the same for the lanes of one instruction.
 struct Access {
+  static constexpr uint64_t kSkipped = ~uint64_t{0};  // as an address: turned off by a predicate
+
   uint64_t address;
   uint32_t what;
 

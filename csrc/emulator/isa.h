@@ -71,6 +71,15 @@ void store(Shared<T> p, T value, SNV2_HERE) {
   std::memcpy(p.address, &value, sizeof value);
 }
 
+template <class T>
+void store_if(bool wanted, Shared<T> p, T value, SNV2_HERE) {
+  if (wanted) {
+    store(p, value, file, line);
+  } else {
+    emulator::skip_shared_store(sizeof(T), SNV2_SITE);
+  }
+}
+
 template <int N, class T>
 Vector<T, N> load_vector(Global<const T> p, SNV2_HERE) {
   emulator::access_global(p.address, sizeof(T) * N, false, SNV2_SITE);

@@ -95,6 +95,7 @@ class Machine {
   bool in_kernel() const { return fiber_ != nullptr && owner_ == std::this_thread::get_id(); }
   void access_global(const void* address, int bytes, bool write, Site site);
   void access_shared(const void* address, int bytes, bool write, Site site);
+  void skip_shared_store(int bytes, Site site);
   void begin_copy(void* to, const void* from, int bytes, Site site);
   void commit();
   void wait_copies(int pending);
