@@ -6,6 +6,7 @@
 // read at a time, but for the taps that are left over: rows of pixels are 4 words apart, modulo 32.
 #include <algorithm>
 #include <array>
+#include <stdexcept>
 
 #include "cuda/dispatch.h"
 #include "cuda/network.h"
@@ -141,6 +142,8 @@ void run(const StepCall& call, LaunchInfo* info) {
   s.channel_block = Convolution<T, kTaps>::kChannels;
   s.weight_pitch = Convolution<T, kTaps>::kWeightPitch;
   const Cut c = choose(s, call.device);
+  const int64_t tiles = s.batch * c.strips * c.panes;
+  if (tiles >= int64_t{1} << 31) throw std::invalid_argument("stem: too many images");
   if (info != nullptr) return describe(s, c, dtype, *info);
 
   StemParams<T> params{};
@@ -184,7 +187,7 @@ void run(const StepCall& call, LaunchInfo* info) {
       reads(params.in, pixels * s.channels * (image.bytes ? 1 : s.size)),
       updates(params.out, call.out.channels * call.out.channel * s.size, 0, written)};
   Launch config;
-  config.grid_x = static_cast<uint32_t>(s.batch * c.strips * c.panes);
+  config.grid_x = static_cast<uint32_t>(tiles);
   config.grid_y = static_cast<uint32_t>(s.channel_blocks());
   config.threads = static_cast<uint32_t>(kWarp * ceil_div(c.columns, kStemColumns));
   config.shared_bytes = c.shared_bytes;
