@@ -14,8 +14,9 @@ namespace {
 constexpr int64_t kMaxColumns = 128;  // of a step with weights in shared memory
 // A CTA that keeps weights alone on an SM must use each of them this often.
 constexpr int64_t kLongMarch = 8;
-// Columns from which on a cluster is not made larger for the sake of wider steps.
-constexpr int64_t kWideStep = 48;
+// Columns of a step with weights in shared memory: at least, and from which on a cluster is not
+// made larger for wider ones.
+constexpr int64_t kNarrowStep = 32, kWideStep = 48;
 
 // Where a unit's weights are.
 enum class Weights : int64_t { kResident = 1, kDirect = 2, kClustered = 3 };
@@ -102,15 +103,16 @@ int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
 // Rows of each CTA (or cluster) for an even load of the GPU; whole images where that costs little.
 int64_t rows_for(const Shape& s, const Device& device, int64_t slots) {
   if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, s.rows());
-  const int64_t rows = ceil_div(s.rows(), std::max<int64_t>(slots, 1));
+  const int64_t rows = ceil_div(s.rows(), slots);
   const int64_t images = round_up(rows, s.out_height);
   return images * 8 <= rows * 9 ? images : rows;
 }
 
-// Clusters that run at once: an eighth of the SMs may be left over where a cluster of 8 has to find
-// its SMs in one part of the GPU.
-int64_t clusters_at_once(const Device& device, int64_t cluster) {
-  return (cluster > 2 ? device.sms * 7 / 8 : device.sms) / cluster;
+// CTAs (or clusters) of one branch that run at once. An eighth of the SMs may be left over where a
+// large cluster has to find its SMs in one part of the GPU.
+int64_t slots_of(const Shape& s, const Device& device, const Cut& c, int64_t ctas_per_sm) {
+  const int64_t sms = c.cluster > 2 ? device.sms * 7 / 8 : device.sms;
+  return std::max<int64_t>(sms * ctas_per_sm / (c.cluster * s.branches()), 1);
 }
 
 // Fills in a cut of given weights, cluster and columns; ctas_per_sm stays 0 if it does not fit.
@@ -126,9 +128,7 @@ void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& 
   c.ring = params.ring;
   const int64_t vectors = c.columns * s.size / 16;
   const auto fits = [&](int64_t ctas) {
-    c.rows_per_cta = rows_for(
-        s, device,
-        clustered ? clusters_at_once(device, c.cluster) : device.sms * ctas / s.branches());
+    c.rows_per_cta = rows_for(s, device, slots_of(s, device, c, ctas));
     c.step_rows = rows_of_step<kStride>(s, c.columns, c.rows_per_cta);
     const int64_t most = (kBlock * Direct<T, kStride>::kBlocks - s.sector + 1) / s.out_width;
     c.split = c.weights == Weights::kDirect && c.step_rows > std::max<int64_t>(most, 1);
@@ -144,7 +144,7 @@ void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& 
            (!clustered || round_up(ceil_div(s.in, c.cluster), 8) * vectors <= kHeld * kUnitThreads);
   };
   c.ctas_per_sm = 0;
-  for (int64_t ctas = clustered ? 1 : s.ctas_per_sm(); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
+  for (int64_t ctas = s.ctas_per_sm(); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
     for (const bool prefetch : {true, false}) {
       params.prefetch = c.prefetch = prefetch;
       if (!fits(ctas)) continue;
@@ -155,64 +155,66 @@ void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& 
   c.ctas = ceil_div(s.rows(), c.rows_per_cta);
 }
 
-// Tries cuts of `c`'s weights and cluster from wide steps to narrow ones, and returns the first
-// that leaves an SM room for most CTAs.
+// Tries cuts of `c`'s weights and cluster from wide steps to narrow ones. Weights in shared memory:
+// the first that leaves an SM room for most CTAs. From L2, where each step reads them all: a second
+// CTA, which hides latency, is worth a third of the width.
 template <class T, int kStride>
 Cut widest(UnitParams<T>& params, const Shape& s, const Device& device, const Cut& c) {
-  const bool direct = c.weights == Weights::kDirect;
-  const int64_t slots = c.weights == Weights::kClustered
-                            ? clusters_at_once(device, c.cluster)
-                            : device.sms * s.ctas_per_sm() / s.branches();
-  const int64_t range = (rows_for(s, device, slots) * kStride + 2) * s.width + s.sector - 1;
-  const int64_t most = direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns;
+  const bool direct = c.weights == Weights::kDirect, forced = device.tuning.columns != 0;
+  const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm()));
+  const int64_t range = round_up((rows * kStride + 2) * s.width + s.sector - 1, s.sector);
+  const int64_t most = std::min(direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns, range);
+  const int64_t least = std::min(direct ? s.sector : kNarrowStep, range);
+  const auto worth = [&](const Cut& cut) {
+    return cut.ctas_per_sm == 0 ? 0 : (cut.ctas_per_sm + 1) * (direct ? cut.columns : 1);
+  };
   Cut best;
-  for (int64_t columns = std::min(most, round_up(range, s.sector)); columns >= s.sector;
-       columns -= s.sector) {
+  for (int64_t columns = most; columns >= least; columns -= s.sector) {
     Cut next = c;
-    next.columns = device.tuning.columns == 0 ? columns : round_up(device.tuning.columns, s.sector);
+    next.columns = forced ? round_up(device.tuning.columns, s.sector) : columns;
     complete<T, kStride>(params, s, device, next);
-    const bool forced = device.tuning.columns != 0;
     if (next.split && columns > 2 * s.sector && !forced) continue;
-    const auto worth = [&](const Cut& cut) {
-      return cut.ctas_per_sm == 0 ? 0 : (cut.ctas_per_sm + 1) * (direct ? cut.columns : 1);
-    };
     if (worth(next) > worth(best)) best = next;
     if ((best.ctas_per_sm == s.ctas_per_sm() && !direct) || forced) break;
-    if (best.ctas_per_sm > 0 && c.weights == Weights::kClustered) break;
   }
   return best;
 }
 
-// The rule: weights in shared memory if two CTAs of an SM can have them, or one that is long
-// enough; else spread over a cluster, the smallest whose steps are wide enough; else from L2.
+// The rule: weights in shared memory if an SM has room for all the CTAs that its registers allow;
+// else spread over a cluster; else in shared memory for a long march; else from L2.
 template <class T, int kStride>
 Cut choose(UnitParams<T>& params, const Shape& s, const Device& device) {
   const auto wanted = [&](Weights weights) {
     return device.tuning.weights == 0 || device.tuning.weights == static_cast<int64_t>(weights);
   };
-  const bool forced = device.tuning.weights != 0;
-  Cut best;
-  if (wanted(Weights::kResident)) {
+  const auto with = [&](Weights weights, int64_t cluster) {
     Cut c;
-    c.weights = Weights::kResident;
-    c = widest<T, kStride>(params, s, device, c);
-    const bool lonely = c.ctas_per_sm < s.ctas_per_sm();
-    if (!lonely || forced || c.rows_per_cta * s.out_width >= kLongMarch * c.columns) best = c;
-  }
-  if (best.ctas_per_sm == 0 && kStride == 1 && params.in_planes && wanted(Weights::kClustered)) {
-    for (int64_t cluster = 2; cluster <= device.cluster; cluster *= 2) {
-      Cut c;
-      c.weights = Weights::kClustered;
-      c.cluster = cluster;
-      c = widest<T, kStride>(params, s, device, c);
-      if (c.ctas_per_sm == 0) continue;
-      // A larger one where this is too narrow, or where SMs would stand idle.
-      const bool better = best.ctas_per_sm == 0 ||
-                          (best.columns < kWideStep && c.columns > best.columns) ||
-                          (c.rows_per_cta == 1 && c.ctas <= clusters_at_once(device, cluster));
-      if (better) best = c;
+    c.weights = weights;
+    c.cluster = cluster;
+    return widest<T, kStride>(params, s, device, c);
+  };
+  Cut best, lonely;
+  if (wanted(Weights::kResident)) {
+    const Cut c = with(Weights::kResident, 1);
+    if (c.ctas_per_sm == s.ctas_per_sm() || device.tuning.weights != 0) {
+      best = c;
+    } else if (c.rows_per_cta * s.out_width >= kLongMarch * c.columns) {
+      lonely = c;
     }
   }
+  if (best.ctas_per_sm == 0 && kStride == 1 && params.in_planes && wanted(Weights::kClustered)) {
+    // The smallest whose steps are wide, or a larger one where SMs would stand idle.
+    const auto worth = [](const Cut& c) {
+      return c.ctas_per_sm * 1024 + std::min(c.columns, kWideStep);
+    };
+    for (int64_t cluster = 2; cluster <= device.cluster; cluster *= 2) {
+      const Cut c = with(Weights::kClustered, cluster);
+      const bool idle =
+          best.ctas_per_sm > 0 && c.rows_per_cta == 1 && c.ctas <= slots_of(s, device, c, 1);
+      if (c.ctas_per_sm > 0 && (worth(c) > worth(best) || idle)) best = c;
+    }
+  }
+  if (best.ctas_per_sm == 0) best = lonely;
   if (best.ctas_per_sm == 0 && wanted(Weights::kDirect)) {
     best = widest<T, kStride>(params, s, device, Cut{});
   }

@@ -18,7 +18,7 @@ struct Resident {
 };
 struct Clustered {
   static constexpr bool kResident = true, kCluster = true;
-  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1, kCtasPerSm = 1;
+  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
 };
 // Registers bound the blocks, and stride 2 has both branches in one kernel.
 template <class T, int kStride>
