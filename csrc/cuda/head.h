@@ -8,7 +8,7 @@
 // depth is copied to shared memory while the one before is multiplied; the matrix is read from L2,
 // each element once for 112 columns.
 //   many images   a warp takes 32 rows, a CTA 128: 209 KB from L2 for two images and 464 channels
-//                 in 16 bits, 12 multiply-adds of a tensor core for each byte
+//                 in 16 bits, 27 multiply-adds for each byte
 //   few images    2 or 4 warps share the depth and a CTA takes 64 to 16 rows, so that one image
 //                 has 64 CTAs; their sums are added in shared memory
 // An image of more pixels than 112 is a group of its own and takes several rounds.

@@ -145,21 +145,23 @@ SNV2_DEVICE void march(const StemParams<T>& params, const StemTile& tile, Shared
                        int first) {
   const int end = tile.column + tile.columns;
   convolution.place(params, tile, first);
+  // Where the taps of a row of the convolution begin; its neighbour's, which is in the same
+  // windows, if it does not exist.
+  const auto lines_of = [&](int row) {
+    const int there = row < 0 ? 0 : row < params.conv_height ? row : params.conv_height - 1;
+    return lines + (there - 2 * tile.row + 1) * 2 * params.line_pitch;
+  };
   typename Convolution<T, kTaps>::Values most, upper, lower;
 #pragma unroll 1
   for (int p = 0; p <= tile.rows; ++p) {
     // Rows 2p - 1 and 2p of the convolution: the first ends a pooled row, and both begin the next.
-    const int at = 4 * p * params.line_pitch;
-    const bool both = p < tile.rows;
-    convolution.rows(params, {lines + at, lines + (both ? at + 2 * params.line_pitch : at)}, both,
-                     upper, lower);
     const int row = 2 * (tile.row + p) - 1;
-    if (row < 0 || row >= params.conv_height) upper.set_least();
+    const bool both = p < tile.rows;
+    convolution.rows(params, {lines_of(row), lines_of(both ? row + 1 : row)}, both, upper, lower);
     if (p > 0) {
       const int to = stage_place(params, tile, p - 1) - tile.column;
       convolution.template pool<Act>(
-          larger(most, upper), first, params.out_width - 1, params.conv_width % 2 != 0,
-          [&](int channel, int column, T value) {
+          params, larger(most, upper), first, [&](int channel, int column, T value) {
             if (channel >= channels || column >= end) return;
             store(stage + (to + channel * params.stage_pitch + column), value);
           });

@@ -15,7 +15,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "cuda/mma.h"
 
@@ -91,22 +90,10 @@ SNV2_DEVICE uint32_t word_of(const Vector<T, 2>& pair) {
   return pair.values[0].bits | static_cast<uint32_t>(pair.values[1].bits) << 16;
 }
 
-constexpr float kLeast = -std::numeric_limits<float>::infinity();
-SNV2_DEVICE void set_least(float& value) { value = kLeast; }
-template <class T>
-SNV2_DEVICE void set_least(Vector<T, 2>& value) {
-  value.values[0] = value.values[1] = rounded<T>(kLeast);
-}
-
 // What a lane has of a row of the convolution, before the activation.
 template <class Value, int kValues>
 struct Row {
   Value values[kValues];
-
-  SNV2_DEVICE void set_least() {
-#pragma unroll
-    for (int i = 0; i < kValues; ++i) SNV2_GPU::set_least(values[i]);
-  }
 };
 template <class Value, int kValues>
 SNV2_DEVICE Row<Value, kValues> larger(const Row<Value, kValues>& a, const Row<Value, kValues>& b) {
@@ -194,9 +181,10 @@ class Convolution {
   }
 
   // Calls put(channel of the block, pooled column, value) for what this lane makes of the maxima
-  // of three rows. `cut`: pooled column `last` has no column to its right.
+  // of three rows.
   template <class Act, class Put>
-  SNV2_DEVICE void pool(const Values& most, int first, int last, bool cut, const Put& put) const;
+  SNV2_DEVICE void pool(const StemParams<T>& params, const Values& most, int first,
+                        const Put& put) const;
 
  private:
   static constexpr int kSize = static_cast<int>(sizeof(T));
@@ -288,10 +276,10 @@ SNV2_DEVICE void Convolution<T, kTaps>::row(Shared<T> line, Values& out) const {
 }
 
 // Lane (g, t) has columns 2p - 1 and 2p of pooled columns p = first + t, first + 4 + t; column
-// 2p + 1 is the next lane's.
+// 2p + 1 is the next lane's. Where one does not exist, place() chose another of the three.
 template <class T, Taps kTaps>
 template <class Act, class Put>
-SNV2_DEVICE void Convolution<T, kTaps>::pool(const Values& most, int first, int last, bool cut,
+SNV2_DEVICE void Convolution<T, kTaps>::pool(const StemParams<T>&, const Values& most, int first,
                                              const Put& put) const {
   const int lane = lane_of_warp(), t = lane % 4;
   const int next = (lane & ~3) | ((t + 1) & 3);
@@ -300,13 +288,11 @@ SNV2_DEVICE void Convolution<T, kTaps>::pool(const Values& most, int first, int 
     const int column = first + 4 * j + t;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      Vector<T, 2> left = most.values[(i * 2 + j) * 2];
+      const Vector<T, 2> left = most.values[(i * 2 + j) * 2];
       uint32_t word = word_of(left);
       if (j == 0 && t == 0) word = word_of(most.values[(i * 2 + 1) * 2]);
       const uint32_t got = shuffle(word, next);
-      Vector<T, 2> right{{{static_cast<uint16_t>(got)}, {static_cast<uint16_t>(got >> 16)}}};
-      if (column == 0) set_least(left);
-      if (column == last && cut) set_least(right);
+      const Vector<T, 2> right{{{static_cast<uint16_t>(got)}, {static_cast<uint16_t>(got >> 16)}}};
       const Vector<T, 2> y = larger(larger(left, most.values[(i * 2 + j) * 2 + 1]), right);
       if (4 * j + t >= kStemColumns) continue;
       for (int half = 0; half < 2; ++half) {
@@ -412,15 +398,16 @@ class Convolution<float, kTaps> {
   // A lane has columns 2p and 2p + 1 of pooled column p = first - 1 + lane % 8; column 2p - 1 is
   // the lane's before it.
   template <class Act, class Put>
-  SNV2_DEVICE void pool(const Values& most, int first, int last, bool cut, const Put& put) const {
+  SNV2_DEVICE void pool(const StemParams<float>& params, const Values& most, int first,
+                        const Put& put) const {
     const int lane = lane_of_warp(), column = first - 1 + lane % 8;
+    const bool no_left = column == 0, no_right = 2 * column + 1 == params.conv_width;
 #pragma unroll
     for (int i = 0; i < kLaneChannels; ++i) {
-      float right = most.values[kLaneChannels + i];
-      float left = shuffle_up(right, 1);
-      if (column == 0) left = kLeast;
-      if (column == last && cut) right = kLeast;
-      const float y = larger(larger(left, most.values[i]), right);
+      const float own = most.values[i];
+      const float right = most.values[kLaneChannels + i];
+      const float left = shuffle_up(right, 1);
+      const float y = larger(larger(no_left ? own : left, own), no_right ? own : right);
       if (lane % 8 > 0) put(lane / 8 * kLaneChannels + i, column, Act::apply(y));
     }
   }
