@@ -16,7 +16,7 @@ NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -nam
 INSTALLED := $(VENV)/.installed
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: run test test-python test-cpp test-cuda-build test-sanitize test-aarch64 test-gpu \
+.PHONY: run test test-python test-slow test-cpp test-cuda-build test-sanitize test-aarch64 test-gpu \
   test-gpu-sanitize cuda cuda-all lint format bench clean
 
 # Contestants take turns: threads that spin for long after one's call would slow the next.
@@ -32,6 +32,10 @@ test: test-cpp test-cuda-build
 
 test-python: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto
+
+# What takes minutes on the emulator.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -n auto -m slow
 
 test-cpp: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)

@@ -43,18 +43,35 @@ drawn = settings(
 # Errors ---------------------------------------------------------------------------------------
 #
 # An error is max |y - exact| / max |exact| against float64, in units of eps = finfo(dtype).eps.
-# The kernels compute in float32 and round once, which costs at most half an eps of a narrower
-# dtype, whatever the depth. In float32 a sum of k products errs by about sqrt(k) / 2 roundings: k
-# is nine in an op and up to 488 in a unit; a stage has eight units and a network sixteen, whose
-# errors add like independent ones.
+#
+# float32: a sum of k products errs by about sqrt(k) / 2 roundings: k is nine in an op and up to 488
+# in a unit; a stage has eight units and a network sixteen, whose errors add like independent ones.
 FLOAT32_BOUNDS = {"op": 2, "unit": 8, "stage": 16, "network": 16}
+# 16 bits on the CPU: the kernels compute in float32 and round once, which costs at most half an
+# eps, whatever the depth.
 _NARROW_BOUND = 1
+# 16 bits on a GPU: products are summed in float32, but what tensor cores multiply is in 16 bits. On
+# the way through a unit the map is rounded after each of its three products, and the two matrices
+# when they were folded: five roundings, each at most half an eps. Products pass errors on as they
+# are, on average: 2.5 for a unit. Those of several units are independent, so they add as squares: a
+# stage has eight (sqrt(8) * 2.5 = 7.1), a network sixteen, and stem and head, which round as one
+# unit each (sqrt(18) * 2.5 = 10.6).
+_GPU_NARROW_BOUNDS = {"op": 1, "unit": 2.5, "stage": 7.1, "network": 10.6}
 
 # Between two ways to sum in float32, through at most a network.
 FP32_BOUND = 1e-5
 
 
-def assert_accurate(kind: str, actual: Tensor, eager: Tensor, exact: Tensor) -> None:
+def largest_error(kind: str, dtype: torch.dtype, backend: str) -> float:
+    """The bound for ``kind`` in units of eps, however large eager's error is."""
+    if dtype == torch.float32:
+        return FLOAT32_BOUNDS[kind]
+    return _NARROW_BOUND if backend == "cpu" else _GPU_NARROW_BOUNDS[kind]
+
+
+def assert_accurate(
+    kind: str, actual: Tensor, eager: Tensor, exact: Tensor, backend: str = "cpu"
+) -> None:
     """The rule: at most 1.5 times eager's error plus one eps, and within the bound for ``kind``.
 
     Args:
@@ -62,11 +79,12 @@ def assert_accurate(kind: str, actual: Tensor, eager: Tensor, exact: Tensor) -> 
         actual: the result under test.
         eager: plain PyTorch's, in the same dtype; ``actual`` must have its dtype and shape.
         exact: plain PyTorch's in float64.
+        backend: that gave ``actual``.
     """
     assert actual.dtype == eager.dtype
     assert actual.shape == eager.shape
     eps = torch.finfo(eager.dtype).eps
-    bound = FLOAT32_BOUNDS[kind] if eager.dtype == torch.float32 else _NARROW_BOUND
+    bound = largest_error(kind, eager.dtype, backend)
     allowed = min(1.5 * max_error(eager, exact) + eps, bound * eps)
     error = max_error(actual, exact)
     assert error <= allowed, f"{error / eps:.2f} eps, eager {max_error(eager, exact) / eps:.2f} eps"
@@ -161,15 +179,21 @@ def small_network(seed: int = 0, num_classes: int = 10) -> snv2.models.ShuffleNe
 
 @functools.cache
 def network(library: str, width: str) -> nn.Module:
-    """A network in eval mode with random state; shared, so never changed. The library is
-    "torchvision" or "snv2"."""
+    """A network in eval mode with random state, on the CPU; shared, so never changed. The library
+    is "torchvision" or "snv2"."""
     if library == "torchvision":
         from torchvision import models as torchvision_models
 
         constructor = getattr(torchvision_models, f"shufflenet_v2_{width}")
     else:
         constructor = getattr(snv2.models, f"shufflenet_v2_{width}")
-    return randomize_(constructor()).eval()
+    with torch.device("cpu"):
+        return randomize_(constructor()).eval()
+
+
+def on_the_default_device(module: nn.Module) -> nn.Module:
+    """A copy of a shared module."""
+    return copy.deepcopy(module).to(torch.get_default_device())
 
 
 class PlainSplit(nn.Module):
@@ -223,13 +247,14 @@ def drop_in(kind: str) -> tuple[nn.Module, nn.Module, Tensor]:
     return alike, split, draw(2, 34, 9, 11)
 
 
-def assert_agrees(kind: str, module: nn.Module, plain: nn.Module, x: Tensor) -> None:
+def assert_agrees(
+    kind: str, module: nn.Module, plain: nn.Module, x: Tensor, backend: str = "cpu"
+) -> None:
     """The rule for a module that runs fused."""
     with torch.no_grad():
-        assert runs_fused(module, x)
         error_kind = {"split": "op"}.get(kind, kind.partition("-")[0])
         exact = float64_reference(plain)(x)
-        assert_accurate(error_kind, module(x), plain(x), exact)
+        assert_accurate(error_kind, run_fused(module, x), plain(x), exact, backend)
 
 
 def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
@@ -262,12 +287,24 @@ def ops_called(function: Callable[..., Any], *args: Any) -> list[str]:
     return recorder.names
 
 
-def runs_fused(module: nn.Module, x: Tensor) -> bool:
-    """Whether a forward is one fused op call; fails if it is a mixture."""
-    with torch.no_grad():
-        names = ops_called(module, x)
-    fused = [name for name in names if name.startswith("snv2::")]
+def _fused_calls(names: list[str]) -> int:
+    """Fused ops among those that a forward reached; fails if it is a mixture."""
+    fused = [name for name in names if name.startswith(("snv2::", "snv2_emulated::"))]
     convolutions = [name for name in names if "conv" in name and name not in fused]
     assert not (fused and convolutions)
     assert len(fused) <= 1
-    return bool(fused)
+    return len(fused)
+
+
+def runs_fused(module: nn.Module, x: Tensor) -> bool:
+    """Whether a forward is one fused op call; fails if it is a mixture."""
+    with torch.no_grad():
+        return _fused_calls(ops_called(module, x)) == 1
+
+
+def run_fused(module: nn.Module, x: Tensor) -> Tensor:
+    """The output of a forward; fails if that is not one fused op call."""
+    with torch.no_grad(), _Recorder() as recorder:
+        out: Tensor = module(x)
+    assert _fused_calls(recorder.names) == 1
+    return out

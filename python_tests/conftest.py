@@ -74,25 +74,43 @@ def on_the_gpu() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(
-    params=[
-        *(f"cpu-{isa}" for isa in _native.available_cpu_isas()),
-        "cuda-emulated",
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ]
-)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once on each backend that has the ops, the CPU's with each instruction set.
-    New tensors lie on its device."""
-    name, _, isa = request.param.partition("-")
-    if request.param == "cuda":
+GPU_BACKENDS = ["cuda-emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@contextlib.contextmanager
+def running_on(name: str) -> Iterator[str]:
+    """New tensors lie on the backend's device. A name may end in the CPU's instruction set."""
+    backend, _, isa = name.partition("-")
+    if name == "cuda":
         with on_the_gpu():
             yield name
-    elif name == "cpu":
+    elif backend == "cpu" and isa:
         with instruction_set(isa):
-            yield name
+            yield backend
     else:
-        yield request.param
+        yield name
+
+
+@pytest.fixture(params=[*(f"cpu-{isa}" for isa in _native.available_cpu_isas()), *GPU_BACKENDS])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on each backend that has kernels, the CPU's with each instruction set.
+    New tensors lie on its device."""
+    with running_on(request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=["cpu", *GPU_BACKENDS])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on each backend that has kernels, and everything inside it there."""
+    with running_on(request.param) as name, snv2.use_backend(name):
+        yield name
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same for the CUDA kernels alone."""
+    with running_on(request.param) as name, snv2.use_backend(name):
+        yield name
 
 
 @pytest.fixture

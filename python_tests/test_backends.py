@@ -21,6 +21,7 @@ from _cases import (
     drop_in,
     each_drop_in,
     ops_called,
+    run_fused,
     runs_fused,
     small_network,
 )
@@ -163,42 +164,60 @@ def test_fuse_for_one_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not runs_fused(module, x)
 
 
-# Backends without units and networks -----------------------------------------------------------
+# Modules ---------------------------------------------------------------------------------------
+
+EMULATED = {"split": "snv2_emulated::split_dw_cat_shuffle"}
 
 
 @each_drop_in
-def test_modules_on_the_emulator(kind: str) -> None:
-    """What the backend does not have runs plain, not on the CPU backend; what it has runs there."""
+def test_modules_on_two_backends_in_turn(kind: str) -> None:
+    """Each with weights of its own, packed once."""
     plain, module, x = drop_in(kind)
     with torch.no_grad():
+        expected = plain(x)
         packed = module.packed()
-        with snv2.use_backend("cuda-emulated"):
-            names = ops_called(module, x)
-            if kind == "split":
+        for _ in range(2):
+            with snv2.use_backend("cuda-emulated"):
                 assert module.reason() is None
-                assert "snv2_emulated::split_dw_cat_shuffle" in names
-                assert max_error(module(x), plain(x)) < FP32_BOUND
-            else:
-                assert module.reason() == "backend 'cuda-emulated' runs it plain"
-                assert torch.equal(module(x), plain(x))
-        assert not any(name.startswith("snv2::") for name in names)
-        assert module.reason() is None
-        assert runs_fused(module, x)
-        assert module.packed() is packed
+                module(x)  # packs
+                names = ops_called(module, x)
+                assert names == [EMULATED.get(kind, "snv2_emulated::gpu_network")]
+                assert max_error(module(x), expected) < FP32_BOUND
+            assert module.reason() is None
+            assert not any(n.startswith("snv2_emulated") for n in ops_called(module, x))
+            assert max_error(module(x), expected) < FP32_BOUND
+            with snv2.use_backend("reference"):
+                assert torch.equal(module(x), expected)
+            assert module.packed() is packed
+        assert len(packed._weights) == (1 if kind == "split" else 2)
+
+
+@each_drop_in
+def test_weights_of_all_backends_are_packed_again(kind: str) -> None:
+    plain, module, x = drop_in(kind)
+    backends = ("cpu", "cuda-emulated")
+    with torch.no_grad():
+        for scale in (1.0, 1.5):
+            for m in (plain, module):
+                for p in m.parameters():
+                    p.mul_(scale)
+            for name in backends:
+                with snv2.use_backend(name):
+                    assert max_error(run_fused(module, x), plain(x)) < FP32_BOUND
 
 
 def test_fuse_for_the_emulator() -> None:
     model, x = small_network(), draw(1, 3, 33, 33)
     module = snv2.fuse(model, "cuda-emulated")
-    assert not runs_fused(module, x)
-    assert torch.equal(module(x), model(x))
-    reasons = {part.reason for part in snv2.explain(module).parts}
-    assert reasons == {"backend 'cuda-emulated' runs it plain"}
-    assert {part.reason for part in snv2.explain(model).parts} == {None}
+    with torch.no_grad():
+        assert max_error(module(x), model(x)) < FP32_BOUND
+        assert ops_called(module, x) == ["snv2_emulated::gpu_network"]
+    assert {part.reason for part in snv2.explain(module).parts} == {None}
 
 
-def test_gradients_of_a_module_on_the_emulator() -> None:
-    plain, module, x = drop_in("split")
+@pytest.mark.parametrize("kind", ["split", "unit-s1", "unit-s2", "stage"])
+def test_gradients_of_a_module_on_the_emulator(kind: str) -> None:
+    plain, module, x = drop_in(kind)
     grads = []
     for m in (plain, module):
         image = x.clone().requires_grad_()
@@ -208,10 +227,26 @@ def test_gradients_of_a_module_on_the_emulator() -> None:
     assert max_error(grads[1], grads[0]) < FP32_BOUND
 
 
-def test_engine_needs_a_backend_with_networks() -> None:
-    with snv2.use_backend("cuda-emulated"), pytest.raises((ValueError, RuntimeError)) as error:
-        snv2.Engine(small_network(), (1, 3, 33, 33))
-    assert "cuda-emulated" in str(error.value)
+@pytest.mark.parametrize("name", ["reference", "cpu", "cuda-emulated"])
+def test_engine_is_fixed_to_the_backend_of_its_making(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def make() -> snv2.Engine:
+        return snv2.Engine(small_network(), (1, 3, 33, 33))
+
+    monkeypatch.setenv("SNV2_BACKEND", name)
+    if name == "reference":
+        with pytest.raises(RuntimeError, match="device: no kernel backend is available for cpu"):
+            make()
+        return
+    engine = make()
+    monkeypatch.delenv("SNV2_BACKEND")
+    with snv2.use_backend(name):
+        other = make()
+    for e in (engine, other):
+        assert e.report().backend == name
+        names = ops_called(e, draw(1, 3, 33, 33))
+        assert names == ["snv2::network_out" if name == "cpu" else "snv2_emulated::gpu_network_out"]
 
 
 # Errors ---------------------------------------------------------------------------------------

@@ -74,13 +74,21 @@ def test_verify_quick() -> None:
 
 
 def test_verify_of_the_emulator() -> None:
-    """It has no units and networks to verify."""
+    """Of networks that it can take."""
     result = run("verify", "--quick", "--backend", "cuda-emulated")
     assert result.exit_code == 0, result.output
     for name in ("split_dw_cat_shuffle", "cat_shuffle", "dw_conv3x3", "SplitDepthwiseShuffle"):
         assert name in result.output
-    for name in ("unit stride", "network x0.5", "engine"):
-        assert name not in result.output
+    for name in ("unit stride 1", "unit stride 2", "network x0.5 64x64", "engine x0.5 33x45"):
+        assert name in result.output
+    assert "224x224" not in result.output
+
+
+def test_all_cases_of_the_emulator() -> None:
+    names = [case.name for case in cases.all_cases("cuda-emulated", quick=False)]
+    for width in ("x0.5", "x1.0", "x1.5", "x2.0"):
+        assert f"network {width} 64x64" in names
+        assert f"engine {width} 64x64" in names
 
 
 def _swapped(a: torch.Tensor, b: torch.Tensor, backend: str) -> torch.Tensor:

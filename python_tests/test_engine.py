@@ -17,8 +17,10 @@ from _cases import (
     draw,
     each_kind,
     network,
+    on_the_default_device,
     ops_called,
     plain_and_input,
+    run_fused,
     small_network,
     threads,
 )
@@ -38,14 +40,15 @@ def small_engine(**kwargs: Any) -> snv2.Engine:
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
 @each_kind
-def test_equals_fuse(isa: str, kind: str, batch: int) -> None:
+def test_equals_fuse(backend: str, kind: str, batch: int) -> None:
     model, x = plain_and_input(kind)
     x = draw(batch, *x.shape[1:])
-    engine = snv2.Engine(model, tuple(x.shape))
-    with torch.no_grad():
+    with snv2.use_backend(backend), torch.no_grad():
+        engine = snv2.Engine(model, tuple(x.shape))
         expected = snv2.fuse(model)(x)
     assert torch.equal(engine(x), expected)
     assert engine.input_shape == tuple(x.shape)
+    assert engine.report().backend == backend
 
 
 @pytest.mark.parametrize("library", ["torchvision", "snv2"])
@@ -58,9 +61,23 @@ def test_networks(torchvision: Any, width: str, library: str) -> None:
         assert max_error(engine(x), model(x)) < FP32_BOUND
 
 
+@pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", ["x0_5", "x1_0"])
+def test_networks_in_every_dtype(kernels: str, width: str, dtype: torch.dtype, size: int) -> None:
+    model = on_the_default_device(network("snv2", width)).to(dtype)
+    x = draw(1, 3, size, size, dtype=dtype)
+    engine = snv2.Engine(model, tuple(x.shape))
+    with torch.no_grad():
+        eager, exact = model(x), float64_reference(model)(x)
+        out = engine(x)
+        assert_accurate("network", out, eager, exact, kernels)
+        assert torch.equal(run_fused(snv2.fuse(model), x), out)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @each_kind
-def test_dtype(kind: str, dtype: torch.dtype) -> None:
+def test_dtype(kernels: str, kind: str, dtype: torch.dtype) -> None:
     model, x = plain_and_input(kind)
     engine = snv2.Engine(model, tuple(x.shape), dtype=dtype)
     assert engine.dtype == dtype
@@ -69,11 +86,12 @@ def test_dtype(kind: str, dtype: torch.dtype) -> None:
     with torch.no_grad():
         eager = low(x)
     # The weights are not rounded, so the exact result is that of the float32 model.
-    assert_accurate(kind.partition("-")[0], engine(x), eager, float64_reference(model)(x))
+    exact = float64_reference(model)(x)
+    assert_accurate(kind.partition("-")[0], engine(x), eager, exact, kernels)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dtype_defaults_to_the_parameters(dtype: torch.dtype) -> None:
+def test_dtype_defaults_to_the_parameters(kernels: str, dtype: torch.dtype) -> None:
     engine = snv2.Engine(small_network().to(dtype), SHAPE)
     assert engine.dtype == dtype
     assert engine(draw(*SHAPE, dtype=dtype)).dtype == dtype
@@ -99,7 +117,7 @@ def test_report(width: str) -> None:
     assert f"{report.multiply_adds / 1e6:.1f} M multiply-adds" in str(report)
 
 
-def test_report_counts_all_images() -> None:
+def test_report_counts_all_images(kernels: str) -> None:
     one, three = (
         snv2.Engine(small_network(), (n, 3, 37, 45), dtype=torch.float16).report() for n in (1, 3)
     )
@@ -121,7 +139,7 @@ def test_call_is_one_op_that_allocates_nothing() -> None:
     assert sum(abs(event.cpu_memory_usage) for event in profile.events()) == 0
 
 
-def test_output_is_overwritten_by_the_next_call() -> None:
+def test_output_is_overwritten_by_the_next_call(kernels: str) -> None:
     engine = small_engine()
     out = engine(draw(*SHAPE))
     before = out.clone()
@@ -132,7 +150,7 @@ def test_output_is_overwritten_by_the_next_call() -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 @each_kind
-def test_views(kind: str, view: str) -> None:
+def test_views(kernels: str, kind: str, view: str) -> None:
     model, x = plain_and_input(kind)
     x = VIEWS[view](*x.shape)
     engine = snv2.Engine(model, tuple(x.shape))
@@ -141,7 +159,7 @@ def test_views(kind: str, view: str) -> None:
     assert torch.equal(engine(cl), engine(cl.contiguous()))
 
 
-def test_input_is_not_written() -> None:
+def test_input_is_not_written(kernels: str) -> None:
     x = draw(*SHAPE)
     small_engine()(x)
     assert torch.equal(x, draw(*SHAPE))
@@ -157,7 +175,7 @@ def _change_weights(model: nn.Module) -> None:
     "change", [_change_weights, nn.Module.half, nn.Module.train], ids=["zero", "half", "train"]
 )
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_weights_are_frozen(fused: bool, change: Any) -> None:
+def test_weights_are_frozen(kernels: str, fused: bool, change: Any) -> None:
     model = snv2.fuse(small_network()) if fused else small_network()
     engine = snv2.Engine(model, SHAPE)
     x = draw(*SHAPE)
@@ -175,7 +193,7 @@ def test_model_is_left_as_it_was() -> None:
     assert type(model) is snv2.models.ShuffleNetV2
 
 
-def test_gradients() -> None:
+def test_gradients(kernels: str) -> None:
     engine = small_engine()
     x = draw(*SHAPE).requires_grad_()
     with pytest.raises(ValueError, match="x: requires a gradient"):
@@ -188,7 +206,7 @@ def test_gradients() -> None:
 
 @pytest.mark.parametrize("made", [False, True], ids=["made-outside", "made-inside"])
 @pytest.mark.parametrize("contiguous", [False, True], ids=["strided", "contiguous"])
-def test_inference_mode(made: bool, contiguous: bool) -> None:
+def test_inference_mode(kernels: str, made: bool, contiguous: bool) -> None:
     model = small_network()
     expected = snv2.Engine(model, SHAPE)(draw(*SHAPE)).clone()
     with torch.inference_mode(made):
@@ -200,10 +218,10 @@ def test_inference_mode(made: bool, contiguous: bool) -> None:
             assert max_error(engine(x), expected) == 0
 
 
-def test_autocast_does_not_change_the_dtype() -> None:
+def test_autocast_does_not_change_the_dtype(kernels: str) -> None:
     engine = small_engine()
     expected = engine(draw(*SHAPE)).clone()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(expected.device.type, torch.bfloat16):
         assert torch.equal(engine(draw(*SHAPE)), expected)
 
 
@@ -278,6 +296,8 @@ def test_float64_model() -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "meta"])
 def test_device_without_kernels(device: str) -> None:
+    if device != "meta" and snv2.backends()["cuda"].startswith("ok"):
+        pytest.skip("there are kernels for it")
     with pytest.raises(RuntimeError, match=f"device: .*{device}"):
         small_engine(device=device)
 

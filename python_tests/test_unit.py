@@ -16,7 +16,7 @@ from _cases import (
     drawn,
     keeps_format,
     plain_stage,
-    runs_fused,
+    run_fused,
     threads,
     unit_pair,
 )
@@ -31,16 +31,13 @@ Shape = tuple[int, int, int, int]
 
 # Stride, channels of the output, shape of the input.
 UNITS: list[tuple[int, int, Shape]] = [
-    # those of the networks
-    (1, 48, (1, 48, 28, 28)),
-    (1, 116, (3, 116, 28, 28)),
-    (1, 232, (1, 232, 14, 14)),
-    (1, 352, (1, 352, 14, 14)),
-    (1, 976, (1, 976, 7, 7)),
-    (2, 48, (1, 24, 56, 56)),
-    (2, 116, (2, 24, 56, 56)),
-    (2, 464, (1, 232, 14, 14)),
-    (2, 488, (1, 244, 28, 28)),
+    # those of the networks, all widths and stages
+    *((1, c, (1, c, 28, 28)) for c in (48, 116, 176, 244)),
+    *((1, c, (1, c, 14, 14)) for c in (96, 232, 352, 488)),
+    *((1, c, (1, c, 7, 7)) for c in (192, 464, 704, 976)),
+    *((2, c, (1, 24, 56, 56)) for c in (48, 116, 176, 244)),
+    *((2, 2 * c, (1, c, 28, 28)) for c in (48, 116, 176, 244)),
+    *((2, 2 * c, (1, c, 14, 14)) for c in (96, 232, 352, 488)),
     # odd ones
     (1, 58, (3, 58, 15, 9)),
     (1, 58, (1, 58, 1, 1)),
@@ -81,13 +78,14 @@ def unit_id(case: object) -> str:
     return f"s{stride}-{'x'.join(map(str, shape))}-{oup}"
 
 
-def check(kind: str, module: nn.Module, plain: nn.Module, x: Tensor) -> Tensor:
+def check(
+    kind: str, module: nn.Module, plain: nn.Module, x: Tensor, backend: str = "cpu"
+) -> Tensor:
     """One fused call that is as right as the plain module."""
     exact = float64_reference(plain)(x.contiguous())
-    with torch.no_grad():
-        assert runs_fused(module, x)
-        out, eager = module(x), plain(x)
-    assert_accurate(kind, out, eager, exact)
+    with torch.no_grad(), snv2.use_backend(backend):
+        out, eager = run_fused(module, x), plain(x)
+    assert_accurate(kind, out, eager, exact, backend)
     assert keeps_format(out, x if x.is_contiguous() or is_channels_last(x) else out)
     return out
 
@@ -100,7 +98,7 @@ def is_channels_last(x: Tensor) -> bool:
 @each_dtype
 @pytest.mark.parametrize("case", UNITS, ids=unit_id)
 def test_unit(
-    isa: str,
+    backend: str,
     case: tuple[int, int, Shape],
     dtype: torch.dtype,
     memory_format: torch.memory_format,
@@ -108,7 +106,7 @@ def test_unit(
     stride, oup, shape = case
     plain, unit = unit_pair(stride, shape[1], oup)
     x = draw(*shape, dtype=dtype, memory_format=memory_format)
-    check("unit", unit.to(dtype), plain.to(dtype), x)
+    check("unit", unit.to(dtype), plain.to(dtype), x, backend)
 
 
 @drawn
@@ -122,7 +120,7 @@ def test_unit(
     count=st.sampled_from([1, 2, 5]),
 )
 def test_drawn_units(
-    isa: str,
+    backend: str,
     stride: int,
     inp: int,
     half: int,
@@ -136,14 +134,14 @@ def test_drawn_units(
     n, h, w = shape
     x = draw(n, inp, h, w, dtype=dtype, memory_format=memory_format)
     with threads(count):
-        check("unit", unit.to(dtype), plain.to(dtype), x)
+        check("unit", unit.to(dtype), plain.to(dtype), x, backend)
 
 
 @each_format
 @each_dtype
 @pytest.mark.parametrize("shape", SPLITS, ids=lambda s: "x".join(map(str, s)))
 def test_split_depthwise_shuffle(
-    isa: str, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
+    backend: str, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     module = randomize_(snv2.nn.SplitDepthwiseShuffle(shape[1])).eval().to(dtype)
     assert list(module.state_dict())[:3] == ["dw.weight", "bn.weight", "bn.bias"]
@@ -151,22 +149,23 @@ def test_split_depthwise_shuffle(
     plain = copy.deepcopy(module)
     with torch.no_grad(), snv2.use_backend("reference"):
         eager, exact = plain(x), plain.double()(x.double())
-    assert runs_fused(module, x)
-    with torch.no_grad():
-        out = module(x)
-    assert_accurate("op", out, eager, exact)
+    with torch.no_grad(), snv2.use_backend(backend):
+        out = run_fused(module, x)
+    assert_accurate("op", out, eager, exact, backend)
     assert keeps_format(out, x)
 
 
 @each_format
 @each_dtype
 @pytest.mark.parametrize("case", STAGES)
-def test_stage(isa: str, case: str, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+def test_stage(
+    backend: str, case: str, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
     strides, oup, shape = STAGES[case]
     plain = plain_stage(strides, oup, shape[1]).to(dtype)
     stage = snv2.fuse(plain)
     assert type(stage) is snv2.nn.Stage
-    check("stage", stage, plain, draw(*shape, dtype=dtype, memory_format=memory_format))
+    check("stage", stage, plain, draw(*shape, dtype=dtype, memory_format=memory_format), backend)
 
 
 def test_stage_constructor() -> None:
@@ -199,26 +198,27 @@ def test_threads(case: str, memory_format: torch.memory_format, count: int) -> N
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_views(
-    stride: int, view: str, dtype: torch.dtype, memory_format: torch.memory_format
+    kernels: str, stride: int, view: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     plain, unit = unit_pair(stride, 34, 34)
     x = VIEWS[view](3, 34, 9, 11, dtype=dtype, memory_format=memory_format)
     before = x.clone()
-    check("unit", unit.to(dtype), plain.to(dtype), x)
+    check("unit", unit.to(dtype), plain.to(dtype), x, kernels)
     assert torch.equal(x, before)
 
 
 @each_dtype
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_special_values(isa: str, stride: int, value: float, dtype: torch.dtype) -> None:
+def test_special_values(backend: str, stride: int, value: float, dtype: torch.dtype) -> None:
     plain, unit = unit_pair(stride, 34, 34)
     plain, unit = plain.to(dtype), unit.to(dtype)
     for position in ((0, 30, 0, 0), (1, 3, 8, 10), (1, 33, 4, 5), (2, 17, 0, 10)):
         x = draw(3, 34, 9, 11, dtype=dtype)
-        clean = unit(x)
-        x[position] = value
-        out = unit(x)
+        with snv2.use_backend(backend), torch.no_grad():
+            clean = unit(x)
+            x[position] = value
+            out = unit(x)
         # On some processors oneDNN's bfloat16 gives more NaNs than the formula has.
         with torch.backends.mkldnn.flags(enabled=False):
             eager = plain(x)

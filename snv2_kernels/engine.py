@@ -21,6 +21,8 @@ from snv2_kernels.runners import CpuRunner, GpuRunner, Launch, Pixels
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from snv2_kernels.packing import GpuPlan
+
 __all__ = ["Engine", "EngineReport"]
 
 _MOST_PIXEL_CHANNELS = 4  # of bytes; snv2::Image
@@ -84,10 +86,11 @@ class EngineReport:
             f"maps        {_kib(self.read_bytes)} read, {_kib(self.written_bytes)} written",
             f"            {_kib(self.weight_read_bytes)} of weights read by all CTAs",
             "",
-            "kernel              step  launches   CTAs  threads  shared KiB  tile  weights",
+            "kernel              step  launches   CTAs  cluster  threads  shared KiB  tile"
+            "  weights",
         ]
         lines += [
-            f"{k.kernel:18}  {k.step:4}  {k.launches:8}  {k.ctas:5}  {k.threads:7}"
+            f"{k.kernel:18}  {k.step:4}  {k.launches:8}  {k.ctas:5}  {k.cluster:7}  {k.threads:7}"
             f"  {k.shared_bytes / 1024:10.1f}  {k.columns:4}"
             f"  {'kept' if k.resident else 'streamed'}"
             for k in self.kernels
@@ -175,15 +178,20 @@ class Engine:
                     plan, self._shape, self._dtype, self._pixels
                 )
             else:
-                gpu_plan = fused._gpu_plan(self._dtype, self._device, self._taps)
-                self._runner = GpuRunner(
-                    gpu_plan, self._shape, self._device, self._backend, self._pixels
+                self._runner = self._gpu_runner(
+                    fused._gpu_plan(self._dtype, self._device, self._taps)
                 )
         except Unsupported as error:
             raise ValueError(f"model: cannot run fused: {error}") from None
         # Results come in the order of the network.
         names = [name for name in fused._tap_names() if name in self._taps]
         self._tapped = dict(zip(names, self._runner.results, strict=False))
+
+    def _gpu_runner(self, plan: GpuPlan) -> GpuRunner:
+        try:
+            return GpuRunner(plan, self._shape, self._device, self._backend, self._pixels)
+        except ValueError as error:
+            raise ValueError(f"input_shape: {self._shape} does not run fused: {error}") from None
 
     def __call__(self, x: Tensor) -> Any:
         """The output for ``x``, in a buffer that the next call overwrites.

@@ -18,9 +18,9 @@ from snv2_kernels.ops import OPERATORS
 if TYPE_CHECKING:
     from snv2_kernels.packing import GpuPlan, Plan
 
-__all__ = ["CpuRunner", "GpuRunner", "Launch", "Pixels"]
+__all__ = ["CpuRunner", "GpuRunner", "Launch", "Pixels", "device_fields"]
 
-_WORKSPACE_ALIGN = 256
+WORKSPACE_SLACK = 255  # bytes, for the ops to align the rest
 
 Shape = tuple[int, int, int, int]
 
@@ -42,6 +42,7 @@ class Launch:
     written_bytes: int
     weight_bytes: int
     multiply_adds: int
+    cluster: int = 1  # CTAs that share what they load
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ class Pixels:
 
     scale: tuple[float, ...]
     shift: tuple[float, ...]
+
+
+def device_fields(device: torch.device) -> dict[str, int]:
+    """What the CUDA kernels are cut to: ``snv2::Device``. The CPU is the emulator's device."""
+    fields = _native.emulated_device()
+    if device.type != "cuda":
+        return fields
+    with torch.cuda.device(device):
+        return dict(zip(fields, torch.ops.snv2.gpu_device(), strict=True))
 
 
 def _input_buffer(shape: Shape, dtype: torch.dtype, device: Any, pixels: Pixels | None) -> Tensor:
@@ -132,7 +142,8 @@ class GpuRunner:
         self.plan, self._shape, self._operators = plan, shape, OPERATORS[backend]
         self._scale = list(pixels.scale) if pixels else []
         self._shift = list(pixels.shift) if pixels else []
-        self._device = _device_fields(device)
+        self._device = device_fields(device)
+        self.launches()  # raises where the device cannot run this shape
         size = _native.gpu_workspace_bytes(plan.words.numpy(), n, h, w, self._device)
         with torch.inference_mode(False):
             self.input = _input_buffer(shape, plan.dtype, device, pixels)
@@ -140,7 +151,7 @@ class GpuRunner:
                 torch.empty(result, dtype=plan.dtype, device=device)
                 for result in plan.result_shapes(n, h, w)
             ]
-            self.workspace = _aligned(size, device)
+            self.workspace = torch.empty(size + WORKSPACE_SLACK, dtype=torch.uint8, device=device)
         self.graph = self._capture() if device.type == "cuda" and n > 0 else None
 
     def _launch(self, x: Tensor) -> None:
@@ -175,21 +186,11 @@ class GpuRunner:
         return self.plan.arrays[:3]
 
     def launches(self) -> tuple[Launch, ...]:
+        """What a call launches.
+
+        Raises:
+            ValueError: if it cannot run on this device.
+        """
         n, _, h, w = self._shape
         described = _native.describe_network(self.plan.words.numpy(), n, h, w, self._device)
         return tuple(Launch(**launch) for launch in described)
-
-
-def _device_fields(device: torch.device) -> dict[str, int]:
-    """What the kernels are cut to: ``snv2::Device``."""
-    fields = _native.emulated_device()
-    if device.type != "cuda":
-        return fields
-    with torch.cuda.device(device):
-        return dict(zip(fields, torch.ops.snv2.gpu_device(), strict=True))
-
-
-def _aligned(size: int, device: torch.device) -> Tensor:
-    memory = torch.empty(size + _WORKSPACE_ALIGN - 1, dtype=torch.uint8, device=device)
-    start = -memory.data_ptr() % _WORKSPACE_ALIGN
-    return memory[start : start + size]

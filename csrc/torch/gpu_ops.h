@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "gpu_device.h"
@@ -42,11 +43,18 @@ Tensor conformance(const Tensor& words, int64_t index) {
 
 // Networks ---------------------------------------------------------------------------------
 
-constexpr int64_t kWorkspaceAlign = 256;
+inline constexpr int64_t kWorkspaceAlign = 256;
 
-inline bool is_aligned(const void* address, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) == 0;
-}
+// The aligned part of some bytes.
+struct Workspace {
+  void* data;
+  int64_t size;
+
+  explicit Workspace(const Tensor& bytes) : data(bytes.data_ptr()), size(0) {
+    auto space = static_cast<size_t>(bytes.numel());
+    if (std::align(kWorkspaceAlign, 1, data, space) != nullptr) size = static_cast<int64_t>(space);
+  }
+};
 
 // One array of a plan, where x is.
 inline const void* array_of(const Tensor& t, const char* name, ScalarType type, int64_t count,
@@ -54,7 +62,8 @@ inline const void* array_of(const Tensor& t, const char* name, ScalarType type, 
   STD_TORCH_CHECK(t.scalar_type() == type && t.is_contiguous() && t.device() == x.device(), name,
                   " must be contiguous, of the plan's dtype and on the device of x");
   STD_TORCH_CHECK(t.numel() == count, name, " must have ", count, " elements, got ", t.numel());
-  STD_TORCH_CHECK(is_aligned(t.const_data_ptr(), 16), name, " must be aligned to 16 bytes");
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0, name,
+                  " must be aligned to 16 bytes");
   return t.const_data_ptr();
 }
 
@@ -171,17 +180,16 @@ Tensor gpu_network(const Tensor& x, const Tensor& weights, const Tensor& paramet
   if (x.size(0) == 0) return out;
   const gpu::Device device = gpu::current_device();
   const int64_t bytes = gpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3), device);
-  const Tensor workspace = torch::stable::empty({bytes + kWorkspaceAlign - 1}, ScalarType::Byte,
-                                                std::nullopt, x.device());
-  auto address = reinterpret_cast<uintptr_t>(workspace.data_ptr());
-  address = static_cast<uintptr_t>(ceil_div(static_cast<int64_t>(address), kWorkspaceAlign) *
-                                   kWorkspaceAlign);
-  gpu::run_network(plan, arrays, image, &result, 1, reinterpret_cast<void*>(address), bytes, device,
+  const Tensor memory = torch::stable::empty({bytes + kWorkspaceAlign - 1}, ScalarType::Byte,
+                                             std::nullopt, x.device());
+  const Workspace workspace(memory);
+  gpu::run_network(plan, arrays, image, &result, 1, workspace.data, workspace.size, device,
                    backend.where);
   return out;
 }
 
-// `x` is a map, or bytes where scale and shift are not empty.
+// `x` is a map, or bytes where scale and shift are not empty. `workspace` has workspace_bytes() and
+// kWorkspaceAlign - 1 bytes: of these, the ones from the first aligned address on are used.
 template <class Backend>
 void gpu_network_out(const Tensor& x, const Tensor& weights, const Tensor& parameters,
                      const Tensor& tables, const Tensor& plan_words, Tensor workspace,
@@ -206,11 +214,11 @@ void gpu_network_out(const Tensor& x, const Tensor& weights, const Tensor& param
   STD_TORCH_CHECK(workspace.scalar_type() == ScalarType::Byte && workspace.is_contiguous() &&
                       workspace.device() == x.device(),
                   "workspace must be a contiguous uint8 tensor on the device of x");
-  STD_TORCH_CHECK(is_aligned(workspace.data_ptr(), kWorkspaceAlign),
-                  "workspace must be aligned to ", kWorkspaceAlign, " bytes");
+  if (x.size(0) == 0) return;
   const Backend backend(x);
-  gpu::run_network(plan, arrays, image, maps.data(), static_cast<int64_t>(maps.size()),
-                   workspace.data_ptr(), workspace.numel(), gpu::current_device(), backend.where);
+  const Workspace part(workspace);
+  gpu::run_network(plan, arrays, image, maps.data(), static_cast<int64_t>(maps.size()), part.data,
+                   part.size, gpu::current_device(), backend.where);
 }
 
 // The current device as numbers; see gpu_device.h for their names.

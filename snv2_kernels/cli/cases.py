@@ -73,6 +73,7 @@ _UNITS: list[tuple[int, int, Shape]] = [
 ]
 _QUICK_UNITS = [_UNITS[0], _UNITS[1], _UNITS[6], _UNITS[7]]
 _SIZES = [(224, 224), (97, 131)]
+_EMULATED_SIZES = [(64, 64), (33, 45)]  # the emulator takes thousands of times as long as a GPU
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,12 @@ class Case:
 
 def all_cases(backend: str, quick: bool) -> list[Case]:
     """Every case for a backend; with ``quick`` fewer shapes and only the smallest network."""
-    cases = [*_op_cases(backend, quick), *_split_cases(backend, quick)]
-    if not _only_ops(backend):
-        cases += [*_unit_cases(backend, quick), *_networks(backend, quick)]
-    return cases
-
-
-def _only_ops(backend: str) -> bool:
-    """Whether units and networks run plain there, so that there is nothing to compare."""
-    return backend in DEVICES and backend not in snv2.nn.InvertedResidual.kernel_backends
+    return [
+        *_op_cases(backend, quick),
+        *_split_cases(backend, quick),
+        *_unit_cases(backend, quick),
+        *_networks(backend, quick),
+    ]
 
 
 def _op_cases(backend: str, quick: bool) -> Iterator[Case]:
@@ -143,8 +141,9 @@ def _split_cases(backend: str, quick: bool) -> Iterator[Case]:
 
 
 def _networks(backend: str, quick: bool) -> Iterator[Case]:
+    sizes = _EMULATED_SIZES if backend == "cuda-emulated" else _SIZES
     for width, (height, wide), (dtype, fmt) in itertools.product(
-        list(WIDTHS)[: 1 if quick else None], _SIZES, _variants()
+        list(WIDTHS)[: 1 if quick else None], sizes, _variants()
     ):
         x = _input(backend, (1, 3, height, wide), DTYPES[dtype], FORMATS[fmt])
         name = f"network {width} {height}x{wide}"
@@ -205,8 +204,10 @@ def _run_module(
 
 def _run_unit(backend: str, stride: int, oup: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inp = x.shape[1]
-    plain = randomize_(snv2.models.InvertedResidual(inp, oup, stride).eval()).to(x.dtype)
-    unit = snv2.nn.InvertedResidual(inp, oup, stride).eval().to(x.dtype)
+    plain = randomize_(snv2.models.InvertedResidual(inp, oup, stride).eval())
+    unit = snv2.nn.InvertedResidual(inp, oup, stride).eval()
+    for module in (plain, unit):
+        module.to(x.device, x.dtype)
     unit.load_state_dict(plain.state_dict())
     return *_run_module(backend, unit, plain, x), float64_reference(plain)(x)
 
@@ -219,23 +220,24 @@ def _run_split(backend: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @functools.lru_cache(maxsize=1)  # cases that differ in memory format only follow each other
 def _exact_network(
-    width: str, shape: Shape, dtype: torch.dtype
+    backend: str, width: str, shape: Shape, dtype: torch.dtype
 ) -> tuple[snv2.models.ShuffleNetV2, Tensor]:
     """A random network, and its exact output for the input of that shape."""
-    plain = randomize_(WIDTHS[width]().eval()).to(dtype)
+    x = _input(backend, shape, dtype, torch.contiguous_format)
+    plain = randomize_(WIDTHS[width]().eval()).to(x.device, dtype)
     with torch.no_grad():
-        return plain, float64_reference(plain)(_input("cpu", shape, dtype, torch.contiguous_format))
+        return plain, float64_reference(plain)(x)
 
 
 def _run_network(backend: str, width: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
-    plain, exact = _exact_network(width, (n, c, h, w), x.dtype)
+    plain, exact = _exact_network(backend, width, (n, c, h, w), x.dtype)
     return *_run_module(backend, snv2.fuse(plain, backend), plain, x), exact
 
 
 def _run_engine(backend: str, width: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = x.shape
-    plain, exact = _exact_network(width, (n, c, h, w), x.dtype)
+    plain, exact = _exact_network(backend, width, (n, c, h, w), x.dtype)
     with snv2.use_backend(backend):
         engine = snv2.Engine(plain, input_shape=(n, c, h, w))
         return engine(x), plain(x), exact

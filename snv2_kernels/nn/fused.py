@@ -182,6 +182,10 @@ class FusedModule(nn.Module):
         :class:`Unsupported`."""
         raise NotImplementedError
 
+    def _covers(self, weights: Any, x: Tensor) -> bool:
+        """Whether the kernels can run an input of this shape."""
+        return True
+
     def _run(self, weights: Any, x: Tensor, backend: str) -> Tensor:
         raise NotImplementedError
 
@@ -230,6 +234,8 @@ class FusedModule(nn.Module):
         try:
             weights = packed.weights(self, backend, dtype)
         except Unsupported:
+            weights = None
+        if weights is None or not self._covers(weights, x):
             return self._plain(x)
         if torch.is_grad_enabled() and (x.requires_grad or packed.watch.requires_grad()):
             run = _Run(self, packed, weights, dtype, backend)

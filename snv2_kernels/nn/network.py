@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -13,6 +14,7 @@ from snv2_kernels.nn.fused import FusedModule, Unsupported
 from snv2_kernels.ops import OPERATORS, run_plan
 from snv2_kernels.packing import Builder, GpuPlan, GpuPlanBuilder, Plan, PlanBuilder
 from snv2_kernels.packing.common import ConvBn
+from snv2_kernels.runners import device_fields
 
 __all__ = ["InvertedResidual", "PlannedModule", "ShuffleNetV2", "Stage"]
 
@@ -61,6 +63,9 @@ def _sequence(name: str, module: nn.Module, length: int) -> list[nn.Module]:
 def _check_relu(name: str, module: nn.Module) -> None:
     if type(module) is not nn.ReLU:
         raise Unsupported(f"{name}: {type(module).__name__} is not a ReLU")
+
+
+_gpu_fields = functools.cache(device_fields)
 
 
 class PlannedModule(FusedModule):
@@ -119,6 +124,12 @@ class PlannedModule(FusedModule):
             return builder.build(dtype, device)
         except OverflowError as error:
             raise Unsupported(str(error)) from None
+
+    def _covers(self, weights: Plan | GpuPlan, x: Tensor) -> bool:
+        if isinstance(weights, Plan):
+            return True
+        fields = _gpu_fields(x.device) if x.is_cuda else device_fields(x.device)
+        return weights.covers(x.shape[0], x.shape[2], x.shape[3], fields)
 
     def _run(self, weights: Plan | GpuPlan, x: Tensor, backend: str) -> Tensor:
         return run_plan(x, weights, backend)

@@ -39,6 +39,7 @@ NO_RESULT = -1
 
 _ROWS: int = _native.GPU_TILE_ROWS
 _ALIGNED = 4  # floats; parameters are read in vectors
+_REMEMBERED = 1024  # shapes that a plan was asked for
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # snv2::DType
 
 
@@ -104,6 +105,7 @@ class GpuPlan(BasePlan):
     tables: Tensor  # int32, a copy of those in `words`
     results: tuple[tuple[int, int], ...]  # channels and halvings of each, the last one included
     steps: tuple[GpuStep, ...] = field(repr=False)
+    _covered: dict[tuple[int, ...], bool] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,6 +118,22 @@ class GpuPlan(BasePlan):
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, bool]:
         return *self.arrays, self.out_channels, self.halvings, self.classify
+
+    def covers(self, batch: int, height: int, width: int, device: dict[str, int]) -> bool:
+        """Whether the kernels can run this input on a device: a few rows of a unit's map must fit
+        in its shared memory. ``device`` is from :func:`snv2_kernels.runners.device_fields`."""
+        key = (batch, height, width, *device.values())
+        covered = self._covered.get(key)
+        if covered is None:
+            try:
+                _native.describe_network(self.words.numpy(), batch, height, width, device)
+                covered = True
+            except ValueError:
+                covered = False
+            if len(self._covered) >= _REMEMBERED:
+                self._covered.clear()
+            self._covered[key] = covered
+        return covered
 
     def result_shapes(self, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
         shapes: list[tuple[int, ...]] = [
