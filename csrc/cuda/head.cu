@@ -31,8 +31,8 @@ struct FeaturesShape {
 };
 
 struct FeaturesCut {
-  int64_t tiles, parts, images;  // see head.h
-  int64_t rows;                  // of a CTA
+  int64_t tiles, parts, groups, images;  // see head.h
+  int64_t rows;                          // of a CTA
   int64_t blocks, rounds;
   int64_t row_blocks, ctas;
   int64_t chunk, pitch;
@@ -47,22 +47,22 @@ int64_t columns_of(int64_t pixels) {
 }
 
 FeaturesCut choose(const FeaturesShape& s, const Device& device) {
-  constexpr int64_t kCandidates[][2] = {{2, 1}, {2, 2}, {2, 4}, {1, 4}};
+  constexpr int64_t kCandidates[][3] = {{2, 1, 2}, {2, 1, 1}, {2, 2, 1}, {2, 4, 1}, {1, 4, 1}};
   FeaturesCut best{};
   int64_t least = 0;
   int64_t most = 1;
   while (most < s.batch && columns_of((most + 1) * s.plane) <= s.most_blocks * kBlock) ++most;
   for (int64_t images = most; images >= 1; images /= 2) {
     const int64_t columns = columns_of(images * s.plane);
-    for (const auto& [tiles, parts] : kCandidates) {
+    for (const auto& [tiles, parts, groups] : kCandidates) {
       FeaturesCut c{};
-      c.tiles = tiles, c.parts = parts, c.images = images;
+      c.tiles = tiles, c.parts = parts, c.groups = groups, c.images = images;
       c.rows = kFeatureWarps / parts * tiles * kTileRows;
       c.rounds = ceil_div(columns, s.most_blocks * kBlock);
       c.blocks = std::min(columns / kBlock, s.most_blocks);
       c.row_blocks = ceil_div(s.features, c.rows);
-      c.ctas = c.row_blocks * ceil_div(s.batch, images);
-      const int64_t bytes = (columns + c.rounds * c.rows) * s.depth * s.size;
+      c.ctas = c.row_blocks * ceil_div(s.batch, images * groups);
+      const int64_t bytes = (groups * columns + c.rounds * c.rows) * s.depth * s.size;
       const int64_t cost = ceil_div(c.ctas, device.sms) * bytes;
       if (best.ctas == 0 || cost < least) best = c, least = cost;
     }
@@ -75,19 +75,19 @@ void place(const FeaturesShape& s, const Device& device, int64_t tile_depth, Fea
   const int64_t all = round_up(s.depth, tile_depth), row = c.pitch * s.size;
   const int64_t sums =
       (c.parts - 1) * (kFeatureWarps / c.parts) * c.tiles * s.most_blocks * 4 * kWarp * 4;
-  const int64_t most = c.tiles == 2 ? 2 : 3;  // CTAs of an SM, by registers
+  const int64_t most = c.tiles == 2 ? 2 / c.groups : 3;  // CTAs of an SM, by registers
   const int64_t ctas = std::clamp<int64_t>(ceil_div(c.ctas, device.sms), 1, most);
   const int64_t room =
       std::min(device.shared_per_cta, device.shared_per_sm / ctas - device.reserved_per_cta) -
       sums - round_up(s.depth * 4, 16);
   c.chunk = all;
-  if (all * row > kAtOnce || c.rounds > 1 || all * row > room) {
-    const int64_t fit = room / (2 * row) / tile_depth * tile_depth;
+  if (c.groups * all * row > kAtOnce || c.rounds > 1 || c.groups * all * row > room) {
+    const int64_t fit = room / (2 * c.groups * row) / tile_depth * tile_depth;
     c.chunk = std::clamp(fit, tile_depth, std::min(kMostChunk / s.size, all));
   }
   c.stage_bytes = c.chunk * row;
   const bool once = c.chunk == all && c.rounds == 1;
-  c.sums_at = (once ? 1 : 2) * c.stage_bytes;
+  c.sums_at = (once ? 1 : 2) * c.groups * c.stage_bytes;
   c.table_at = c.sums_at + sums;
   c.shared_bytes = c.table_at + s.depth * 4;
   if (c.shared_bytes > device.shared_per_cta) {
@@ -104,21 +104,22 @@ void features(const StepCall& call, LaunchInfo* info) {
   if (s.plane >= int64_t{1} << 30) throw std::invalid_argument("head: images are too large");
   FeaturesCut c = choose(s, call.device);
   place(s, call.device, kTileDepth<T>, c);
-  const int64_t groups = c.ctas / c.row_blocks;
+  const int64_t products = c.row_blocks * ceil_div(s.batch, c.images);  // of a group
   if (info != nullptr) {
     info->kernel = "features";
     info->ctas = c.ctas;
-    info->threads = kFeatureThreads;
+    info->threads = c.groups * kFeatureThreads;
     info->shared_bytes = c.shared_bytes;
     info->columns = c.blocks * kBlock;
     info->resident = false;
     info->launches = 1;
-    info->read_bytes = c.ctas * c.rounds * c.blocks * kBlock * s.depth * s.size;
+    info->read_bytes = products * c.rounds * c.blocks * kBlock * s.depth * s.size;
     info->written_bytes = s.batch * s.features * s.size;
-    info->weight_bytes = groups * (c.rounds * packed_elements(s.features, s.depth, dtype) * s.size +
-                                   padded_rows(s.features) * 4) +
+    info->weight_bytes = c.ctas / c.row_blocks *
+                             (c.rounds * packed_elements(s.features, s.depth, dtype) * s.size +
+                              padded_rows(s.features) * 4) +
                          c.ctas * s.depth * 4;
-    info->multiply_adds = c.ctas * c.rows * c.rounds * round_up(c.blocks, s.size == 4 ? 1 : 2) *
+    info->multiply_adds = products * c.rows * c.rounds * round_up(c.blocks, s.size == 4 ? 1 : 2) *
                           kBlock * round_up(s.depth, kTileDepth<T>);
     return;
   }
@@ -138,6 +139,7 @@ void features(const StepCall& call, LaunchInfo* info) {
   params.images = static_cast<int>(c.images);
   params.parts = static_cast<int>(c.parts);
   params.blocks = static_cast<int>(c.blocks);
+  params.rounds = static_cast<int>(c.rounds);
   params.chunk = static_cast<int>(c.chunk);
   params.pitch = static_cast<int>(c.pitch);
   params.stage_bytes = static_cast<int>(c.stage_bytes);
@@ -154,7 +156,7 @@ void features(const StepCall& call, LaunchInfo* info) {
       writes(params.out, s.batch * s.features * s.size)};
   Launch config;
   config.grid_x = grid_of(c.ctas);
-  config.threads = kFeatureThreads;
+  config.threads = static_cast<uint32_t>(c.groups * kFeatureThreads);
   config.shared_bytes = c.shared_bytes;
   config.overlaps = true;
   config.stream = call.stream;

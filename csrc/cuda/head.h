@@ -7,8 +7,9 @@
 // columns of one product, up to 112, so that two images of 7 x 7 fill all but 14. A stage of the
 // depth is copied to shared memory while the one before is multiplied; the matrix is read from L2,
 // each element once for 112 columns.
-//   many images   a warp takes 32 rows, a CTA 128: 209 KB from L2 for two images and 464 channels
-//                 in 16 bits, 27 multiply-adds for each byte
+//   many images   a warp takes 32 rows, 4 warps 128, and 8 warps those of two groups, which meet
+//                 the matrix in L1: 300 KB from L2 for four images and 464 channels in 16 bits, 37
+//                 multiply-adds for each byte
 //   few images    2 or 4 warps share the depth and a CTA takes 64 to 16 rows, so that one image
 //                 has 64 CTAs; their sums are added in shared memory
 // An image of more pixels than 112 is a group of its own and takes several rounds.
@@ -30,8 +31,9 @@ namespace snv2::SNV2_GPU {
 
 // Features --------------------------------------------------------------------------------------
 
-constexpr int kFeatureWarps = 4;
+constexpr int kFeatureWarps = 4;  // of a group
 constexpr int kFeatureThreads = kFeatureWarps * kWarp;
+constexpr int kFeatureGroups = 2;  // of a CTA, at most
 template <class T>
 constexpr int kFeatureBlocks = sizeof(T) == 4 ? 8 : 14;  // of columns; registers bound them
 template <class T>
@@ -48,13 +50,13 @@ struct FeaturesParams {
   int64_t batch;
   int plane;  // pixels of an image
   int depth, features;
-  int row_blocks;                      // CTAs of a group
+  int row_blocks;                      // CTAs of the same groups
   int images;                          // of a group
   int parts;                           // warps that share the depth
-  int blocks;                          // of columns, at most
+  int blocks, rounds;                  // of columns, at most
   int chunk;                           // channels of a stage
   int pitch;                           // of a stage's rows
-  int stage_bytes, sums_at, table_at;  // of shared memory
+  int stage_bytes, sums_at, table_at;  // of shared memory; one group's stage
   Divisor by_vectors;                  // 16-byte vectors of a row of blocks
 };
 
@@ -74,9 +76,9 @@ struct FeatureGroup {
     const int64_t first = image * params.plane;
     base = first / kBlock * kBlock;
     begin = static_cast<int>(first - base);
-    end = begin + images * params.plane;
+    end = images > 0 ? begin + images * params.plane : 0;
   }
-  // Blocks of columns from column `first` on.
+  // Blocks of columns from column `first` on, if any.
   template <class T>
   SNV2_DEVICE int blocks(int first) const {
     const int left = (end - first + kBlock - 1) / kBlock;
@@ -95,7 +97,8 @@ SNV2_DEVICE void load_stage(const FeaturesParams<T>& params, const FeatureGroup&
   const int columns = group.blocks<T>(column0) * kBlock;
   const int vectors = params.blocks * (kBlock / kVector);
   const Global<const T> pixels = Global<const T>{params.in} + (group.base + column0);
-  for (int i = static_cast<int>(threadIdx.x); i < depth * vectors; i += kFeatureThreads) {
+  const int thread = static_cast<int>(threadIdx.x) % kFeatureThreads;
+  for (int i = thread; i < depth * vectors; i += kFeatureThreads) {
     const int row = params.by_vectors.divide(i);
     const int column = (i - row * vectors) * kVector;
     if (column >= columns) continue;
@@ -103,7 +106,7 @@ SNV2_DEVICE void load_stage(const FeaturesParams<T>& params, const FeatureGroup&
                       pixels + (load(table + row) * params.in_pitch + column));
   }
   if (depth % kTileDepth<T> != 0) {
-    for (int i = static_cast<int>(threadIdx.x); i < columns; i += kFeatureThreads) {
+    for (int i = thread; i < columns; i += kFeatureThreads) {
       store(stage + (depth * params.pitch + i), rounded<T>(0.0f));
     }
   }
@@ -208,23 +211,23 @@ class Means {
 };
 
 template <class T, class Act, int kTiles>
-__global__ void __launch_bounds__(kFeatureThreads, kTiles == 2 ? 2 : 3)
-    features_kernel(FeaturesParams<T> params) {
+__global__ void __launch_bounds__(kFeatureThreads*(kTiles == 2 ? kFeatureGroups : 1),
+                                  kTiles == 2 ? 1 : 3) features_kernel(FeaturesParams<T> params) {
   constexpr int kAhead = kTiles == 2 ? 2 : 4;
   constexpr int kBlocks = kFeatureBlocks<T>;
+  const int groups = static_cast<int>(blockDim.x) / kFeatureThreads;
   const int index = static_cast<int>(blockIdx.x) / params.row_blocks;
-  const FeatureGroup group(params, index);
-  const int warp = warp_of_cta(), parts = params.parts, part = warp % parts;
-  const int row =
-      ((static_cast<int>(blockIdx.x) - index * params.row_blocks) * (kFeatureWarps / parts) +
-       warp / parts) *
-      kTiles * 16;
+  const int row_block = static_cast<int>(blockIdx.x) - index * params.row_blocks;
+  const int side = warp_of_cta() / kFeatureWarps, warp = warp_of_cta() % kFeatureWarps;
+  const FeatureGroup group(params, index * groups + side);
+  const int parts = params.parts, part = warp % parts;
+  const int row = (row_block * (kFeatureWarps / parts) + warp / parts) * kTiles * 16;
   const int tiles = (params.features + 15) / 16;
   const int deep = (params.depth + kTileDepth<T> - 1) / kTileDepth<T>;
 
   // Load what no kernel writes.
   const Shared<int32_t> table = (shared_memory() + params.table_at).template as<int32_t>();
-  for (int i = static_cast<int>(threadIdx.x); i < params.depth; i += kFeatureThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < params.depth; i += static_cast<int>(blockDim.x)) {
     store(table + i, load(Global<const int32_t>{params.in_table} + i));
   }
   Global<const T> matrix[kTiles];
@@ -244,19 +247,20 @@ __global__ void __launch_bounds__(kFeatureThreads, kTiles == 2 ? 2 : 3)
   sync_threads();
 
   const auto stage_of = [&](int stage) {
-    return (shared_memory() + stage * params.stage_bytes).template as<T>();
+    return (shared_memory() + (stage * groups + side) * params.stage_bytes).template as<T>();
   };
   Means<T, Act, kTiles> means(params, group, row);
   load_stage(params, group, stage_of(0), 0, 0);
   cp_async_commit();
   float acc[kTiles][kBlocks][4];
-  for (int column0 = 0, first = 0, stage = 0; column0 < group.end; stage ^= 1) {
+  const int columns = params.rounds * kFeatureColumns<T>;
+  for (int column0 = 0, first = 0, stage = 0; column0 < columns; stage ^= 1) {
     const int blocks = group.blocks<T>(column0);
     // Load the next stage.
     const bool last = first + params.chunk >= params.depth;
     const int next_first = last ? 0 : first + params.chunk;
     const int next_column0 = last ? column0 + kFeatureColumns<T> : column0;
-    if (next_column0 < group.end) {
+    if (next_column0 < columns) {
       load_stage(params, group, stage_of(stage ^ 1), next_first, next_column0);
     }
     cp_async_commit();
@@ -277,7 +281,7 @@ __global__ void __launch_bounds__(kFeatureThreads, kTiles == 2 ? 2 : 3)
     const int depth = last ? params.depth - first : params.chunk;
     const int count = (depth + kTileDepth<T> - 1) / kTileDepth<T>;
     const int from = count * part / parts, to = count * (part + 1) / parts;
-    if (from < to) {
+    if (from < to && blocks > 0) {
       Global<const T> at[kTiles];
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
