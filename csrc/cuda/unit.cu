@@ -126,7 +126,7 @@ void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& 
   while (s.width % common != 0) common /= 2;
   params.ring = static_cast<int>(round_up(c.columns + 3 * s.width - common, kBlock));
   c.ring = params.ring;
-  const int64_t vectors = c.columns * s.size / 16;
+  const int64_t blocks = c.columns / kBlock;
   const auto fits = [&](int64_t ctas) {
     c.rows_per_cta = rows_for(s, device, slots_of(s, device, c, ctas));
     c.step_rows = rows_of_step<kStride>(s, c.columns, c.rows_per_cta);
@@ -140,8 +140,9 @@ void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& 
     }
     return c.shared_bytes <= device.shared_per_cta &&
            ctas * (c.shared_bytes + device.reserved_per_cta) <= device.shared_per_sm &&
-           s.in * vectors <= kMaxDividend &&
-           (!clustered || round_up(ceil_div(s.in, c.cluster), 8) * vectors <= kHeld * kUnitThreads);
+           s.in * blocks <= kMaxDividend &&
+           (!clustered || round_up(ceil_div(s.in, c.cluster), kRowsTogether<T>) * blocks * 8 <=
+                              kRowsTogether<T> * kHeld<T> * kUnitThreads);
   };
   c.ctas_per_sm = 0;
   for (int64_t ctas = s.ctas_per_sm(); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
@@ -333,7 +334,7 @@ void run(const StepCall& call, LaunchInfo* info) {
 
   const Cut c = choose<T, kStride>(params, s, call.device);
   params.rows_per_cta = static_cast<int>(c.rows_per_cta);
-  params.by_vectors = Divisor(c.columns * s.size / 16);
+  params.by_blocks = Divisor(c.columns / kBlock);
   if (info != nullptr) return describe<T, kStride>(params, s, c, *info);
 
   // What is touched, and at least how much of it.

@@ -32,21 +32,23 @@ SNV2_DEVICE void zero_row(Shared<T> row, int count) {
 
 // Load ------------------------------------------------------------------------------------------
 
-// Which of the 16-byte vectors of rows x params.columns pixels item `i` is: eight rows go together,
-// vector by vector, so that what eight lanes store lies in different banks, and what two of their
-// vectors load is a sector of each plane.
+// Which 16-byte vector of rows x `blocks` blocks of pixels item `i` is. Eight items are 8 rows
+// (float32: 4) of a vector (of two): what their lanes store lies in different banks, and the blocks
+// that a warp loads are whole sectors of each plane.
 struct Place {
   int row, column;
 };
 template <class T>
-SNV2_DEVICE Place place_of(const UnitParams<T>& params, int i) {
-  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const int group = params.by_vectors.divide(i / 8);
-  return {group * 8 + i % 8, (i / 8 - group * (params.columns / kVector)) * kVector};
+constexpr int kRowsTogether = 16 / static_cast<int>(sizeof(T));
+template <class T>
+SNV2_DEVICE Place place_of(int i, int group, int blocks) {
+  constexpr int kRows = kRowsTogether<T>, kVector = 16 / static_cast<int>(sizeof(T));
+  const int block = i / 8 - group * blocks;
+  return {group * kRows + i % 8 % kRows, block * kBlock + i % 8 / kRows * kVector};
 }
 template <class T>
-SNV2_DEVICE int places_of(const UnitParams<T>& params, int rows) {
-  return (rows + 7) / 8 * 8 * (params.columns / (16 / static_cast<int>(sizeof(T))));
+SNV2_DEVICE int places_of(int rows, int blocks) {
+  return (rows + kRowsTogether<T> - 1) / kRowsTogether<T> * blocks * 8;
 }
 
 // Starts the copy of `blocks` blocks of pixels, from pixel `from` of all images on, to columns
@@ -56,9 +58,9 @@ SNV2_DEVICE void load_planes(const UnitParams<T>& params, const Memory<T>& m, in
                              int blocks, int at, int wrap) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const Global<const T> pixels = Global<const T>{params.in} + from;
-  const int places = places_of(params, params.in_channels);
+  const int all = params.columns / kBlock, places = places_of<T>(params.in_channels, all);
   for (int i = static_cast<int>(threadIdx.x); i < places; i += kUnitThreads) {
-    const Place place = place_of(params, i);
+    const Place place = place_of<T>(i, params.by_blocks.divide(i / 8), all);
     if (place.row >= params.in_channels || place.column >= blocks * kBlock) continue;
     int column = at + place.column;
     if (column >= wrap) column -= wrap;
@@ -97,11 +99,12 @@ SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, in
 // Between the CTAs of a cluster -----------------------------------------------------------------
 
 // A CTA's share of X on its way from memory to all CTAs: a run of rows.
-constexpr int kHeld = 8;  // vectors of a thread
+template <class T>
+constexpr int kHeld = sizeof(T) == 4 ? 6 : 8;  // vectors of a thread
 
 template <class T>
 struct Held {
-  Vector<T, 16 / sizeof(T)> vectors[kHeld];
+  Vector<T, 16 / sizeof(T)> vectors[kHeld<T>];
 };
 
 // Calls f(n, row, first column) for the vectors that this thread has of its CTA's share of X.
@@ -110,8 +113,9 @@ SNV2_DEVICE void for_each_held(const UnitParams<T>& params, int blocks, int rank
   const int begin = params.in_channels * rank / params.cluster;
   const int end = params.in_channels * (rank + 1) / params.cluster;
 #pragma unroll
-  for (int n = 0; n < kHeld; ++n) {
-    const Place place = place_of(params, static_cast<int>(threadIdx.x) + n * kUnitThreads);
+  for (int n = 0; n < kHeld<T>; ++n) {
+    const int i = static_cast<int>(threadIdx.x) + n * kUnitThreads;
+    const Place place = place_of<T>(i, params.by_blocks.divide(i / 8), params.columns / kBlock);
     if (begin + place.row < end && place.column < blocks * kBlock) {
       f(n, begin + place.row, place.column);
     }
@@ -144,11 +148,11 @@ template <class T>
 SNV2_DEVICE void hand_out_dw(const UnitParams<T>& params, const Memory<T>& m,
                              const Branch<T>& branch, int blocks, int rank) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const int vectors = blocks * (kBlock / kVector), places = (branch.mid + 7) / 8 * 8 * vectors;
+  const int places = places_of<T>(branch.mid, blocks);
   for (int i = static_cast<int>(threadIdx.x); i < places; i += kUnitThreads) {
-    const int group = i / 8 / vectors, row = group * 8 + i % 8;
-    if (row >= branch.mid) continue;
-    const int at = (branch.first_depth + row) * m.dw_pitch + (i / 8 - group * vectors) * kVector;
+    const Place place = place_of<T>(i, i / 8 / blocks, blocks);
+    if (place.row >= branch.mid) continue;
+    const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;
     const Vector<T, kVector> v = load_vector<kVector>(m.dw + at);
     for (int r = 1; r < params.cluster; ++r) {
       const int other = rank + r < params.cluster ? rank + r : rank + r - params.cluster;

@@ -70,9 +70,9 @@ struct UnitParams {
   int columns;                                      // of a step
   int ring;                                         // columns of MID, at the projection of X
   int step_rows;                                    // output rows convolved at a time
-  bool prefetch;       // X and DW are apart: the next X is loaded while DW is in use
-  int cluster;         // CTAs
-  Divisor by_vectors;  // 16-byte vectors of a row of X
+  bool prefetch;      // X and DW are apart: the next X is loaded while DW is in use
+  int cluster;        // CTAs
+  Divisor by_blocks;  // of a row of X
 };
 
 // Columns of DW: a step's rows begin anywhere in a sector.
