@@ -76,7 +76,19 @@ def draw_words(name: str, count: int, seed: int) -> Words:
             moderate = words & np.uint32(0x807FFFFF)
             words = moderate | random.integers(100, 146, count, np.uint32) << 23
         words[: len(EDGES_FLOAT)] = EDGES_FLOAT
+    elif name == "max_nan_float":
+        words[: 2 * len(EDGES_FLOAT)] = beside_next(EDGES_FLOAT).ravel()
+    elif name.startswith("max_nan_"):
+        halves = unpack(words).reshape(-1, 2, 2)  # [thread][operand][element]
+        edges = beside_next(EDGES_HALF).T.reshape(2, -1, 2)
+        halves[: edges.shape[1]] = edges.transpose(1, 0, 2)
+        words = pack(halves.ravel())
     return words
+
+
+def beside_next(edges: list[int]) -> Words:
+    """Each with the one after it: zeros of both signs meet, and NaNs meet numbers."""
+    return np.array([edges, edges[1:] + edges[:1]], np.uint32).T
 
 
 # Models ----------------------------------------------------------------------------------------
@@ -243,6 +255,32 @@ def model_relu(words: Words) -> Words:
     return np.where(words.view(np.float32) < 0, np.uint32(0), words)
 
 
+def larger(a: Words, b: Words, values: tuple[Floats, Floats], mantissa_bits: int) -> Words:
+    """NaN if one is NaN; +0 is larger than -0."""
+    with np.errstate(invalid="ignore"):
+        number = np.where(values[0] == values[1], a & b, np.where(values[0] > values[1], a, b))
+    nan = np.where(is_nan(a, mantissa_bits), a, b)
+    either = is_nan(a, mantissa_bits) | is_nan(b, mantissa_bits)
+    return np.where(either, nan, number).astype(np.uint32)
+
+
+def model_max_nan_float(words: Words) -> Words:
+    a, b = words.reshape(-1, 2).T
+    with np.errstate(invalid="ignore"):
+        values = tuple(x.copy().view(np.float32).astype(np.float64) for x in (a, b))
+    return larger(a, b, (values[0], values[1]), 23)
+
+
+def model_max_nan(to_float: Callable[[Halves], Floats], mantissa_bits: int) -> Model:
+    def model(words: Words) -> Words:
+        a, b = unpack(words).reshape(-1, 2, 2).transpose(1, 0, 2).reshape(2, -1)
+        with np.errstate(invalid="ignore"):
+            values = to_float(a), to_float(b)
+        return larger(a.astype(np.uint32), b.astype(np.uint32), values, mantissa_bits)
+
+    return model
+
+
 def model_same(words: Words) -> Words:
     return words
 
@@ -271,6 +309,9 @@ MODELS: dict[str, Model] = {
     "from_float_bfloat16": model_from_float_bfloat16,
     "to_tf32": model_to_tf32,
     "relu": model_relu,
+    "max_nan_float": model_max_nan_float,
+    "max_nan_half": model_max_nan(half_to_float, 10),
+    "max_nan_bfloat16": model_max_nan(bfloat16_to_float, 7),
 }
 for _bytes in (2, 4, 8, 16):
     for _name in ("load_global", "store_global", "load_shared", "store_shared"):
@@ -289,6 +330,9 @@ FLOAT_RESULTS = {
     "from_float_half": 10,
     "from_float_bfloat16": 7,
     "to_tf32": 23,
+    "max_nan_float": 23,
+    "max_nan_half": 10,
+    "max_nan_bfloat16": 7,
 }
 
 

@@ -305,6 +305,21 @@ __global__ void __launch_bounds__(128) relu_all(Params p) {
   store(p.out + thread(), bits_of(relu(float_of(load(p.in + thread())))));
 }
 
+__global__ void __launch_bounds__(128) max_nan_float(Params p) {
+  const Global<const uint32_t> in = p.in + 2 * thread();
+  store(p.out + thread(), bits_of(max_nan(float_of(load(in)), float_of(load(in + 1)))));
+}
+
+// One result in the low half of each word.
+template <class T>
+__global__ void __launch_bounds__(64) max_nan_pairs(Params p) {
+  const Global<const T> in = as<const T>(p.in) + 4 * thread();
+  const Vector<T, 2> larger = max_nan(load_vector<2>(in), load_vector<2>(in + 2));
+  for (int j = 0; j < 2; ++j) {
+    store(p.out + (2 * thread() + j), static_cast<uint32_t>(larger.values[j].bits));
+  }
+}
+
 // The table -------------------------------------------------------------------------------
 
 struct Entry {
@@ -383,6 +398,9 @@ const std::vector<Entry>& entries() {
       {{"from_float_bfloat16", 128, 128}, from_float_all<bfloat16_t>, shape(128)},
       {{"to_tf32", 128, 128}, to_tf32_all, shape(128)},
       {{"relu", 128, 128}, relu_all, shape(128)},
+      {{"max_nan_float", 256, 128}, max_nan_float, shape(128)},
+      {{"max_nan_half", 128, 128}, max_nan_pairs<half_t>, shape(64)},
+      {{"max_nan_bfloat16", 128, 128}, max_nan_pairs<bfloat16_t>, shape(64)},
   };
   return table;
 }

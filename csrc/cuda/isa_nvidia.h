@@ -312,4 +312,38 @@ SNV2_DEVICE uint32_t to_tf32(float value) {
 // As torch's: NaN stays NaN.
 SNV2_DEVICE float relu(float value) { return value < 0.0f ? 0.0f : value; }
 
+// The larger one, +0 being larger than -0; NaN if one of them is NaN.
+SNV2_DEVICE float max_nan(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+#else
+  __trap();
+  return a;
+#endif
+}
+
+#if __CUDA_ARCH__ >= 800
+#define SNV2_MAX_NAN(T, TYPE)                                                      \
+  SNV2_DEVICE Vector<T, 2> max_nan(const Vector<T, 2>& a, const Vector<T, 2>& b) { \
+    uint32_t bits_a, bits_b, larger;                                               \
+    memcpy(&bits_a, &a, sizeof bits_a);                                            \
+    memcpy(&bits_b, &b, sizeof bits_b);                                            \
+    asm("max.NaN." TYPE " %0, %1, %2;" : "=r"(larger) : "r"(bits_a), "r"(bits_b)); \
+    Vector<T, 2> out;                                                              \
+    memcpy(&out, &larger, sizeof out);                                             \
+    return out;                                                                    \
+  }
+#else
+#define SNV2_MAX_NAN(T, TYPE)                                                    \
+  SNV2_DEVICE Vector<T, 2> max_nan(const Vector<T, 2>& a, const Vector<T, 2>&) { \
+    __trap();                                                                    \
+    return a;                                                                    \
+  }
+#endif
+SNV2_MAX_NAN(half_t, "f16x2")
+SNV2_MAX_NAN(bfloat16_t, "bf16x2")
+#undef SNV2_MAX_NAN
+
 }  // namespace snv2::SNV2_GPU

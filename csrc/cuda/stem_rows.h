@@ -74,17 +74,6 @@ struct StemTile {
 
 // The convolution of a warp: two rows of 16 columns and kChannels channels at a time --------------
 
-// As torch's max_pool2d: NaN wins.
-SNV2_DEVICE float larger(float a, float b) { return b > a || b != b ? b : a; }
-template <class T>
-SNV2_DEVICE Vector<T, 2> larger(const Vector<T, 2>& a, const Vector<T, 2>& b) {
-  Vector<T, 2> out;
-  for (int i = 0; i < 2; ++i) {
-    out.values[i] = rounded<T>(larger(to_float(a.values[i]), to_float(b.values[i])));
-  }
-  return out;
-}
-
 template <class T>
 SNV2_DEVICE uint32_t word_of(const Vector<T, 2>& pair) {
   return pair.values[0].bits | static_cast<uint32_t>(pair.values[1].bits) << 16;
@@ -95,11 +84,12 @@ template <class Value, int kValues>
 struct Row {
   Value values[kValues];
 };
+// As torch's max_pool2d: NaN wins.
 template <class Value, int kValues>
 SNV2_DEVICE Row<Value, kValues> larger(const Row<Value, kValues>& a, const Row<Value, kValues>& b) {
   Row<Value, kValues> out;
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) out.values[i] = larger(a.values[i], b.values[i]);
+  for (int i = 0; i < kValues; ++i) out.values[i] = max_nan(a.values[i], b.values[i]);
   return out;
 }
 
@@ -293,7 +283,7 @@ SNV2_DEVICE void Convolution<T, kTaps>::pool(const StemParams<T>&, const Values&
       if (j == 0 && t == 0) word = word_of(most.values[(i * 2 + 1) * 2]);
       const uint32_t got = shuffle(word, next);
       const Vector<T, 2> right{{{static_cast<uint16_t>(got)}, {static_cast<uint16_t>(got >> 16)}}};
-      const Vector<T, 2> y = larger(larger(left, most.values[(i * 2 + j) * 2 + 1]), right);
+      const Vector<T, 2> y = max_nan(max_nan(left, most.values[(i * 2 + j) * 2 + 1]), right);
       if (4 * j + t >= kStemColumns) continue;
       for (int half = 0; half < 2; ++half) {
         put(i * 16 + half * 8 + lane / 4, column, rounded<T>(Act::apply(to_float(y.values[half]))));
@@ -407,7 +397,7 @@ class Convolution<float, kTaps> {
       const float own = most.values[i];
       const float right = most.values[kLaneChannels + i];
       const float left = shuffle_up(right, 1);
-      const float y = larger(larger(no_left ? own : left, own), no_right ? own : right);
+      const float y = max_nan(max_nan(no_left ? own : left, own), no_right ? own : right);
       if (lane % 8 > 0) put(lane / 8 * kLaneChannels + i, column, Act::apply(y));
     }
   }

@@ -59,4 +59,10 @@ inline uint32_t float_to_tf32(float value) {
   return (bits + 0x1000u) & 0xffffe000u;
 }
 
+inline float max_nan(float a, float b) {
+  if (a != a || b != b) return float_of(0x7fffffffu);  // the GPU's one NaN
+  if (a == b) return float_of(bits_of(a) & bits_of(b));
+  return a > b ? a : b;
+}
+
 }  // namespace snv2::emulator

@@ -187,6 +187,16 @@ inline uint32_t to_tf32(float value) { return emulator::float_to_tf32(value); }
 
 inline float relu(float value) { return value < 0.0f ? 0.0f : value; }
 
+inline float max_nan(float a, float b) { return emulator::max_nan(a, b); }
+template <class T>
+Vector<T, 2> max_nan(const Vector<T, 2>& a, const Vector<T, 2>& b) {
+  Vector<T, 2> out;
+  for (int i = 0; i < 2; ++i) {
+    from_float(max_nan(to_float(a.values[i]), to_float(b.values[i])), out.values[i]);
+  }
+  return out;
+}
+
 // Tensor cores ----------------------------------------------------------------------------
 
 template <int Matrices, bool Transposed = false, class T>
