@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
-from _cases import FP32_BOUND, draw, drop_in, ops_called, runs_fused, small_network
+from _cases import (
+    FP32_BOUND,
+    draw,
+    drop_in,
+    each_drop_in,
+    each_kind,
+    ops_called,
+    plain_and_input,
+    run_fused,
+    small_network,
+)
 from torch import Tensor
 
 import snv2_kernels as snv2
 from snv2_kernels import _native
+from snv2_kernels.runners import device_fields
 from snv2_kernels.testing import max_error
 
 SHAPE = (4, 58, 28, 28)
@@ -177,15 +189,141 @@ def test_compile_of_an_op(gpu: None) -> None:
     assert torch.equal(compiled(a, b), snv2.ops.cat_shuffle(a, b))
 
 
+# Networks on the GPU --------------------------------------------------------------------------
+
+
 @pytest.mark.gpu
-def test_modules(gpu: None) -> None:
-    plain, module, x = drop_in("split")
+@pytest.mark.sanitize
+@each_drop_in
+def test_modules(gpu: None, kind: str) -> None:
+    plain, module, x = drop_in(kind)
     with torch.no_grad():
-        assert runs_fused(module, x)
-        assert max_error(module(x), plain(x)) < FP32_BOUND
-    model = small_network()
-    network, image = snv2.fuse(model), draw(2, 3, 37, 45)
+        assert max_error(run_fused(module, x), plain(x)) < FP32_BOUND
+    assert module.reason() is None
+
+
+@pytest.mark.gpu
+@each_kind
+def test_modules_equal_the_emulators(gpu: None, kind: str) -> None:
+    """Products add up in the same order there, but for what tensor cores do inside."""
+    model, x = plain_and_input(kind)
+    copied = copy.deepcopy(model).cpu()
+    for dtype, bound in ((torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
+        with torch.no_grad():
+            real = snv2.fuse(model.to(dtype))(x.to(dtype))
+            with snv2.use_backend("cuda-emulated"):
+                emulated = snv2.fuse(copied.to(dtype))(x.cpu().to(dtype))
+        assert max_error(real.cpu(), emulated) < bound
+
+
+@pytest.mark.gpu
+@each_kind
+def test_modules_run_on_the_current_stream(gpu: None, kind: str) -> None:
+    model, values = plain_and_input(kind)
+    module, x = snv2.fuse(model), torch.zeros_like(values)
     with torch.no_grad():
-        assert not runs_fused(network, image)
-        assert torch.equal(network(image), model(image))
-    assert "no kernels for device cuda" in str(snv2.explain(model))
+        expected = module(values)
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(100_000_000)
+            x.copy_(values)
+            out = module(x)
+    stream.synchronize()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.gpu
+@each_kind
+def test_modules_in_a_graph(gpu: None, kind: str) -> None:
+    model, x = plain_and_input(kind)
+    module = snv2.fuse(model)
+    with torch.no_grad():
+        module(x)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = module(x)
+        for seed in (1, 2):
+            x.copy_(draw(*x.shape, seed=seed))
+            graph.replay()
+            assert torch.equal(out, module(x))
+
+
+@pytest.mark.gpu
+def test_engine_replays_one_graph(gpu: None) -> None:
+    model, x = plain_and_input("network")
+    engine = snv2.Engine(model, tuple(x.shape))
+    assert engine.report().graph
+    expected = engine(x).clone()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        engine(engine.input)
+        torch.cuda.synchronize()
+    kernels = [event.name for event in profile.events() if "Memcpy" not in event.name]
+    assert len(kernels) >= engine.report().launches
+    assert torch.equal(engine(x), expected)
+
+
+@pytest.mark.gpu
+def test_engine_runs_on_the_current_stream(gpu: None) -> None:
+    model, values = plain_and_input("network")
+    engine, x = snv2.Engine(model, tuple(values.shape)), torch.zeros_like(values)
+    expected = engine(values).clone()
+    engine(x)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        x.copy_(values)
+        out = engine(x)
+    stream.synchronize()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.gpu
+def test_engine_of_an_empty_batch(gpu: None) -> None:
+    model, x = plain_and_input("network")
+    engine = snv2.Engine(model, (0, *x.shape[1:]))
+    assert not engine.report().graph
+    assert engine(x[:0]).shape == (0, 10)
+
+
+@pytest.mark.gpu
+def test_engine_from_parameters_on_the_cpu(gpu: None) -> None:
+    model, x = plain_and_input("network")
+    expected = snv2.Engine(model, tuple(x.shape))(x)
+    moved = snv2.Engine(copy.deepcopy(model).cpu(), tuple(x.shape), device="cuda")
+    assert torch.equal(moved(x), expected)
+
+
+@pytest.mark.gpu
+def test_engine_on_a_device_that_is_not_the_current_one(gpu: None) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    model, x = plain_and_input("network")
+    expected = snv2.Engine(model, tuple(x.shape))(x).cpu()
+    engine = snv2.Engine(model, tuple(x.shape), device="cuda:1")
+    assert torch.equal(engine(x.to("cuda:1")).cpu(), expected)
+    assert torch.cuda.current_device() == 0
+    with pytest.raises(ValueError, match="x: expected device cuda:1, got cuda:0"):
+        engine(x)
+
+
+@pytest.mark.gpu
+def test_device_of_the_kernels(gpu: None) -> None:
+    """What they are cut to, told in the order of the emulator's."""
+    properties = torch.cuda.get_device_properties(0)
+    fields = device_fields(torch.device("cuda"))
+    assert list(fields) == list(_native.emulated_device())
+    assert fields["sms"] == properties.multi_processor_count
+    assert fields["l2_bytes"] == properties.L2_cache_size
+    assert fields["shared_per_cta"] <= fields["shared_per_sm"]
+    assert fields["images"] == 0
+    torch.ops.snv2.gpu_tune(images=2)
+    try:
+        assert device_fields(torch.device("cuda"))["images"] == 2
+        model, x = small_network(), draw(5, 3, 37, 45)
+        tuned = snv2.Engine(model, tuple(x.shape))(x)
+    finally:
+        torch.ops.snv2.gpu_tune()
+    assert torch.equal(tuned, snv2.Engine(model, tuple(x.shape))(x))

@@ -16,6 +16,7 @@ from _cases import (
     each_drop_in,
     each_kind,
     plain_and_input,
+    run_fused,
 )
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -26,7 +27,7 @@ from snv2_kernels.testing import float64_reference, max_error
 
 def weights_like(out: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(2)
-    return torch.randn(out.shape, generator=generator).to(out.dtype)
+    return torch.randn(out.shape, generator=generator, device="cpu").to(out)
 
 
 def gradients(module: nn.Module, x: Tensor, **kwargs: Any) -> list[Tensor]:
@@ -38,13 +39,13 @@ def gradients(module: nn.Module, x: Tensor, **kwargs: Any) -> list[Tensor]:
 
 
 @each_drop_in
-def test_gradients_in_eval_mode_are_the_plain_modules_to_the_bit(kind: str) -> None:
+def test_gradients_in_eval_mode_are_the_plain_modules_to_the_bit(kernels: str, kind: str) -> None:
     """The backward pass runs the plain forward again, so nothing is lost."""
     plain, module, x = drop_in(kind)
     expected, actual = gradients(plain, x), gradients(module, x)
     assert all(map(torch.equal, actual, expected))
     assert all(g.abs().max() > 0 for g in actual)
-    assert_agrees(kind, module, plain, x)
+    assert_agrees(kind, module, plain, x, kernels)
 
 
 @each_drop_in
@@ -232,35 +233,35 @@ def test_gradient_through_a_model_around_fused_parts() -> None:
 @pytest.mark.parametrize("low_input", [False, True], ids=["fp32-input", "low-input"])
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @each_drop_in
-def test_autocast(kind: str, dtype: torch.dtype, low_input: bool) -> None:
+def test_autocast(kernels: str, kind: str, dtype: torch.dtype, low_input: bool) -> None:
     plain, module, x = drop_in(kind)
     x = x.to(dtype) if low_input else x
     exact = float64_reference(plain)(x)
-    with torch.no_grad(), torch.autocast("cpu", dtype):
-        eager, out = plain(x), module(x)
+    with torch.no_grad(), torch.autocast(x.device.type, dtype):
+        eager, out = plain(x), run_fused(module, x)
     assert out.dtype == eager.dtype
     low = torch.finfo(dtype).eps
     assert max_error(out, exact) <= 1.5 * max_error(eager, exact) + low
-    assert_agrees(kind, module, plain, x.float())
+    assert_agrees(kind, module, plain, x.float(), kernels)
 
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @each_drop_in
-def test_autocast_of_a_low_precision_module(kind: str, dtype: torch.dtype) -> None:
+def test_autocast_of_a_low_precision_module(kernels: str, kind: str, dtype: torch.dtype) -> None:
     plain, module, x = drop_in(kind)
     plain, module, x = plain.to(dtype), module.to(dtype), x.to(dtype)
     exact = float64_reference(plain)(x)
-    with torch.no_grad(), torch.autocast("cpu", dtype):
-        eager, out = plain(x), module(x)
-    assert_accurate("network", out, eager, exact)
+    with torch.no_grad(), torch.autocast(x.device.type, dtype):
+        eager, out = plain(x), run_fused(module, x)
+    assert_accurate("network", out, eager, exact, kernels)
 
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @each_drop_in
-def test_autocast_gradients(kind: str, dtype: torch.dtype) -> None:
+def test_autocast_gradients(kernels: str, kind: str, dtype: torch.dtype) -> None:
     """The backward pass is the plain one under the same autocast, wherever it is called."""
     plain, module, x = drop_in(kind)
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(x.device.type, dtype):
         expected = gradients(plain, x)
         actual = gradients(module, x)
         out = module(x)

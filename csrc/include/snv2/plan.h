@@ -1,5 +1,5 @@
 // A plan: the steps of a unit, a stage or a network as one flat array of int64, made once by
-// the packing code (snv2_kernels/packing.py) and read in place by every backend.
+// the packing code (snv2_kernels/packing/cpu.py) and read in place by the CPU backend.
 //
 //   [PlanHeader][Step x step_count][tables]
 //
