@@ -216,9 +216,7 @@ Cut choose(UnitParams<T>& params, const Shape& s, const Device& device) {
     }
   }
   if (best.ctas_per_sm == 0) best = lonely;
-  if (best.ctas_per_sm == 0 && wanted(Weights::kDirect)) {
-    best = widest<T, kStride>(params, s, device, Cut{});
-  }
+  if (best.ctas_per_sm == 0) best = with(Weights::kDirect, 1);
   if (best.ctas_per_sm == 0) {
     throw std::invalid_argument("x: " + std::to_string(s.width) +
                                 " pixels of width are too many for a unit of " +

@@ -33,7 +33,7 @@ SNV2_API void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw,
 
 // Networks ---------------------------------------------------------------------------------
 
-// Choices that are made by rule where they are 0, for tuning.
+// Choices that are made by rule where they are 0 or cannot be had, for tuning.
 struct Tuning {
   int64_t columns;       // pixels of a unit's step
   int64_t rows_per_cta;  // output rows that a CTA of a unit takes
