@@ -84,8 +84,7 @@ def predict(plan: GpuPlan, batch: int, gpu: Gpu) -> Prediction:
         maps = launch["read_bytes"] + launch["written_bytes"]
         times = (
             maps / gpu.memory,
-            (maps + launch["weight_bytes"])
-            / min(gpu.l2, busy * gpu.device["sms"] * gpu.l2_per_sm),
+            (maps + launch["weight_bytes"]) / min(gpu.l2, busy * gpu.device["sms"] * gpu.l2_per_sm),
             launch["multiply_adds"] / (gpu.multiply_adds * busy),
         )
         memory, l2, tensor = memory + times[0], l2 + times[1], tensor + times[2]
@@ -106,9 +105,9 @@ def predict(plan: GpuPlan, batch: int, gpu: Gpu) -> Prediction:
 HEAD = """# Arithmetic of the CUDA networks
 
 What the launches of a whole network move and multiply, and how long that should take in float16 at
-224 x 224. **Nothing on this page has been measured**; the last column waits for it. The page is made
-by `python benchmarks/predict.py` from the same code that chooses tiles and launches kernels, and a
-test says so when it is out of date.
+224 x 224. **Nothing on this page has been measured**; the last column waits for it. The page is
+made by `python benchmarks/predict.py` from the same code that chooses tiles and launches kernels,
+and a test says so when it is out of date.
 
 Each launch is taken to last as long as the longest of three things, and a launch costs
 {launch:.1f} us from one kernel of a CUDA graph to the next:
@@ -140,8 +139,8 @@ def page() -> str:
         )
     lines += [
         "",
-        "Memory is what copies reach, of 4.8 and 2.04 TB/s; the products of `mma.sync` are taken to",
-        "reach 63 % of the H200's 495 T/s and 90 % of the A100's 156. L2 figures are assumptions.",
+        "Memory is what copies reach, of 4.8 and 2.04 TB/s; the products of `mma.sync` are taken",
+        "to reach 63 % of the H200's 495 T/s and 90 % of the A100's 156. L2 figures are assumptions.",
     ]
     plans = {width: plan_of(width) for width in WIDTHS}
     for gpu in GPUS:

@@ -103,8 +103,10 @@ def test_network_is_nineteen_launches(width: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 8, 64, 256])
-@pytest.mark.parametrize(("half", "size"), [(h, s) for hs in HALVES.values()
-                                            for h, s in zip(hs[:2], SIZES[:2], strict=True)])
+@pytest.mark.parametrize(
+    ("half", "size"),
+    [(h, s) for hs in HALVES.values() for h, s in zip(hs[:2], SIZES[:2], strict=True)],
+)
 def test_two_ctas_of_stages_2_and_3_fit_an_sm(half: int, size: int, batch: int) -> None:
     plan = plan_of(stage_of(half, 3), torch.float16)
     device = _native.emulated_device()

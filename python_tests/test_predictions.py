@@ -1,0 +1,36 @@
+"""docs/arithmetic.md is what benchmarks/predict.py makes of the launches of today."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def predict() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["predict"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_page_is_up_to_date(predict: ModuleType) -> None:
+    assert predict.PAGE.read_text() == predict.page(), "run python benchmarks/predict.py"
+
+
+def test_a_prediction_is_not_below_any_of_its_terms(predict: ModuleType) -> None:
+    plan = predict.plan_of("x0_5")
+    for gpu in predict.GPUS:
+        for batch in predict.BATCHES:
+            p = predict.predict(plan, batch, gpu)
+            assert p.total > max(p.memory, p.l2, p.tensor) + p.launches * predict.LAUNCH * 0.99
+            assert p.multiply_adds >= batch * plan.multiply_adds(predict.SIZE, predict.SIZE)
