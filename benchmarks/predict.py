@@ -140,7 +140,7 @@ def page() -> str:
     lines += [
         "",
         "Memory is what copies reach, of 4.8 and 2.04 TB/s; the products of `mma.sync` are taken",
-        "to reach 63 % of the H200's 495 T/s and 90 % of the A100's 156. L2 figures are assumptions.",
+        "to reach 63 % of the H200's 495 T/s and 90 % of the A100's 156; L2 figures are assumed.",
     ]
     plans = {width: plan_of(width) for width in WIDTHS}
     for gpu in GPUS:

@@ -58,7 +58,7 @@ int64_t place(const UnitParams<T>& params, Branch<T>& branch, bool projection, c
   };
   const int64_t mid = share(branch.mid), out = share(branch.out);
   const int64_t dw_pitch = shared_pitch(dw_columns<T>(params.step_rows, params.out_width));
-  const int64_t x = projection ? in * shared_pitch(params.ring)
+  const int64_t x = projection ? mid * shared_pitch(params.ring)
                                : shared_rows<T>(in) * shared_pitch(params.columns);
   const int64_t dw = shared_rows<T>(branch.depth) * dw_pitch;
   int64_t at = 0;
@@ -203,7 +203,7 @@ Cut choose(UnitParams<T>& params, const Shape& s, const Device& device) {
       lonely = c;
     }
   }
-  if (best.ctas_per_sm == 0 && kStride == 1 && params.in_planes && wanted(Weights::kClustered)) {
+  if (best.ctas_per_sm == 0 && params.in_planes && wanted(Weights::kClustered)) {
     // The smallest whose steps are wide, or a larger one where SMs would stand idle.
     const auto worth = [](const Cut& c) {
       return c.ctas_per_sm * 1024 + std::min(c.columns, kWideStep);
@@ -393,7 +393,7 @@ void run(const StepCall& call, LaunchInfo* info) {
     case Weights::kDirect:
       return start(Direct<T, kStride>{});
     case Weights::kClustered:
-      if constexpr (kStride == 1) start(Clustered{});
+      return start(Clustered{});
   }
 }
 

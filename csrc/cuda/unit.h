@@ -30,11 +30,12 @@ namespace snv2::SNV2_GPU {
 // kCaller: the caller's tensors may be read and written; else there are planes at both ends.
 template <class T, int kStride, class Mode, class Act, bool kCaller, bool kProjection>
 SNV2_DEVICE void march(const UnitParams<T>& params) {
+  constexpr bool kShared = Mode::kCluster && !kProjection;  // X is loaded for each other
   const int rank = Mode::kCluster ? cluster_rank() : 0;
   const int cta = static_cast<int>(blockIdx.x) / (Mode::kCluster ? params.cluster : 1);
+  const Branch<T>& whole = params.branches[kProjection ? 1 : 0];
   const Branch<T> branch =
-      Mode::kCluster ? share_of(params.branches[0], params.in_channels, rank, params.cluster)
-                     : params.branches[kProjection ? 1 : 0];
+      Mode::kCluster ? share_of(whole, params.in_channels, rank, params.cluster) : whole;
   const Memory<T> m = memory_of<T, kProjection>(params, branch);
   const int width = params.width, depth = params.in_channels;
   const int ring = params.ring, columns = params.columns;
@@ -84,7 +85,10 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
   const auto start_load = [&](int done, int at) {
     const int blocks = blocks_from(done), wrap = kProjection ? ring : columns;
     if (!kCaller || params.in_planes) {
-      load_planes(params, m, start + done, blocks, kProjection ? at : 0, wrap);
+      // The projection convolves X itself, and so each CTA of a cluster loads its share alone.
+      load_planes(params, m, m.in_table + (kProjection ? branch.first_depth : 0),
+                  kProjection ? branch.mid : depth, start + done, blocks, kProjection ? at : 0,
+                  wrap);
     } else {
       load_tensor(params, m, start + done, blocks, kProjection ? at : 0, wrap);
     }
@@ -92,7 +96,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
     cp_async_commit();
   };
   Held<T> held;
-  if constexpr (Mode::kCluster) {
+  if constexpr (kShared) {
     zero_x();
     fetch(params, m, start, blocks_from(0), rank, held);
     cp_async_wait<0>();
@@ -116,7 +120,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
       complete = rows_complete<kStride>(row_start + rows, params.height, params.out_height);
       if (complete > row_end) complete = row_end;
     }
-    if constexpr (!Mode::kCluster) {
+    if constexpr (!kShared) {
       cp_async_wait<0>();
       sync_threads();
     }
@@ -143,7 +147,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
       }
       sync_threads();
       if (more) {
-        if constexpr (Mode::kCluster) {
+        if constexpr (kShared) {
           fetch(params, m, start + next, blocks_from(next), rank, held);
         } else if (params.prefetch) {
           start_load(next, next_at);
@@ -173,7 +177,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
         // All are past their first product and the second one before it.
         sync_cluster();
         hand_out_dw(params, m, branch, dw_blocks, rank);
-        if (more && params.prefetch) {
+        if (kShared && more && params.prefetch) {
           hand_out(params, m, blocks_from(next), rank, held);
           more = false;
         }
@@ -211,7 +215,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
     }
     ring_at = next_at;
     if (more) {
-      if constexpr (Mode::kCluster) {
+      if constexpr (kShared) {
         sync_cluster();
         zero_x();
         hand_out(params, m, blocks_from(next), rank, held);

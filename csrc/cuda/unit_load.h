@@ -51,21 +51,21 @@ SNV2_DEVICE int places_of(int rows, int blocks) {
   return (rows + kRowsTogether<T> - 1) / kRowsTogether<T> * blocks * 8;
 }
 
-// Starts the copy of `blocks` blocks of pixels, from pixel `from` of all images on, to columns
-// `at`, at + 1, ... of X. In a ring a block is never cut.
+// Starts the copy of `blocks` blocks of pixels of the planes in `table`, from pixel `from` of all
+// images on, to columns `at`, at + 1, ... of X. In a ring a block is never cut.
 template <class T>
-SNV2_DEVICE void load_planes(const UnitParams<T>& params, const Memory<T>& m, int64_t from,
-                             int blocks, int at, int wrap) {
+SNV2_DEVICE void load_planes(const UnitParams<T>& params, const Memory<T>& m, Shared<int32_t> table,
+                             int rows, int64_t from, int blocks, int at, int wrap) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const Global<const T> pixels = Global<const T>{params.in} + from;
-  const int all = params.columns / kBlock, places = places_of<T>(params.in_channels, all);
+  const int all = params.columns / kBlock, places = places_of<T>(rows, all);
   for (int i = static_cast<int>(threadIdx.x); i < places; i += kUnitThreads) {
     const Place place = place_of<T>(i, params.by_blocks.divide(i / 8), all);
-    if (place.row >= params.in_channels || place.column >= blocks * kBlock) continue;
+    if (place.row >= rows || place.column >= blocks * kBlock) continue;
     int column = at + place.column;
     if (column >= wrap) column -= wrap;
     cp_async<kVector>(m.x + (place.row * m.x_pitch + column),
-                      pixels + (load(m.in_table + place.row) * params.in_channel + place.column));
+                      pixels + (load(table + place.row) * params.in_channel + place.column));
   }
 }
 

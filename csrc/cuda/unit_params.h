@@ -155,8 +155,10 @@ SNV2_DEVICE Branch<T> share_of(const Branch<T>& whole, int depth_in, int rank, i
   };
   int begin = 0;
   share.mid = cut(whole.mid, begin);
-  share.pw1 += begin * padded_depth(depth_in, dtype_of<T>());
-  share.pw1_bias += begin;
+  if (whole.pw1 != nullptr) {
+    share.pw1 += begin * padded_depth(depth_in, dtype_of<T>());
+    share.pw1_bias += begin;
+  }
   share.dw += begin * kDepthwiseFloats;
   share.first_depth = begin;
   share.out = cut(whole.out, begin);

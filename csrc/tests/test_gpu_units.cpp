@@ -200,8 +200,8 @@ class Stage {
     step.out_buffer = last ? kNoBuffer : stride == 2 && buffer == 0 ? 1 : stride == 2 ? 0 : buffer;
     if (!last) {
       std::vector<int64_t> fresh, after;
-      if (stride == 2) count_ = 0;
-      for (int64_t i = 0; i < step.proj_channels + half; ++i) fresh.push_back(count_++);
+      if (stride == 2) rooms_.push_back(0);
+      for (int64_t i = 0; i < step.proj_channels + half; ++i) fresh.push_back(rooms_.back()++);
       std::reverse(fresh.begin(), fresh.end());
       step.out_table = table(fresh);
       for (int64_t c = 0; c < half; ++c) {
@@ -212,6 +212,7 @@ class Stage {
       planes_ = after;
     }
     steps_.push_back(step);
+    room_of_.push_back(static_cast<int64_t>(rooms_.size()) - 1);
     maps_.push_back(std::move(joined));
     if (result) results_.push_back(static_cast<int64_t>(maps_.size()) - 1);
     header_.halvings += stride == 2;
@@ -220,7 +221,10 @@ class Stage {
 
   void run(const Case& c) {
     header_.step_count = static_cast<int64_t>(steps_.size());
-    for (GpuStep& step : steps_) step.out_planes = step.out_buffer == kNoBuffer ? 0 : count_;
+    for (size_t i = 0; i < steps_.size(); ++i) {
+      steps_[i].out_planes =
+          steps_[i].out_buffer == kNoBuffer ? 0 : rooms_[static_cast<size_t>(room_of_[i])];
+    }
     std::vector<int64_t> words;
     const auto append = [&](const void* from, int64_t count) {
       const auto* p = static_cast<const int64_t*>(from);
@@ -302,11 +306,12 @@ class Stage {
   std::vector<int64_t> planes_;
   std::vector<Map> maps_;         // before and after each step, in logical order
   std::vector<int64_t> results_;  // of maps_
-  int64_t count_ = 0;             // planes of the buffer
+  std::vector<int64_t> rooms_;    // planes of a buffer, for each stride-2 unit that starts one
+  std::vector<int64_t> room_of_;  // of each step
 };
 
-// A stage: a unit of stride 2 from the caller's tensor, two between planes of which the first is
-// also a result, one to the caller's tensor.
+// Two stages: a unit of stride 2 from the caller's tensor, one whose map is also a result; one of
+// stride 2 and one between planes, and one to the caller's tensor.
 void run_stage(const Case& c) {
   Stage stage(c.dtype);
   Map x(c.batch, c.in, c.height, c.width);
@@ -315,8 +320,9 @@ void run_stage(const Case& c) {
   stage.start(std::move(x));
   stage.unit(2, c.half, false, false);
   stage.unit(1, c.half, true, false);
-  stage.unit(1, c.half, false, false);
-  stage.unit(1, c.half, true, true);
+  stage.unit(2, c.half + 3, false, false);
+  stage.unit(1, c.half + 3, false, false);
+  stage.unit(1, c.half + 3, true, true);
   stage.run(c);
 }
 
