@@ -1,0 +1,229 @@
+// How a unit is cut: where its weights are, how many pixels a step has, how many rows a CTA. All
+// from shapes and a description of the GPU.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/unit_load.h"
+#include "snv2/cuda.h"
+
+namespace snv2::SNV2_GPU {
+
+constexpr int64_t kMaxColumns = 128;  // of a step with weights in shared memory
+// A CTA that keeps weights alone on an SM must use each of them this often.
+constexpr int64_t kLongMarch = 8;
+// Columns of a step with weights in shared memory: at least, and from which on a cluster is not
+// made larger for wider ones.
+constexpr int64_t kNarrowStep = 32, kWideStep = 48;
+
+// Where a unit's weights are.
+enum class Weights : int64_t { kResident = 1, kDirect = 2, kClustered = 3 };
+
+struct Shape {
+  int64_t in, mid, proj, out;
+  int64_t batch, height, width, out_height, out_width;
+  bool caller;  // the caller's tensor is read or written
+  int64_t size;
+  int64_t sector;
+
+  int64_t rows() const { return batch * out_height; }
+  int64_t branches() const { return proj > 0 ? 2 : 1; }
+  int64_t ctas_per_sm() const { return caller ? 1 : 2; }  // that registers allow
+};
+
+// How a unit is cut.
+struct Cut {
+  Weights weights = Weights::kDirect;
+  int64_t cluster = 1;
+  bool prefetch = false;
+  int64_t columns = 0, ring = 0, step_rows = 0, rows_per_cta = 0;
+  int64_t ctas = 0;  // of each branch, or clusters
+  int64_t ctas_per_sm = 0;
+  int64_t shared_bytes = 0;
+  bool split = false;  // results of a step are more than the columns that read a weight once
+};
+
+constexpr int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
+
+// Places one branch in shared memory, and returns the bytes it takes.
+template <class T>
+int64_t place(const UnitParams<T>& params, Branch<T>& branch, bool projection, const Cut& c) {
+  const int64_t size = sizeof(T), in = params.in_channels;
+  // The largest share of a CTA.
+  const auto share = [&](int64_t rows) {
+    return std::min(rows, ceil_div(ceil_div(rows, kTileRows), c.cluster) * kTileRows);
+  };
+  const int64_t mid = share(branch.mid), out = share(branch.out);
+  const int64_t dw_pitch = shared_pitch(dw_columns<T>(params.step_rows, params.out_width));
+  const int64_t x = projection ? mid * shared_pitch(params.ring)
+                               : shared_rows<T>(in) * shared_pitch(params.columns);
+  const int64_t dw = shared_rows<T>(branch.depth) * dw_pitch;
+  int64_t at = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t here = at;
+    at += round_up(bytes, 16);
+    return static_cast<int>(here);
+  };
+  if (projection || params.prefetch) {
+    take(x * size);
+    branch.dw_at = take(dw * size);
+  } else {
+    branch.dw_at = take(std::max(x, dw) * size);
+  }
+  branch.mid_at = take(projection ? 0 : mid * shared_pitch(params.ring) * size);
+  branch.result_at = take(params.result != nullptr ? out * dw_pitch * size : 0);
+  const int64_t weights = (projection ? 0 : packed_elements(mid, in, dtype_of<T>())) +
+                          packed_elements(out, branch.depth, dtype_of<T>());
+  branch.weights_at = take(c.weights != Weights::kDirect ? weights * size : 0);
+  branch.parameters_at = take(
+      ((projection ? 0 : padded_rows(mid)) + padded_rows(out) + mid * kDepthwiseFloats + in + out) *
+      4);
+  return at;
+}
+
+// Output rows that the steps of a march complete at most, starting at the top of an image.
+template <int kStride>
+int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
+  int64_t most = 1, before = 0;
+  for (int64_t pixels = columns, step = 0; before < rows_per_cta && step < 64; ++step) {
+    const int64_t complete =
+        std::min<int64_t>(rows_per_cta, rows_complete<kStride>(static_cast<int>(pixels / s.width),
+                                                               static_cast<int>(s.height),
+                                                               static_cast<int>(s.out_height)));
+    most = std::max(most, complete - before);
+    before = complete;
+    pixels += columns;
+  }
+  return std::min(most, rows_per_cta);
+}
+
+// Rows of each CTA (or cluster) for an even load of the GPU; whole images where that costs little.
+inline int64_t rows_for(const Shape& s, const Device& device, int64_t slots) {
+  if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, s.rows());
+  const int64_t rows = ceil_div(s.rows(), slots);
+  const int64_t images = round_up(rows, s.out_height);
+  return images * 8 <= rows * 9 ? images : rows;
+}
+
+// CTAs (or clusters) of one branch that run at once. An eighth of the SMs may be left over where a
+// large cluster has to find its SMs in one part of the GPU.
+inline int64_t slots_of(const Shape& s, const Device& device, const Cut& c, int64_t ctas_per_sm) {
+  const int64_t sms = c.cluster > 2 ? device.sms * 7 / 8 : device.sms;
+  return std::max<int64_t>(sms * ctas_per_sm / (c.cluster * s.branches()), 1);
+}
+
+// Fills in a cut of given weights, cluster and columns; ctas_per_sm stays 0 if it does not fit.
+template <class T, int kStride>
+void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& c) {
+  const bool clustered = c.weights == Weights::kClustered;
+  params.columns = static_cast<int>(c.columns);
+  params.cluster = static_cast<int>(c.cluster);
+  // Less than three rows are kept, and all places are multiples of what divides a row and a sector.
+  int64_t common = s.sector;
+  while (s.width % common != 0) common /= 2;
+  params.ring = static_cast<int>(round_up(c.columns + 3 * s.width - common, kBlock));
+  c.ring = params.ring;
+  const int64_t blocks = c.columns / kBlock;
+  const auto fits = [&](int64_t ctas) {
+    c.rows_per_cta = rows_for(s, device, slots_of(s, device, c, ctas));
+    c.step_rows = rows_of_step<kStride>(s, c.columns, c.rows_per_cta);
+    const int64_t most = (kBlock * Direct<T, kStride>::kBlocks - s.sector + 1) / s.out_width;
+    c.split = c.weights == Weights::kDirect && c.step_rows > std::max<int64_t>(most, 1);
+    if (c.split) c.step_rows = std::max<int64_t>(most, 1);
+    params.step_rows = static_cast<int>(c.step_rows);
+    c.shared_bytes = 0;
+    for (int64_t b = 0; b < s.branches(); ++b) {
+      c.shared_bytes = std::max(c.shared_bytes, place<T>(params, params.branches[b], b == 1, c));
+    }
+    return c.shared_bytes <= device.shared_per_cta &&
+           ctas * (c.shared_bytes + device.reserved_per_cta) <= device.shared_per_sm &&
+           s.in * blocks <= kMaxDividend &&
+           (!clustered || round_up(ceil_div(s.in, c.cluster), kRowsTogether<T>) * blocks * 8 <=
+                              kRowsTogether<T> * kHeld<T> * kUnitThreads);
+  };
+  c.ctas_per_sm = 0;
+  for (int64_t ctas = s.ctas_per_sm(); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
+    for (const bool prefetch : {true, false}) {
+      params.prefetch = c.prefetch = prefetch;
+      if (!fits(ctas)) continue;
+      c.ctas_per_sm = ctas;
+      break;
+    }
+  }
+  c.ctas = ceil_div(s.rows(), c.rows_per_cta);
+}
+
+// Tries cuts of `c`'s weights and cluster from wide steps to narrow ones. Weights in shared memory:
+// the first that leaves an SM room for most CTAs. From L2, where each step reads them all: a second
+// CTA, which hides latency, is worth a third of the width.
+template <class T, int kStride>
+Cut widest(UnitParams<T>& params, const Shape& s, const Device& device, const Cut& c) {
+  const bool direct = c.weights == Weights::kDirect, forced = device.tuning.columns != 0;
+  const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm()));
+  const int64_t range = round_up((rows * kStride + 2) * s.width + s.sector - 1, s.sector);
+  const int64_t most = std::min(direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns, range);
+  const int64_t least = std::min(direct ? s.sector : kNarrowStep, range);
+  const auto worth = [&](const Cut& cut) {
+    return cut.ctas_per_sm == 0 ? 0 : (cut.ctas_per_sm + 1) * (direct ? cut.columns : 1);
+  };
+  Cut best;
+  for (int64_t columns = most; columns >= least; columns -= s.sector) {
+    Cut next = c;
+    next.columns = forced ? round_up(device.tuning.columns, s.sector) : columns;
+    complete<T, kStride>(params, s, device, next);
+    if (next.split && columns > 2 * s.sector && !forced) continue;
+    if (worth(next) > worth(best)) best = next;
+    if ((best.ctas_per_sm == s.ctas_per_sm() && !direct) || forced) break;
+  }
+  return best;
+}
+
+// The rule: weights in shared memory if an SM has room for all the CTAs that its registers allow;
+// else spread over a cluster; else in shared memory for a long march; else from L2.
+template <class T, int kStride>
+Cut choose(UnitParams<T>& params, const Shape& s, const Device& device) {
+  const auto wanted = [&](Weights weights) {
+    return device.tuning.weights == 0 || device.tuning.weights == static_cast<int64_t>(weights);
+  };
+  const auto with = [&](Weights weights, int64_t cluster) {
+    Cut c;
+    c.weights = weights;
+    c.cluster = cluster;
+    return widest<T, kStride>(params, s, device, c);
+  };
+  Cut best, lonely;
+  if (wanted(Weights::kResident)) {
+    const Cut c = with(Weights::kResident, 1);
+    if (c.ctas_per_sm == s.ctas_per_sm() || device.tuning.weights != 0) {
+      best = c;
+    } else if (c.rows_per_cta * s.out_width >= kLongMarch * c.columns) {
+      lonely = c;
+    }
+  }
+  if (best.ctas_per_sm == 0 && params.in_planes && wanted(Weights::kClustered)) {
+    // The smallest whose steps are wide, or a larger one where SMs would stand idle.
+    const auto worth = [](const Cut& c) {
+      return c.ctas_per_sm * 1024 + std::min(c.columns, kWideStep);
+    };
+    for (int64_t cluster = 2; cluster <= device.cluster; cluster *= 2) {
+      const Cut c = with(Weights::kClustered, cluster);
+      const bool idle =
+          best.ctas_per_sm > 0 && c.rows_per_cta == 1 && c.ctas <= slots_of(s, device, c, 1);
+      if (c.ctas_per_sm > 0 && (worth(c) > worth(best) || idle)) best = c;
+    }
+  }
+  if (best.ctas_per_sm == 0) best = lonely;
+  if (best.ctas_per_sm == 0) best = with(Weights::kDirect, 1);
+  if (best.ctas_per_sm == 0) {
+    throw std::invalid_argument("x: " + std::to_string(s.width) +
+                                " pixels of width are too many for a unit of " +
+                                std::to_string(s.mid) + " channels on this device");
+  }
+  complete<T, kStride>(params, s, device, best);  // places the branches
+  return best;
+}
+
+}  // namespace snv2::SNV2_GPU
