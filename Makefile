@@ -33,7 +33,7 @@ test: test-cpp test-cuda-build
 test-python: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto
 
-# What takes minutes on the emulator.
+# Networks at their full size on the emulator.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto -m slow
 

@@ -63,7 +63,7 @@ def test_networks(torchvision: Any, width: str, library: str) -> None:
 
 @pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", ["x0_5", "x1_0"])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_networks_in_every_dtype(kernels: str, width: str, dtype: torch.dtype, size: int) -> None:
     model = on_the_default_device(network("snv2", width)).to(dtype)
     x = draw(1, 3, size, size, dtype=dtype)

@@ -16,7 +16,7 @@ def test_hooks_of_the_root_run_around_the_fused_forward() -> None:
     fused.register_forward_pre_hook(lambda m, args: calls.append("pre"))
     fused.register_forward_hook(lambda m, args, out: calls.append("post"))
     assert_agrees("network", fused, plain, x)
-    assert calls == ["pre", "post", "pre", "post"]
+    assert calls == ["pre", "post"]
 
 
 @pytest.mark.parametrize("path", ["conv1.0", "stage2", "stage3.1", "stage3.1.branch2.3", "fc"])
