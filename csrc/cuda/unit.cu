@@ -60,7 +60,8 @@ void run(const StepCall& call, LaunchInfo* info) {
   s.proj = step.proj_channels, s.out = step.out_channels;
   s.batch = call.batch, s.height = call.height, s.width = call.width;
   s.out_height = conv3x3_extent(s.height, kStride), s.out_width = conv3x3_extent(s.width, kStride);
-  s.caller = step.in_buffer == kCallersMap || call.result.data != nullptr;
+  s.in_planes = step.in_buffer != kCallersMap;
+  s.result = call.result.data != nullptr;
   s.size = sizeof(T), s.sector = kSectorPixels<T>;
 
   if (s.batch * (s.height + 2) >= int64_t{1} << 31) {
@@ -75,7 +76,7 @@ void run(const StepCall& call, LaunchInfo* info) {
   params.in_channel = call.in.channel;
   params.in_image = call.in.image;
   params.in_pixel = call.in.pixel;
-  params.in_planes = step.in_buffer != kCallersMap;
+  params.in_planes = s.in_planes;
   params.out = static_cast<T*>(call.out.data);
   params.out_pitch = call.out.channel;
   params.result = static_cast<T*>(call.result.data);
@@ -113,8 +114,15 @@ void run(const StepCall& call, LaunchInfo* info) {
     projection.depth = projection.mid;
   }
 
-  const Cut c = choose<T, kStride>(params, s, call.device);
+  const Cut& c = remembered<T, kStride>(s, call.device);
+  main.at = c.places[0];
+  projection.at = c.places[1];
+  params.columns = static_cast<int>(c.columns);
+  params.ring = static_cast<int>(c.ring);
+  params.step_rows = static_cast<int>(c.step_rows);
   params.rows_per_cta = static_cast<int>(c.rows_per_cta);
+  params.cluster = static_cast<int>(c.cluster);
+  params.prefetch = c.prefetch;
   params.by_blocks = Divisor(c.columns / kBlock);
   if (info != nullptr) return describe<T, kStride>(params, s, c, *info);
 
@@ -164,7 +172,7 @@ void run(const StepCall& call, LaunchInfo* info) {
   config.stream = call.stream;
   const auto start = [&](auto mode) {
     using Mode = decltype(mode);
-    if (s.caller) {
+    if (s.caller()) {
       launch(config, buffers, unit_kernel<T, kStride, Mode, Act, true>, params);
     } else {
       launch(config, buffers, unit_kernel<T, kStride, Mode, Act, false>, params);

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -25,13 +27,14 @@ enum class Weights : int64_t { kResident = 1, kDirect = 2, kClustered = 3 };
 struct Shape {
   int64_t in, mid, proj, out;
   int64_t batch, height, width, out_height, out_width;
-  bool caller;  // the caller's tensor is read or written
+  bool in_planes, result;  // the map is read from planes; the caller's tensor is written
   int64_t size;
   int64_t sector;
 
   int64_t rows() const { return batch * out_height; }
   int64_t branches() const { return proj > 0 ? 2 : 1; }
-  int64_t ctas_per_sm() const { return caller ? 1 : 2; }  // that registers allow
+  bool caller() const { return !in_planes || result; }
+  int64_t ctas_per_sm() const { return caller() ? 1 : 2; }  // that registers allow
 };
 
 // How a unit is cut.
@@ -44,43 +47,44 @@ struct Cut {
   int64_t ctas_per_sm = 0;
   int64_t shared_bytes = 0;
   bool split = false;  // results of a step are more than the columns that read a weight once
+  Places places[2] = {};
 };
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
 // Places one branch in shared memory, and returns the bytes it takes.
 template <class T>
-int64_t place(const UnitParams<T>& params, Branch<T>& branch, bool projection, const Cut& c) {
-  const int64_t size = sizeof(T), in = params.in_channels;
+int64_t place(const Shape& s, Cut& c, bool projection) {
   // The largest share of a CTA.
   const auto share = [&](int64_t rows) {
     return std::min(rows, ceil_div(ceil_div(rows, kTileRows), c.cluster) * kTileRows);
   };
-  const int64_t mid = share(branch.mid), out = share(branch.out);
-  const int64_t dw_pitch = shared_pitch(dw_columns<T>(params.step_rows, params.out_width));
-  const int64_t x = projection ? mid * shared_pitch(params.ring)
-                               : shared_rows<T>(in) * shared_pitch(params.columns);
-  const int64_t dw = shared_rows<T>(branch.depth) * dw_pitch;
+  const int64_t depth = projection ? s.in : s.mid;
+  const int64_t mid = share(depth), out = share(projection ? s.proj : s.out);
+  const int64_t dw_pitch = shared_pitch(dw_columns<T>(c.step_rows, s.out_width));
+  const int64_t x =
+      projection ? mid * shared_pitch(c.ring) : shared_rows<T>(s.in) * shared_pitch(c.columns);
+  const int64_t dw = shared_rows<T>(depth) * dw_pitch;
+  Places& places = c.places[projection ? 1 : 0];
   int64_t at = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t here = at;
     at += round_up(bytes, 16);
     return static_cast<int>(here);
   };
-  if (projection || params.prefetch) {
-    take(x * size);
-    branch.dw_at = take(dw * size);
+  if (projection || c.prefetch) {
+    take(x * s.size);
+    places.dw = take(dw * s.size);
   } else {
-    branch.dw_at = take(std::max(x, dw) * size);
+    places.dw = take(std::max(x, dw) * s.size);
   }
-  branch.mid_at = take(projection ? 0 : mid * shared_pitch(params.ring) * size);
-  branch.result_at = take(params.result != nullptr ? out * dw_pitch * size : 0);
-  const int64_t weights = (projection ? 0 : packed_elements(mid, in, dtype_of<T>())) +
-                          packed_elements(out, branch.depth, dtype_of<T>());
-  branch.weights_at = take(c.weights != Weights::kDirect ? weights * size : 0);
-  branch.parameters_at = take(
-      ((projection ? 0 : padded_rows(mid)) + padded_rows(out) + mid * kDepthwiseFloats + in + out) *
-      4);
+  places.mid = take(projection ? 0 : mid * shared_pitch(c.ring) * s.size);
+  places.result = take(s.result ? out * dw_pitch * s.size : 0);
+  const int64_t weights = (projection ? 0 : packed_elements(mid, s.in, dtype_of<T>())) +
+                          packed_elements(out, depth, dtype_of<T>());
+  places.weights = take(c.weights != Weights::kDirect ? weights * s.size : 0);
+  const int64_t biases = (projection ? 0 : padded_rows(mid)) + padded_rows(out);
+  places.parameters = take((biases + mid * kDepthwiseFloats + s.in + out) * 4);
   return at;
 }
 
@@ -117,15 +121,12 @@ inline int64_t slots_of(const Shape& s, const Device& device, const Cut& c, int6
 
 // Fills in a cut of given weights, cluster and columns; ctas_per_sm stays 0 if it does not fit.
 template <class T, int kStride>
-void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& c) {
+void complete(const Shape& s, const Device& device, Cut& c) {
   const bool clustered = c.weights == Weights::kClustered;
-  params.columns = static_cast<int>(c.columns);
-  params.cluster = static_cast<int>(c.cluster);
   // Less than three rows are kept, and all places are multiples of what divides a row and a sector.
   int64_t common = s.sector;
   while (s.width % common != 0) common /= 2;
-  params.ring = static_cast<int>(round_up(c.columns + 3 * s.width - common, kBlock));
-  c.ring = params.ring;
+  c.ring = round_up(c.columns + 3 * s.width - common, kBlock);
   const int64_t blocks = c.columns / kBlock;
   const auto fits = [&](int64_t ctas) {
     c.rows_per_cta = rows_for(s, device, slots_of(s, device, c, ctas));
@@ -133,10 +134,9 @@ void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& 
     const int64_t most = (kBlock * Direct<T, kStride>::kBlocks - s.sector + 1) / s.out_width;
     c.split = c.weights == Weights::kDirect && c.step_rows > std::max<int64_t>(most, 1);
     if (c.split) c.step_rows = std::max<int64_t>(most, 1);
-    params.step_rows = static_cast<int>(c.step_rows);
     c.shared_bytes = 0;
     for (int64_t b = 0; b < s.branches(); ++b) {
-      c.shared_bytes = std::max(c.shared_bytes, place<T>(params, params.branches[b], b == 1, c));
+      c.shared_bytes = std::max(c.shared_bytes, place<T>(s, c, b == 1));
     }
     return c.shared_bytes <= device.shared_per_cta &&
            ctas * (c.shared_bytes + device.reserved_per_cta) <= device.shared_per_sm &&
@@ -147,7 +147,7 @@ void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& 
   c.ctas_per_sm = 0;
   for (int64_t ctas = s.ctas_per_sm(); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
     for (const bool prefetch : {true, false}) {
-      params.prefetch = c.prefetch = prefetch;
+      c.prefetch = prefetch;
       if (!fits(ctas)) continue;
       c.ctas_per_sm = ctas;
       break;
@@ -160,7 +160,7 @@ void complete(UnitParams<T>& params, const Shape& s, const Device& device, Cut& 
 // the first that leaves an SM room for most CTAs. From L2, where each step reads them all: a second
 // CTA, which hides latency, is worth a third of the width.
 template <class T, int kStride>
-Cut widest(UnitParams<T>& params, const Shape& s, const Device& device, const Cut& c) {
+Cut widest(const Shape& s, const Device& device, const Cut& c) {
   const bool direct = c.weights == Weights::kDirect, forced = device.tuning.columns != 0;
   const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm()));
   const int64_t range = round_up((rows * kStride + 2) * s.width + s.sector - 1, s.sector);
@@ -173,7 +173,7 @@ Cut widest(UnitParams<T>& params, const Shape& s, const Device& device, const Cu
   for (int64_t columns = most; columns >= least; columns -= s.sector) {
     Cut next = c;
     next.columns = forced ? round_up(device.tuning.columns, s.sector) : columns;
-    complete<T, kStride>(params, s, device, next);
+    complete<T, kStride>(s, device, next);
     if (next.split && columns > 2 * s.sector && !forced) continue;
     if (worth(next) > worth(best)) best = next;
     if ((best.ctas_per_sm == s.ctas_per_sm() && !direct) || forced) break;
@@ -184,7 +184,7 @@ Cut widest(UnitParams<T>& params, const Shape& s, const Device& device, const Cu
 // The rule: weights in shared memory if an SM has room for all the CTAs that its registers allow;
 // else spread over a cluster; else in shared memory for a long march; else from L2.
 template <class T, int kStride>
-Cut choose(UnitParams<T>& params, const Shape& s, const Device& device) {
+Cut choose(const Shape& s, const Device& device) {
   const auto wanted = [&](Weights weights) {
     return device.tuning.weights == 0 || device.tuning.weights == static_cast<int64_t>(weights);
   };
@@ -192,7 +192,7 @@ Cut choose(UnitParams<T>& params, const Shape& s, const Device& device) {
     Cut c;
     c.weights = weights;
     c.cluster = cluster;
-    return widest<T, kStride>(params, s, device, c);
+    return widest<T, kStride>(s, device, c);
   };
   Cut best, lonely;
   if (wanted(Weights::kResident)) {
@@ -203,7 +203,7 @@ Cut choose(UnitParams<T>& params, const Shape& s, const Device& device) {
       lonely = c;
     }
   }
-  if (best.ctas_per_sm == 0 && params.in_planes && wanted(Weights::kClustered)) {
+  if (best.ctas_per_sm == 0 && s.in_planes && wanted(Weights::kClustered)) {
     // The smallest whose steps are wide, or a larger one where SMs would stand idle.
     const auto worth = [](const Cut& c) {
       return c.ctas_per_sm * 1024 + std::min(c.columns, kWideStep);
@@ -222,8 +222,36 @@ Cut choose(UnitParams<T>& params, const Shape& s, const Device& device) {
                                 " pixels of width are too many for a unit of " +
                                 std::to_string(s.mid) + " channels on this device");
   }
-  complete<T, kStride>(params, s, device, best);  // places the branches
   return best;
+}
+
+// choose(), which takes longer than a launch, remembered for each kind of call.
+template <class T, int kStride>
+const Cut& remembered(const Shape& s, const Device& device) {
+  constexpr size_t kMost = 4096;
+  const Tuning& t = device.tuning;
+  using Key = std::array<int64_t, 17>;
+  const Key key{s.in,
+                s.mid,
+                s.proj,
+                s.out,
+                s.batch,
+                s.height,
+                s.width,
+                s.in_planes,
+                s.result,
+                device.sms,
+                device.shared_per_sm,
+                device.shared_per_cta,
+                device.reserved_per_cta,
+                device.cluster,
+                t.columns,
+                t.rows_per_cta,
+                t.weights};
+  thread_local std::map<Key, Cut> cuts;
+  if (const auto found = cuts.find(key); found != cuts.end()) return found->second;
+  if (cuts.size() >= kMost) cuts.clear();
+  return cuts[key] = choose<T, kStride>(s, device);
 }
 
 }  // namespace snv2::SNV2_GPU

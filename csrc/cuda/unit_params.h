@@ -33,6 +33,11 @@ struct Direct {
 template <class T>
 constexpr int kSectorPixels = 32 / static_cast<int>(sizeof(T));
 
+// Where a branch's parts lie, in bytes from the start of shared memory; X is at 0.
+struct Places {
+  int mid, dw, result, weights, parameters;
+};
+
 // One of the two branches; in a cluster, what a CTA has of it.
 template <class T>
 struct Branch {
@@ -47,8 +52,7 @@ struct Branch {
   int depth;         // rows of DW: mid of all CTAs
   int first_depth;   // row of DW that is row 0 of MID
   int first_result;  // row of the unit's whole result that is row 0 of this branch's
-  // Bytes from the start of shared memory; X is at 0.
-  int mid_at, dw_at, result_at, weights_at, parameters_at;
+  Places at;
 };
 
 template <class T>
@@ -123,15 +127,15 @@ SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& br
   const Shared<unsigned char> base = shared_memory();
   Memory<T> m;
   m.x = base.template as<T>();
-  m.mid = (base + branch.mid_at).template as<T>();
-  m.dw = (base + branch.dw_at).template as<T>();
-  m.result = (base + branch.result_at).template as<T>();
-  m.pw1 = m.pw2 = (base + branch.weights_at).template as<T>();
+  m.mid = (base + branch.at.mid).template as<T>();
+  m.dw = (base + branch.at.dw).template as<T>();
+  m.result = (base + branch.at.result).template as<T>();
+  m.pw1 = m.pw2 = (base + branch.at.weights).template as<T>();
   if (!kProjection) {
     m.pw2 =
         m.pw1 + static_cast<int>(packed_elements(branch.mid, params.in_channels, dtype_of<T>()));
   }
-  m.pw1_bias = m.pw2_bias = (base + branch.parameters_at).template as<float>();
+  m.pw1_bias = m.pw2_bias = (base + branch.at.parameters).template as<float>();
   if (!kProjection) m.pw2_bias = m.pw1_bias + static_cast<int>(padded_rows(branch.mid));
   m.dw_weights = m.pw2_bias + static_cast<int>(padded_rows(branch.out));
   m.in_table =
