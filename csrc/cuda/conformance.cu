@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(64) cluster_load(Params p) {
   const uint32_t value = load(remote(shared, 1 - rank) + (63 - thread()));
   store(p.out + (64 * cta() + thread()), value);
   store(p.out + (128 + 64 * cta() + thread()), static_cast<uint32_t>(rank));
-  sync_cluster();  // shared memory lives until the other CTA has read it
+  sync_cluster_reads();  // shared memory lives until the other CTA has read it
 }
 
 __global__ void __launch_bounds__(64) cluster_store(Params p) {

@@ -91,7 +91,7 @@ void run_copy(const StepCall& call, LaunchInfo* info) {
     config.grid_y = static_cast<uint32_t>(ceil_div(step.in_channels, kTileChannels));
     config.threads = kCopyThreads;
     config.shared_bytes = kTileChannels * kTilePitch * static_cast<int64_t>(sizeof(T));
-    config.overlaps = true;
+    config.overlaps = call.overlaps;
     config.stream = call.stream;
     if (info != nullptr) {
       info->kernel = "copy";

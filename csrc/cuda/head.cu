@@ -158,7 +158,7 @@ void features(const StepCall& call, LaunchInfo* info) {
   config.grid_x = grid_of(c.ctas);
   config.threads = static_cast<uint32_t>(c.groups * kFeatureThreads);
   config.shared_bytes = c.shared_bytes;
-  config.overlaps = true;
+  config.overlaps = call.overlaps;
   config.stream = call.stream;
   launch(config, buffers, c.tiles == 2 ? features_kernel<T, Act, 2> : features_kernel<T, Act, 1>,
          params);
@@ -236,7 +236,7 @@ void linear(const StepCall& call, LaunchInfo* info) {
   config.grid_x = grid_of(ctas);
   config.threads = kLinearThreads;
   config.shared_bytes = c.shared_bytes;
-  config.overlaps = true;
+  config.overlaps = call.overlaps;
   config.stream = call.stream;
   launch(config, buffers, linear_kernel<T, Shape>, params);
 }

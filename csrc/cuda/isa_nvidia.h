@@ -178,6 +178,9 @@ SNV2_DEVICE T shuffle_down(T value, int lanes, uint32_t mask = kFullMask) {
   return __shfl_down_sync(mask, value, lanes);
 }
 
+// A value that is the same in all lanes, known to be so by the compiler.
+SNV2_DEVICE int warp_uniform(int value) { return __shfl_sync(kFullMask, value, 0); }
+
 // All threads of a cooperative launch.
 SNV2_DEVICE void sync_grid() { cooperative_groups::this_grid().sync(); }
 
@@ -200,6 +203,20 @@ SNV2_DEVICE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "barrier.cluster.arrive.aligned;\n"
+      "barrier.cluster.wait.aligned;" ::
+          : "memory");
+#else
+  __trap();
+#endif
+}
+
+// The same, where all that others may do afterwards is overwrite what was read: nothing written
+// before need be visible beyond the CTA, so no thread waits for its stores to reach L2.
+SNV2_DEVICE void sync_cluster_reads() {
+#if __CUDA_ARCH__ >= 900
+  __syncthreads();
+  asm volatile(
+      "barrier.cluster.arrive.relaxed.aligned;\n"
       "barrier.cluster.wait.aligned;" ::
           : "memory");
 #else

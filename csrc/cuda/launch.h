@@ -76,8 +76,11 @@ class Buffers {
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace snv2::SNV2_GPU {
 
@@ -87,22 +90,32 @@ inline void check(cudaError_t error, const char* what) {
   }
 }
 
-// Whether the code that this GPU runs for `kernel` has grid_dependency_wait() in it.
-inline bool can_overlap(const void* kernel) {
+// Whether the code that this GPU runs for `kernel` has grid_dependency_wait() in it. The first time
+// on a device its limit of shared memory is raised to the most there is: a limit for each launch
+// would be shared by threads that launch with different ones.
+inline bool prepare(const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, bool> prepared;
+  int device = 0;
+  check(cudaGetDevice(&device), "current device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto key = std::make_pair(device, kernel);
+  if (const auto found = prepared.find(key); found != prepared.end()) return found->second;
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "attributes of a kernel");
-  return attributes.ptxVersion >= 90;
+  int most = 0;
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "shared memory of a device");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             most - static_cast<int>(attributes.sharedSizeBytes)),
+        "shared memory of a kernel");
+  return prepared[key] = attributes.ptxVersion >= 90;
 }
 
 // Enqueues kernel(params). Throws std::runtime_error if CUDA refuses.
 template <class Params>
 void launch(const Launch& config, const Buffers&, void (*kernel)(Params), const Params& params) {
-  if (config.shared_bytes > 48 * 1024) {
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(config.shared_bytes)),
-          "shared memory");
-  }
+  const bool can_overlap = prepare(reinterpret_cast<const void*>(kernel));
   cudaLaunchAttribute attributes[3];
   unsigned count = 0;
   if (config.cluster > 1) {
@@ -116,7 +129,7 @@ void launch(const Launch& config, const Buffers&, void (*kernel)(Params), const 
     attributes[count].val.cooperative = 1;
     ++count;
   }
-  if (config.overlaps && can_overlap(reinterpret_cast<const void*>(kernel))) {
+  if (config.overlaps && can_overlap) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count].val.programmaticStreamSerializationAllowed = 1;
     ++count;

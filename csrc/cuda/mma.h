@@ -51,7 +51,7 @@ constexpr int64_t shared_rows(int64_t depth) {
 }
 
 SNV2_DEVICE int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarp; }
-SNV2_DEVICE int warp_of_cta() { return static_cast<int>(threadIdx.x) / kWarp; }
+SNV2_DEVICE int warp_of_cta() { return warp_uniform(static_cast<int>(threadIdx.x) / kWarp); }
 
 // One tile of a packed matrix, in registers.
 template <class T>

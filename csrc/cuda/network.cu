@@ -142,10 +142,11 @@ void for_each_launch(const GpuPlan& plan, const PlanArrays& arrays, const Image&
       }
       call.features = features + first * step.mid_channels * size;
       f(call);
+      call.overlaps = true;
     }
   }
   const GpuStep& tail = plan.end()[-1];
-  if (tail.kind == GpuStepKind::kHead) {
+  if (tail.kind == GpuStepKind::kHead && batch > 0) {
     call.step = &tail;
     call.batch = batch;
     call.features = features;
@@ -174,6 +175,10 @@ void set_device(const Device& device) {
   the_device = device;
 }
 #else
+namespace {
+__global__ void __launch_bounds__(32) code_of_this_build() {}
+}  // namespace
+
 Device current_device() {
   int index = 0;
   check(cudaGetDevice(&index), "current device");
@@ -189,7 +194,14 @@ Device current_device() {
   device.reserved_per_cta = attribute(cudaDevAttrReservedSharedMemoryPerBlock);
   device.l2_bytes = attribute(cudaDevAttrL2CacheSize);
   constexpr int64_t kPortableCluster = 8;
-  device.cluster = attribute(cudaDevAttrClusterLaunch) != 0 ? kPortableCluster : 1;
+  // A newer GPU may run the code of an older one, which has no clusters, or no tensor cores as
+  // these kernels use them; then nothing fits.
+  cudaFuncAttributes code;
+  check(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(code_of_this_build)),
+        "attributes of a kernel");
+  const bool clusters = code.ptxVersion >= 90 && attribute(cudaDevAttrClusterLaunch) != 0;
+  device.cluster = clusters ? kPortableCluster : 1;
+  if (code.ptxVersion < 80) device.shared_per_cta = device.shared_per_sm = 0;
   device.tuning = the_tuning;
   return device;
 }

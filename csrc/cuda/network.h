@@ -34,6 +34,9 @@ struct StepCall {
   void* features;         // kHead: [batch][features] of the plan's dtype
   Device device;
   Stream stream;
+  // With the launch before: not the first one of a call, since constants() may have been written by
+  // what ran before that.
+  bool overlaps = false;
 };
 
 // Each step is planned, described or launched through one function: with `info` it is described

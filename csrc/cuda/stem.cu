@@ -191,7 +191,7 @@ void run(const StepCall& call, LaunchInfo* info) {
   config.grid_y = static_cast<uint32_t>(s.channel_blocks());
   config.threads = static_cast<uint32_t>(kWarp * ceil_div(c.columns, kStemColumns));
   config.shared_bytes = c.shared_bytes;
-  config.overlaps = true;
+  config.overlaps = call.overlaps;
   config.stream = call.stream;
   launch(config, buffers, stem_kernel<T, Act, kTaps>, params);
 }

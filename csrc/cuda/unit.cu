@@ -168,7 +168,7 @@ void run(const StepCall& call, LaunchInfo* info) {
   config.threads = kUnitThreads;
   config.cluster = static_cast<uint32_t>(c.cluster);
   config.shared_bytes = c.shared_bytes;
-  config.overlaps = true;
+  config.overlaps = call.overlaps;
   config.stream = call.stream;
   const auto start = [&](auto mode) {
     using Mode = decltype(mode);

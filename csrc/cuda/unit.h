@@ -175,7 +175,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
       }
       if constexpr (Mode::kCluster) {
         // All are past their first product and the second one before it.
-        sync_cluster();
+        sync_cluster_reads();
         hand_out_dw(params, m, branch, dw_blocks, rank);
         if (kShared && more && params.prefetch) {
           hand_out(params, m, blocks_from(next), rank, held);
@@ -216,7 +216,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
     ring_at = next_at;
     if (more) {
       if constexpr (kShared) {
-        sync_cluster();
+        sync_cluster_reads();
         zero_x();
         hand_out(params, m, blocks_from(next), rank, held);
         sync_cluster();
