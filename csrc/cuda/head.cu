@@ -112,7 +112,7 @@ void features(const StepCall& call, LaunchInfo* info) {
     info->shared_bytes = c.shared_bytes;
     info->columns = c.blocks * kBlock;
     info->resident = false;
-    info->launches = 1;
+    info->cluster = info->launches = 1;
     info->read_bytes = products * c.rounds * c.blocks * kBlock * s.depth * s.size;
     info->written_bytes = s.batch * s.features * s.size;
     info->weight_bytes = c.ctas / c.row_blocks *
@@ -205,7 +205,7 @@ void linear(const StepCall& call, LaunchInfo* info) {
     info->shared_bytes = c.shared_bytes;
     info->columns = c.images;
     info->resident = true;
-    info->launches = 1;
+    info->cluster = info->launches = 1;
     info->read_bytes = c.row_blocks * call.batch * depth * kSize;
     info->written_bytes = call.batch * classes * kSize;
     info->weight_bytes = c.groups * (weight_bytes + classes * 4);

@@ -300,6 +300,9 @@ SNV2_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 SNV2_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef SNV2_MMA
 
+// a b + c, rounded once.
+SNV2_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
 // Conversions -----------------------------------------------------------------------------
 
 SNV2_DEVICE float to_float(float value) { return value; }

@@ -53,6 +53,8 @@ constexpr int64_t shared_rows(int64_t depth) {
 SNV2_DEVICE int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarp; }
 SNV2_DEVICE int warp_of_cta() { return warp_uniform(static_cast<int>(threadIdx.x) / kWarp); }
 
+constexpr int kChain = 8;  // tiles of float32 that are added up on their own
+
 // One tile of a packed matrix, in registers.
 template <class T>
 struct Tile {
@@ -116,6 +118,7 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
     }
   }
 
+  [[maybe_unused]] float part[kTiles][kBlocks][4] = {};  // float32
   for (int k0 = 0; k0 < deep; k0 += kAhead) {
 #pragma unroll
     for (int ahead = 0; ahead < kAhead; ++ahead) {
@@ -130,7 +133,8 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
         }
       }
       if constexpr (sizeof(T) == 4) {
-        // The four products of a tile are added first: chains of a quarter of the roundings.
+        // The products of kChain tiles are added up on their own: chains are short, and so are
+        // errors.
         Shared<T> lines[kTileDepth<T>];
 #pragma unroll
         for (int r = 0; r < kTileDepth<T>; ++r) {
@@ -147,12 +151,23 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
           for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
             for (int d = 0; d < 4; ++d) {
-              float sum = a[i].a[0][d / 2] * b[0].values[d % 2];
 #pragma unroll
-              for (int r = 1; r < kTileDepth<T>; ++r) {
-                sum += a[i].a[r][d / 2] * b[r].values[d % 2];
+              for (int r = 0; r < kTileDepth<T>; ++r) {
+                part[i][j][d] = multiply_add(a[i].a[r][d / 2], b[r].values[d % 2], part[i][j][d]);
               }
-              acc[i][j][d] += sum;
+            }
+          }
+        }
+        if (k % kChain == kChain - 1 || k == deep - 1) {
+#pragma unroll
+          for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+            for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+              for (int d = 0; d < 4; ++d) {
+                acc[i][j][d] += part[i][j][d];
+                part[i][j][d] = 0.0f;
+              }
             }
           }
         }

@@ -115,7 +115,7 @@ void describe(const Shape& s, const Cut& c, DType dtype, LaunchInfo& info) {
   info.shared_bytes = c.shared_bytes;
   info.columns = c.rows * c.columns;
   info.resident = true;
-  info.launches = 1;
+  info.cluster = info.launches = 1;
   info.read_bytes =
       s.channel_blocks() * s.batch * s.channels * lines * pixels * (s.bytes ? 1 : s.size);
   info.written_bytes = s.batch * s.out * s.out_height * s.out_width * s.size;

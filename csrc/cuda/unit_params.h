@@ -25,7 +25,7 @@ template <class T, int kStride>
 struct Direct {
   static constexpr bool kResident = false, kCluster = false;
   static constexpr int kTiles = 1, kCtasPerSm = 2;
-  static constexpr int kBlocks = sizeof(T) == 4 ? 16 - 4 * kStride : 24 - 8 * kStride;
+  static constexpr int kBlocks = sizeof(T) == 4 ? 8 : 24 - 8 * kStride;
   static constexpr int kAhead = sizeof(T) == 4 ? 1 : 2 * kStride;
 };
 

@@ -1,6 +1,7 @@
 // Bodies of isa.h for the emulator.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "emulator/calls.h"
@@ -201,6 +202,8 @@ Vector<T, 2> max_nan(const Vector<T, 2>& a, const Vector<T, 2>& b) {
   }
   return out;
 }
+
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 
 // Tensor cores ----------------------------------------------------------------------------
 
