@@ -82,8 +82,8 @@ Memory& Machine::find(const unsigned char* p, int bytes, bool write, Site site, 
 }
 
 void Machine::access_global(const void* address, int bytes, bool write, Site site) {
-  const tsan::Unobserved unobserved;
   take_steps(kStepsPerAccess);
+  const tsan::Unobserved unobserved;
   check_aligned(address, bytes, site);
   const auto* p = static_cast<const unsigned char*>(address);
   const uint32_t id = sites_.id(site);
@@ -117,8 +117,8 @@ bool Machine::access_shared_of(uint32_t cta, const void* address, int bytes, boo
 }
 
 void Machine::access_shared(const void* address, int bytes, bool write, Site site) {
-  const tsan::Unobserved unobserved;
   take_steps(kStepsPerAccess);
+  const tsan::Unobserved unobserved;
   check_aligned(address, bytes, site);
   const uint32_t id = sites_.id(site);
   if (access_shared_of(fiber_->cta, address, bytes, write, id)) return;

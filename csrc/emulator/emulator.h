@@ -38,8 +38,8 @@ struct Counters {
 SNV2_API Counters counters();
 SNV2_API void reset_counters();
 
-// Whether launches of the calling thread report races, which they do: false is for tests of
-// another detector.
+// Whether launches of the calling thread look at the order of accesses, which they do: false is for
+// tests of another detector.
 SNV2_API void check_races(bool on);
 
 }  // namespace snv2::emulator

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <new>
 
 #include "emulator/tsan.h"
@@ -170,12 +171,17 @@ Pages::~Pages() {
 
 Context Stacks::start(size_t i, void (*entry)()) {
   entry_of_contexts = entry;
+#if defined(SNV2_TSAN)
+  // From malloc, which ThreadSanitizer knows to be new memory whoever had it before.
+  constexpr size_t kStack = 48 * 1024;
+  auto* const base = static_cast<unsigned char*>(std::malloc(kStack));
+#else
   while (stacks_.size() <= i) {
     stacks_.emplace_back(kPage + kStack);
     mprotect(stacks_.back().data(), kPage, PROT_NONE);
   }
   unsigned char* const base = stacks_[i].data() + kPage;
-  tsan::forget(base, kStack);
+#endif
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(base, kStack);
 #endif
@@ -201,8 +207,11 @@ Context Stacks::start(size_t i, void (*entry)()) {
 
 void Stacks::finish([[maybe_unused]] Context& context) {
 #if defined(SNV2_TSAN)
-  if (context.tsan_fiber != nullptr) __tsan_destroy_fiber(context.tsan_fiber);
+  if (context.tsan_fiber == nullptr) return;
+  __tsan_destroy_fiber(context.tsan_fiber);
   context.tsan_fiber = nullptr;
+  const tsan::Unobserved unobserved;
+  std::free(const_cast<void*>(context.stack));
 #endif
 }
 

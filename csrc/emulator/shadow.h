@@ -34,7 +34,7 @@ struct Circle {
 // What a thread may rely on.
 struct View {
   uint32_t thread = 0;
-  bool trusting = false;  // to leave races to another detector
+  bool trusting = false;  // to leave the order of accesses to another detector
   Circle warp, cta, cluster, grid;
   uint32_t seen_lanes[32] = {};  // by barriers of parts of a warp
 

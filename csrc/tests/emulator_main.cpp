@@ -1,0 +1,3 @@
+#include "race_reports.h"
+
+int main() { return run_all_tests_and_check_reports(); }

@@ -1,0 +1,183 @@
+# Copies of the shipped kernels with one fault each, in which the fault must be found.
+#
+# snv2_add_mutant(name [RACE] FILE header OF source CASES part TEXT old BECOMES new EXPECT words...)
+#
+# In csrc/FILE the TEXT, which must be there exactly once, is replaced by BECOMES; csrc/OF is compiled
+# with that and linked in place of the kernels as they are. Of the cases of test_kernels whose names
+# contain CASES, the first that fails must say so with all the words of EXPECT. If it is a RACE,
+# ThreadSanitizer must find it too.
+function(snv2_add_mutant name)
+  cmake_parse_arguments(PARSE_ARGV 1 mutant "RACE" "FILE;OF;CASES;TEXT;BECOMES" "EXPECT")
+  # Other sanitizers and processors have nothing to add.
+  if(CMAKE_CROSSCOMPILING OR (SNV2_SANITIZE AND NOT (SNV2_SANITIZE MATCHES "thread" AND mutant_RACE)))
+    return()
+  endif()
+  set(file ${PROJECT_SOURCE_DIR}/csrc/${mutant_FILE})
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+  file(READ ${file} code)
+  string(FIND "${code}" "${mutant_TEXT}" first)
+  string(FIND "${code}" "${mutant_TEXT}" last REVERSE)
+  if(first EQUAL -1 OR NOT first EQUAL last)
+    message(FATAL_ERROR "mutant ${name}: not exactly once in csrc/${mutant_FILE}:\n${mutant_TEXT}")
+  endif()
+  string(REPLACE "${mutant_TEXT}" "${mutant_BECOMES}" code "${code}")
+  set(copies ${CMAKE_CURRENT_BINARY_DIR}/mutants/${name})
+  file(CONFIGURE OUTPUT ${copies}/${mutant_FILE} CONTENT "${code}" @ONLY)
+
+  set(source ${PROJECT_SOURCE_DIR}/csrc/${mutant_OF})
+  if(mutant_OF STREQUAL mutant_FILE)
+    set(source ${copies}/${mutant_FILE})
+  endif()
+  add_executable(mutant_${name} ${source} $<TARGET_OBJECTS:kernel_cases>)
+  set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-O1")
+  target_include_directories(mutant_${name} BEFORE PRIVATE ${copies})
+  target_link_libraries(mutant_${name} PRIVATE snv2_for_emulator snv2_emulated)
+  set(race)
+  if(mutant_RACE)
+    set(race --race)
+  endif()
+  add_test(NAME mutant_${name} COMMAND mutant_${name} ${race} ${mutant_CASES} ${mutant_EXPECT})
+  set_tests_properties(mutant_${name} PROPERTIES LABELS emulator)
+  add_dependencies(emulator_tests mutant_${name})
+endfunction()
+
+# Barriers and waits -------------------------------------------------------------------------
+
+snv2_add_mutant(planes_without_wait
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  TEXT [[    cp_async_commit();
+    cp_async_wait<0>();
+]] BECOMES [[    cp_async_commit();
+]]
+  EXPECT "cp.async" "cp_async_wait is missing" "planes.h")
+
+snv2_add_mutant(planes_without_barrier_after_load RACE
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous/tiles
+  TEXT [[    cp_async_wait<0>();
+    sync_threads();
+]] BECOMES [[    cp_async_wait<0>();
+]]
+  EXPECT "shared memory" "read at planes.h" "nobody wrote")
+
+snv2_add_mutant(planes_without_barrier_before_store RACE
+  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu CASES split_dw_cat_shuffle/contiguous
+  TEXT [[    sync_threads();
+
+    // Store.
+]] BECOMES [[    // Store.
+]]
+  EXPECT "shared memory" "read at span.h" "nobody wrote")
+
+snv2_add_mutant(planes_barrier_in_a_branch
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous/point
+  TEXT [[    sync_threads();
+
+    // Store.
+]] BECOMES [[    if (thread < count) sync_threads();
+]]
+  EXPECT "waits in sync_threads" "planes.h" "which has ended")
+
+snv2_add_mutant(strips_with_too_short_a_ring RACE
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/channels_last/strips
+  TEXT "int ring_rows(int stride) { return 3 + stride; }"
+  BECOMES "int ring_rows(int stride) { return 2 + stride; }"
+  EXPECT "race: write at span.h" "read by" "pixels.h")
+
+snv2_add_mutant(strips_without_barrier_after_store RACE
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/channels_last/strips
+  TEXT [[      store_span(out_row, staged, out_elements);
+      sync_threads();
+]] BECOMES [[      store_span(out_row, staged, out_elements);
+]]
+  EXPECT "race: read at span.h" "written by" "pixels.h")
+
+snv2_add_mutant(images_without_wait
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/channels_last/plane
+  TEXT [[        images * height * row_elements);
+    cp_async_commit();
+    cp_async_wait<0>();
+]] BECOMES [[        images * height * row_elements);
+    cp_async_commit();
+]]
+  EXPECT "cp.async" "cp_async_wait is missing" "pixels.h")
+
+snv2_add_mutant(zip_without_barrier RACE
+  FILE cuda/pixels.h OF cuda/cat_shuffle.cu CASES cat_shuffle/channels_last
+  TEXT [[    sync_threads();
+
+    // Store.
+    store_span(out, staged, 2 * count);
+]] BECOMES [[    store_span(out, staged, 2 * count);
+]]
+  EXPECT "shared memory" "read at span.h" "nobody wrote")
+
+# Halos and edges ----------------------------------------------------------------------------
+
+snv2_add_mutant(planes_without_upper_halo
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  TEXT "begin * stride_of(kMain) - 1" BECOMES "begin * stride_of(kMain)"
+  EXPECT "wrong result")
+
+snv2_add_mutant(planes_without_lower_halo
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  TEXT "(end - 1) * stride_of(kMain) + 2" BECOMES "(end - 1) * stride_of(kMain) + 1"
+  EXPECT "wrong result")
+
+snv2_add_mutant(planes_with_too_small_a_margin
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  TEXT "kMain == Main::kStride1 ? width + 1 : 0;" BECOMES "kMain == Main::kStride1 ? width : 0;"
+  EXPECT "shared memory" "nobody wrote" "planes.h")
+
+snv2_add_mutant(planes_past_the_last_plane
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous/tiles
+  TEXT "q0 + params.planes < params.out_planes ?" BECOMES "true ?"
+  EXPECT "global" "outside all buffers" "span.h")
+
+snv2_add_mutant(images_above_the_first_row
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/channels_last/plane
+  TEXT [[          lines.have[dy] = y >= 0 && y < height;
+          lines.at[dy] = x]] BECOMES [[          lines.have[dy] = y < height;
+          lines.at[dy] = x]]
+  EXPECT "shared load" "is outside")
+
+snv2_add_mutant(direct_past_the_last_row
+  FILE cuda/span.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous/direct
+  TEXT "row + dy >= op.height" BECOMES "row + dy > op.height"
+  EXPECT "global load" "outside all buffers" "span.h")
+
+# Indices ------------------------------------------------------------------------------------
+
+snv2_add_mutant(planes_with_the_next_tap
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  TEXT "const float w = load(weight + (channel * 9 + tap));"
+  BECOMES "const float w = load(weight + (channel * 9 + tap + 1));"
+  EXPECT "wrong result")
+
+snv2_add_mutant(planes_with_the_next_lane
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3_stride2/contiguous
+  TEXT "shuffle(sums[1], (2 * lane + 1) % kWarp)" BECOMES "shuffle(sums[1], (2 * lane + 2) % kWarp)"
+  EXPECT "wrong result")
+
+snv2_add_mutant(planes_with_the_halves_swapped
+  FILE cuda/planes.h OF cuda/cat_shuffle.cu CASES cat_shuffle/contiguous
+  TEXT "if (kPassthrough && (q0 + q) % 2 == 0)" BECOMES "if (kPassthrough && (q0 + q) % 2 == 1)"
+  EXPECT "wrong result")
+
+snv2_add_mutant(spans_without_phase
+  FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu CASES split_dw_cat_shuffle
+  TEXT "const int phase = misalignment(from, 16);" BECOMES "const int phase = 0;"
+  EXPECT "is not aligned" "span.h")
+
+snv2_add_mutant(parameters_past_the_end
+  FILE cuda/span.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  TEXT [[i < count; i += kThreads) {
+    store(to + i, load(Global<const float>]]
+  BECOMES [[i <= count; i += kThreads) {
+    store(to + i, load(Global<const float>]]
+  EXPECT "span.h")
+
+snv2_add_mutant(images_with_the_next_channel
+  FILE cuda/pixels.h OF cuda/split_dw_cat_shuffle.cu CASES split_dw_cat_shuffle/channels_last
+  TEXT "const int main = kPassthrough ? channels + c : c;"
+  BECOMES "const int main = kPassthrough ? channels + c - 1 : c;"
+  EXPECT "wrong result")
