@@ -10,7 +10,7 @@ constexpr int64_t kStepsPerAccess = 256;
 
 }  // namespace
 
-void Machine::add(const Region& region) {
+void Machine::add(const Region& region, bool fill) {
   Memory memory{region, nullptr, true};
   for (Memory& other : memory_) {
     const Region& r = other.region;
@@ -26,7 +26,8 @@ void Machine::add(const Region& region) {
           (both_written ? "written" : "constant"));
     }
   }
-  if (region.undefined) std::memset(region.address, 0xff, static_cast<size_t>(region.bytes));
+  if (region.undefined && fill)
+    std::memset(region.address, 0xff, static_cast<size_t>(region.bytes));
   counters_.minimum_load_bytes += region.read_bytes;
   counters_.minimum_store_bytes += region.written_bytes;
   if (region.written) memory.shadow = std::make_unique<Shadow>(region.bytes, !region.undefined);

@@ -28,6 +28,7 @@ Sites sites;
 
 thread_local Counters counters_of_thread;
 thread_local bool races_are_checked = true;
+thread_local int64_t last_ctas = 0;  // all
 thread_local bool launching = false;
 
 void enter_machine() { machine->enter(); }
@@ -117,6 +118,7 @@ void Machine::finish() const {
 Counters counters() { return counters_of_thread; }
 void reset_counters() { counters_of_thread = {}; }
 void check_races(bool on) { races_are_checked = on; }
+void run_last_ctas(int64_t ctas) { last_ctas = ctas; }
 
 void run(const LaunchShape& shape, const Region* regions, int region_count,
          void (*kernel)(const void*), const void* params) {
@@ -141,7 +143,7 @@ void run(const LaunchShape& shape, const Region* regions, int region_count,
   ++c.launches;
   c.shared_bytes = std::max(c.shared_bytes, shape.shared_bytes);
   Machine running(shape, kernel, params, c, sites);
-  for (int i = 0; i < region_count; ++i) running.add(regions[i]);
+  for (int i = 0; i < region_count; ++i) running.add(regions[i], last_ctas == 0);
   const struct Entered {
     explicit Entered(Machine* m) {
       machine = m;
@@ -152,7 +154,10 @@ void run(const LaunchShape& shape, const Region* regions, int region_count,
       launching = false;
     }
   } entered(&running);
-  for (uint64_t first = 0; first < ctas; first += group) {
+  const uint64_t groups = ctas / group;
+  const uint64_t wanted = (static_cast<uint64_t>(last_ctas) + group - 1) / group;
+  const uint64_t skipped = wanted == 0 || wanted > groups ? 0 : groups - wanted;
+  for (uint64_t first = skipped * group; first < ctas; first += group) {
     running.run_group(first, static_cast<uint32_t>(group));
   }
   running.finish();

@@ -84,7 +84,8 @@ class Machine {
           Counters& counters, Sites& sites);
   ~Machine();
 
-  void add(const Region& region);
+  // `fill`: with NaN, if its contents are undefined.
+  void add(const Region& region, bool fill);
   void run_group(uint64_t first_cta, uint32_t ctas);
   void finish() const;
 

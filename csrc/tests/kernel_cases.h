@@ -17,6 +17,7 @@ struct KernelCase {
 };
 
 std::vector<KernelCase> depthwise_cases();
+std::vector<KernelCase> large_cases();  // none for ThreadSanitizer
 
 // Numbers that are the same in each run, in [-1, 1).
 class Random {

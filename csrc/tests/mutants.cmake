@@ -181,3 +181,29 @@ snv2_add_mutant(images_with_the_next_channel
   TEXT "const int main = kPassthrough ? channels + c : c;"
   BECOMES "const int main = kPassthrough ? channels + c - 1 : c;"
   EXPECT "wrong result")
+
+# Indices of 32 bits, in maps of more than 2^31 elements ---------------------------------------
+
+snv2_add_mutant(planes_of_32_bits
+  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu CASES split_dw_cat_shuffle/contiguous/large
+  TEXT "Global<T>{op.out} + (image * op.out_image + q0 * out_plane + row0 * op.out_width);"
+  BECOMES
+    "Global<T>{op.out} + static_cast<int>(image * op.out_image + q0 * out_plane + row0 * op.out_width);"
+  EXPECT "global store" "outside all buffers")
+
+snv2_add_mutant(strips_of_32_bits
+  FILE cuda/pixels.h OF cuda/split_dw_cat_shuffle.cu CASES channels_last/large_strips
+  TEXT "Global<T>{op.out} + image * op.out_image;"
+  BECOMES "Global<T>{op.out} + static_cast<int>(image * op.out_image);"
+  EXPECT "global store" "outside all buffers")
+
+snv2_add_mutant(zip_of_32_bits
+  FILE cuda/pixels.h OF cuda/cat_shuffle.cu CASES channels_last/large
+  TEXT "Global<T>{params.out} + 2 * i;" BECOMES "Global<T>{params.out} + static_cast<int>(2 * i);"
+  EXPECT "global store" "outside all buffers")
+
+snv2_add_mutant(direct_of_32_bits
+  FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu CASES contiguous/large_direct
+  TEXT "store(Global<T>{op.out} + o, value);"
+  BECOMES "store(Global<T>{op.out} + static_cast<int>(o), value);"
+  EXPECT "global store" "outside all buffers")

@@ -62,8 +62,10 @@ int main(int argc, char** argv) {
   const bool race = argc > 1 && std::strcmp(argv[1], "--race") == 0;
   if (race) ++argv, --argc;
   std::vector<KernelCase> cases;
-  for (KernelCase& c : snv2::emulated::depthwise_cases()) {
-    if (argc < 2 || c.name.find(argv[1]) != std::string::npos) cases.push_back(std::move(c));
+  for (const auto& list : {snv2::emulated::depthwise_cases(), snv2::emulated::large_cases()}) {
+    for (const KernelCase& c : list) {
+      if (argc < 2 || c.name.find(argv[1]) != std::string::npos) cases.push_back(c);
+    }
   }
   if (cases.empty()) {
     std::printf("no such case\n");
