@@ -4,10 +4,7 @@
 #include <sys/mman.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <new>
-
-#include "emulator/tsan.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -171,17 +168,11 @@ Pages::~Pages() {
 
 Context Stacks::start(size_t i, void (*entry)()) {
   entry_of_contexts = entry;
-#if defined(SNV2_TSAN)
-  // From malloc, which ThreadSanitizer knows to be new memory whoever had it before.
-  constexpr size_t kStack = 48 * 1024;
-  auto* const base = static_cast<unsigned char*>(std::malloc(kStack));
-#else
   while (stacks_.size() <= i) {
-    stacks_.emplace_back(kPage + kStack);
-    mprotect(stacks_.back().data(), kPage, PROT_NONE);
+    stacks_.push_back({Pages(kPage + kStack)});
+    mprotect(stacks_.back().memory.data(), kPage, PROT_NONE);
   }
-  unsigned char* const base = stacks_[i].data() + kPage;
-#endif
+  unsigned char* const base = stacks_[i].memory.data() + kPage;
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(base, kStack);
 #endif
@@ -200,18 +191,18 @@ Context Stacks::start(size_t i, void (*entry)()) {
   context.stack_pointer = top - kSaved;
 #endif
 #if defined(SNV2_TSAN)
-  context.tsan_fiber = __tsan_create_fiber(0);
+  void*& fiber = stacks_[i].tsan_fiber;
+  if (fiber == nullptr) fiber = __tsan_create_fiber(0);
+  context.tsan_fiber = fiber;
 #endif
   return context;
 }
 
-void Stacks::finish([[maybe_unused]] Context& context) {
+void Stacks::abandon([[maybe_unused]] size_t i) {
 #if defined(SNV2_TSAN)
-  if (context.tsan_fiber == nullptr) return;
-  __tsan_destroy_fiber(context.tsan_fiber);
-  context.tsan_fiber = nullptr;
-  const tsan::Unobserved unobserved;
-  std::free(const_cast<void*>(context.stack));
+  // It remembers the functions that it is in.
+  __tsan_destroy_fiber(stacks_[i].tsan_fiber);
+  stacks_[i].tsan_fiber = nullptr;
 #endif
 }
 

@@ -1,13 +1,14 @@
 # Copies of the shipped kernels with one fault each, in which the fault must be found.
 #
-# snv2_add_mutant(name [RACE] FILE header OF source CASES part TEXT old BECOMES new EXPECT words...)
+# snv2_add_mutant(name [RACE] FILE header OF source IN test CASES part
+#                 TEXT old BECOMES new EXPECT words...)
 #
 # In csrc/FILE the TEXT, which must be there exactly once, is replaced by BECOMES; csrc/OF is compiled
-# with that and linked in place of the kernels as they are. Of the cases of test_kernels whose names
-# contain CASES, the first that fails must say so with all the words of EXPECT. If it is a RACE,
+# with that and takes the place of the same kernels in the test. Of the tests whose names contain
+# CASES, the first that fails must say so with all the words of EXPECT. If it is a RACE,
 # ThreadSanitizer must find it too.
 function(snv2_add_mutant name)
-  cmake_parse_arguments(PARSE_ARGV 1 mutant "RACE" "FILE;OF;CASES;TEXT;BECOMES" "EXPECT")
+  cmake_parse_arguments(PARSE_ARGV 1 mutant "RACE" "FILE;OF;IN;CASES;TEXT;BECOMES" "EXPECT")
   # Other sanitizers and processors have nothing to add.
   if(CMAKE_CROSSCOMPILING OR (SNV2_SANITIZE AND NOT (SNV2_SANITIZE MATCHES "thread" AND mutant_RACE)))
     return()
@@ -28,10 +29,11 @@ function(snv2_add_mutant name)
   if(mutant_OF STREQUAL mutant_FILE)
     set(source ${copies}/${mutant_FILE})
   endif()
-  add_executable(mutant_${name} ${source} $<TARGET_OBJECTS:kernel_cases>)
+  add_executable(mutant_${name} ${source})
   set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-O1")
   target_include_directories(mutant_${name} BEFORE PRIVATE ${copies})
-  target_link_libraries(mutant_${name} PRIVATE snv2_for_emulator snv2_emulated)
+  target_link_libraries(mutant_${name} PRIVATE
+    ${mutant_IN}_objects emulator_testing emulated_kernels)
   set(race)
   if(mutant_RACE)
     set(race --race)
@@ -44,7 +46,7 @@ endfunction()
 # Barriers and waits -------------------------------------------------------------------------
 
 snv2_add_mutant(planes_without_wait
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
   TEXT [[    cp_async_commit();
     cp_async_wait<0>();
 ]] BECOMES [[    cp_async_commit();
@@ -52,7 +54,7 @@ snv2_add_mutant(planes_without_wait
   EXPECT "cp.async" "cp_async_wait is missing" "planes.h")
 
 snv2_add_mutant(planes_without_barrier_after_load RACE
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous/tiles
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
   TEXT [[    cp_async_wait<0>();
     sync_threads();
 ]] BECOMES [[    cp_async_wait<0>();
@@ -60,7 +62,7 @@ snv2_add_mutant(planes_without_barrier_after_load RACE
   EXPECT "shared memory" "read at planes.h" "nobody wrote")
 
 snv2_add_mutant(planes_without_barrier_before_store RACE
-  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu CASES split_dw_cat_shuffle/contiguous
+  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous
   TEXT [[    sync_threads();
 
     // Store.
@@ -69,7 +71,7 @@ snv2_add_mutant(planes_without_barrier_before_store RACE
   EXPECT "shared memory" "read at span.h" "nobody wrote")
 
 snv2_add_mutant(planes_barrier_in_a_branch
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous/point
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/point
   TEXT [[    sync_threads();
 
     // Store.
@@ -78,13 +80,13 @@ snv2_add_mutant(planes_barrier_in_a_branch
   EXPECT "waits in sync_threads" "planes.h" "which has ended")
 
 snv2_add_mutant(strips_with_too_short_a_ring RACE
-  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/channels_last/strips
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/strips
   TEXT "int ring_rows(int stride) { return 3 + stride; }"
   BECOMES "int ring_rows(int stride) { return 2 + stride; }"
   EXPECT "race: write at span.h" "read by" "pixels.h")
 
 snv2_add_mutant(strips_without_barrier_after_store RACE
-  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/channels_last/strips
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/strips
   TEXT [[      store_span(out_row, staged, out_elements);
       sync_threads();
 ]] BECOMES [[      store_span(out_row, staged, out_elements);
@@ -92,7 +94,7 @@ snv2_add_mutant(strips_without_barrier_after_store RACE
   EXPECT "race: read at span.h" "written by" "pixels.h")
 
 snv2_add_mutant(images_without_wait
-  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/channels_last/plane
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/plane
   TEXT [[        images * height * row_elements);
     cp_async_commit();
     cp_async_wait<0>();
@@ -102,7 +104,7 @@ snv2_add_mutant(images_without_wait
   EXPECT "cp.async" "cp_async_wait is missing" "pixels.h")
 
 snv2_add_mutant(zip_without_barrier RACE
-  FILE cuda/pixels.h OF cuda/cat_shuffle.cu CASES cat_shuffle/channels_last
+  FILE cuda/pixels.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/channels_last
   TEXT [[    sync_threads();
 
     // Store.
@@ -114,62 +116,62 @@ snv2_add_mutant(zip_without_barrier RACE
 # Halos and edges ----------------------------------------------------------------------------
 
 snv2_add_mutant(planes_without_upper_halo
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
   TEXT "begin * stride_of(kMain) - 1" BECOMES "begin * stride_of(kMain)"
   EXPECT "wrong result")
 
 snv2_add_mutant(planes_without_lower_halo
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
   TEXT "(end - 1) * stride_of(kMain) + 2" BECOMES "(end - 1) * stride_of(kMain) + 1"
   EXPECT "wrong result")
 
 snv2_add_mutant(planes_with_too_small_a_margin
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
   TEXT "kMain == Main::kStride1 ? width + 1 : 0;" BECOMES "kMain == Main::kStride1 ? width : 0;"
   EXPECT "shared memory" "nobody wrote" "planes.h")
 
 snv2_add_mutant(planes_past_the_last_plane
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous/tiles
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
   TEXT "q0 + params.planes < params.out_planes ?" BECOMES "true ?"
   EXPECT "global" "outside all buffers" "span.h")
 
 snv2_add_mutant(images_above_the_first_row
-  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/channels_last/plane
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/plane
   TEXT [[          lines.have[dy] = y >= 0 && y < height;
           lines.at[dy] = x]] BECOMES [[          lines.have[dy] = y < height;
           lines.at[dy] = x]]
   EXPECT "shared load" "is outside")
 
 snv2_add_mutant(direct_past_the_last_row
-  FILE cuda/span.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous/direct
+  FILE cuda/span.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/direct
   TEXT "row + dy >= op.height" BECOMES "row + dy > op.height"
   EXPECT "global load" "outside all buffers" "span.h")
 
 # Indices ------------------------------------------------------------------------------------
 
 snv2_add_mutant(planes_with_the_next_tap
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
   TEXT "const float w = load(weight + (channel * 9 + tap));"
   BECOMES "const float w = load(weight + (channel * 9 + tap + 1));"
   EXPECT "wrong result")
 
 snv2_add_mutant(planes_with_the_next_lane
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3_stride2/contiguous
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous
   TEXT "shuffle(sums[1], (2 * lane + 1) % kWarp)" BECOMES "shuffle(sums[1], (2 * lane + 2) % kWarp)"
   EXPECT "wrong result")
 
 snv2_add_mutant(planes_with_the_halves_swapped
-  FILE cuda/planes.h OF cuda/cat_shuffle.cu CASES cat_shuffle/contiguous
+  FILE cuda/planes.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/contiguous
   TEXT "if (kPassthrough && (q0 + q) % 2 == 0)" BECOMES "if (kPassthrough && (q0 + q) % 2 == 1)"
   EXPECT "wrong result")
 
 snv2_add_mutant(spans_without_phase
-  FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu CASES split_dw_cat_shuffle
+  FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle
   TEXT "const int phase = misalignment(from, 16);" BECOMES "const int phase = 0;"
   EXPECT "is not aligned" "span.h")
 
 snv2_add_mutant(parameters_past_the_end
-  FILE cuda/span.h OF cuda/dw_conv3x3.cu CASES dw_conv3x3/contiguous
+  FILE cuda/span.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
   TEXT [[i < count; i += kThreads) {
     store(to + i, load(Global<const float>]]
   BECOMES [[i <= count; i += kThreads) {
@@ -177,7 +179,7 @@ snv2_add_mutant(parameters_past_the_end
   EXPECT "span.h")
 
 snv2_add_mutant(images_with_the_next_channel
-  FILE cuda/pixels.h OF cuda/split_dw_cat_shuffle.cu CASES split_dw_cat_shuffle/channels_last
+  FILE cuda/pixels.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/channels_last
   TEXT "const int main = kPassthrough ? channels + c : c;"
   BECOMES "const int main = kPassthrough ? channels + c - 1 : c;"
   EXPECT "wrong result")
@@ -185,25 +187,25 @@ snv2_add_mutant(images_with_the_next_channel
 # Indices of 32 bits, in maps of more than 2^31 elements ---------------------------------------
 
 snv2_add_mutant(planes_of_32_bits
-  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu CASES split_dw_cat_shuffle/contiguous/large
+  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/large
   TEXT "Global<T>{op.out} + (image * op.out_image + q0 * out_plane + row0 * op.out_width);"
   BECOMES
     "Global<T>{op.out} + static_cast<int>(image * op.out_image + q0 * out_plane + row0 * op.out_width);"
   EXPECT "global store" "outside all buffers")
 
 snv2_add_mutant(strips_of_32_bits
-  FILE cuda/pixels.h OF cuda/split_dw_cat_shuffle.cu CASES channels_last/large_strips
+  FILE cuda/pixels.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES channels_last/large_strips
   TEXT "Global<T>{op.out} + image * op.out_image;"
   BECOMES "Global<T>{op.out} + static_cast<int>(image * op.out_image);"
   EXPECT "global store" "outside all buffers")
 
 snv2_add_mutant(zip_of_32_bits
-  FILE cuda/pixels.h OF cuda/cat_shuffle.cu CASES channels_last/large
+  FILE cuda/pixels.h OF cuda/cat_shuffle.cu IN kernels CASES channels_last/large
   TEXT "Global<T>{params.out} + 2 * i;" BECOMES "Global<T>{params.out} + static_cast<int>(2 * i);"
   EXPECT "global store" "outside all buffers")
 
 snv2_add_mutant(direct_of_32_bits
-  FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu CASES contiguous/large_direct
+  FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES contiguous/large_direct
   TEXT "store(Global<T>{op.out} + o, value);"
   BECOMES "store(Global<T>{op.out} + static_cast<int>(o), value);"
   EXPECT "global store" "outside all buffers")

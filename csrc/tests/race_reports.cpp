@@ -1,9 +1,6 @@
 #include "race_reports.h"
 
-#include <cstdint>
-#include <cstdio>
-
-#include "check.h"
+#include <cstddef>
 
 namespace {
 
@@ -68,12 +65,4 @@ std::string take_tsan_reports() {
   const std::string text(reports, length);
   length = 0;
   return text;
-}
-
-int run_all_tests_and_check_reports() {
-  const int status = run_all_tests();
-  const std::string left = take_tsan_reports();
-  if (left.empty()) return status;
-  std::printf("FAILED ThreadSanitizer: %s", left.c_str());
-  return 1;
 }

@@ -1,75 +1,123 @@
-// test_kernels [part of a case's name]: all cases pass.
-// test_kernels [--race] PART "what is wrong"...: one of them fails, and says so in these words.
-// That is for copies of kernels with a fault. In a build for ThreadSanitizer a race is found by it
-// as well, without the emulator's help.
-#include <cstdio>
-#include <cstring>
+// cat_shuffle, dw_conv3x3 and split_dw_cat_shuffle on the emulator, against loops in double. All
+// cases run on the kernels as they are, and some on copies with a fault (mutants.cmake).
+#include "check.h"
+#include "kernel_testing.h"
 
-#include "emulator/emulator.h"
-#include "kernel_cases.h"
-#include "race_reports.h"
-
+namespace snv2::emulated {
 namespace {
 
-using snv2::emulated::KernelCase;
+struct Size {
+  int64_t batch, channels, height, width;
+};
 
-std::string what_is_wrong(const KernelCase& c) {
-  try {
-    return c.run();
-  } catch (const std::exception& error) {
-    return error.what();
+struct Weights {
+  std::vector<float> weight, scale, shift;
+  Depthwise3x3 dw;
+
+  Weights(int64_t channels, int64_t stride, bool relu, Random& random)
+      : weight(random.values(channels * 9)),
+        scale(random.values(channels)),
+        shift(random.values(channels)),
+        dw{weight.data(), scale.data(), shift.data(), stride, relu} {}
+};
+
+// Channel `c` of the convolution, which reads channel `source` of x.
+double convolved(const TestMap& x, const Weights& w, int64_t n, int64_t c, int64_t source,
+                 int64_t y0, int64_t x0) {
+  double sum = 0.0;
+  for (int64_t tap = 0; tap < 9; ++tap) {
+    sum += static_cast<double>(w.weight[static_cast<size_t>(c * 9 + tap)]) *
+           x.padded(n, source, y0 * w.dw.stride + tap / 3 - 1, x0 * w.dw.stride + tap % 3 - 1);
   }
+  const double y = sum * w.scale[static_cast<size_t>(c)] + w.shift[static_cast<size_t>(c)];
+  return w.dw.relu && y < 0.0 ? 0.0 : y;
 }
 
-int expect_success(const std::vector<KernelCase>& cases) {
-  int failures = 0;
-  for (const KernelCase& c : cases) {
-    const std::string wrong = what_is_wrong(c) + take_tsan_reports();
-    std::printf("%s %s %s\n", wrong.empty() ? "ok    " : "FAILED", c.name.c_str(), wrong.c_str());
-    failures += !wrong.empty();
-  }
-  return failures != 0 ? 1 : 0;
+std::string run_cat(DType dtype, Layout layout, const Size& s) {
+  Random random(1);
+  TestMap a(dtype, layout, s.batch, s.channels, s.height, s.width, 0);
+  TestMap b(dtype, layout, s.batch, s.channels, s.height, s.width, 1);
+  a.fill(random);
+  b.fill(random);
+  const TestMap out(dtype, layout, s.batch, 2 * s.channels, s.height, s.width, 3);
+  cat_shuffle(a.map(), b.map(), out.map(), nullptr);
+  return out.compare([&](int64_t n, int64_t c, int64_t y, int64_t x) {
+    return (c % 2 == 0 ? a : b).at(n, c / 2, y, x);
+  });
 }
 
-int expect_failure(const std::vector<KernelCase>& cases, bool race, char** words, int count) {
-  for (const KernelCase& c : cases) {
-    std::string wrong = what_is_wrong(c);
-    if (wrong.empty()) continue;
-    std::printf("%s: %s\n", c.name.c_str(), wrong.c_str());
-    for (int i = 0; i < count; ++i) {
-      if (wrong.find(words[i]) == std::string::npos) {
-        std::printf("FAILED: no \"%s\" in it\n", words[i]);
-        return 1;
+template <int64_t kStride>
+std::string run_dw(DType dtype, Layout layout, const Size& s) {
+  Random random(2);
+  TestMap x(dtype, layout, s.batch, s.channels, s.height, s.width, 1);
+  x.fill(random);
+  const Weights w(s.channels, kStride, kStride == 2, random);
+  const TestMap out(dtype, layout, s.batch, s.channels, conv3x3_extent(s.height, kStride),
+                    conv3x3_extent(s.width, kStride), 2);
+  dw_conv3x3(x.map(), w.dw, out.map(), nullptr);
+  return out.compare([&](int64_t n, int64_t c, int64_t y0, int64_t x0) {
+    return convolved(x, w, n, c, c, y0, x0);
+  });
+}
+
+std::string run_split(DType dtype, Layout layout, const Size& s) {
+  Random random(3);
+  TestMap x(dtype, layout, s.batch, 2 * s.channels, s.height, s.width, 1);
+  x.fill(random);
+  const Weights w(s.channels, 1, true, random);
+  const TestMap out(dtype, layout, s.batch, 2 * s.channels, s.height, s.width, 0);
+  split_dw_cat_shuffle(x.map(), w.dw, out.map(), nullptr);
+  return out.compare([&](int64_t n, int64_t c, int64_t y0, int64_t x0) {
+    return c % 2 == 0 ? x.at(n, c / 2, y0, x0)
+                      : convolved(x, w, n, c / 2, s.channels + c / 2, y0, x0);
+  });
+}
+
+bool add_tests() {
+  const struct {
+    const char* name;
+    std::string (*run)(DType, Layout, const Size&);
+  } ops[] = {{"cat_shuffle", run_cat},
+             {"dw_conv3x3", run_dw<1>},
+             {"dw_conv3x3_stride2", run_dw<2>},
+             {"split_dw_cat_shuffle", run_split}};
+  const struct {
+    const char* name;
+    Layout layout;
+  } layouts[] = {{"contiguous", Layout::kContiguous}, {"channels_last", Layout::kChannelsLast}};
+  const struct {
+    const char* name;
+    Size size;
+    bool all_dtypes;
+  } sizes[] = {
+      {"plane", {2, 5, 7, 9}, true},      {"point", {1, 3, 1, 1}, true},
+      {"tiles", {2, 42, 14, 14}, false},   // several for each image
+      {"strips", {1, 2, 96, 130}, false},  // too large for shared memory
+      {"direct", {1, 1, 3, 8200}, false},  // not even three rows fit
+  };
+  const struct {
+    const char* name;
+    DType dtype;
+  } dtypes[] = {
+      {"float32", DType::kFloat32}, {"float16", DType::kFloat16}, {"bfloat16", DType::kBFloat16}};
+  for (const auto& op : ops) {
+    for (const auto& layout : layouts) {
+      for (const auto& size : sizes) {
+        for (const auto& dtype : dtypes) {
+          if (!size.all_dtypes && dtype.dtype != DType::kFloat32) continue;
+          all_tests().push_back(
+              {std::string(op.name) + "/" + layout.name + "/" + size.name + "/" + dtype.name, [=] {
+                 const std::string wrong = op.run(dtype.dtype, layout.layout, size.size);
+                 CHECK(wrong.empty(), "%s", wrong.c_str());
+               }});
+        }
       }
     }
-    if (!kTsan || !race) return 0;
-    take_tsan_reports();
-    snv2::emulator::check_races(false);
-    what_is_wrong(c);
-    const std::string found = take_tsan_reports();
-    std::printf("ThreadSanitizer: %s", found.c_str());
-    if (found.find("data-race") != std::string::npos) return 0;
-    std::printf("FAILED: ThreadSanitizer does not find it\n");
-    return 1;
   }
-  std::printf("FAILED: nothing is wrong\n");
-  return 1;
+  return true;
 }
+
+const bool tests_added = add_tests();
 
 }  // namespace
-
-int main(int argc, char** argv) {
-  const bool race = argc > 1 && std::strcmp(argv[1], "--race") == 0;
-  if (race) ++argv, --argc;
-  std::vector<KernelCase> cases;
-  for (const auto& list : {snv2::emulated::depthwise_cases(), snv2::emulated::large_cases()}) {
-    for (const KernelCase& c : list) {
-      if (argc < 2 || c.name.find(argv[1]) != std::string::npos) cases.push_back(c);
-    }
-  }
-  if (cases.empty()) {
-    std::printf("no such case\n");
-    return 1;
-  }
-  return argc <= 2 ? expect_success(cases) : expect_failure(cases, race, argv + 2, argc - 2);
-}
+}  // namespace snv2::emulated

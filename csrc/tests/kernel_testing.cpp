@@ -1,4 +1,4 @@
-#include "kernel_cases.h"
+#include "kernel_testing.h"
 
 #include <algorithm>
 #include <cmath>

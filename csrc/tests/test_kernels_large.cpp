@@ -4,9 +4,10 @@
 
 #include <new>
 
+#include "check.h"
 #include "emulator/convert.h"
 #include "emulator/emulator.h"
-#include "kernel_cases.h"
+#include "kernel_testing.h"
 #include "race_reports.h"
 
 namespace snv2::emulated {
@@ -122,27 +123,37 @@ std::string run_split(Layout layout, int64_t channels, int64_t height, int64_t w
   });
 }
 
-}  // namespace
-
-std::vector<KernelCase> large_cases() {
-  if (kTsan) return {};
-  const auto contiguous = Layout::kContiguous, channels_last = Layout::kChannelsLast;
-  return {
-      {"cat_shuffle/contiguous/large", [=] { return run_cat(contiguous, 58, 28, 28); }},
-      {"cat_shuffle/contiguous/large_strips", [=] { return run_cat(contiguous, 2, 96, 500); }},
-      {"cat_shuffle/channels_last/large", [=] { return run_cat(channels_last, 58, 28, 28); }},
-      {"split_dw_cat_shuffle/contiguous/large", [=] { return run_split(contiguous, 58, 28, 28); }},
-      {"split_dw_cat_shuffle/contiguous/large_strips",
-       [=] { return run_split(contiguous, 2, 96, 500); }},
-      {"split_dw_cat_shuffle/contiguous/large_direct",
-       [=] { return run_split(contiguous, 1, 3, 40000); }},
-      {"split_dw_cat_shuffle/channels_last/large_strips",
-       [=] { return run_split(channels_last, 58, 28, 28); }},
-      {"split_dw_cat_shuffle/channels_last/large_images",
-       [=] { return run_split(channels_last, 58, 7, 7); }},
-      {"split_dw_cat_shuffle/channels_last/large_direct",
-       [=] { return run_split(channels_last, 1, 3, 40000); }},
+bool add_tests() {
+  if (kTsan) return true;  // it has no room for its notes on so much memory
+  using Run = std::string (*)(Layout, int64_t channels, int64_t height, int64_t width);
+  constexpr auto kContiguous = Layout::kContiguous, kChannelsLast = Layout::kChannelsLast;
+  const struct {
+    const char* name;
+    Run run;
+    Layout layout;
+    int64_t channels, height, width;
+  } cases[] = {
+      {"cat_shuffle/contiguous/large", run_cat, kContiguous, 58, 28, 28},
+      {"cat_shuffle/contiguous/large_strips", run_cat, kContiguous, 2, 96, 500},
+      {"cat_shuffle/channels_last/large", run_cat, kChannelsLast, 58, 28, 28},
+      {"split_dw_cat_shuffle/contiguous/large", run_split, kContiguous, 58, 28, 28},
+      {"split_dw_cat_shuffle/contiguous/large_strips", run_split, kContiguous, 2, 96, 500},
+      {"split_dw_cat_shuffle/contiguous/large_direct", run_split, kContiguous, 1, 3, 40000},
+      {"split_dw_cat_shuffle/channels_last/large_strips", run_split, kChannelsLast, 58, 28, 28},
+      {"split_dw_cat_shuffle/channels_last/large_images", run_split, kChannelsLast, 58, 7, 7},
+      {"split_dw_cat_shuffle/channels_last/large_direct", run_split, kChannelsLast, 1, 3, 40000},
   };
+  for (const auto& c : cases) {
+    all_tests().push_back({c.name, [c] {
+                             const std::string wrong =
+                                 c.run(c.layout, c.channels, c.height, c.width);
+                             CHECK(wrong.empty(), "%s", wrong.c_str());
+                           }});
+  }
+  return true;
 }
 
+const bool tests_added = add_tests();
+
+}  // namespace
 }  // namespace snv2::emulated

@@ -1,23 +1,13 @@
-// Calls of the shipped kernels, on the emulator, against loops in double. The same cases run on the
-// kernels as they are (test_kernels) and on copies with a fault (mutants.cmake).
+// Maps for calls of the shipped kernels on the emulator.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "snv2/cuda.h"
 
 namespace snv2::emulated {
-
-struct KernelCase {
-  std::string name;
-  std::function<std::string()> run;  // what is wrong, empty if nothing is
-};
-
-std::vector<KernelCase> depthwise_cases();
-std::vector<KernelCase> large_cases();  // none for ThreadSanitizer
 
 // Numbers that are the same in each run, in [-1, 1).
 class Random {
