@@ -24,6 +24,13 @@ inline std::string& failures() {
   return text;
 }
 
+// Whether a test ends at its first failure. They go on unless that failure is what is asked for.
+inline bool& stops_at_failure() {
+  static bool stops = false;
+  return stops;
+}
+struct Stopped {};
+
 __attribute__((format(printf, 1, 2))) inline void add_failure(const char* format, ...) {
   std::va_list arguments, again;
   va_start(arguments, format);
@@ -48,6 +55,7 @@ __attribute__((format(printf, 1, 2))) inline void add_failure(const char* format
     if (!(condition)) {                                                \
       add_failure("%s:%d: CHECK(%s)", __FILE__, __LINE__, #condition); \
       add_failure("" __VA_ARGS__);                                     \
+      if (stops_at_failure()) throw Stopped();                         \
     }                                                                  \
   } while (false)
 
@@ -67,6 +75,7 @@ inline std::string run_test(const Test& test) {
   failures().clear();
   try {
     test.run();
+  } catch (const Stopped&) {
   } catch (const std::exception& error) {
     add_failure("%s", error.what());
   }

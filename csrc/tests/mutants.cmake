@@ -30,7 +30,7 @@ function(snv2_add_mutant name)
     set(source ${copies}/${mutant_FILE})
   endif()
   add_executable(mutant_${name} ${source})
-  set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-O1")
+  set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-O0")
   target_include_directories(mutant_${name} BEFORE PRIVATE ${copies})
   target_link_libraries(mutant_${name} PRIVATE
     ${mutant_IN}_objects emulator_testing emulated_kernels)
@@ -51,7 +51,7 @@ snv2_add_mutant(planes_without_wait
     cp_async_wait<0>();
 ]] BECOMES [[    cp_async_commit();
 ]]
-  EXPECT "cp.async" "cp_async_wait is missing" "planes.h")
+  EXPECT "read at planes.h" "cp.async" "cp_async_wait")
 
 snv2_add_mutant(planes_without_barrier_after_load RACE
   FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
@@ -101,7 +101,7 @@ snv2_add_mutant(images_without_wait
 ]] BECOMES [[        images * height * row_elements);
     cp_async_commit();
 ]]
-  EXPECT "cp.async" "cp_async_wait is missing" "pixels.h")
+  EXPECT "read at pixels.h" "cp.async" "cp_async_wait")
 
 snv2_add_mutant(zip_without_barrier RACE
   FILE cuda/pixels.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/channels_last
@@ -209,3 +209,131 @@ snv2_add_mutant(direct_of_32_bits
   TEXT "store(Global<T>{op.out} + o, value);"
   BECOMES "store(Global<T>{op.out} + static_cast<int>(o), value);"
   EXPECT "global store" "outside all buffers")
+
+# Units --------------------------------------------------------------------------------------
+
+snv2_add_mutant(unit_without_wait
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[      cp_async_wait<0>();
+      sync_threads();
+    }
+]] BECOMES [[      sync_threads();
+    }
+]]
+  EXPECT "read at mma.h" "cp_async_wait is missing")
+
+snv2_add_mutant(unit_without_barrier_after_load RACE
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[      cp_async_wait<0>();
+      sync_threads();
+    }
+]] BECOMES [[      cp_async_wait<0>();
+    }
+]]
+  EXPECT "read at mma.h" "cp_async_wait, or a barrier after it, is missing")
+
+snv2_add_mutant(unit_without_barrier_after_the_first_product RACE
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[      sync_threads();
+      if (more) {
+]] BECOMES [[      if (more) {
+]]
+  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
+
+snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[      } else {
+        sync_threads();
+      }
+
+      // Second product.
+]] BECOMES [[      }
+]]
+  EXPECT "shared memory: race: write at unit_product.h" "read by" "mma.h")
+
+snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[        // All are past their first product and the second one before it.
+        sync_cluster();
+]] BECOMES [[        // All are past their first product and the second one before it.
+]]
+  EXPECT "shared memory: race" "unit_product.h" "unit_load.h")
+
+snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[        sync_cluster();
+      } else {
+        sync_threads();
+      }
+]] BECOMES [[      } else {
+        sync_threads();
+      }
+]]
+  EXPECT "shared memory: race" "unit_load.h" "mma.h")
+
+snv2_add_mutant(unit_that_does_not_wait_for_its_input
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[  grid_dependency_wait();
+]] BECOMES " "
+  EXPECT "global load" "before grid_dependency_wait")
+
+snv2_add_mutant(unit_without_upper_halo
+  FILE cuda/unit_params.h OF cuda/unit.cu IN gpu_units CASES ranges_match
+  TEXT "kStride - 1;" BECOMES "kStride;"
+  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
+
+snv2_add_mutant(unit_past_the_ring
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "return column < ring ? column : column - ring;"
+  BECOMES "return column <= ring ? column : column - ring;"
+  EXPECT "is off by")
+
+snv2_add_mutant(unit_with_the_next_tap
+  FILE cuda/unit_product.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "window[tap / 3][p * kStride + tap % 3]" BECOMES "window[tap % 3][p * kStride + tap / 3]"
+  EXPECT "is off by")
+
+# Ends of networks ---------------------------------------------------------------------------
+
+snv2_add_mutant(stem_without_barrier_before_store RACE
+  FILE cuda/stem.h OF cuda/stem.cu IN gpu_ends CASES stem_of_three
+  TEXT [[  sync_threads();
+
+  // Store.
+]] BECOMES [[  // Store.
+]]
+  EXPECT "shared memory: race: read at line.h" "written by" "stem.h")
+
+snv2_add_mutant(stem_below_the_last_row
+  FILE cuda/stem.h OF cuda/stem.cu IN gpu_ends CASES stem_of
+  TEXT "y >= 0 && y < params.height;" BECOMES "y >= 0 && y <= params.height;"
+  EXPECT "global" "outside all buffers")
+
+snv2_add_mutant(head_that_waits_for_too_few
+  FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES head_matches
+  TEXT [[    cp_async_wait<1>();
+    sync_threads();
+
+    // Multiply.
+    if (first == 0) {
+]] BECOMES [[    cp_async_wait<2>();
+    sync_threads();
+
+    // Multiply.
+    if (first == 0) {
+]]
+  EXPECT "cp_async_wait is missing")
+
+snv2_add_mutant(head_without_barrier_after_a_stage RACE
+  FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES head_matches
+  TEXT [[    sync_threads();
+    first = next_first, column0 = next_column0;
+]] BECOMES [[    first = next_first, column0 = next_column0;
+]]
+  EXPECT "read at mma.h" "cp_async_wait, or a barrier after it, is missing")
+
+snv2_add_mutant(linear_without_barrier_between_parts RACE
+  FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES linear_layer
+  TEXT [[  sync_threads();
+  for (int o = ]] BECOMES [[  for (int o = ]]
+  EXPECT "shared memory: read at head.h" "nobody wrote")

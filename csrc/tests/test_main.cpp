@@ -22,6 +22,7 @@ int expect_success(const std::vector<Test>& tests) {
 }
 
 int expect_failure(const std::vector<Test>& tests, bool race, char** words, int count) {
+  stops_at_failure() = true;
   for (const Test& test : tests) {
     const std::string wrong = run_test(test);
     if (wrong.empty()) continue;
