@@ -16,8 +16,8 @@ NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -nam
 INSTALLED := $(VENV)/.installed
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: run test test-python test-slow test-cpp test-cuda-build test-sanitize test-aarch64 test-gpu \
-  test-gpu-sanitize cuda cuda-all lint format bench clean
+.PHONY: run test test-python test-slow test-cpp test-cuda-build test-sanitize test-tsan \
+  test-aarch64 test-gpu test-gpu-sanitize bench-emulator cuda cuda-all lint format bench clean
 
 # Contestants take turns: threads that spin for long after one's call would slow the next.
 BENCH := GOMP_SPINCOUNT=10000 $(BIN)/snv2 bench
@@ -84,6 +84,15 @@ test-sanitize: $(INSTALLED)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 
+# Each CUDA thread of the emulator as a thread of its own to ThreadSanitizer, which wants addresses
+# that do not change from run to run.
+test-tsan: $(INSTALLED)
+	$(BIN)/cmake -S . -B build/tsan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DSNV2_SANITIZE=thread -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(BIN)/cmake --build build/tsan --target emulator_tests
+	$$(setarch -R true 2>/dev/null && echo setarch -R) \
+	  $(BIN)/ctest --test-dir build/tsan -L emulator --output-on-failure
+
 # Needs Debian's g++-aarch64-linux-gnu and qemu-user.
 test-aarch64: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
@@ -106,6 +115,12 @@ bench: $(INSTALLED)
 	mkdir -p out
 	$(BENCH) --width x0.5 --width x1.0 --width x1.5 --width x2.0 --batch 1 --batch 8 \
 	  --json out/bench.json --plot out/bench.png
+
+# How long a million operations of a warp take on the emulator.
+bench-emulator: $(INSTALLED)
+	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
+	$(BIN)/cmake --build build/cpp --target bench_emulator
+	build/cpp/csrc/tests/bench_emulator
 
 clean:
 	rm -rf build out $(VENV) *.egg-info snv2_kernels/*.so snv2_kernels/*.dylib \

@@ -42,9 +42,16 @@ void launch_planes(const Operands<T>& op, const Buffers& buffers, Stream stream)
 
 template <bool kPassthrough, Main kMain, class T>
 void launch_pixels(const Operands<T>& op, const Buffers& buffers, Stream stream) {
+  int64_t shared_bytes = 0;
+  ImagesParams<T> images{};
+  images.op = op;
+  if (tile_images<T, kPassthrough, kMain>(images, shared_bytes)) {
+    launch(launch_of(images.tiles, shared_bytes, stream), buffers,
+           images_kernel<T, kPassthrough, kMain>, images);
+    return;
+  }
   PixelsParams<T> params{};
   params.op = op;
-  int64_t shared_bytes = 0;
   if (!tile_pixels<T, kPassthrough, kMain>(params, shared_bytes)) {
     return launch_direct<kPassthrough, kMain>(op, true, buffers, stream);
   }

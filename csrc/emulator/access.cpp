@@ -10,7 +10,7 @@ constexpr int64_t kStepsPerAccess = 256;
 
 }  // namespace
 
-void Machine::add(const Region& region) {
+void Machine::add(const Region& region, bool fill) {
   Memory memory{region, nullptr, true};
   for (Memory& other : memory_) {
     const Region& r = other.region;
@@ -26,7 +26,8 @@ void Machine::add(const Region& region) {
           (both_written ? "written" : "constant"));
     }
   }
-  if (region.undefined) std::memset(region.address, 0xff, static_cast<size_t>(region.bytes));
+  if (region.undefined && fill)
+    std::memset(region.address, 0xff, static_cast<size_t>(region.bytes));
   counters_.minimum_load_bytes += region.read_bytes;
   counters_.minimum_store_bytes += region.written_bytes;
   if (region.written) memory.shadow = std::make_unique<Shadow>(region.bytes, !region.undefined);
@@ -82,8 +83,8 @@ Memory& Machine::find(const unsigned char* p, int bytes, bool write, Site site, 
 }
 
 void Machine::access_global(const void* address, int bytes, bool write, Site site) {
-  const tsan::Unobserved unobserved;
   take_steps(kStepsPerAccess);
+  const tsan::Unobserved unobserved;
   check_aligned(address, bytes, site);
   const auto* p = static_cast<const unsigned char*>(address);
   const uint32_t id = sites_.id(site);
@@ -117,8 +118,8 @@ bool Machine::access_shared_of(uint32_t cta, const void* address, int bytes, boo
 }
 
 void Machine::access_shared(const void* address, int bytes, bool write, Site site) {
-  const tsan::Unobserved unobserved;
   take_steps(kStepsPerAccess);
+  const tsan::Unobserved unobserved;
   check_aligned(address, bytes, site);
   const uint32_t id = sites_.id(site);
   if (access_shared_of(fiber_->cta, address, bytes, write, id)) return;

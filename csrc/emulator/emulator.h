@@ -38,8 +38,12 @@ struct Counters {
 SNV2_API Counters counters();
 SNV2_API void reset_counters();
 
-// Whether launches of the calling thread report races, which they do: false is for tests of
-// another detector.
+// Whether launches of the calling thread look at the order of accesses, which they do: false is for
+// tests of another detector.
 SNV2_API void check_races(bool on);
+
+// Has launches of the calling thread run only their last CTAs, as many clusters as `ctas` take, and
+// leave what is undefined in buffers as it is: for buffers too large to be filled. 0 is for all.
+SNV2_API void run_last_ctas(int64_t ctas);
 
 }  // namespace snv2::emulator

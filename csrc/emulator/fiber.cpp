@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <new>
 
-#include "emulator/tsan.h"
-
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -171,11 +169,10 @@ Pages::~Pages() {
 Context Stacks::start(size_t i, void (*entry)()) {
   entry_of_contexts = entry;
   while (stacks_.size() <= i) {
-    stacks_.emplace_back(kPage + kStack);
-    mprotect(stacks_.back().data(), kPage, PROT_NONE);
+    stacks_.push_back({Pages(kPage + kStack)});
+    mprotect(stacks_.back().memory.data(), kPage, PROT_NONE);
   }
-  unsigned char* const base = stacks_[i].data() + kPage;
-  tsan::forget(base, kStack);
+  unsigned char* const base = stacks_[i].memory.data() + kPage;
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(base, kStack);
 #endif
@@ -194,15 +191,18 @@ Context Stacks::start(size_t i, void (*entry)()) {
   context.stack_pointer = top - kSaved;
 #endif
 #if defined(SNV2_TSAN)
-  context.tsan_fiber = __tsan_create_fiber(0);
+  void*& fiber = stacks_[i].tsan_fiber;
+  if (fiber == nullptr) fiber = __tsan_create_fiber(0);
+  context.tsan_fiber = fiber;
 #endif
   return context;
 }
 
-void Stacks::finish([[maybe_unused]] Context& context) {
+void Stacks::abandon([[maybe_unused]] size_t i) {
 #if defined(SNV2_TSAN)
-  if (context.tsan_fiber != nullptr) __tsan_destroy_fiber(context.tsan_fiber);
-  context.tsan_fiber = nullptr;
+  // It remembers the functions that it is in.
+  __tsan_destroy_fiber(stacks_[i].tsan_fiber);
+  stacks_[i].tsan_fiber = nullptr;
 #endif
 }
 

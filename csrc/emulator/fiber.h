@@ -51,11 +51,15 @@ class Stacks {
   // A context that starts in entry(), which must not return, on stack `i`. What lay on that stack
   // before is gone.
   Context start(size_t i, void (*entry)());
-  // Once a context will not be continued.
-  static void finish(Context& context);
+  // The context on stack `i` will not be continued, although it has not come to its end.
+  void abandon(size_t i);
 
  private:
-  std::vector<Pages> stacks_;
+  struct Stack {
+    Pages memory;
+    void* tsan_fiber = nullptr;
+  };
+  std::vector<Stack> stacks_;
 };
 
 }  // namespace snv2::emulator

@@ -25,9 +25,11 @@ uint64_t group_of(const LaunchShape& shape) {
 std::mutex turn;
 Stacks stacks;
 Sites sites;
+tsan::Order order;
 
 thread_local Counters counters_of_thread;
 thread_local bool races_are_checked = true;
+thread_local int64_t last_ctas = 0;  // all
 thread_local bool launching = false;
 
 void enter_machine() { machine->enter(); }
@@ -35,14 +37,17 @@ void enter_machine() { machine->enter(); }
 }  // namespace
 
 Machine::Machine(const LaunchShape& shape, void (*kernel)(const void*), const void* params,
-                 Counters& counters, Sites& sites)
+                 Counters& counters, Sites& sites, Stacks& stacks, tsan::Order& order)
     : shape_(shape),
       counters_(counters),
       sites_(sites),
+      stacks_(stacks),
       kernel_(kernel),
       params_(params),
-      shared_memory_(group_of(shape) * static_cast<size_t>(shared_room(shape.shared_bytes))),
-      scheduler_(calling_context()) {
+      shared_memory_(tsan::Order::kTurns * group_of(shape) *
+                     static_cast<size_t>(shared_room(shape.shared_bytes))),
+      scheduler_(calling_context()),
+      order_(order) {
   for (uint64_t i = 0; i < group_of(shape); ++i) {
     shared_shadows_.push_back(std::make_unique<Shadow>(shape.shared_bytes, false));
   }
@@ -50,6 +55,9 @@ Machine::Machine(const LaunchShape& shape, void (*kernel)(const void*), const vo
 
 Machine::~Machine() {
   end_group();
+  for (size_t i = 0; i < fibers_.size(); ++i) {
+    if (fibers_[i].state != State::kDone) stacks_.abandon(stack_of(i));
+  }
   order_.end_launch();
 }
 
@@ -64,8 +72,9 @@ void Machine::begin_group(uint64_t first_cta, uint32_t ctas) {
   const auto serial = [&](uint32_t thread) { return static_cast<uint32_t>(first_thread + thread); };
   for (uint32_t c = 0; c < ctas; ++c) {
     Cta& cta = ctas_[c];
-    cta.shared = shared_memory_.data() + c * shared_room(shape_.shared_bytes);
-    tsan::forget(cta.shared, static_cast<size_t>(shared_room(shape_.shared_bytes)));
+    cta.shared =
+        shared_memory_.data() + (order_.turn() * ctas + c) * shared_room(shape_.shared_bytes);
+    const tsan::Unobserved unobserved;
     std::memset(cta.shared, 0xff, static_cast<size_t>(shape_.shared_bytes));
     shared_shadows_[c]->forget(static_cast<uint32_t>(first_thread - 1));
     for (uint32_t w = 0; w < warps; ++w) {
@@ -81,7 +90,8 @@ void Machine::begin_group(uint64_t first_cta, uint32_t ctas) {
       Copies kept = std::move(f.under_way);  // for its memory
       f = Fiber{};
       f.under_way = std::move(kept);
-      f.context = stacks.start(first + t, enter_machine);
+      f.context = stacks_.start(stack_of(first + t), enter_machine);
+      order_.begin(f.context);
       f.cta = c;
       f.thread = t;
       f.builtins.thread_index = {t, 0, 0};
@@ -101,10 +111,7 @@ void Machine::begin_group(uint64_t first_cta, uint32_t ctas) {
 }
 
 void Machine::end_group() {
-  for (Fiber& f : fibers_) {
-    order_.end(f.context);
-    Stacks::finish(f.context);
-  }
+  for (const Fiber& f : fibers_) order_.end(f.context);
 }
 
 // A launch that waits for this one might begin before the launches before this one have ended.
@@ -117,6 +124,7 @@ void Machine::finish() const {
 Counters counters() { return counters_of_thread; }
 void reset_counters() { counters_of_thread = {}; }
 void check_races(bool on) { races_are_checked = on; }
+void run_last_ctas(int64_t ctas) { last_ctas = ctas; }
 
 void run(const LaunchShape& shape, const Region* regions, int region_count,
          void (*kernel)(const void*), const void* params) {
@@ -140,8 +148,8 @@ void run(const LaunchShape& shape, const Region* regions, int region_count,
   Counters& c = counters_of_thread;
   ++c.launches;
   c.shared_bytes = std::max(c.shared_bytes, shape.shared_bytes);
-  Machine running(shape, kernel, params, c, sites);
-  for (int i = 0; i < region_count; ++i) running.add(regions[i]);
+  Machine running(shape, kernel, params, c, sites, stacks, order);
+  for (int i = 0; i < region_count; ++i) running.add(regions[i], last_ctas == 0);
   const struct Entered {
     explicit Entered(Machine* m) {
       machine = m;
@@ -152,7 +160,10 @@ void run(const LaunchShape& shape, const Region* regions, int region_count,
       launching = false;
     }
   } entered(&running);
-  for (uint64_t first = 0; first < ctas; first += group) {
+  const uint64_t groups = ctas / group;
+  const uint64_t wanted = (static_cast<uint64_t>(last_ctas) + group - 1) / group;
+  const uint64_t skipped = wanted == 0 || wanted > groups ? 0 : groups - wanted;
+  for (uint64_t first = skipped * group; first < ctas; first += group) {
     running.run_group(first, static_cast<uint32_t>(group));
   }
   running.finish();

@@ -81,10 +81,11 @@ using Combine = void (*)(void* const* payloads, uint32_t mask);
 class Machine {
  public:
   Machine(const LaunchShape& shape, void (*kernel)(const void*), const void* params,
-          Counters& counters, Sites& sites);
+          Counters& counters, Sites& sites, Stacks& stacks, tsan::Order& order);
   ~Machine();
 
-  void add(const Region& region);
+  // `fill`: with NaN, if its contents are undefined.
+  void add(const Region& region, bool fill);
   void run_group(uint64_t first_cta, uint32_t ctas);
   void finish() const;
 
@@ -124,6 +125,7 @@ class Machine {
 
   void begin_group(uint64_t first_cta, uint32_t ctas);
   void end_group();
+  size_t stack_of(size_t thread) const { return thread * tsan::Order::kTurns + order_.turn(); }
   void run_warp(Warp& warp);
   void resume(uint32_t lane);
   void wait(const char* what, uint32_t mask, Site site);
@@ -138,6 +140,7 @@ class Machine {
   const LaunchShape shape_;
   Counters& counters_;
   Sites& sites_;
+  Stacks& stacks_;
   void (*const kernel_)(const void*);
   const void* const params_;
 
@@ -158,7 +161,7 @@ class Machine {
   Fiber* fiber_ = nullptr;
   std::vector<Access> accesses_[kLanes];  // of the warp that runs, not yet counted
   std::string report_;
-  tsan::Order order_;
+  tsan::Order& order_;
 };
 
 // The one that runs.

@@ -85,8 +85,13 @@ void Machine::run_warp(Warp& warp) {
   warp_ = &warp;
   resume(static_cast<uint32_t>(__builtin_ctz(warp.ready)));
   switch_context(scheduler_, fiber_->context);
+  if (!report_.empty()) {
+    order_.end(fiber_->context);
+    order_.end_launch();
+    fiber_ = nullptr;
+    throw Fault(report_);
+  }
   fiber_ = nullptr;
-  if (!report_.empty()) throw Fault(report_);
   count_accesses(accesses_, sites_, counters_);
 }
 

@@ -22,9 +22,9 @@ bool Shadow::read(int64_t offset, int bytes, const Stamp& now, const View& view)
   for (int64_t i = offset / 2; i < end; ++i) {
     const Stamp& written = writes_[i];
     if (nobody(written)) {
-      if (!initialised_) return refuse(Fault::kNobodyWrote, false, now, written);
+      if (!initialised_ && !view.trusting) return refuse(Fault::kNobodyWrote, false, now, written);
     } else {
-      if ((written.site & kCopying) != 0) return refuse(Fault::kCopying, false, now, written);
+      if (is_copying(written, view)) return refuse(Fault::kCopying, false, now, written);
       if (!view.saw(written)) return refuse(Fault::kReadWritten, false, now, written);
     }
     Readers& r = readers_[i];
@@ -43,7 +43,7 @@ bool Shadow::write(int64_t offset, int bytes, const Stamp& now, const View& view
   for (int64_t i = offset / 2; i < end; ++i) {
     Stamp& written = writes_[i];
     if (!nobody(written)) {
-      if ((written.site & kCopying) != 0) return refuse(Fault::kCopying, true, now, written);
+      if (is_copying(written, view)) return refuse(Fault::kCopying, true, now, written);
       if (!view.saw(written)) return refuse(Fault::kWriteWritten, true, now, written);
     }
     const Readers& r = readers_[i];
@@ -74,7 +74,9 @@ std::string Shadow::explain(const Sites& sites) const {
   switch (fault_) {
     case Fault::kCopying:
       return what + (fault_writes_ ? " to" : " of") + " memory that a cp.async, issued at " +
-             before + ", is still copying to: cp_async_wait is missing";
+             before + ", is still copying to: cp_async_wait" +
+             (fault_earlier_.thread == fault_now_.thread ? "" : ", or a barrier after it,") +
+             " is missing";
     case Fault::kNobodyWrote:
       return what + " of memory that nobody wrote";
     case Fault::kReadWritten:

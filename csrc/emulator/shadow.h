@@ -34,7 +34,7 @@ struct Circle {
 // What a thread may rely on.
 struct View {
   uint32_t thread = 0;
-  bool trusting = false;  // to leave races to another detector
+  bool trusting = false;  // to leave the order of accesses to another detector
   Circle warp, cta, cluster, grid;
   uint32_t seen_lanes[32] = {};  // by barriers of parts of a warp
 
@@ -73,6 +73,10 @@ class Shadow {
   enum class Fault { kCopying, kNobodyWrote, kReadWritten, kWriteWritten, kWriteRead };
 
   bool nobody(const Stamp& s) const { return s.thread <= forgotten_; }
+  // Another thread's copy is a matter of order.
+  static bool is_copying(const Stamp& written, const View& view) {
+    return (written.site & kCopying) != 0 && (written.thread == view.thread || !view.trusting);
+  }
   bool refuse(Fault fault, bool write, const Stamp& now, const Stamp& earlier);
 
   Pages memory_of_writes_, memory_of_readers_;

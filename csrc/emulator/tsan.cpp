@@ -3,7 +3,8 @@
 #ifdef SNV2_TSAN
 
 #include <sanitizer/tsan_interface.h>
-#include <sys/mman.h>
+
+#include <cstddef>
 
 extern "C" {
 void AnnotateIgnoreReadsBegin(const char* file, int line);
@@ -16,9 +17,22 @@ namespace snv2::emulator::tsan {
 namespace {
 
 constexpr uint32_t kLanes = 32;
-constexpr size_t kObject = 8;
+constexpr uint32_t kMaxThreads = 64 * 1024;  // of a group
 // Of a warp. Used again in turn: one that a lane has yet to leave is not filled in meanwhile.
 constexpr uint32_t kMeetings = 64;
+// Kinds of objects: a thread; two barriers of each scope; the meetings of a warp, which begins with
+// some thread.
+constexpr uint32_t kOfBarriers = 1, kOfMeetings = kOfBarriers + 2 * 3;
+constexpr size_t kObject = 8;
+
+// Runs f() as the thread.
+template <class F>
+void as(const Context& thread, const F& f) {
+  void* const caller = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(thread.tsan_fiber, __tsan_switch_to_fiber_no_sync);
+  f();
+  __tsan_switch_to_fiber(caller, __tsan_switch_to_fiber_no_sync);
+}
 
 }  // namespace
 
@@ -31,30 +45,45 @@ Unobserved::~Unobserved() {
   AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
 }
 
-void forget(void* memory, size_t bytes) {
-  // Unmapping forgets what was ordered by these addresses, mapping forgets accesses.
-  munmap(memory, bytes);
-  mmap(memory, bytes, PROT_READ | PROT_WRITE,
-       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+Order::Order() {
+  for (uint32_t i = 0; i < kTurns; ++i) {
+    objects_.emplace_back(size_t{kMaxThreads} * (kOfMeetings + kMeetings) * kObject);
+  }
 }
 
+void Order::end_launch() { __tsan_acquire(&end_); }
+
 void Order::begin_group(uint32_t threads) {
-  const uint32_t warps = threads;  // at most
-  const size_t bytes = (threads * (1 + 2 * 3) + size_t{warps} * kMeetings) * kObject;
-  objects_.clear();
-  objects_.emplace_back(bytes);
+  __tsan_release(&start_);
+  turn_ = (turn_ + 1) % kTurns;
   for (auto& odd : odd_) odd.assign(threads, 0);
-  meetings_.assign(warps, 0);
+  meetings_.assign(threads, 0);
   meeting_of_.assign(threads, nullptr);
+}
+
+void Order::begin(const Context& thread) {
+  as(thread, [&] {
+    __tsan_acquire(&start_);
+    __tsan_acquire(&ended_[turn_]);
+  });
+}
+
+void Order::end(const Context& thread) {
+  as(thread, [&] {
+    __tsan_release(&ended_[turn_]);
+    __tsan_release(&end_);
+  });
+}
+
+void* Order::object(uint32_t kind, uint32_t i) {
+  return objects_[turn_].data() + (size_t{kind} * kMaxThreads + i) * kObject;
 }
 
 // Two for each circle of threads, in turn: some threads arrive at the next one while others have
 // still to leave this one.
 void* Order::barrier(Scope scope, uint32_t thread, uint32_t circle) {
   const auto kind = static_cast<uint32_t>(scope);
-  const size_t threads = meeting_of_.size();
-  const size_t i = threads + 2 * (kind * threads + circle) + odd_[kind][thread];
-  return objects_[0].data() + i * kObject;
+  return object(kOfBarriers + 2 * kind + odd_[kind][thread], circle);
 }
 
 void Order::arrive(Scope scope, uint32_t thread, uint32_t circle) {
@@ -66,31 +95,19 @@ void Order::leave(Scope scope, uint32_t thread, uint32_t circle) {
   odd_[static_cast<uint32_t>(scope)][thread] ^= 1;
 }
 
-void Order::arrive_lane(uint32_t thread) { __tsan_release(objects_[0].data() + thread * kObject); }
+void Order::arrive_lane(uint32_t thread) { __tsan_release(object(0, thread)); }
 
 void Order::complete_lanes(uint32_t thread, uint32_t first, uint32_t mask) {
-  const size_t threads = meeting_of_.size();
-  const size_t meeting = first * size_t{kMeetings} + meetings_[first]++ % kMeetings;
-  void* const met = objects_[0].data() + (7 * threads + meeting) * kObject;
+  void* const met = object(kOfMeetings + meetings_[first]++ % kMeetings, first);
   for (uint32_t i = 0; i < kLanes; ++i) {
     if ((mask >> i & 1) == 0) continue;
-    if (first + i != thread) __tsan_acquire(objects_[0].data() + (first + i) * kObject);
+    if (first + i != thread) __tsan_acquire(object(0, first + i));
     meeting_of_[first + i] = met;
   }
   __tsan_release(met);
 }
 
 void Order::leave_lane(uint32_t thread) { __tsan_acquire(meeting_of_[thread]); }
-
-void Order::end(const Context& thread) {
-  if (thread.tsan_fiber == nullptr) return;
-  void* const caller = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(thread.tsan_fiber, __tsan_switch_to_fiber_no_sync);
-  __tsan_release(&end_);
-  __tsan_switch_to_fiber(caller, __tsan_switch_to_fiber_no_sync);
-}
-
-void Order::end_launch() { __tsan_acquire(&end_); }
 
 }  // namespace snv2::emulator::tsan
 

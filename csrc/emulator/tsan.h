@@ -3,35 +3,37 @@
 // own. What orders these threads it learns here. In other builds nothing here does anything.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-
-#include "emulator/calls.h"
-
-#ifdef SNV2_TSAN
 #include <vector>
 
+#include "emulator/calls.h"
 #include "emulator/fiber.h"
-#endif
 
 namespace snv2::emulator::tsan {
 
 #ifdef SNV2_TSAN
 
-// While one lives, accesses of the CUDA thread are not looked at.
+// While one lives, accesses of the thread that runs are not looked at.
 struct Unobserved {
   Unobserved();
   ~Unobserved();
 };
 
-// Forgets who accessed this, which is whole pages, and what was in it.
-void forget(void* memory, size_t bytes);
-
-// The threads of a group, by index, and the barriers they meet in.
+// What comes before what. A fiber costs half a millisecond, so there are two for each thread of a
+// group, to take turns: a group is ordered with the last but one, as if all threads of both met in
+// a barrier, and with neither of its neighbours.
 class Order {
  public:
-  // Threads of earlier groups are not ordered with those of the next one.
+  static constexpr uint32_t kTurns = 2;
+
+  Order();
+  uint32_t turn() const { return turn_; }
   void begin_group(uint32_t threads);
+  void end_launch();
+  // For each thread of the group.
+  void begin(const Context& thread);
+  void end(const Context& thread);
+
   void arrive(Scope scope, uint32_t thread, uint32_t circle);
   void leave(Scope scope, uint32_t thread, uint32_t circle);
   // A barrier of the lanes in `mask` from thread `first` on: each arrives, the last one completes
@@ -39,19 +41,18 @@ class Order {
   void arrive_lane(uint32_t thread);
   void complete_lanes(uint32_t thread, uint32_t first, uint32_t mask);
   void leave_lane(uint32_t thread);
-  // Nothing comes after this thread but the end of the launch.
-  void end(const Context& thread);
-  void end_launch();
 
  private:
+  void* object(uint32_t kind, uint32_t i);
   void* barrier(Scope scope, uint32_t thread, uint32_t circle);
 
-  // An address for each: thread, barrier of one kind, meeting of a warp.
-  std::vector<Pages> objects_;
+  uint32_t turn_ = 0;
+  char start_ = 0, end_ = 0;        // of what the host does before, and after
+  char ended_[kTurns] = {};         // groups
+  std::vector<Pages> objects_;      // of each turn: addresses that stand for threads and barriers
   std::vector<uint8_t> odd_[3];     // of each thread: barriers passed, modulo two
   std::vector<uint32_t> meetings_;  // of each warp
   std::vector<void*> meeting_of_;   // that a thread is to leave
-  char end_ = 0;
 };
 
 #else
@@ -59,18 +60,20 @@ class Order {
 struct Unobserved {
   Unobserved() {}
 };
-inline void forget(void*, size_t) {}
 
 struct Order {
+  static constexpr uint32_t kTurns = 1;
+
+  uint32_t turn() const { return 0; }
   void begin_group(uint32_t) {}
+  void end_launch() {}
+  void begin(const Context&) {}
+  void end(const Context&) {}
   void arrive(Scope, uint32_t, uint32_t) {}
   void leave(Scope, uint32_t, uint32_t) {}
   void arrive_lane(uint32_t) {}
   void complete_lanes(uint32_t, uint32_t, uint32_t) {}
   void leave_lane(uint32_t) {}
-  template <class Context>
-  void end(const Context&) {}
-  void end_launch() {}
 };
 
 #endif

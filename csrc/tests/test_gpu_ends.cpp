@@ -370,5 +370,3 @@ TEST(head_of_one_image_has_many_ctas) {
 
 }  // namespace
 }  // namespace snv2::SNV2_GPU
-
-int main() { return run_all_tests(); }

@@ -356,5 +356,3 @@ TEST(narrow_steps_and_short_ranges_match_loops) {
 }
 
 }  // namespace snv2::SNV2_GPU
-
-int main() { return run_all_tests(); }

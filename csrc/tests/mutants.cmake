@@ -1,0 +1,339 @@
+# Copies of the shipped kernels with one fault each, in which the fault must be found.
+#
+# snv2_add_mutant(name [RACE] FILE header OF source IN test CASES part
+#                 TEXT old BECOMES new EXPECT words...)
+#
+# In csrc/FILE the TEXT, which must be there exactly once, is replaced by BECOMES; csrc/OF is compiled
+# with that and takes the place of the same kernels in the test. Of the tests whose names contain
+# CASES, the first that fails must say so with all the words of EXPECT. If it is a RACE,
+# ThreadSanitizer must find it too.
+function(snv2_add_mutant name)
+  cmake_parse_arguments(PARSE_ARGV 1 mutant "RACE" "FILE;OF;IN;CASES;TEXT;BECOMES" "EXPECT")
+  # Other sanitizers and processors have nothing to add.
+  if(CMAKE_CROSSCOMPILING OR (SNV2_SANITIZE AND NOT (SNV2_SANITIZE MATCHES "thread" AND mutant_RACE)))
+    return()
+  endif()
+  set(file ${PROJECT_SOURCE_DIR}/csrc/${mutant_FILE})
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${file})
+  file(READ ${file} code)
+  string(FIND "${code}" "${mutant_TEXT}" first)
+  string(FIND "${code}" "${mutant_TEXT}" last REVERSE)
+  if(first EQUAL -1 OR NOT first EQUAL last)
+    message(FATAL_ERROR "mutant ${name}: not exactly once in csrc/${mutant_FILE}:\n${mutant_TEXT}")
+  endif()
+  string(REPLACE "${mutant_TEXT}" "${mutant_BECOMES}" code "${code}")
+  set(copies ${CMAKE_CURRENT_BINARY_DIR}/mutants/${name})
+  file(CONFIGURE OUTPUT ${copies}/${mutant_FILE} CONTENT "${code}" @ONLY)
+
+  set(source ${PROJECT_SOURCE_DIR}/csrc/${mutant_OF})
+  if(mutant_OF STREQUAL mutant_FILE)
+    set(source ${copies}/${mutant_FILE})
+  endif()
+  add_executable(mutant_${name} ${source})
+  set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-O0")
+  target_include_directories(mutant_${name} BEFORE PRIVATE ${copies})
+  target_link_libraries(mutant_${name} PRIVATE
+    ${mutant_IN}_objects emulator_testing emulated_kernels)
+  set(race)
+  if(mutant_RACE)
+    set(race --race)
+  endif()
+  add_test(NAME mutant_${name} COMMAND mutant_${name} ${race} ${mutant_CASES} ${mutant_EXPECT})
+  set_tests_properties(mutant_${name} PROPERTIES LABELS emulator)
+  add_dependencies(emulator_tests mutant_${name})
+endfunction()
+
+# Barriers and waits -------------------------------------------------------------------------
+
+snv2_add_mutant(planes_without_wait
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+  TEXT [[    cp_async_commit();
+    cp_async_wait<0>();
+]] BECOMES [[    cp_async_commit();
+]]
+  EXPECT "read at planes.h" "cp.async" "cp_async_wait")
+
+snv2_add_mutant(planes_without_barrier_after_load RACE
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  TEXT [[    cp_async_wait<0>();
+    sync_threads();
+]] BECOMES [[    cp_async_wait<0>();
+]]
+  EXPECT "shared memory" "read at planes.h" "nobody wrote")
+
+snv2_add_mutant(planes_without_barrier_before_store RACE
+  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous
+  TEXT [[    sync_threads();
+
+    // Store.
+]] BECOMES [[    // Store.
+]]
+  EXPECT "shared memory" "read at span.h" "nobody wrote")
+
+snv2_add_mutant(planes_barrier_in_a_branch
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/point
+  TEXT [[    sync_threads();
+
+    // Store.
+]] BECOMES [[    if (thread < count) sync_threads();
+]]
+  EXPECT "waits in sync_threads" "planes.h" "which has ended")
+
+snv2_add_mutant(strips_with_too_short_a_ring RACE
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/strips
+  TEXT "int ring_rows(int stride) { return 3 + stride; }"
+  BECOMES "int ring_rows(int stride) { return 2 + stride; }"
+  EXPECT "race: write at span.h" "read by" "pixels.h")
+
+snv2_add_mutant(strips_without_barrier_after_store RACE
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/strips
+  TEXT [[      store_span(out_row, staged, out_elements);
+      sync_threads();
+]] BECOMES [[      store_span(out_row, staged, out_elements);
+]]
+  EXPECT "race: read at span.h" "written by" "pixels.h")
+
+snv2_add_mutant(images_without_wait
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/plane
+  TEXT [[        images * height * row_elements);
+    cp_async_commit();
+    cp_async_wait<0>();
+]] BECOMES [[        images * height * row_elements);
+    cp_async_commit();
+]]
+  EXPECT "read at pixels.h" "cp.async" "cp_async_wait")
+
+snv2_add_mutant(zip_without_barrier RACE
+  FILE cuda/pixels.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/channels_last
+  TEXT [[    sync_threads();
+
+    // Store.
+    store_span(out, staged, 2 * count);
+]] BECOMES [[    store_span(out, staged, 2 * count);
+]]
+  EXPECT "shared memory" "read at span.h" "nobody wrote")
+
+# Halos and edges ----------------------------------------------------------------------------
+
+snv2_add_mutant(planes_without_upper_halo
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+  TEXT "begin * stride_of(kMain) - 1" BECOMES "begin * stride_of(kMain)"
+  EXPECT "wrong result")
+
+snv2_add_mutant(planes_without_lower_halo
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+  TEXT "(end - 1) * stride_of(kMain) + 2" BECOMES "(end - 1) * stride_of(kMain) + 1"
+  EXPECT "wrong result")
+
+snv2_add_mutant(planes_with_too_small_a_margin
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+  TEXT "kMain == Main::kStride1 ? width + 1 : 0;" BECOMES "kMain == Main::kStride1 ? width : 0;"
+  EXPECT "shared memory" "nobody wrote" "planes.h")
+
+snv2_add_mutant(planes_past_the_last_plane
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  TEXT "q0 + params.planes < params.out_planes ?" BECOMES "true ?"
+  EXPECT "global" "outside all buffers" "span.h")
+
+snv2_add_mutant(images_above_the_first_row
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/plane
+  TEXT [[          lines.have[dy] = y >= 0 && y < height;
+          lines.at[dy] = x]] BECOMES [[          lines.have[dy] = y < height;
+          lines.at[dy] = x]]
+  EXPECT "shared load" "is outside")
+
+snv2_add_mutant(direct_past_the_last_row
+  FILE cuda/span.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/direct
+  TEXT "row + dy >= op.height" BECOMES "row + dy > op.height"
+  EXPECT "global load" "outside all buffers" "span.h")
+
+# Indices ------------------------------------------------------------------------------------
+
+snv2_add_mutant(planes_with_the_next_tap
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+  TEXT "const float w = load(weight + (channel * 9 + tap));"
+  BECOMES "const float w = load(weight + (channel * 9 + tap + 1));"
+  EXPECT "wrong result")
+
+snv2_add_mutant(planes_with_the_next_lane
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous
+  TEXT "shuffle(sums[1], (2 * lane + 1) % kWarp)" BECOMES "shuffle(sums[1], (2 * lane + 2) % kWarp)"
+  EXPECT "wrong result")
+
+snv2_add_mutant(planes_with_the_halves_swapped
+  FILE cuda/planes.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/contiguous
+  TEXT "if (kPassthrough && (q0 + q) % 2 == 0)" BECOMES "if (kPassthrough && (q0 + q) % 2 == 1)"
+  EXPECT "wrong result")
+
+snv2_add_mutant(spans_without_phase
+  FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle
+  TEXT "const int phase = misalignment(from, 16);" BECOMES "const int phase = 0;"
+  EXPECT "is not aligned" "span.h")
+
+snv2_add_mutant(parameters_past_the_end
+  FILE cuda/span.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+  TEXT [[i < count; i += kThreads) {
+    store(to + i, load(Global<const float>]]
+  BECOMES [[i <= count; i += kThreads) {
+    store(to + i, load(Global<const float>]]
+  EXPECT "span.h")
+
+snv2_add_mutant(images_with_the_next_channel
+  FILE cuda/pixels.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/channels_last
+  TEXT "const int main = kPassthrough ? channels + c : c;"
+  BECOMES "const int main = kPassthrough ? channels + c - 1 : c;"
+  EXPECT "wrong result")
+
+# Indices of 32 bits, in maps of more than 2^31 elements ---------------------------------------
+
+snv2_add_mutant(planes_of_32_bits
+  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/large
+  TEXT "Global<T>{op.out} + (image * op.out_image + q0 * out_plane + row0 * op.out_width);"
+  BECOMES
+    "Global<T>{op.out} + static_cast<int>(image * op.out_image + q0 * out_plane + row0 * op.out_width);"
+  EXPECT "global store" "outside all buffers")
+
+snv2_add_mutant(strips_of_32_bits
+  FILE cuda/pixels.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES channels_last/large_strips
+  TEXT "Global<T>{op.out} + image * op.out_image;"
+  BECOMES "Global<T>{op.out} + static_cast<int>(image * op.out_image);"
+  EXPECT "global store" "outside all buffers")
+
+snv2_add_mutant(zip_of_32_bits
+  FILE cuda/pixels.h OF cuda/cat_shuffle.cu IN kernels CASES channels_last/large
+  TEXT "Global<T>{params.out} + 2 * i;" BECOMES "Global<T>{params.out} + static_cast<int>(2 * i);"
+  EXPECT "global store" "outside all buffers")
+
+snv2_add_mutant(direct_of_32_bits
+  FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES contiguous/large_direct
+  TEXT "store(Global<T>{op.out} + o, value);"
+  BECOMES "store(Global<T>{op.out} + static_cast<int>(o), value);"
+  EXPECT "global store" "outside all buffers")
+
+# Units --------------------------------------------------------------------------------------
+
+snv2_add_mutant(unit_without_wait
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[      cp_async_wait<0>();
+      sync_threads();
+    }
+]] BECOMES [[      sync_threads();
+    }
+]]
+  EXPECT "read at mma.h" "cp_async_wait is missing")
+
+snv2_add_mutant(unit_without_barrier_after_load RACE
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[      cp_async_wait<0>();
+      sync_threads();
+    }
+]] BECOMES [[      cp_async_wait<0>();
+    }
+]]
+  EXPECT "read at mma.h" "cp_async_wait, or a barrier after it, is missing")
+
+snv2_add_mutant(unit_without_barrier_after_the_first_product RACE
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[      sync_threads();
+      if (more) {
+]] BECOMES [[      if (more) {
+]]
+  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
+
+snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[      } else {
+        sync_threads();
+      }
+
+      // Second product.
+]] BECOMES [[      }
+]]
+  EXPECT "shared memory: race: write at unit_product.h" "read by" "mma.h")
+
+snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[        // All are past their first product and the second one before it.
+        sync_cluster();
+]] BECOMES [[        // All are past their first product and the second one before it.
+]]
+  EXPECT "shared memory: race" "unit_product.h" "unit_load.h")
+
+snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[        sync_cluster();
+      } else {
+        sync_threads();
+      }
+]] BECOMES [[      } else {
+        sync_threads();
+      }
+]]
+  EXPECT "shared memory: race" "unit_load.h" "mma.h")
+
+snv2_add_mutant(unit_that_does_not_wait_for_its_input
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT [[  grid_dependency_wait();
+]] BECOMES " "
+  EXPECT "global load" "before grid_dependency_wait")
+
+snv2_add_mutant(unit_without_upper_halo
+  FILE cuda/unit_params.h OF cuda/unit.cu IN gpu_units CASES ranges_match
+  TEXT "kStride - 1;" BECOMES "kStride;"
+  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
+
+snv2_add_mutant(unit_past_the_ring
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "return column < ring ? column : column - ring;"
+  BECOMES "return column <= ring ? column : column - ring;"
+  EXPECT "is off by")
+
+snv2_add_mutant(unit_with_the_next_tap
+  FILE cuda/unit_product.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "window[tap / 3][p * kStride + tap % 3]" BECOMES "window[tap % 3][p * kStride + tap / 3]"
+  EXPECT "is off by")
+
+# Ends of networks ---------------------------------------------------------------------------
+
+snv2_add_mutant(stem_without_barrier_before_store RACE
+  FILE cuda/stem.h OF cuda/stem.cu IN gpu_ends CASES stem_of_three
+  TEXT [[  sync_threads();
+
+  // Store.
+]] BECOMES [[  // Store.
+]]
+  EXPECT "shared memory: race: read at line.h" "written by" "stem.h")
+
+snv2_add_mutant(stem_below_the_last_row
+  FILE cuda/stem.h OF cuda/stem.cu IN gpu_ends CASES stem_of
+  TEXT "y >= 0 && y < params.height;" BECOMES "y >= 0 && y <= params.height;"
+  EXPECT "global" "outside all buffers")
+
+snv2_add_mutant(head_that_waits_for_too_few
+  FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES head_matches
+  TEXT [[    cp_async_wait<1>();
+    sync_threads();
+
+    // Multiply.
+    if (first == 0) {
+]] BECOMES [[    cp_async_wait<2>();
+    sync_threads();
+
+    // Multiply.
+    if (first == 0) {
+]]
+  EXPECT "cp_async_wait is missing")
+
+snv2_add_mutant(head_without_barrier_after_a_stage RACE
+  FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES head_matches
+  TEXT [[    sync_threads();
+    first = next_first, column0 = next_column0;
+]] BECOMES [[    first = next_first, column0 = next_column0;
+]]
+  EXPECT "read at mma.h" "cp_async_wait, or a barrier after it, is missing")
+
+snv2_add_mutant(linear_without_barrier_between_parts RACE
+  FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES linear_layer
+  TEXT [[  sync_threads();
+  for (int o = ]] BECOMES [[  for (int o = ]]
+  EXPECT "shared memory: read at head.h" "nobody wrote")
