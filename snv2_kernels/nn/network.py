@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snv2_kernels import models
 from snv2_kernels.nn.fused import FusedModule, Unsupported
-from snv2_kernels.ops import OPERATORS, run_plan
+from snv2_kernels.ops import PLAN_BACKENDS, run_plan
 from snv2_kernels.packing import Builder, GpuPlan, GpuPlanBuilder, Plan, PlanBuilder
 from snv2_kernels.packing.common import ConvBn
 from snv2_kernels.runners import device_fields
@@ -71,7 +71,7 @@ _gpu_fields = functools.cache(device_fields)
 class PlannedModule(FusedModule):
     """A drop-in module that runs as a plan: one op call, whatever its size."""
 
-    kernel_backends = tuple(OPERATORS)
+    kernel_backends = PLAN_BACKENDS
 
     def _add_to(self, builder: Builder) -> None:
         """Tell the units of this module, or raise :class:`Unsupported`."""
