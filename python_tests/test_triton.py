@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from _cases import FP32_BOUND, draw, drop_in, ops_called
+from _cases import DTYPES, FP32_BOUND, VIEWS, draw, drop_in, ops_called, unit_pair
+from _cases import FORMATS as CASE_FORMATS
 from conftest import running_on
 from test_backends import CPU, FakeGpu
 from test_ops import OPS, Op, check
+from test_unit import check as check_unit
 
 import snv2_kernels as snv2
 from snv2_kernels.backends import resolve
+from snv2_kernels.packing.gpu import pack_tiles, unpack_tiles
 from snv2_kernels.testing import max_error
 
 backends = importlib.import_module("snv2_kernels.backends")
@@ -82,18 +85,77 @@ def test_results_do_not_depend_on_the_tile(triton: Any) -> None:
 # Modules --------------------------------------------------------------------------------------
 
 
+UNITS = {
+    "s1": (1, 34, (2, 34, 9, 11)),
+    "s1-x1_0": (1, 116, (1, 116, 7, 7)),
+    "s1-one-pixel": (1, 2, (3, 2, 1, 1)),
+    "s2": (2, 34, (2, 21, 9, 11)),
+    "s2-even": (2, 70, (1, 24, 8, 4)),
+    "s2-one-pixel": (2, 4, (2, 1, 1, 1)),
+    "batch0": (1, 34, (0, 34, 7, 7)),
+}
+
+
+@pytest.mark.parametrize("memory_format", CASE_FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", UNITS)
+def test_unit(
+    triton: Any, case: str, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    stride, oup, shape = UNITS[case]
+    plain, unit = (m.to(torch.get_default_device()) for m in unit_pair(stride, shape[1], oup))
+    x = draw(*shape, dtype=dtype, memory_format=memory_format)
+    check_unit("unit", unit.to(dtype), plain.to(dtype), x, "triton")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_unit_of_views_and_its_gradient(triton: Any, stride: int) -> None:
+    plain, unit = (m.to(torch.get_default_device()) for m in unit_pair(stride, 34, 34))
+    for view in ("channel_slice", "width_slice", "transposed_pixels", "expanded_pixels"):
+        check_unit("unit", unit, plain, VIEWS[view](1, 34, 5, 7), "triton")
+    grads = []
+    for module in (plain, unit):
+        x = draw(1, 34, 5, 7).requires_grad_()
+        with snv2.use_backend("triton"):
+            module(x).square().mean().backward()
+        grads.append(x.grad)
+    assert max_error(grads[1], grads[0]) < FP32_BOUND
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_unit_keeps_nan_in_its_image(triton: Any, stride: int) -> None:
+    _, unit = unit_pair(stride, 34, 34)
+    unit.to(torch.get_default_device())
+    clean = draw(3, 34, 5, 7)
+    dirty = clean.clone()
+    dirty[1] = float("nan")
+    with torch.no_grad(), snv2.use_backend("triton"):
+        out, expected = unit(dirty), unit(clean)
+    assert out[1].isnan().all()
+    assert torch.equal(out[0::2], expected[0::2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(16, 16), (58, 58), (29, 13), (1, 1), (244, 122)], ids=str)
+def test_unpacking_of_tiles(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    matrix = draw(*shape, dtype=dtype)
+    tiles = torch.cat([pack_tiles(matrix, dtype), matrix.flatten()])
+    assert torch.equal(unpack_tiles(tiles, *shape), matrix)
+
+
 def test_modules(triton: Any) -> None:
-    """The literal sequence has a kernel; units and networks run plain, and say so."""
-    for kind in ("split", "unit-s1", "network"):
+    """Stages run plain, and say so; the units inside them do not."""
+    for kind in ("split", "unit-s1", "stage"):
         plain, module, x = drop_in(kind)
         plain, module = (m.to(torch.get_default_device()) for m in (plain, module))
         with torch.no_grad(), snv2.use_backend("triton"):
             assert max_error(module(x), plain(x)) < FP32_BOUND
             assert module.reason() == (
-                None if kind == "split" else "backend 'triton' runs it plain"
+                "backend 'triton' runs it plain" if kind == "stage" else None
             )
             called = ops_called(module, x)
-        assert ("snv2_triton::split_dw_cat_shuffle" in called) == (kind == "split")
+        op = "split_dw_cat_shuffle" if kind == "split" else "unit"
+        assert called.count(f"snv2_triton::{op}") == (3 if kind == "stage" else 1)
 
 
 # The compiler ---------------------------------------------------------------------------------
@@ -111,7 +173,7 @@ def _compiler(*arguments: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("which", ["quick", pytest.param("all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kernel", ["cat_shuffle", "dw_conv3x3", "split_dw_cat_shuffle"])
+@pytest.mark.parametrize("kernel", ["cat_shuffle", "dw_conv3x3", "split_dw_cat_shuffle", "unit"])
 def test_kernels_compile_and_do_not_spill(kernel: str, which: str) -> None:
     """For sm_80 and sm_90, by Triton's own ptxas."""
     configurations = _compiler(which, kernel)
@@ -125,11 +187,10 @@ def test_kernels_compile_and_do_not_spill(kernel: str, which: str) -> None:
 
 
 def test_torch_compile_sees_the_kernels() -> None:
-    """Each op is its memory and its kernel, which reads its inputs and writes nothing else."""
+    """Each op is its memory and its kernels, which write nothing else."""
     graphs = _compiler("trace")
-    assert len(graphs) == 3
-    for names in graphs:
-        assert names.count("triton_kernel_wrapper_functional") == 1
+    for names, kernels in zip(graphs, (1, 1, 1, 2), strict=True):
+        assert names.count("triton_kernel_wrapper_functional") == kernels
         assert not any("copy" in name for name in names)
 
 

@@ -2,6 +2,23 @@
 :mod:`snv2_kernels.ops` does so when the backend is first used."""
 
 from snv2_kernels.triton.ops import INTERPRETED
-from snv2_kernels.triton.tiles import TILES, Shapes, Tile, choose_tile, use_tile
+from snv2_kernels.triton.tiles import (
+    TILES,
+    UNIT_TILES,
+    Shapes,
+    Tile,
+    UnitTile,
+    choose_tile,
+    use_tile,
+)
 
-__all__ = ["INTERPRETED", "TILES", "Shapes", "Tile", "choose_tile", "use_tile"]
+__all__ = [
+    "INTERPRETED",
+    "TILES",
+    "UNIT_TILES",
+    "Shapes",
+    "Tile",
+    "UnitTile",
+    "choose_tile",
+    "use_tile",
+]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from snv2_kernels.ops import KERNEL_DTYPES, _empty_map, _format, register_python_parts
-from snv2_kernels.triton import kernels
-from snv2_kernels.triton.tiles import choose_tile
+from snv2_kernels.ops import KERNEL_DTYPES, _empty_map, _format, _no_gradient, register_python_parts
+from snv2_kernels.triton import kernels, unit_kernels
+from snv2_kernels.triton.tiles import UNIT_TILES, choose_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +65,10 @@ def _planar(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     return x, (n, c, pixel)
 
 
+def _wrapped(kernel: Any) -> Any:
+    return kernel if INTERPRETED else torch.library.wrap_triton(kernel)
+
+
 def _launch(kernel: Any, y: Tensor, channels: int, *args: Any, **constants: Any) -> None:
     """One program for each tile of ``channels`` of y."""
     batch, pixels = y.shape[0], y.shape[2] * y.shape[3]
@@ -72,8 +76,9 @@ def _launch(kernel: Any, y: Tensor, channels: int, *args: Any, **constants: Any)
         return
     tile = choose_tile(batch, channels, pixels, _is_channels_last(y))
     tiles = batch * -(-channels // tile.channels) * -(-pixels // tile.pixels)
-    wrapped = kernel if INTERPRETED else torch.library.wrap_triton(kernel)
-    wrapped[(tiles,)](*args, BP=tile.pixels, BC=tile.channels, num_warps=tile.warps, **constants)
+    _wrapped(kernel)[(tiles,)](
+        *args, BP=tile.pixels, BC=tile.channels, num_warps=tile.warps, **constants
+    )
 
 
 def _is_channels_last(y: Tensor) -> bool:
@@ -141,11 +146,83 @@ def split_dw_cat_shuffle(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor
     return y
 
 
+def unit(
+    x: Tensor,
+    table: Tensor,
+    pw1: Tensor,
+    pw1_bias: Tensor,
+    dw: Tensor,
+    pw2: Tensor,
+    pw2_bias: Tensor,
+    side_table: Tensor,
+    side_dw: Tensor,
+    side_pw: Tensor,
+    side_bias: Tensor,
+    out_table: Tensor,
+    stride: int,
+) -> Tensor:
+    """A packed unit (:class:`snv2_kernels.packing.UnitWeights`); its tables are taken on trust."""
+    _check_map(x, "x")
+    _check_pixels(x)
+    matrices = (pw1, pw2, side_pw)
+    others = (pw1_bias, dw, pw2_bias, side_dw, side_bias, table, side_table, out_table)
+    for t in (*matrices, *others):
+        _check(t.device == x.device and t.is_contiguous(), "weights must be dense, on x's device")
+    _check(all(t.dtype == x.dtype for t in matrices), "matrices must have the dtype of x")
+    middle_rows, depth = pw1.shape
+    rows, side_depth = pw2.shape[0], side_pw.shape[1]
+    _check(pw2.shape[1] == middle_rows == dw.shape[0] and table.numel() == depth, "pw1 and pw2")
+    side_rows = out_table.numel() - rows
+    n, _, h, w = x.shape
+    y = _empty_map(x, out_table.numel(), (h - 1) // stride + 1, (w - 1) // stride + 1)
+    if n == 0:
+        return y
+    x, x_strides = _planar(x)
+    middle = x.new_empty(n, middle_rows, h, w)
+    tile = UNIT_TILES[x.dtype]
+    sizes = {"BM": tile.rows, "BP": tile.pixels, "BK": tile.depth, "num_warps": tile.warps}
+    sizes["num_stages"] = 1
+    sizes["WIDENS"] = INTERPRETED and x.dtype == torch.bfloat16
+    across = n * -(-h * w // tile.pixels)
+    _wrapped(unit_kernels.pw1_kernel)[(across * -(-middle_rows // tile.rows),)](
+        x, table, pw1, pw1_bias, middle, depth, middle_rows, h * w, *x_strides, **sizes
+    )
+    pixels = y.shape[2] * y.shape[3]
+    down = -(-rows // tile.rows) - (-side_rows // tile.rows)
+    _wrapped(unit_kernels.dw_pw2_kernel)[(n * -(-pixels // tile.pixels) * down,)](
+        middle, dw, pw2, pw2_bias, x, side_table, side_dw, side_pw, side_bias, y, out_table,
+        middle_rows, rows, side_depth, side_rows, h, w, y.shape[3], pixels,
+        *x_strides, *_strides(y), STRIDE=stride, **sizes,
+    )  # fmt: skip
+    return y
+
+
+def _unit_fake(
+    x: Tensor,
+    table: Tensor,
+    pw1: Tensor,
+    pw1_bias: Tensor,
+    dw: Tensor,
+    pw2: Tensor,
+    pw2_bias: Tensor,
+    side_table: Tensor,
+    side_dw: Tensor,
+    side_pw: Tensor,
+    side_bias: Tensor,
+    out_table: Tensor,
+    stride: int,
+) -> Tensor:
+    height, width = ((extent - 1) // stride + 1 for extent in x.shape[2:])
+    return _empty_map(x, out_table.numel(), height, width)
+
+
 def _define(*functions: Callable[..., Tensor]) -> None:
     define: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
     for function in functions:
         define(f"snv2_triton::{function.__name__}", function, mutates_args=())
     register_python_parts("snv2_triton")
+    torch.library.register_fake("snv2_triton::unit", _unit_fake)
+    torch.library.register_autograd("snv2_triton::unit", _no_gradient)
 
 
-_define(cat_shuffle, dw_conv3x3, split_dw_cat_shuffle)
+_define(cat_shuffle, dw_conv3x3, split_dw_cat_shuffle, unit)

@@ -14,10 +14,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["TILES", "Shapes", "Tile", "choose_tile", "use_tile"]
+__all__ = ["TILES", "UNIT_TILES", "Shapes", "Tile", "UnitTile", "choose_tile", "use_tile"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,27 @@ TILES: dict[Shapes, Tile] = {
     Shapes(True, False, True): Tile(32, 32, 4),
     Shapes(True, True, False): Tile(8, 32, 2),
     Shapes(True, True, True): Tile(8, 32, 2),
+}
+
+
+@dataclass(frozen=True)
+class UnitTile:
+    """Rows of the result, pixels and depth of one product, and warps of a program."""
+
+    rows: int
+    pixels: int
+    depth: int
+    warps: int
+
+
+# Nine taps are under way for each element of a depthwise tile, so a thread has few of them: 16 bits
+# in tiles of 64 x 64 for 256 threads, float32, without tensor cores, of 32 x 32 for 128.
+# Loads of the next step are not started early (num_stages is 1), for the same registers. ptxas
+# spills in none of these on sm_80 and sm_90; for half as many threads it does. None was timed.
+UNIT_TILES: dict[torch.dtype, UnitTile] = {
+    torch.float32: UnitTile(32, 32, 16, 4),
+    torch.float16: UnitTile(64, 64, 16, 8),
+    torch.bfloat16: UnitTile(64, 64, 16, 8),
 }
 
 _override: ContextVar[Tile | None] = ContextVar("snv2_triton_tile", default=None)
