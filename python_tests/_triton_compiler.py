@@ -134,6 +134,8 @@ def compile_all(quick: bool, kernel: str) -> Iterator[Any]:
         for (tile, channels_last, dtype, arch), instance in itertools.product(
             cases(quick), constants(kernel)
         ):
+            if quick and instance.get("STRIDE") == 2 and arch == 90:
+                continue  # takes what stride 1 does
             yield compile_kernel(kernel, tile, channels_last, dtype, arch, instance)
 
 

@@ -70,7 +70,8 @@ class UnitTile:
 # Nine taps are under way for each element of a depthwise tile, so a thread has few of them: 16 bits
 # in tiles of 64 x 64 for 256 threads, float32, without tensor cores, of 32 x 32 for 128.
 # Loads of the next step are not started early (num_stages is 1), for the same registers. ptxas
-# spills in none of these on sm_80 and sm_90; for half as many threads it does. None was timed.
+# spills in none of these on sm_80 and sm_90; in 16 bits it does for half as many threads. None
+# was timed.
 UNIT_TILES: dict[torch.dtype, UnitTile] = {
     torch.float32: UnitTile(32, 32, 16, 4),
     torch.float16: UnitTile(64, 64, 16, 8),
