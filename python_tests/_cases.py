@@ -289,7 +289,9 @@ def ops_called(function: Callable[..., Any], *args: Any) -> list[str]:
 
 def _fused_calls(names: list[str]) -> int:
     """Fused ops among those that a forward reached; fails if it is a mixture."""
-    fused = [name for name in names if name.startswith(("snv2::", "snv2_emulated::"))]
+    fused = [
+        name for name in names if name.startswith(("snv2::", "snv2_emulated::", "snv2_triton::"))
+    ]
     convolutions = [name for name in names if "conv" in name and name not in fused]
     assert not (fused and convolutions)
     assert len(fused) <= 1

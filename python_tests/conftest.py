@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import types
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+# Triton's kernels run on the GPU, or where there is none in Triton's interpreter, which is chosen
+# before anyone imports Triton.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import snv2_kernels as snv2
 from snv2_kernels import _native
+from snv2_kernels.backends import DEVICES
 
 # A CPU build of torch beside PyPI's torchvision lacks the operators that torchvision's binary
 # would define, and its import fails for their absence. The models need none of them.
 _torchvision_ops = torch.library.Library("torchvision", "DEF")
 
 
+_INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a second for more
+
+
+def _interprets_much(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    if call is None or call.params.get("backend") != "triton":
+        return False
+    of_views = "view" in call.params and call.params["dtype"] != torch.float16
+    return of_views or math.prod(call.params.get("shape", ())) > _INTERPRETED_ELEMENTS
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
     for item in items:
+        if _interprets_much(item):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
@@ -65,12 +87,28 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def on_the_gpu() -> Iterator[None]:
-    state = snv2.backends()["cuda"]
+def on_the_gpu(backend: str = "cuda") -> Iterator[None]:
+    state = snv2.backends()[backend]
     if not state.startswith("ok"):
-        pytest.skip(f"cuda: {state}")
+        pytest.skip(f"{backend}: {state}")
     # Eager PyTorch is the measure, so it is not to round its float32 products to TF32.
     with torch.device("cuda"), torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+@contextlib.contextmanager
+def on_triton() -> Iterator[None]:
+    """In the interpreter in tiles so large that it takes a second less often."""
+    if DEVICES["triton"] == "cuda":
+        with on_the_gpu("triton"):
+            yield
+        return
+    state = snv2.backends()["triton"]
+    if not state.startswith("ok"):
+        pytest.skip(f"triton: {state}")
+    from snv2_kernels.triton import Tile, use_tile
+
+    with use_tile(Tile(512, 32, 4)):
         yield
 
 
@@ -84,6 +122,9 @@ def running_on(name: str) -> Iterator[str]:
     if name == "cuda":
         with on_the_gpu():
             yield name
+    elif name == "triton":
+        with on_triton():
+            yield name
     elif backend == "cpu" and isa:
         with instruction_set(isa):
             yield backend
@@ -91,7 +132,10 @@ def running_on(name: str) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(params=[*(f"cpu-{isa}" for isa in _native.available_cpu_isas()), *GPU_BACKENDS])
+BACKENDS = [*(f"cpu-{isa}" for isa in _native.available_cpu_isas()), *GPU_BACKENDS]
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on each backend that has kernels, the CPU's with each instruction set.
     New tensors lie on its device."""

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from _cases import DTYPES, FORMATS, KINDS, VIEWS, draw, drawn, plain_and_input
+from conftest import running_on
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import snv2_kernels as snv2
 from snv2_kernels import _native
+from snv2_kernels.ops import operators
 from snv2_kernels.packing import Plan
 from snv2_kernels.packing.cpu import Step
 
 OPS = torch.ops.snv2
-each_namespace = pytest.mark.parametrize("namespace", ["snv2", "snv2_emulated"])
+
+
+@pytest.fixture(params=["snv2", "snv2_emulated", "snv2_triton"])
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param != "snv2_triton":
+        yield request.param
+        return
+    with running_on("triton"):
+        operators("triton")
+        yield request.param
+
+
 ERRORS = (RuntimeError, ValueError)
 STEP_FIELDS = list(Step.__dataclass_fields__)
 MAP = (2, 6, 5, 7)
@@ -48,7 +61,6 @@ def out_arguments(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
 # opcheck --------------------------------------------------------------------------------------
 
 
-@each_namespace
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format, namespace: str) -> None:
@@ -69,7 +81,6 @@ def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format, namespa
         torch.library.opcheck(op.default, args)
 
 
-@each_namespace
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("view", VIEWS)
 def test_fake_results_of_views_have_the_strides_of_real_ones(
@@ -140,7 +151,6 @@ RAW: dict[str, tuple[Callable[[Any], Any], str]] = {
 }  # fmt: skip
 
 
-@each_namespace
 @pytest.mark.parametrize("case", RAW)
 def test_raw_arguments(case: str, namespace: str) -> None:
     call, message = RAW[case]
@@ -148,7 +158,6 @@ def test_raw_arguments(case: str, namespace: str) -> None:
         call(getattr(torch.ops, namespace))
 
 
-@each_namespace
 def test_raw_arguments_on_two_devices(namespace: str) -> None:
     ops = getattr(torch.ops, namespace)
     with pytest.raises((RuntimeError, NotImplementedError)):

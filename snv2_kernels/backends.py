@@ -2,16 +2,20 @@
 
 Selection, the first that says something wins: :func:`use_backend`, the ``backend`` argument of
 an op or of :func:`snv2_kernels.fuse`, the environment variable ``SNV2_BACKEND``, and ``auto``,
-which takes the fastest backend of the tensor's device.
+which takes the fastest backend of the tensor's device: on a GPU ``cuda``, else ``triton``.
 
 ``cuda-emulated`` is for tests, and never chosen by ``auto``: it runs the CUDA kernels on CPU
-tensors, checks each of their memory accesses, and is slow.
+tensors, checks each of their memory accesses, and is slow. Where ``TRITON_INTERPRET=1`` is set
+before this package is imported, ``triton`` is likewise: Triton's interpreter runs its kernels on
+CPU tensors.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
+import importlib.util
 import os
 from contextvars import ContextVar
 from pathlib import Path
@@ -29,8 +33,23 @@ __all__ = ["DEVICES", "NAMES", "backends", "check_backend", "resolve", "use_back
 _PACKAGE = Path(__file__).parent
 _CUDA_LIBRARY = _PACKAGE / "libsnv2_cuda.so"
 
+_TRITON_CAPABILITY = (8, 0)  # the oldest GPU that Triton has bfloat16 for
+
+
+def _is_set(variable: str) -> bool:
+    """As Triton reads its variables."""
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on", "y")
+
+
+_triton_interpreted = _is_set("TRITON_INTERPRET")
+
 # Type of the device whose tensors a backend of kernels takes.
-DEVICES = {"cpu": "cpu", "cuda": "cuda", "cuda-emulated": "cpu"}
+DEVICES = {
+    "cpu": "cpu",
+    "cuda": "cuda",
+    "cuda-emulated": "cpu",
+    "triton": "cpu" if _triton_interpreted else "cuda",
+}
 
 _override: ContextVar[str | None] = ContextVar("snv2_backend", default=None)
 
@@ -96,6 +115,38 @@ def _cuda_state(index: int | None = None) -> str:
     return (_gpu_state if torch.compiler.is_compiling() else _known_gpu_state)(index)
 
 
+def _find_triton() -> str | None:
+    """Version of the Triton that is installed, without importing it."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # built in some other way
+        return "of unknown version"
+
+
+_triton_version = _find_triton()
+
+
+def _triton_state(index: int | None = None) -> str:
+    """State of ``triton`` on a GPU, the current one by default."""
+    if _triton_version is None:
+        return "not installed: pip install triton"
+    name = f"triton {_triton_version}"
+    if _triton_interpreted:
+        return f"ok ({name}, interpreted on the CPU for tests, slowly)"
+    if torch.version.cuda is None:
+        return f"{name}, but this PyTorch has no CUDA"
+    if index is None:
+        if not torch.cuda.is_available():
+            return f"{name}, but there is no GPU"
+        index = torch.cuda.current_device()
+    gpu = torch.cuda.get_device_properties(index)
+    if (gpu.major, gpu.minor) < _TRITON_CAPABILITY:
+        return f"{name}, but the GPU is {gpu.name}, sm_{gpu.major}{gpu.minor}"
+    return f"ok ({name})"
+
+
 def _cpu_state() -> str:
     state = f"ok ({_native.cpu_isa()})"
     wanted = os.environ.get("SNV2_CPU_ISA")
@@ -110,7 +161,7 @@ _STATES: dict[str, Callable[[], str]] = {
     "cpu": _cpu_state,
     "cuda": _cuda_state,
     "cuda-emulated": lambda: "ok (for tests: the CUDA kernels on the CPU, slowly)",
-    "triton": lambda: "not built: this version has no Triton kernels",
+    "triton": _triton_state,
 }
 NAMES = ("auto", *_STATES)
 
@@ -159,6 +210,17 @@ def use_backend(name: str) -> Iterator[None]:
         _override.reset(token)
 
 
+def _fastest(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "cpu"
+    if device.type == "cuda":
+        if _cuda_state(device.index).startswith("ok"):
+            return "cuda"
+        if DEVICES["triton"] == "cuda" and _triton_state(device.index).startswith("ok"):
+            return "triton"
+    return "reference"
+
+
 def resolve(device: torch.device, requested: str | None = None) -> str:
     """Name of the backend that runs a tensor on ``device``; never ``"auto"``.
 
@@ -176,14 +238,15 @@ def resolve(device: torch.device, requested: str | None = None) -> str:
     if name in (None, "auto"):
         name = os.environ.get("SNV2_BACKEND") or "auto"
     if name == "auto":
-        if device.type == "cuda" and _cuda_state(device.index).startswith("ok"):
-            return "cuda"
-        return "cpu" if device.type == "cpu" else "reference"
+        return _fastest(device)
     # The common cases need no look-up.
     if name == "cpu" and device.type == "cpu":
         return name
     if name == "cuda" and device.type == "cuda":
         _check_state(name, _cuda_state(device.index))
+        return name
+    if name == "triton" and device.type == DEVICES["triton"]:
+        _check_state(name, _triton_state(device.index))
         return name
     check_backend(name)
     if name in DEVICES and DEVICES[name] != device.type:

@@ -108,13 +108,25 @@ OPERATORS = {
     "cpu": torch.ops.snv2,
     "cuda": torch.ops.snv2,
     "cuda-emulated": torch.ops.snv2_emulated,
+    "triton": torch.ops.snv2_triton,
 }
+
+
+# Those that run plans; units and networks run plain on the others.
+PLAN_BACKENDS = ("cpu", "cuda", "cuda-emulated")
+
+
+def operators(backend: str) -> Any:
+    """The operators of a backend that is available, None for the reference."""
+    if backend == "triton":
+        import snv2_kernels.triton  # noqa: F401  # defines them
+    return OPERATORS.get(backend)
 
 
 def _kernels(x: Tensor, backend: str | None) -> Any:
     """The operators of the backend that runs ``x``, None for the reference."""
-    operators = OPERATORS.get(resolve(x.device, backend))
-    return operators if x.dtype in KERNEL_DTYPES else None
+    name = resolve(x.device, backend)
+    return operators(name) if x.dtype in KERNEL_DTYPES else None
 
 
 def _parameters(*tensors: Tensor) -> list[Tensor]:
@@ -358,14 +370,19 @@ def _register_gradient(op: str, reference: Callable[..., Tensor], tensors: int) 
     torch.library.register_autograd(op, backward, setup_context=setup_context)
 
 
-for _namespace in ("snv2", "snv2_emulated"):
-    for _name, _fake, _reference, _tensors in (
+def register_python_parts(namespace: str) -> None:
+    """Fake kernels and gradients of the ops that every backend has."""
+    for name, fake, reference, tensors in (
         ("cat_shuffle", _cat_shuffle_fake, _cat_shuffle_reference, 2),
         ("dw_conv3x3", _dw_conv3x3_fake, _dw_conv3x3_reference, 4),
         ("split_dw_cat_shuffle", _split_dw_cat_shuffle_fake, _split_dw_cat_shuffle_reference, 4),
     ):
-        torch.library.register_fake(f"{_namespace}::{_name}", _fake)
-        _register_gradient(f"{_namespace}::{_name}", _reference, _tensors)
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+        _register_gradient(f"{namespace}::{name}", reference, tensors)
+
+
+for _namespace in ("snv2", "snv2_emulated"):
+    register_python_parts(_namespace)
 
 
 def _no_gradient(ctx: Any, *grads: Tensor) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from snv2_kernels import models
 from snv2_kernels.nn.fused import FusedModule, Unsupported
-from snv2_kernels.ops import OPERATORS, run_plan
+from snv2_kernels.ops import PLAN_BACKENDS, operators, run_plan
 from snv2_kernels.packing import Builder, GpuPlan, GpuPlanBuilder, Plan, PlanBuilder
 from snv2_kernels.packing.common import ConvBn
+from snv2_kernels.packing.triton import UnitWeights, unit_weights
 from snv2_kernels.runners import device_fields
 
 __all__ = ["InvertedResidual", "PlannedModule", "ShuffleNetV2", "Stage"]
@@ -71,7 +72,7 @@ _gpu_fields = functools.cache(device_fields)
 class PlannedModule(FusedModule):
     """A drop-in module that runs as a plan: one op call, whatever its size."""
 
-    kernel_backends = tuple(OPERATORS)
+    kernel_backends: ClassVar[tuple[str, ...]] = PLAN_BACKENDS
 
     def _add_to(self, builder: Builder) -> None:
         """Tell the units of this module, or raise :class:`Unsupported`."""
@@ -145,8 +146,28 @@ class InvertedResidual(PlannedModule, models.InvertedResidual):
     call, in logical channel order.
     """
 
+    kernel_backends = (*PLAN_BACKENDS, "triton")
+
     def _plain(self, x: Tensor) -> Tensor:
         return models.InvertedResidual.forward(self, x)
+
+    def _weights_kind(self, backend: str, dtype: torch.dtype) -> Any:
+        kind = super()._weights_kind(backend, dtype)
+        return (backend, kind) if backend == "triton" else kind
+
+    def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> Any:
+        if backend == "triton":
+            return unit_weights(self._gpu_plan(dtype, device))
+        return super()._pack(backend, dtype, device)
+
+    def _covers(self, weights: Plan | GpuPlan | UnitWeights, x: Tensor) -> bool:
+        return isinstance(weights, UnitWeights) or super()._covers(weights, x)
+
+    def _run(self, weights: Plan | GpuPlan | UnitWeights, x: Tensor, backend: str) -> Tensor:
+        if isinstance(weights, UnitWeights):
+            out: Tensor = operators(backend).unit(x, *weights.arguments)
+            return out
+        return super()._run(weights, x, backend)
 
     def _in_channels(self) -> int:
         first = self.branch2[0] if len(self.branch2) else None

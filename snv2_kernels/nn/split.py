@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from snv2_kernels.models import channel_shuffle
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.network import _conv_bn
-from snv2_kernels.ops import OPERATORS
+from snv2_kernels.ops import OPERATORS, operators
 from snv2_kernels.packing import fold_bn
 from snv2_kernels.packing.common import ConvBn
 
@@ -64,7 +64,7 @@ class SplitDepthwiseShuffle(FusedModule):
         return conv.weight.detach().float().contiguous(), scale.float(), shift.float()
 
     def _run(self, weights: _Weights, x: Tensor, backend: str) -> Tensor:
-        out: Tensor = OPERATORS[backend].split_dw_cat_shuffle(x, *weights)
+        out: Tensor = operators(backend).split_dw_cat_shuffle(x, *weights)
         return out
 
     def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:

@@ -30,7 +30,7 @@ from snv2_kernels.packing.common import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["GpuPlan", "GpuPlanBuilder", "GpuStep", "pack_tiles"]
+__all__ = ["GpuPlan", "GpuPlanBuilder", "GpuStep", "pack_tiles", "unpack_tiles"]
 
 COPY, STEM, UNIT, HEAD = range(4)
 RELU = 0
@@ -59,6 +59,18 @@ def pack_tiles(weight: Tensor, dtype: torch.dtype) -> Tensor:
         # Row 8 h + g and column 8 c + 2 t + j are element [c][h][j] of lane 4 g + t.
         tiles = padded.view(down, 2, 8, across, 2, 4, 2).permute(0, 3, 2, 5, 4, 1, 6)
     return tiles.to(dtype).flatten()
+
+
+def unpack_tiles(tiles: Tensor, rows: int, depth: int) -> Tensor:
+    """[rows, depth] of what :func:`pack_tiles` gave, flat; more may follow."""
+    columns = 4 if tiles.dtype == torch.float32 else 16
+    down, across = -(-rows // _ROWS), -(-depth // columns)
+    tiles = tiles[: down * _ROWS * across * columns]
+    if tiles.dtype == torch.float32:
+        padded = tiles.view(down, across, 8, 4, 2).permute(0, 4, 2, 1, 3)
+    else:
+        padded = tiles.view(down, across, 8, 4, 2, 2, 2).permute(0, 5, 2, 1, 4, 3, 6)
+    return padded.reshape(down * _ROWS, across * columns)[:rows, :depth].contiguous()
 
 
 @dataclass
@@ -118,6 +130,10 @@ class GpuPlan(BasePlan):
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, bool]:
         return *self.arrays, self.out_channels, self.halvings, self.classify
+
+    def matrix(self, offset: int, rows: int, depth: int) -> Tensor:
+        """A matrix of a step in row-major order."""
+        return unpack_tiles(self.weights[offset:], rows, depth)
 
     def covers(self, batch: int, height: int, width: int, device: dict[str, int]) -> bool:
         """Whether the kernels can run this input on a device: a few rows of a unit's map must fit
