@@ -35,7 +35,7 @@ test-python: $(INSTALLED)
 
 # Networks at their full size on the emulator.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -n auto -m slow $(TESTS)
 
 test-cpp: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
