@@ -80,9 +80,9 @@ test-gpu-sanitize: cuda
 
 test-sanitize: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DSNV2_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug
+	  -DSNV2_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-g -O1"
 	$(BIN)/cmake --build build/sanitize
-	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+	$(BIN)/ctest --test-dir build/sanitize -j 2 --output-on-failure
 
 # Each CUDA thread of the emulator as a thread of its own to ThreadSanitizer, which wants addresses
 # that do not change from run to run.
@@ -91,7 +91,7 @@ test-tsan: $(INSTALLED)
 	  -DSNV2_SANITIZE=thread -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	$(BIN)/cmake --build build/tsan --target emulator_tests
 	$$(setarch -R true 2>/dev/null && echo setarch -R) \
-	  $(BIN)/ctest --test-dir build/tsan -L emulator --output-on-failure
+	  $(BIN)/ctest --test-dir build/tsan -j 2 -L emulator --output-on-failure
 
 # Needs Debian's g++-aarch64-linux-gnu and qemu-user.
 test-aarch64: $(INSTALLED)
