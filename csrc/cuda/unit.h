@@ -75,7 +75,11 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
   zero_row(m.dw, static_cast<int>(shared_rows<T>(branch.depth)) * m.dw_pitch);
   grid_dependents_launch();
   grid_dependency_wait();
-  sync_threads();
+  if constexpr (Mode::kCluster && !kShared) {
+    sync_cluster();  // DW is zero before others write to it
+  } else {
+    sync_threads();
+  }
 
   const auto zero_x = [&] {
     if (!kProjection && depth % kTileDepth<T> != 0) {

@@ -254,7 +254,7 @@ snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
 snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
   TEXT [[        // All are past their first product and the second one before it.
-        sync_cluster();
+        sync_cluster_reads();
 ]] BECOMES [[        // All are past their first product and the second one before it.
 ]]
   EXPECT "shared memory: race" "unit_product.h" "unit_load.h")
