@@ -108,6 +108,14 @@ bool Machine::access_shared_of(uint32_t cta, const void* address, int bytes, boo
                                uint32_t site) {
   const int64_t offset = static_cast<const unsigned char*>(address) - ctas_[cta].shared;
   if (offset < 0 || offset + bytes > shape_.shared_bytes) return false;
+  if (cta != fiber_->cta) {
+    if (ctas_[cta].ended) {
+      fault(
+          "access at " + sites_.name(site) +
+          " to the shared memory of a CTA that may have ended: it needs a sync_cluster at its end");
+    }
+    ctas_[cta].remote = now(site);
+  }
   Shadow& shadow = *shared_shadows_[cta];
   const bool fine = write ? shadow.write(offset, bytes, now(site), fiber_->view)
                           : shadow.read(offset, bytes, now(site), fiber_->view);
@@ -137,6 +145,16 @@ void Machine::skip_shared_store(int bytes, Site site) {
   const tsan::Unobserved unobserved;
   take_steps(kStepsPerAccess);
   accesses_[lane()].push_back({Access::kSkipped, Access::pack(sites_.id(site), bytes, true, true)});
+}
+
+// Shared memory ends with its CTA.
+void Machine::check_end() const {
+  const Stamp& last = ctas_[fiber_->cta].remote;
+  const View& view = fiber_->view;
+  if (last.thread == 0 || view.saw_read(last)) return;
+  fault("ends while thread " + std::to_string(last.thread - 1) +
+        " of the grid may access its shared memory at " + sites_.name(last.site) +
+        ": it needs a sync_cluster at its end");
 }
 
 unsigned char* Machine::remote(const void* address, int rank, Site site) {

@@ -48,7 +48,10 @@ SNV2_API void cp_async_wait(int pending);
 
 SNV2_API void grid_dependency_wait();
 
-enum class Scope { kCta, kCluster, kGrid };
+// kClusterReads: what a thread of the cluster read may be overwritten, but what it wrote need not
+// be there for other CTAs.
+enum class Scope { kCta, kCluster, kClusterReads, kGrid };
+constexpr int kScopes = 4;
 SNV2_API void barrier(Scope scope, Site site);
 
 // Collectives: each waits until all lanes of `mask`, or all of the warp, are in the same one at the

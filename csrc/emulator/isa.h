@@ -126,9 +126,8 @@ void cp_async_wait() {
 inline void sync_threads(SNV2_HERE) { emulator::barrier(emulator::Scope::kCta, SNV2_SITE); }
 inline void sync_grid(SNV2_HERE) { emulator::barrier(emulator::Scope::kGrid, SNV2_SITE); }
 inline void sync_cluster(SNV2_HERE) { emulator::barrier(emulator::Scope::kCluster, SNV2_SITE); }
-// A barrier like the other: what it does not publish is not modelled.
 inline void sync_cluster_reads(SNV2_HERE) {
-  emulator::barrier(emulator::Scope::kCluster, SNV2_SITE);
+  emulator::barrier(emulator::Scope::kClusterReads, SNV2_SITE);
 }
 inline int warp_uniform(int value) { return value; }
 inline void sync_warp(uint32_t mask = kFullMask, SNV2_HERE) {

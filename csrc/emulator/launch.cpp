@@ -105,6 +105,7 @@ void Machine::begin_group(uint64_t first_cta, uint32_t ctas) {
       f.view.warp = {serial(warp.first), warp.threads, 0};
       f.view.cta = {serial(first), shape_.threads, 0};
       f.view.cluster = {serial(cluster * shape_.threads), shape_.cluster * shape_.threads, 0};
+      f.view.cluster_reads = f.view.cluster;
       f.view.grid = {serial(0), ctas * shape_.threads, 0};
     }
   }

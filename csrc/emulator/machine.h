@@ -18,7 +18,6 @@
 namespace snv2::emulator {
 
 constexpr uint32_t kLanes = 32;
-constexpr int kScopes = 3;
 
 struct Copy {
   unsigned char* to;
@@ -62,6 +61,8 @@ struct Warp {
 struct Cta {
   unsigned char* shared = nullptr;
   uint32_t waiting[kScopes] = {};  // threads at a barrier
+  bool ended = false;              // one of its threads, at least
+  Stamp remote{0, 0, 0};           // the latest access by another CTA of the cluster
 };
 
 // A buffer of the launch.
@@ -119,6 +120,7 @@ class Machine {
     }
   }
   [[noreturn]] void refuse_unaligned(int bytes, Site site);
+  void check_end() const;
   bool access_shared_of(uint32_t cta, const void* address, int bytes, bool write, uint32_t site);
   Stamp now(uint32_t site) const { return {fiber_->view.thread, clock_, site}; }
   void tick();

@@ -26,6 +26,8 @@ const char* name_of(Scope scope) {
       return "sync_threads";
     case Scope::kCluster:
       return "sync_cluster";
+    case Scope::kClusterReads:
+      return "sync_cluster_reads";
     case Scope::kGrid:
       return "sync_grid";
   }
@@ -59,11 +61,13 @@ void Machine::enter() {
     if (!fiber_->under_way.copies.empty()) {
       fault("the kernel ends with a cp.async under way: cp_async_wait is missing");
     }
+    check_end();
   } catch (const std::exception& error) {
     report_ = error.what();
   }
   if (!report_.empty()) leave_context(scheduler_);
   fiber_->state = State::kDone;
+  ctas_[fiber_->cta].ended = true;
   warp_->ready &= ~(uint32_t{1} << lane());
   if (warp_->ready != 0) {
     resume(static_cast<uint32_t>(__builtin_ctz(warp_->ready)));
@@ -130,9 +134,9 @@ void Machine::barrier(Scope scope, Site site) {
   }
   ++ctas_[fiber_->cta].waiting[static_cast<int>(scope)];
   const auto index = static_cast<uint32_t>(fiber_ - fibers_.data());
-  const uint32_t circle = scope == Scope::kCta       ? fiber_->cta
-                          : scope == Scope::kCluster ? fiber_->cta / shape_.cluster
-                                                     : 0;
+  const uint32_t circle = scope == Scope::kCta    ? fiber_->cta
+                          : scope == Scope::kGrid ? 0
+                                                  : fiber_->cta / shape_.cluster;
   order_.arrive(scope, index, circle);
   wait(name_of(scope), 0, site);
   order_.leave(scope, index, circle);
@@ -219,10 +223,10 @@ void Machine::release(Scope scope, uint32_t first, uint32_t threads) {
   for (uint32_t i = first; i < first + threads; ++i) {
     Fiber& f = fibers_[i];
     f.state = State::kReady;
-    (scope == Scope::kCta       ? f.view.cta
-     : scope == Scope::kCluster ? f.view.cluster
-                                : f.view.grid)
-        .time = clock_;
+    f.view.cta.time = clock_;  // any barrier of more than the CTA is one of the CTA
+    if (scope == Scope::kCluster) f.view.cluster.time = clock_;
+    if (scope == Scope::kClusterReads) f.view.cluster_reads.time = clock_;
+    if (scope == Scope::kGrid) f.view.grid.time = clock_;
   }
   const uint32_t ctas = threads / shape_.threads, first_cta = first / shape_.threads;
   const auto warps = static_cast<uint32_t>(warps_.size() / ctas_.size());
@@ -242,7 +246,10 @@ bool Machine::complete_barriers() {
   const struct {
     Scope scope;
     uint32_t ctas;
-  } barriers[] = {{Scope::kCta, 1}, {Scope::kCluster, shape_.cluster}, {Scope::kGrid, all}};
+  } barriers[] = {{Scope::kCta, 1},
+                  {Scope::kCluster, shape_.cluster},
+                  {Scope::kClusterReads, shape_.cluster},
+                  {Scope::kGrid, all}};
   for (const auto& b : barriers) {
     for (uint32_t c = 0; c < all; c += b.ctas) {
       bool arrived = true;

@@ -30,7 +30,7 @@ bool Shadow::read(int64_t offset, int bytes, const Stamp& now, const View& view)
     Readers& r = readers_[i];
     if (r.latest.thread != now.thread && !nobody(r.latest)) {
       const bool keep_other = view.warp.has(r.latest.thread) && !nobody(r.other) &&
-                              !view.warp.has(r.other.thread) && !view.saw(r.other);
+                              !view.warp.has(r.other.thread) && !view.saw_read(r.other);
       if (!keep_other) r.other = r.latest;
     }
     r.latest = now;
@@ -48,7 +48,7 @@ bool Shadow::write(int64_t offset, int bytes, const Stamp& now, const View& view
     }
     const Readers& r = readers_[i];
     for (const Stamp* reader : {&r.latest, &r.other}) {
-      if (!nobody(*reader) && !view.saw(*reader)) {
+      if (!nobody(*reader) && !view.saw_read(*reader)) {
         return refuse(Fault::kWriteRead, true, now, *reader);
       }
     }

@@ -35,7 +35,7 @@ struct Circle {
 struct View {
   uint32_t thread = 0;
   bool trusting = false;  // to leave the order of accesses to another detector
-  Circle warp, cta, cluster, grid;
+  Circle warp, cta, cluster, cluster_reads, grid;
   uint32_t seen_lanes[32] = {};  // by barriers of parts of a warp
 
   bool saw(const Stamp& s) const {
@@ -43,6 +43,7 @@ struct View {
            (warp.has(s.thread) && s.time < seen_lanes[s.thread - warp.first]) || cluster.saw(s) ||
            grid.saw(s) || trusting;
   }
+  bool saw_read(const Stamp& s) const { return saw(s) || cluster_reads.saw(s); }
 };
 
 // History of memory that threads share, in granules of two bytes. The methods return false for

@@ -22,7 +22,7 @@ constexpr uint32_t kMaxThreads = 64 * 1024;  // of a group
 constexpr uint32_t kMeetings = 64;
 // Kinds of objects: a thread; two barriers of each scope; the meetings of a warp, which begins with
 // some thread.
-constexpr uint32_t kOfBarriers = 1, kOfMeetings = kOfBarriers + 2 * 3;
+constexpr uint32_t kOfBarriers = 1, kOfMeetings = kOfBarriers + 2 * kScopes;
 constexpr size_t kObject = 8;
 
 // Runs f() as the thread.
@@ -86,6 +86,7 @@ void* Order::barrier(Scope scope, uint32_t thread, uint32_t circle) {
   return object(kOfBarriers + 2 * kind + odd_[kind][thread], circle);
 }
 
+// A barrier for reads alone is like any other here: ThreadSanitizer has no such thing.
 void Order::arrive(Scope scope, uint32_t thread, uint32_t circle) {
   __tsan_release(barrier(scope, thread, circle));
 }

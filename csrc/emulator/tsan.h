@@ -47,12 +47,12 @@ class Order {
   void* barrier(Scope scope, uint32_t thread, uint32_t circle);
 
   uint32_t turn_ = 0;
-  char start_ = 0, end_ = 0;        // of what the host does before, and after
-  char ended_[kTurns] = {};         // groups
-  std::vector<Pages> objects_;      // of each turn: addresses that stand for threads and barriers
-  std::vector<uint8_t> odd_[3];     // of each thread: barriers passed, modulo two
-  std::vector<uint32_t> meetings_;  // of each warp
-  std::vector<void*> meeting_of_;   // that a thread is to leave
+  char start_ = 0, end_ = 0;    // of what the host does before, and after
+  char ended_[kTurns] = {};     // groups
+  std::vector<Pages> objects_;  // of each turn: addresses that stand for threads and barriers
+  std::vector<uint8_t> odd_[kScopes];  // of each thread: barriers passed, modulo two
+  std::vector<uint32_t> meetings_;     // of each warp
+  std::vector<void*> meeting_of_;      // that a thread is to leave
 };
 
 #else

@@ -166,6 +166,33 @@ TEST(cp_async_from_past_the_end) {
   expect_none([] { run(cp_async_past_the_end<false>, {32}); });
 }
 
+// Each CTA reads what the other one has, which ends with it.
+template <bool Faulty>
+__global__ void __launch_bounds__(64) end_of_a_cluster(Params p) {
+  store(shared_words() + thread(), load(p.in + thread()));
+  sync_cluster();
+  const uint32_t value = load(remote(shared_words(), 1 - cluster_rank()) + thread());
+  store(p.out + (64 * cta() + thread()), value);
+  if (!Faulty) {
+    sync_cluster_reads();
+  }
+}
+// The second CTA has been read from when it ends.
+__global__ void __launch_bounds__(64) end_of_the_other_cta(Params p) {
+  store(shared_words() + thread(), load(p.in + thread()));
+  sync_cluster();
+  if (cluster_rank() == 0) {
+    store(p.out + thread(), load(remote(shared_words(), 1) + thread()));
+  }
+}
+TEST(shared_memory_of_a_cta_that_ends) {
+  const Shape shape{64, 256, 2, 2};
+  expect_fault([&] { run(end_of_a_cluster<true>, shape, 128); }, "sync_cluster", "end", kFile);
+  expect_none([&] { run(end_of_a_cluster<false>, shape, 128); });
+  expect_fault([&] { run(end_of_the_other_cta, shape, 128); }, "CTA (1, 0)", "ends while thread",
+               "sync_cluster", kFile);
+}
+
 // Workspaces and launches that overlap ----------------------------------------------------
 
 // The kernel reads the first half of `output`, and writes the second.

@@ -144,6 +144,30 @@ TEST(missing_sync_cluster) {
               {64, 256, 2, 2}, 128);
 }
 
+// What others have read may be overwritten; what they have written is not there yet.
+template <bool Faulty>
+__global__ void __launch_bounds__(64) sync_of_reads(Params p) {
+  store(shared_words() + thread(), load(p.in + thread()));
+  sync_cluster();
+  const auto theirs = remote(shared_words(), 1 - cluster_rank());
+  const uint32_t value = load(theirs + thread());
+  sync_cluster_reads();
+  store(theirs + (63 - thread()), value);
+  if (Faulty) {
+    sync_cluster_reads();
+  } else {
+    sync_cluster();
+  }
+  store(p.out + (64 * cta() + thread()), load(shared_words() + thread()));
+}
+TEST(barrier_for_reads_before_a_read) {
+  const Shape shape{64, 256, 2, 2};
+  expect_fault([&] { run(sync_of_reads<true>, shape, 128); }, "race: read", "written by",
+               "test_emulator_races.cpp:");
+  expect_none([&] { run(sync_of_reads<false>, shape, 128); });
+  CHECK(output[0] == 63, "output[0] = %u", output[0]);
+}
+
 template <bool Faulty>
 __global__ void __launch_bounds__(64) wait_without_barrier(Params p) {
   store(shared_words() + thread(), uint32_t{0});
