@@ -24,7 +24,6 @@ STAGES = [
     for width, halves in HALVES.items()
     for stage, (half, size) in enumerate(zip(halves, SIZES, strict=True))
 ]
-KERNEL_OF_MODE = {"resident": "Resident", "clustered": "Clustered", "direct": "Direct"}
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ def test_network_is_nineteen_launches(width: str) -> None:
 def test_two_ctas_of_stages_2_and_3_fit_an_sm(half: int, size: int, batch: int) -> None:
     plan = plan_of(stage_of(half, 3), torch.float16)
     device = _native.emulated_device()
-    _, unit, _ = _native.describe_network(plan.words.numpy()[:], batch, size, size)[-3:]
+    _, unit, _ = _native.describe_network(plan.words.numpy(), batch, size, size)[-3:]
     assert 2 * (unit["shared_bytes"] + device["reserved_per_cta"]) <= device["shared_per_sm"]
     build = cuda_kernels.read_build()
     if build is None:
@@ -120,10 +119,9 @@ def test_two_ctas_of_stages_2_and_3_fit_an_sm(half: int, size: int, batch: int) 
         for kernel in build.kernels
         if "unit_kernel" in kernel.kernel and kernel.arch == "sm_90" and "half" in kernel.kernel
     ]
-    assert kernels
-    for kernel in kernels:
-        if kernel.min_ctas != 2:
-            continue
+    inner = [kernel for kernel in kernels if kernel.min_ctas == 2]  # those at the edges have one
+    assert inner
+    for kernel in inner:
         fits = cuda_kernels.occupancy(
             "sm_90", registers=kernel.registers, threads=256, shared=unit["shared_bytes"]
         )

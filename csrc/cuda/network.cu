@@ -61,13 +61,12 @@ Memory plan_memory(const GpuPlan& plan, int64_t batch, int64_t chunk, Extent ext
   return memory;
 }
 
-void check_extents(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width) {
+void check_extents(int64_t batch, int64_t height, int64_t width) {
   // Keeps all products of extents below 2^63, and pixels of one image below 2^31.
   constexpr int64_t kMost = int64_t{1} << 31;
   require(batch >= 0 && batch < kMost && height >= 1 && width >= 1 && height < kMost &&
               width < kMost / height,
           "x: its extents are out of range");
-  static_cast<void>(plan);
 }
 
 MapView view_of(const FeatureMap& map, int64_t first_image) {
@@ -217,7 +216,7 @@ void set_tuning(const Tuning& tuning) {
 
 int64_t images_at_once(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width,
                        const Device& device) {
-  check_extents(plan, batch, height, width);
+  check_extents(batch, height, width);
   if (batch == 0) return 1;
   // An image for each of two CTAs of an SM; more while they stay in half of L2.
   const int64_t each = std::max<int64_t>(plan_memory(plan, 0, 1, {height, width}).total(), 1);
@@ -264,7 +263,7 @@ void run_network(const GpuPlan& plan, const PlanArrays& arrays, const Image& x,
 
 void describe_network(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width,
                       const Device& device, LaunchInfo* infos, int64_t capacity, int64_t& count) {
-  check_extents(plan, batch, height, width);
+  check_extents(batch, height, width);
   // Nothing is read or written: all that counts of the maps is that they are there.
   unsigned char nothing = 0;
   Image x{};
