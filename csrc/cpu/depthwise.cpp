@@ -9,31 +9,43 @@
 namespace snv2::cpu::SNV2_ISA {
 namespace {
 
-// Pixels [0, n) of an output row from three padded input rows, one vector of channels.
-template <int kStride, int kPixels>
-SNV2_INLINE void dw_pixels(const float* const (&rows)[3], const Vec (&weight)[9], Vec bias,
-                           int64_t x, float* y) {
-  Vec acc[kPixels] = {};
-#pragma GCC unroll 9
-  for (int tap = 0; tap < 9; ++tap) {
-    const float* in = rows[tap / 3] + (x * kStride + tap % 3) * kPanel;
-#pragma GCC unroll 4
-    for (int p = 0; p < kPixels; ++p) acc[p] += load(in + p * kStride * kPanel) * weight[tap];
-  }
-  for (int p = 0; p < kPixels; ++p) store(y + (x + p) * kPanel, acc[p] + bias);
+// Pixels that keep the multiplier busy while an input is loaded once for its three taps.
+constexpr int kPixels = kVectorBytes == 64 ? 7 : 4;
+
+// Pixels [x, x + kCount) of an output row from three padded input rows, one vector of channels.
+template <int kStride, int kCount>
+SNV2_INLINE void dw_pixels(const float* const (&rows)[3], const float* weights, int64_t x,
+                           float* y) {
+  Vec sums[kCount] = {};
+  unroll<3>([&](auto row) SNV2_INLINED {
+    Vec weight[3];
+    unroll<3>([&](auto tap) SNV2_INLINED {
+      weight[tap] = load(weights + (row * 3 + tap + 1) * kPanel);
+    });
+    unroll<(kCount - 1) * kStride + 3>([&](auto column) SNV2_INLINED {
+      const Vec in = load(rows[row] + (x * kStride + column) * kPanel);
+      unroll<3>([&](auto tap) SNV2_INLINED {
+        constexpr int kPixel = (column - tap) / kStride;
+        if constexpr (column >= tap && (column - tap) % kStride == 0 && kPixel < kCount) {
+          sums[kPixel] += in * weight[tap];
+        }
+      });
+    });
+  });
+  const Vec bias = load(weights);
+  unroll<kCount>([&](auto p) SNV2_INLINED { store(y + (x + p) * kPanel, sums[p] + bias); });
 }
 
 template <int kStride>
 void dw_row(const float* const (&panel_rows)[3], const float* weights, int64_t width, float* y) {
-  for (int v = 0; v < kVecs; ++v) {
-    const int64_t lane = v * kLanes;
+  for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
     const float* rows[3] = {panel_rows[0] + lane, panel_rows[1] + lane, panel_rows[2] + lane};
-    const Vec bias = load(weights + lane);
-    Vec weight[9];
-    for (int tap = 0; tap < 9; ++tap) weight[tap] = load(weights + (tap + 1) * kPanel + lane);
     int64_t x = 0;
-    for (; x + 4 <= width; x += 4) dw_pixels<kStride, 4>(rows, weight, bias, x, y + lane);
-    for (; x < width; ++x) dw_pixels<kStride, 1>(rows, weight, bias, x, y + lane);
+    for (; x + kPixels <= width; x += kPixels) {
+      dw_pixels<kStride, kPixels>(rows, weights + lane, x, y + lane);
+    }
+    for (; x + 2 <= width; x += 2) dw_pixels<kStride, 2>(rows, weights + lane, x, y + lane);
+    if (x < width) dw_pixels<kStride, 1>(rows, weights + lane, x, y + lane);
   }
 }
 
@@ -86,20 +98,18 @@ void roll_rows(const DepthwiseShape& shape, int64_t group, const float* dw_weigh
 void expand_depthwise(const ExpandDepthwise& op, Range panels, Range out_rows, float* scratch) {
   const DepthwiseShape& shape = op.shape;
   const int64_t y_panel = shape.out_height() * shape.out_width() * kPanel;
-  for (int64_t panel = panels.begin; panel < panels.end;) {
-    const int64_t group = panel_group(panels.end - panel);
+  for_groups(panels, op.pw1.outputs, [&](int64_t panel, Group group) {
     TileRow row{nullptr,      op.pw1.offsets,
                 op.pw1.depth, op.pw1.weights + panel * (op.pw1.depth + 1) * kPanel,
                 nullptr,      0};
-    roll_rows(shape, group, op.dw_weights + panel * 10 * kPanel, op.y + panel * y_panel, out_rows,
+    roll_rows(shape, group.panels, op.dw_weights + panel * 10 * kPanel, op.y + panel * y_panel, out_rows,
               scratch, [&](int64_t index, float* out, int64_t pitch) {
                 row.x = op.pw1.x + index * shape.width * kPanel;
                 row.y = out;
                 row.y_panel = pitch;
                 tile_row(row, group, shape.width, Epilogue::kStoreRelu, kPanel);
               });
-    panel += group;
-  }
+  });
 }
 
 void panel_depthwise(const PanelDepthwise& op, Range panels, Range out_rows, float* scratch) {

@@ -19,6 +19,7 @@ struct Pointwise {
   const float* x;
   const int32_t* offsets;  // [depth], in floats from x
   int64_t depth;
+  int64_t outputs;
   const float* weights;  // packed [outputs, depth]
   float* y;              // first output panel
   int64_t y_panel;       // floats between output panels

@@ -206,7 +206,8 @@ class ImageRunner {
     // Up to the depthwise results
     const DepthwiseShape shape{extent_.height, extent_.width, step.stride};
     const ExpandDepthwise expand{
-        {current_, in_offsets, step.in_channels, weights_ + step.pw1_weights, nullptr, 0, 0},
+        {current_, in_offsets, step.in_channels, step.mid_channels, weights_ + step.pw1_weights,
+         nullptr, 0, 0},
         weights_ + step.dw_weights,
         shape,
         depthwise_};
@@ -229,6 +230,7 @@ class ImageRunner {
     const Pointwise pw2{depthwise_,
                         mid_offsets,
                         step.mid_channels,
+                        step.out_channels,
                         weights_ + step.pw2_weights,
                         result + step.out_panel * out_pixels * kPanel,
                         out_pixels * kPanel,
@@ -236,6 +238,7 @@ class ImageRunner {
     const Pointwise proj{proj_depthwise,
                          proj_offsets,
                          step.proj_depth,
+                         step.proj_channels,
                          weights_ + step.proj_pw_weights,
                          result + step.proj_out_panel * out_pixels * kPanel,
                          out_pixels * kPanel,
@@ -260,6 +263,7 @@ class ImageRunner {
     const Pointwise op{current_,
                        offsets_,
                        step.in_channels,
+                       step.mid_channels,
                        weights_ + step.pw1_weights,
                        features_ + image_ * kPanel,
                        x_.batch * kPanel,
@@ -303,7 +307,7 @@ void classify(const Step& head, const float* weights, const Memory& memory, floa
   int32_t* const offsets = reinterpret_cast<int32_t*>(classes + memory.classes);
   identity_offsets(head.mid_channels, out.batch, offsets);
   const Pointwise op{
-      features,           offsets,  head.mid_channels, weights + head.pw2_weights, classes,
+      features,           offsets,  head.mid_channels, head.out_channels, weights + head.pw2_weights, classes,
       out.batch * kPanel, out.batch};
   const int64_t panels = panels_of(head.out_channels);
   const int64_t work = head.mid_channels * head.out_channels * out.batch;

@@ -1,179 +1,259 @@
 // Matrix product of gathered planes with packed weights.
 //
-// A tile holds P pixels x G panels of 16 outputs in registers. For each input plane it loads G
-// panels of weights, then broadcasts one input of each pixel: an input is addressed as
+// A tile holds P pixels x V vectors of outputs in registers. For each input plane it loads V
+// vectors of weights, then broadcasts one input of each pixel: an input is addressed as
 // x + offsets[k] + pixel * 16, so any gather of planes costs one load of an offset for each k,
-// shared by P * G * 16 multiply-adds. Rows are cut into tiles of equal height (up to one pixel),
+// shared by P * V multiply-adds. Rows are cut into tiles of equal height (up to one pixel),
 // because a short last tile leaves the multiplier idle.
 //
-// Bytes for each multiply-add vector: (G * 64 + P * 4) / (P * G), 13 at P = 7, G = 2, from L1.
+// Bytes from L1 for each multiply-add: (V * 64 + P * 4) / (P * V), 11 at P = 7, V = 2.
 #include "cpu/pointwise.h"
 
-#include <utility>
+#include <algorithm>
 
 namespace snv2::cpu::SNV2_ISA {
 namespace {
 
+// Sums that leave registers for the weights and one input, and the pixels of a tile.
+#if defined(__AVX512F__)
+constexpr int kAccumulators = 28;
+constexpr int kPixels = 7;
+#elif defined(__AVX2__)
+constexpr int kAccumulators = 12;
+constexpr int kPixels = 6;
+#elif defined(__aarch64__)
+constexpr int kAccumulators = 24;
+constexpr int kPixels = 6;
+#else
+constexpr int kAccumulators = 12;  // the weights come from memory
+constexpr int kPixels = 3;
+#endif
+
 // Sums over k run in as many chains as fit the registers, which hides the latency of the
 // multiply-add in small tiles, and in blocks: both keep the rounding error of long sums small.
-constexpr int64_t kDepthBlock = 128;
+constexpr int64_t kDepthBlock = 256;
 
-constexpr int chains_of(int pixels, int panels) {
-  const int fit = kAccumulators / (pixels * panels * kVecs);
+constexpr int chains_of(int sums) {
+  const int fit = kAccumulators / sums;
   return fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
 }
 
-template <int kPixels, int kPanels, int kXStride, Epilogue kEpilogue>
-void tile(const TileRow& row, int64_t first_pixel) {
-  constexpr int kWide = kPanels * kVecs;
-  constexpr int kChains = chains_of(kPixels, kPanels);
-  const int64_t depth = row.depth;
-  const int64_t weight_panel = (depth + 1) * kPanel;
-  const float* x = row.x + first_pixel * kXStride;
-  const int32_t* offsets = row.offsets;
-  const auto panel_vec = [&](const float* panels, int v) {
-    return load(panels + (v / kVecs) * weight_panel + (v % kVecs) * kLanes);
-  };
+// Vectors of outputs: those of whole panels, then those of half a panel.
+template <int kPanels, bool kHalf>
+struct Outputs {
+  static constexpr int kFull = (kPanels - kHalf) * kVecs;
+  static constexpr int kCount = kFull + (kHalf ? kHalfVecs : 0);
 
-  // Multiply-add, from zero: with the bias in from the start, every rounding would be of its size
-  const float* w = row.weights + kPanel;
-  const auto multiply_add = [&](Vec(&sum)[kPixels][kWide], int64_t k) {
-    Vec weight[kWide];
-    for (int v = 0; v < kWide; ++v) weight[v] = panel_vec(w + k * kPanel, v);
-    const float* xk = x + offsets[k];
-#pragma GCC unroll 16
-    for (int p = 0; p < kPixels; ++p) {
-      const float value = xk[p * kXStride];
-#pragma GCC unroll 8
-      for (int v = 0; v < kWide; ++v) sum[p][v] += value * weight[v];
-    }
-  };
-  Vec acc[kPixels][kWide] = {};
-  for (int64_t begin = 0; begin < depth; begin += kDepthBlock) {
-    const int64_t end = begin + kDepthBlock < depth ? begin + kDepthBlock : depth;
-    Vec chain[kChains][kPixels][kWide] = {};
-    int64_t k = begin;
-#pragma GCC unroll 1
-    for (; k + kChains <= end; k += kChains) {
-#pragma GCC unroll 4
-      for (int c = 0; c < kChains; ++c) multiply_add(chain[c], k + c);
-    }
-    if constexpr (kChains > 1) {
-      for (; k < end; ++k) multiply_add(chain[0], k);
-    }
-    for (int c = 0; c < kChains; ++c) {
-      for (int p = 0; p < kPixels; ++p) {
-        for (int v = 0; v < kWide; ++v) acc[p][v] += chain[c][p][v];
-      }
-    }
+  // Few taps, as the stem's, need no second chain.
+  static constexpr int max_pixels(int x_stride) {
+    const int most = x_stride < kPanel ? 2 * kPixels : kCount > 2 ? kPixels + 2 : kPixels;
+    return std::min(most, kAccumulators / kCount);
   }
 
-  // Bias
-  for (int v = 0; v < kWide; ++v) {
-    const Vec bias = panel_vec(row.weights, v);
-    for (int p = 0; p < kPixels; ++p) acc[p][v] += bias;
+  // The place of vector v in a panelled array whose panels are `panel` floats apart.
+  static constexpr int64_t at(int v, int64_t panel) {
+    return v < kFull ? v / kVecs * panel + v % kVecs * kLanes
+                     : kFull / kVecs * panel + (v - kFull) * kHalfLanes;
   }
-
-  // Store
-  if constexpr (kEpilogue == Epilogue::kSumRelu) {
-    for (int v = 0; v < kWide; ++v) {
-      float* y = row.y + (v / kVecs) * row.y_panel + (v % kVecs) * kLanes;
-      Vec sum = load(y);
-      for (int p = 0; p < kPixels; ++p) sum += relu(acc[p][v]);
-      store(y, sum);
-    }
-  } else {
-    float* y = row.y + first_pixel * kPanel;
-    for (int p = 0; p < kPixels; ++p) {
-      for (int v = 0; v < kWide; ++v) {
-        const Vec value = kEpilogue == Epilogue::kStoreRelu ? relu(acc[p][v]) : acc[p][v];
-        store(y + p * kPanel + (v / kVecs) * row.y_panel + (v % kVecs) * kLanes, value);
-      }
-    }
-  }
-}
-
-using TileFunction = void (*)(const TileRow&, int64_t);
-
-// Tiles of 1 to kLimit pixels.
-template <int kLimit>
-struct TileTable {
-  TileFunction of_pixels[kLimit];
 };
 
-template <int kPanels, int kXStride, Epilogue kEpilogue, int... kPixelsMinus1>
-constexpr TileTable<sizeof...(kPixelsMinus1)> make_tiles(
-    std::integer_sequence<int, kPixelsMinus1...>) {
-  return {{&tile<kPixelsMinus1 + 1, kPanels, kXStride, kEpilogue>...}};
+// The sums of a tile, or one chain of them.
+template <int kTilePixels, class O>
+struct Sums {
+  Vec full[kTilePixels][O::kFull + 1] = {};
+  HalfVec half[kTilePixels][O::kCount - O::kFull + 1] = {};
+
+  template <int p, int v>
+  SNV2_INLINE auto& at() {
+    if constexpr (v < O::kFull) {
+      return full[p][v];
+    } else {
+      return half[p][v - O::kFull];
+    }
+  }
+
+  // f(sum, pixel, vector) of each.
+  template <class F>
+  SNV2_INLINE void each(const F& f) {
+    unroll<kTilePixels>([&](auto p) SNV2_INLINED {
+      unroll<O::kCount>([&](auto v) SNV2_INLINED { f(at<p, v>(), p, v); });
+    });
+  }
+
+  SNV2_INLINE void add(Sums& others) {
+    each([&](auto& sum, auto p, auto v) SNV2_INLINED { sum += others.template at<p, v>(); });
+  }
+};
+
+// Planes [begin, end) of a tile, from zero: with the bias in from the start, every rounding would
+// be of its size.
+template <int kTilePixels, class O, int kXStride>
+SNV2_INLINE Sums<kTilePixels, O> sum_block(const TileRow& row, const float* x, int64_t begin,
+                                           int64_t end) {
+  constexpr int kChains = chains_of(kTilePixels * O::kCount);
+  const int64_t weight_panel = (row.depth + 1) * kPanel;
+  Sums<kTilePixels, O> chains[kChains];
+  const auto multiply_add = [&](auto& sums, int64_t k) SNV2_INLINED {
+    const float* w = row.weights + (k + 1) * kPanel;
+    Sums<1, O> weights;
+    weights.each([&](auto& weight, auto, auto v) SNV2_INLINED {
+      weight = load<std::decay_t<decltype(weight)>>(w + O::at(v, weight_panel));
+    });
+    const float* xk = x + row.offsets[k];
+    unroll<kTilePixels>([&](auto p) SNV2_INLINED {
+      const float value = xk[p * kXStride];
+      unroll<O::kCount>([&](auto v) SNV2_INLINED {
+        sums.template at<p, v>() += value * weights.template at<0, v>();
+      });
+    });
+  };
+  int64_t k = begin;
+#pragma GCC unroll 1
+  for (; k + kChains <= end; k += kChains) {
+    unroll<kChains>([&](auto c) SNV2_INLINED { multiply_add(chains[c], k + c); });
+  }
+  if constexpr (kChains > 1) {
+#pragma GCC unroll 1
+    for (; k < end; ++k) multiply_add(chains[0], k);
+  }
+  unroll<kChains - 1>([&](auto c) SNV2_INLINED { chains[0].add(chains[c + 1]); });
+  return chains[0];
 }
 
-template <int kPanels, int kLimit, int kXStride, Epilogue kEpilogue>
-void run_tiles(const TileRow& row, int64_t pixels) {
-  static constexpr auto kTiles =
-      make_tiles<kPanels, kXStride, kEpilogue>(std::make_integer_sequence<int, kLimit>());
-  const int64_t count = ceil_div(pixels, kLimit);
-  for (int64_t i = 0; i < count; ++i) {
-    const Range range = part_of(pixels, count, i);
-    kTiles.of_pixels[range.size() - 1](row, range.begin);
+// Bias, activation and store of a tile whose first pixel is at y.
+template <int kTilePixels, class O>
+SNV2_INLINE void finish(const TileRow& row, Epilogue epilogue, Sums<kTilePixels, O>& sums,
+                        float* y) {
+  Sums<1, O> bias;
+  bias.each([&](auto& b, auto, auto v) SNV2_INLINED {
+    b = load<std::decay_t<decltype(b)>>(row.weights + O::at(v, (row.depth + 1) * kPanel));
+  });
+  sums.each([&](auto& sum, auto, auto v) SNV2_INLINED { sum += bias.template at<0, v>(); });
+  if (epilogue != Epilogue::kStore) {
+    sums.each([&](auto& sum, auto, auto) SNV2_INLINED { sum = relu(sum); });
+  }
+  const int64_t y_panel = row.y_panel;
+  if (epilogue == Epilogue::kSumRelu) {
+    unroll<O::kCount>([&](auto v) SNV2_INLINED {
+      auto& total = sums.template at<0, v>();
+      unroll<kTilePixels - 1>([&](auto p) SNV2_INLINED { total += sums.template at<p + 1, v>(); });
+      float* to = y + O::at(v, y_panel);
+      store(to, total + load<std::decay_t<decltype(total)>>(to));
+    });
+    return;
+  }
+  sums.each([&](auto& sum, auto p, auto v) SNV2_INLINED {
+    store(y + p * kPanel + O::at(v, y_panel), sum);
+  });
+  unroll<kTilePixels>([&](auto p) SNV2_INLINED {
+    unroll<O::kCount - O::kFull>([&](auto v) SNV2_INLINED {
+      store(y + p * kPanel + O::at(v + O::kCount, y_panel), HalfVec{});
+    });
+  });
+}
+
+// A tile whose sums, beside the chains of a block, do not fit the registers.
+template <int kTilePixels, class O, int kXStride>
+__attribute__((noinline)) void deep_tile(const TileRow& row, Epilogue epilogue, const float* x,
+                                         float* y) {
+  auto sums = sum_block<kTilePixels, O, kXStride>(row, x, 0, kDepthBlock);
+  for (int64_t begin = kDepthBlock; begin < row.depth; begin += kDepthBlock) {
+    const int64_t end = std::min(row.depth, begin + kDepthBlock);
+    auto block = sum_block<kTilePixels, O, kXStride>(row, x, begin, end);
+    sums.add(block);
+  }
+  finish(row, epilogue, sums, y);
+}
+
+// `count` tiles, one after the other.
+template <int kTilePixels, class O, int kXStride>
+void tiles(const TileRow& row, Epilogue epilogue, int64_t first_pixel, int64_t count) {
+  const int64_t y_step = epilogue == Epilogue::kSumRelu ? 0 : kPanel;
+  const float* x = row.x + first_pixel * kXStride;
+  float* y = row.y + first_pixel * y_step;
+  for (int64_t i = 0; i < count; ++i, x += kTilePixels * kXStride, y += kTilePixels * y_step) {
+    if (row.depth > kDepthBlock) {
+      deep_tile<kTilePixels, O, kXStride>(row, epilogue, x, y);
+    } else {
+      auto sums = sum_block<kTilePixels, O, kXStride>(row, x, 0, row.depth);
+      finish(row, epilogue, sums, y);
+    }
   }
 }
 
-template <int kXStride, Epilogue kEpilogue>
-void run_group(const TileRow& row, int64_t panels, int64_t pixels) {
-  if constexpr (kMaxPixels3 > 0) {
-    if (panels == 3) return run_tiles<3, kMaxPixels3, kXStride, kEpilogue>(row, pixels);
-  }
-  if constexpr (kMaxPanels > 1) {
-    if (panels == 2) return run_tiles<2, kMaxPixels, kXStride, kEpilogue>(row, pixels);
-  }
-  run_tiles<1, kMaxPixels, kXStride, kEpilogue>(row, pixels);
+using TilesFunction = void (*)(const TileRow&, Epilogue, int64_t, int64_t);
+
+template <class O, int kXStride, int... kPixelsMinus1>
+void run_tiles(const TileRow& row, Epilogue epilogue, int64_t pixels,
+               std::integer_sequence<int, kPixelsMinus1...>) {
+  static constexpr TilesFunction kTiles[] = {&tiles<kPixelsMinus1 + 1, O, kXStride>...};
+  const int64_t count = ceil_div(pixels, sizeof...(kPixelsMinus1));
+  const int64_t size = pixels / count, larger = pixels % count;
+  if (larger > 0) kTiles[size](row, epilogue, 0, larger);
+  kTiles[size - 1](row, epilogue, larger * (size + 1), count - larger);
 }
 
-// Weights of one group stay in L1 while all pixels pass by.
-template <class F>
-void for_groups(const Pointwise& op, Range panels, const F& f) {
-  TileRow row{op.x, op.offsets, op.depth, nullptr, nullptr, op.y_panel};
-  for (int64_t panel = panels.begin; panel < panels.end;) {
-    const int64_t group = panel_group(panels.end - panel);
-    row.weights = op.weights + panel * (op.depth + 1) * kPanel;
-    row.y = op.y + panel * op.y_panel;
-    f(row, group);
-    panel += group;
+template <int kPanels, bool kHalf>
+void run_group(const TileRow& row, int64_t pixels, Epilogue epilogue, int x_stride) {
+  using O = Outputs<kPanels, kHalf>;
+  if (x_stride == 2) {
+    return run_tiles<O, 2>(row, epilogue, pixels,
+                           std::make_integer_sequence<int, O::max_pixels(2)>{});
   }
+  run_tiles<O, kPanel>(row, epilogue, pixels,
+                       std::make_integer_sequence<int, O::max_pixels(kPanel)>{});
 }
 
 }  // namespace
 
-void tile_row(const TileRow& row, int64_t panels, int64_t pixels, Epilogue epilogue, int x_stride) {
-  if (x_stride == 2) return run_group<2, Epilogue::kStoreRelu>(row, panels, pixels);
-  switch (epilogue) {
-    case Epilogue::kStore:
-      return run_group<kPanel, Epilogue::kStore>(row, panels, pixels);
-    case Epilogue::kStoreRelu:
-      return run_group<kPanel, Epilogue::kStoreRelu>(row, panels, pixels);
-    case Epilogue::kSumRelu:
-      return run_group<kPanel, Epilogue::kSumRelu>(row, panels, pixels);
+void tile_row(const TileRow& row, Group group, int64_t pixels, Epilogue epilogue, int x_stride) {
+  if (pixels == 0) return;
+  switch (group.halves()) {
+    case 1:
+      return run_group<1, true>(row, pixels, epilogue, x_stride);
+    case 2:
+      return run_group<1, false>(row, pixels, epilogue, x_stride);
+#if defined(__AVX512F__)
+    case 3:
+      return run_group<2, true>(row, pixels, epilogue, x_stride);
+    case 4:
+      return run_group<2, false>(row, pixels, epilogue, x_stride);
+    case 5:
+      return run_group<3, true>(row, pixels, epilogue, x_stride);
+    case 6:
+      return run_group<3, false>(row, pixels, epilogue, x_stride);
+#endif
+    default:
+      __builtin_unreachable();
   }
 }
 
 void pointwise(const Pointwise& op, bool relu, Range panels, Range pixels) {
   const Epilogue epilogue = relu ? Epilogue::kStoreRelu : Epilogue::kStore;
-  for_groups(op, panels, [&](TileRow& row, int64_t group) {
-    row.x = op.x + pixels.begin * kPanel;
-    row.y += pixels.begin * kPanel;
+  for_groups(panels, op.outputs, [&](int64_t panel, Group group) {
+    const TileRow row{op.x + pixels.begin * kPanel,
+                      op.offsets,
+                      op.depth,
+                      op.weights + panel * (op.depth + 1) * kPanel,
+                      op.y + panel * op.y_panel + pixels.begin * kPanel,
+                      op.y_panel};
     tile_row(row, group, pixels.size(), epilogue, kPanel);
   });
 }
 
 void pointwise_mean(const Pointwise& op, Range panels) {
   const float scale = 1.0f / static_cast<float>(op.pixels);
-  for_groups(op, panels, [&](TileRow& row, int64_t group) {
-    for (int64_t g = 0; g < group; ++g) {
-      for (int64_t i = 0; i < kPanel; ++i) row.y[g * op.y_panel + i] = 0.0f;
+  for_groups(panels, op.outputs, [&](int64_t panel, Group group) {
+    float* const y = op.y + panel * op.y_panel;
+    for (int64_t g = 0; g < group.panels; ++g) {
+      for (int64_t i = 0; i < kPanel; ++i) y[g * op.y_panel + i] = 0.0f;
     }
+    const TileRow row{op.x, op.offsets,
+                      op.depth, op.weights + panel * (op.depth + 1) * kPanel,
+                      y,    op.y_panel};
     tile_row(row, group, op.pixels, Epilogue::kSumRelu, kPanel);
-    for (int64_t g = 0; g < group; ++g) {
-      for (int64_t i = 0; i < kPanel; ++i) row.y[g * op.y_panel + i] *= scale;
+    for (int64_t g = 0; g < group.panels; ++g) {
+      for (int64_t i = 0; i < kPanel; ++i) y[g * op.y_panel + i] *= scale;
     }
   });
 }

@@ -22,14 +22,30 @@ enum class Epilogue {
   kSumRelu,    // y += relu(v), all pixels into one
 };
 
-// Panels that one call of tile_row takes from `count` that are left: 1, 2 or 3.
-constexpr int64_t panel_group(int64_t count) {
-  if (kMaxPixels3 > 0 && count == 3) return 3;
-  return count < kMaxPanels ? count : kMaxPanels;
+// Panels of outputs, the last of which may be live in its first half only: the other half is
+// then not computed, and its results are zero.
+struct Group {
+  int64_t panels;
+  bool half;
+
+  int64_t halves() const { return 2 * panels - half; }
+};
+
+// Cuts a range of panels of `outputs` channels into groups for tile_row: f(first panel, group).
+template <class F>
+void for_groups(Range panels, int64_t outputs, const F& f) {
+  constexpr int64_t kUsual = kVecs == 1 ? 2 : 1;
+  constexpr int64_t kLargest = kVecs == 1 ? 3 : 1;
+  const bool half = panels.end == panels_of(outputs) && panels.end * kPanel - outputs >= kPanel / 2;
+  for (int64_t panel = panels.begin; panel < panels.end;) {
+    const int64_t left = panels.end - panel;
+    const int64_t taken = left <= kLargest ? left : kUsual;
+    f(panel, Group{taken, half && taken == left});
+    panel += taken;
+  }
 }
 
-// `pixels` outputs of a group of panels; pixels of x are `x_stride` (2 or 16) floats apart,
-// pixels of y 16.
-void tile_row(const TileRow& row, int64_t panels, int64_t pixels, Epilogue epilogue, int x_stride);
+// `pixels` outputs of a group; pixels of x are `x_stride` (2 or 16) floats apart, pixels of y 16.
+void tile_row(const TileRow& row, Group group, int64_t pixels, Epilogue epilogue, int x_stride);
 
 }  // namespace snv2::cpu::SNV2_ISA

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "cpu/kernels.h"
 
@@ -11,35 +13,16 @@
 #endif
 
 #define SNV2_INLINE inline __attribute__((always_inline))
+#define SNV2_INLINED __attribute__((always_inline))  // of a lambda
 
 namespace snv2::cpu::SNV2_ISA {
 
 #if defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;
-// 7 x 2 accumulators in two chains, 2 weights, 1 input: 31 of 32 registers. 14 pixels in one
-// chain are no faster, and less exact.
-inline constexpr int kMaxPixels = 7;
-inline constexpr int kMaxPanels = 2;
-inline constexpr int kMaxPixels3 = 8;  // with three panels: 24 + 3 + 1
-inline constexpr int kAccumulators = 28;
 #elif defined(__AVX2__)
 inline constexpr int kVectorBytes = 32;
-inline constexpr int kMaxPixels = 6;  // 6 x 2 accumulators, 2 weights, 1 input: 15 registers
-inline constexpr int kMaxPanels = 1;
-inline constexpr int kMaxPixels3 = 0;
-inline constexpr int kAccumulators = 12;
-#elif defined(__aarch64__)
-inline constexpr int kVectorBytes = 16;
-inline constexpr int kMaxPixels = 6;  // 6 x 4 accumulators, 4 weights, 1 input: 29 registers
-inline constexpr int kMaxPanels = 1;
-inline constexpr int kMaxPixels3 = 0;
-inline constexpr int kAccumulators = 24;
 #else
 inline constexpr int kVectorBytes = 16;
-inline constexpr int kMaxPixels = 3;  // 3 x 4 accumulators: the rest comes from memory
-inline constexpr int kMaxPanels = 1;
-inline constexpr int kMaxPixels3 = 0;
-inline constexpr int kAccumulators = 12;
 #endif
 
 inline constexpr int kLanes = kVectorBytes / 4;
@@ -47,13 +30,39 @@ inline constexpr int kVecs = kPanel / kLanes;  // vectors in a panel
 static_assert(kVecs * kLanes == kPanel);
 
 using Vec = float __attribute__((vector_size(kVectorBytes)));
-using VecUnaligned = float __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 
-SNV2_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
-SNV2_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
+// Half a panel: of the widest vectors a half one, else half as many.
+inline constexpr int kHalfVecs = kVecs == 1 ? 1 : kVecs / 2;
+inline constexpr int kHalfLanes = kPanel / 2 / kHalfVecs;
+using HalfVec = float __attribute__((vector_size(kHalfLanes * 4)));
+
+// From and to any address.
+template <class V = Vec>
+SNV2_INLINE V load(const float* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V>
+SNV2_INLINE void store(float* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
 
 // A NaN passes through, as in torch.relu, and -0 becomes +0, which max_relu relies on.
-SNV2_INLINE Vec relu(Vec v) { return Vec{} >= v ? Vec{} : v; }
+template <class V>
+SNV2_INLINE V relu(V v) {
+  return V{} >= v ? V{} : v;
+}
+
+// f(0), ..., f(n - 1), each index a constant: arrays that only such indices reach are registers.
+template <int... kIndices, class F>
+SNV2_INLINE void unroll(std::integer_sequence<int, kIndices...>, const F& f) {
+  (f(std::integral_constant<int, kIndices>{}), ...);
+}
+template <int kCount, class F>
+SNV2_INLINE void unroll(const F& f) {
+  unroll(std::make_integer_sequence<int, kCount>{}, f);
+}
 
 using VecBits = uint32_t __attribute__((vector_size(kVectorBytes)));
 

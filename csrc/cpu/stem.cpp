@@ -89,8 +89,7 @@ void stem(const Stem& op, Range out_rows, float* scratch) {
         for (int64_t i = 0; i < kPanel; ++i) row[i] = row[conv_pitch - kPanel + i] = 0.0f;
       }
       if (!inside) continue;
-      for (int64_t panel = 0; panel < panels;) {
-        const int64_t group = panel_group(panels - panel);
+      for_groups({0, panels}, op.out_channels, [&](int64_t panel, Group group) {
         const TileRow row{strip + 2 * r * in_pitch,
                           op.offsets,
                           depth,
@@ -98,8 +97,7 @@ void stem(const Stem& op, Range out_rows, float* scratch) {
                           out + panel * conv_pitch + kPanel,
                           conv_pitch};
         tile_row(row, group, conv_width, Epilogue::kStoreRelu, 2);
-        panel += group;
-      }
+      });
     }
 
     // Pool
