@@ -93,13 +93,12 @@ SNV2_INLINE Sums<kTilePixels, O> sum_block(const TileRow& row, const float* x, i
   constexpr int kChains = chains_of(kTilePixels * O::kCount);
   const int64_t weight_panel = (row.depth + 1) * kPanel;
   Sums<kTilePixels, O> chains[kChains];
-  const auto multiply_add = [&](auto& sums, int64_t k) SNV2_INLINED {
-    const float* w = row.weights + (k + 1) * kPanel;
+  const auto multiply_add = [&](auto& sums, const float* w, int32_t offset) SNV2_INLINED {
     Sums<1, O> weights;
     weights.each([&](auto& weight, auto, auto v) SNV2_INLINED {
       weight = load<std::decay_t<decltype(weight)>>(w + O::at(v, weight_panel));
     });
-    const float* xk = x + row.offsets[k];
+    const float* xk = x + offset;
     unroll<kTilePixels>([&](auto p) SNV2_INLINED {
       const float value = xk[p * kXStride];
       unroll<O::kCount>([&](auto v) SNV2_INLINED {
@@ -107,14 +106,17 @@ SNV2_INLINE Sums<kTilePixels, O> sum_block(const TileRow& row, const float* x, i
       });
     });
   };
-  int64_t k = begin;
+  const float* w = row.weights + (begin + 1) * kPanel;
+  const int32_t* offset = row.offsets + begin;
+  const int32_t* const last = row.offsets + end;
 #pragma GCC unroll 1
-  for (; k + kChains <= end; k += kChains) {
-    unroll<kChains>([&](auto c) SNV2_INLINED { multiply_add(chains[c], k + c); });
+  for (; offset + kChains <= last; offset += kChains, w += kChains * kPanel) {
+    unroll<kChains>(
+        [&](auto c) SNV2_INLINED { multiply_add(chains[c], w + c * kPanel, offset[c]); });
   }
   if constexpr (kChains > 1) {
 #pragma GCC unroll 1
-    for (; k < end; ++k) multiply_add(chains[0], k);
+    for (; offset < last; ++offset, w += kPanel) multiply_add(chains[0], w, *offset);
   }
   unroll<kChains - 1>([&](auto c) SNV2_INLINED { chains[0].add(chains[c + 1]); });
   return chains[0];
@@ -126,7 +128,8 @@ SNV2_INLINE void finish(const TileRow& row, Epilogue epilogue, Sums<kTilePixels,
                         float* y) {
   Sums<1, O> bias;
   bias.each([&](auto& b, auto, auto v) SNV2_INLINED {
-    b = load<std::decay_t<decltype(b)>>(row.weights + O::at(v, (row.depth + 1) * kPanel));
+    const float* at = row.weights + O::at(v, (row.depth + 1) * kPanel);
+    b = load<std::decay_t<decltype(b)>>(at) + 0.0f;  // not -0, see relu
   });
   sums.each([&](auto& sum, auto, auto v) SNV2_INLINED { sum += bias.template at<0, v>(); });
   if (epilogue != Epilogue::kStore) {
@@ -143,12 +146,12 @@ SNV2_INLINE void finish(const TileRow& row, Epilogue epilogue, Sums<kTilePixels,
     return;
   }
   sums.each([&](auto& sum, auto p, auto v) SNV2_INLINED {
-    store(y + p * kPanel + O::at(v, y_panel), sum);
-  });
-  unroll<kTilePixels>([&](auto p) SNV2_INLINED {
-    unroll<O::kCount - O::kFull>([&](auto v) SNV2_INLINED {
-      store(y + p * kPanel + O::at(v + O::kCount, y_panel), HalfVec{});
-    });
+    float* to = y + p * kPanel + O::at(v, y_panel);
+    if constexpr (v < O::kFull) {
+      store(to, sum);
+    } else {
+      store_half(to, sum);
+    }
   });
 }
 

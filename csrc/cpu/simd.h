@@ -6,6 +6,10 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #include "cpu/kernels.h"
 
 #ifndef SNV2_ISA
@@ -48,11 +52,32 @@ SNV2_INLINE void store(float* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
-// A NaN passes through, as in torch.relu, and -0 becomes +0, which max_relu relies on.
-template <class V>
-SNV2_INLINE V relu(V v) {
-  return V{} >= v ? V{} : v;
+// One of kHalfVecs vectors of half a panel, and zeros in its place in the other half.
+SNV2_INLINE void store_half(float* p, HalfVec v) {
+#if defined(__AVX512F__)
+  store(p, _mm512_zextps256_ps512(v));
+#else
+  store(p, v);
+  store(p + kPanel / 2, HalfVec{});
+#endif
 }
+
+// For v that is never -0, which max_relu relies on. A NaN passes through, as in torch.relu: the
+// maximum of x86 is its second operand where the two do not compare.
+SNV2_INLINE Vec relu(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(Vec{}, v);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(Vec{}, v);
+#elif defined(__SSE2__)
+  return _mm_max_ps(Vec{}, v);
+#else
+  return Vec{} >= v ? Vec{} : v;
+#endif
+}
+#if defined(__AVX512F__)
+SNV2_INLINE HalfVec relu(HalfVec v) { return _mm256_max_ps(HalfVec{}, v); }
+#endif
 
 // f(0), ..., f(n - 1), each index a constant: arrays that only such indices reach are registers.
 template <int... kIndices, class F>
