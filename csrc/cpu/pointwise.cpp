@@ -39,8 +39,9 @@ constexpr int chains_of(int sums) {
 }
 
 // Vectors of outputs: those of whole panels, then those of half a panel.
-template <int kPanels, bool kHalf>
+template <int kPanelCount, bool kHalf>
 struct Outputs {
+  static constexpr int kPanels = kPanelCount;
   static constexpr int kFull = (kPanels - kHalf) * kVecs;
   static constexpr int kCount = kFull + (kHalf ? kHalfVecs : 0);
 
@@ -98,6 +99,12 @@ SNV2_INLINE Sums<kTilePixels, O> sum_block(const TileRow& row, const float* x, i
     weights.each([&](auto& weight, auto, auto v) SNV2_INLINED {
       weight = load<std::decay_t<decltype(weight)>>(w + O::at(v, weight_panel));
     });
+    // The next group's weights come from L3 or memory, which is too far for one tile to hide.
+    if constexpr (kXStride == kPanel) {
+      unroll<O::kPanels>([&](auto panel) SNV2_INLINED {
+        __builtin_prefetch(w + (O::kPanels + panel) * weight_panel, 0, 2);
+      });
+    }
     const float* xk = x + offset;
     unroll<kTilePixels>([&](auto p) SNV2_INLINED {
       const float value = xk[p * kXStride];
