@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from snv2_kernels import _native
+from snv2_kernels.memory import empty_floats
 from snv2_kernels.ops import OPERATORS
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class CpuRunner:
             self.plan.words.numpy(), self.plan.weights.numel(), n, h, w, self.threads
         )
         with torch.inference_mode(False):
-            self.workspace = torch.empty(size // 4, dtype=torch.float32, device="cpu")
+            self.workspace = empty_floats(size // 4)
 
     def __call__(self, x: Tensor) -> None:
         if torch.get_num_threads() != self.threads:

@@ -19,9 +19,8 @@ SNV2_INLINE void dw_pixels(const float* const (&rows)[3], const float* weights, 
   Vec sums[kCount] = {};
   unroll<3>([&](auto row) SNV2_INLINED {
     Vec weight[3];
-    unroll<3>([&](auto tap) SNV2_INLINED {
-      weight[tap] = load(weights + (row * 3 + tap + 1) * kPanel);
-    });
+    unroll<3>([&](auto tap)
+                  SNV2_INLINED { weight[tap] = load(weights + (row * 3 + tap + 1) * kPanel); });
     unroll<(kCount - 1) * kStride + 3>([&](auto column) SNV2_INLINED {
       const Vec in = load(rows[row] + (x * kStride + column) * kPanel);
       unroll<3>([&](auto tap) SNV2_INLINED {
@@ -102,8 +101,8 @@ void expand_depthwise(const ExpandDepthwise& op, Range panels, Range out_rows, f
     TileRow row{nullptr,      op.pw1.offsets,
                 op.pw1.depth, op.pw1.weights + panel * (op.pw1.depth + 1) * kPanel,
                 nullptr,      0};
-    roll_rows(shape, group.panels, op.dw_weights + panel * 10 * kPanel, op.y + panel * y_panel, out_rows,
-              scratch, [&](int64_t index, float* out, int64_t pitch) {
+    roll_rows(shape, group.panels, op.dw_weights + panel * 10 * kPanel, op.y + panel * y_panel,
+              out_rows, scratch, [&](int64_t index, float* out, int64_t pitch) {
                 row.x = op.pw1.x + index * shape.width * kPanel;
                 row.y = out;
                 row.y_panel = pitch;

@@ -2,8 +2,10 @@
 //
 // With at least as many images as threads, each thread takes whole images through all steps and
 // never waits for another; the images left over, and small batches, are split inside each step,
-// first over panels (weights are then read by one thread only), then over rows. A unit is two
-// such parallel steps: everything up to the depthwise result, then the last product.
+// over rows or panels. Cut into rows, a unit is one parallel step: a thread's last product needs
+// its own depthwise rows only, and maps stay in the caches of the thread that made them. Cut into
+// panels it is two, with the depthwise result of all threads between them; that is for maps of few
+// rows, where the rows of the first product that neighbours share would cost more.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -79,26 +81,41 @@ Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
   return memory;
 }
 
-// A cut of panels x rows into equal parts for `threads` threads. `halo` rows are computed by
-// both neighbours of a cut.
-struct Grid {
-  int64_t panel_parts;
-  int64_t row_parts;
-  int64_t panels;
-  int64_t rows;
+// What a unit's cut into parts is chosen by, in multiply-adds.
+struct UnitWork {
+  int64_t stride;
+  int64_t expand;    // of a row of the input and a panel of the middle map
+  int64_t rest;      // of a row of the result and a panel
+  int64_t weights;   // floats of all panels
+  int64_t exchange;  // floats of the maps that all threads read once, whoever wrote them
+};
 
-  Grid(int64_t threads, int64_t panel_count, int64_t row_count, int64_t halo)
-      : panel_parts(1), row_parts(1), panels(panel_count), rows(row_count) {
+// A cut of a unit's panels x rows into equal parts for `threads` threads.
+struct Grid {
+  int64_t panel_parts = 1;
+  int64_t row_parts = 1;
+  int64_t panels;
+  int64_t rows;  // of the result
+
+  Grid(int64_t threads, int64_t panel_count, int64_t row_count, const UnitWork& unit)
+      : panels(panel_count), rows(row_count) {
+    // Measured: multiply-adds in the time of reading a float of weights, or one that another
+    // core wrote, and of a wait for all threads.
+    constexpr int64_t kWeight = 4, kForeign = 16, kWait = 100'000;
     int64_t best = std::numeric_limits<int64_t>::max();
-    for (int64_t p = std::min(threads, panel_count); p >= 1; --p) {
-      const int64_t r = std::max<int64_t>(1, std::min(threads / p, row_count));
-      const int64_t cost = ceil_div(panel_count, p) * (ceil_div(row_count, r) + (r > 1 ? halo : 0));
+    for (int64_t p = 1; p <= std::min(threads, panels); ++p) {
+      const int64_t r = std::max<int64_t>(1, std::min(threads / p, rows));
+      const int64_t part = ceil_div(rows, r);
+      // Rows of the first product that a neighbour makes too: above, and at stride 1 below.
+      const int64_t halo = r == 1 ? 0 : r == 2 || unit.stride == 2 ? 1 : 2;
+      const int64_t work = (part * unit.stride + halo) * unit.expand + part * unit.rest;
+      const int64_t cost = ceil_div(panels, p) * work + unit.weights / p * kWeight +
+                           (p == 1 ? 0 : unit.exchange / r * kForeign + kWait);
       if (cost < best) best = cost, panel_parts = p, row_parts = r;
     }
   }
 
   int64_t parts() const { return panel_parts * row_parts; }
-  Range panel_range(int64_t i) const { return part_of(panels, panel_parts, i % panel_parts); }
   Range row_range(int64_t i) const { return part_of(rows, row_parts, i / panel_parts); }
 };
 
@@ -205,26 +222,16 @@ class ImageRunner {
 
     // Up to the depthwise results
     const DepthwiseShape shape{extent_.height, extent_.width, step.stride};
-    const ExpandDepthwise expand{
-        {current_, in_offsets, step.in_channels, step.mid_channels, weights_ + step.pw1_weights,
-         nullptr, 0, 0},
-        weights_ + step.dw_weights,
-        shape,
-        depthwise_};
+    const ExpandDepthwise expand{{current_, in_offsets, step.in_channels, step.mid_channels,
+                                  weights_ + step.pw1_weights, nullptr, 0, 0},
+                                 weights_ + step.dw_weights,
+                                 shape,
+                                 depthwise_};
     float* const proj_depthwise = depthwise_ + mid_panels * out_pixels * kPanel;
     const int64_t* const proj_panels =
         step.proj_channels > 0 ? plan_.table(step.proj_panel_table) : nullptr;
     const PanelDepthwise project{current_, proj_panels, weights_ + step.proj_dw_weights, shape,
                                  proj_depthwise};
-    const Grid first(threads_for(step.in_channels * step.mid_channels * in_pixels), mid_panels,
-                     out.height, 2 / step.stride);
-    parallel_for_(first.parts(), [&](int64_t i) {
-      kernels_.expand_depthwise(expand, first.panel_range(i), first.row_range(i), scratch(i));
-      if (step.proj_channels > 0) {
-        const Range panels = part_of(step.proj_panels, first.panel_parts, i % first.panel_parts);
-        kernels_.panel_depthwise(project, panels, first.row_range(i), scratch(i));
-      }
-    });
 
     // The last products
     const Pointwise pw2{depthwise_,
@@ -243,16 +250,44 @@ class ImageRunner {
                          result + step.proj_out_panel * out_pixels * kPanel,
                          out_pixels * kPanel,
                          out_pixels};
-    const Grid last(threads_for(step.mid_channels * step.out_channels * out_pixels),
-                    panels_of(step.out_channels), out_pixels, 0);
-    parallel_for_(last.parts(), [&](int64_t i) {
-      kernels_.pointwise(pw2, true, last.panel_range(i), last.row_range(i));
+
+    const int64_t last_weights =
+        step.mid_channels * step.out_channels + step.proj_depth * step.proj_channels;
+    const UnitWork work{
+        step.stride, step.in_channels * kPanel * extent_.width,
+        last_weights / mid_panels * out.width, step.in_channels * step.mid_channels + last_weights,
+        step.in_channels * in_pixels + (step.mid_channels + step.proj_depth) * out_pixels};
+    const int64_t total =
+        step.in_channels * step.mid_channels * in_pixels + last_weights * out_pixels;
+    const Grid grid(threads_for(total), mid_panels, out.height, work);
+    // Panels of part i.
+    const auto share = [&](int64_t count, int64_t i) {
+      return part_of(count, grid.panel_parts, i % grid.panel_parts);
+    };
+    const auto depthwise_part = [&](int64_t i) {
+      kernels_.expand_depthwise(expand, share(mid_panels, i), grid.row_range(i), scratch(i));
       if (step.proj_channels > 0) {
-        const Range panels =
-            part_of(panels_of(step.proj_channels), last.panel_parts, i % last.panel_parts);
-        kernels_.pointwise(proj, true, panels, last.row_range(i));
+        kernels_.panel_depthwise(project, share(step.proj_panels, i), grid.row_range(i),
+                                 scratch(i));
       }
-    });
+    };
+    const auto last_part = [&](int64_t i) {
+      const Range rows = grid.row_range(i);
+      const Range pixels{rows.begin * out.width, rows.end * out.width};
+      kernels_.pointwise(pw2, true, share(panels_of(step.out_channels), i), pixels);
+      if (step.proj_channels > 0) {
+        kernels_.pointwise(proj, true, share(panels_of(step.proj_channels), i), pixels);
+      }
+    };
+    if (grid.panel_parts == 1) {
+      parallel_for_(grid.parts(), [&](int64_t i) {
+        depthwise_part(i);
+        last_part(i);
+      });
+    } else {
+      parallel_for_(grid.parts(), depthwise_part);
+      parallel_for_(grid.parts(), last_part);
+    }
     if (step.new_buffer) std::swap(current_, spare_);
   }
 
@@ -306,9 +341,14 @@ void classify(const Step& head, const float* weights, const Memory& memory, floa
   float* const classes = features + memory.features;
   int32_t* const offsets = reinterpret_cast<int32_t*>(classes + memory.classes);
   identity_offsets(head.mid_channels, out.batch, offsets);
-  const Pointwise op{
-      features,           offsets,  head.mid_channels, head.out_channels, weights + head.pw2_weights, classes,
-      out.batch * kPanel, out.batch};
+  const Pointwise op{features,
+                     offsets,
+                     head.mid_channels,
+                     head.out_channels,
+                     weights + head.pw2_weights,
+                     classes,
+                     out.batch * kPanel,
+                     out.batch};
   const int64_t panels = panels_of(head.out_channels);
   const int64_t work = head.mid_channels * head.out_channels * out.batch;
   const int64_t parts = std::min({parallel_for.threads, 1 + work / kMinWork, panels});

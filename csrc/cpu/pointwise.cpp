@@ -31,12 +31,14 @@ constexpr int kPixels = 3;
 
 // Sums over k run in as many chains as fit the registers, which hides the latency of the
 // multiply-add in small tiles, and in blocks: both keep the rounding error of long sums small.
-constexpr int64_t kDepthBlock = 256;
+constexpr int64_t kChainLength = 128;
 
 constexpr int chains_of(int sums) {
   const int fit = kAccumulators / sums;
   return fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
 }
+
+constexpr int64_t depth_block(int sums) { return std::min(chains_of(sums), 2) * kChainLength; }
 
 // Vectors of outputs: those of whole panels, then those of half a panel.
 template <int kPanelCount, bool kHalf>
@@ -118,8 +120,8 @@ SNV2_INLINE Sums<kTilePixels, O> sum_block(const TileRow& row, const float* x, i
   const int32_t* const last = row.offsets + end;
 #pragma GCC unroll 1
   for (; offset + kChains <= last; offset += kChains, w += kChains * kPanel) {
-    unroll<kChains>(
-        [&](auto c) SNV2_INLINED { multiply_add(chains[c], w + c * kPanel, offset[c]); });
+    unroll<kChains>([&](auto c)
+                        SNV2_INLINED { multiply_add(chains[c], w + c * kPanel, offset[c]); });
   }
   if constexpr (kChains > 1) {
 #pragma GCC unroll 1
@@ -166,9 +168,10 @@ SNV2_INLINE void finish(const TileRow& row, Epilogue epilogue, Sums<kTilePixels,
 template <int kTilePixels, class O, int kXStride>
 __attribute__((noinline)) void deep_tile(const TileRow& row, Epilogue epilogue, const float* x,
                                          float* y) {
-  auto sums = sum_block<kTilePixels, O, kXStride>(row, x, 0, kDepthBlock);
-  for (int64_t begin = kDepthBlock; begin < row.depth; begin += kDepthBlock) {
-    const int64_t end = std::min(row.depth, begin + kDepthBlock);
+  constexpr int64_t kBlock = depth_block(kTilePixels * O::kCount);
+  auto sums = sum_block<kTilePixels, O, kXStride>(row, x, 0, kBlock);
+  for (int64_t begin = kBlock; begin < row.depth; begin += kBlock) {
+    const int64_t end = std::min(row.depth, begin + kBlock);
     auto block = sum_block<kTilePixels, O, kXStride>(row, x, begin, end);
     sums.add(block);
   }
@@ -182,7 +185,7 @@ void tiles(const TileRow& row, Epilogue epilogue, int64_t first_pixel, int64_t c
   const float* x = row.x + first_pixel * kXStride;
   float* y = row.y + first_pixel * y_step;
   for (int64_t i = 0; i < count; ++i, x += kTilePixels * kXStride, y += kTilePixels * y_step) {
-    if (row.depth > kDepthBlock) {
+    if (row.depth > depth_block(kTilePixels * O::kCount)) {
       deep_tile<kTilePixels, O, kXStride>(row, epilogue, x, y);
     } else {
       auto sums = sum_block<kTilePixels, O, kXStride>(row, x, 0, row.depth);
@@ -258,8 +261,7 @@ void pointwise_mean(const Pointwise& op, Range panels) {
     for (int64_t g = 0; g < group.panels; ++g) {
       for (int64_t i = 0; i < kPanel; ++i) y[g * op.y_panel + i] = 0.0f;
     }
-    const TileRow row{op.x, op.offsets,
-                      op.depth, op.weights + panel * (op.depth + 1) * kPanel,
+    const TileRow row{op.x, op.offsets, op.depth, op.weights + panel * (op.depth + 1) * kPanel,
                       y,    op.y_panel};
     tile_row(row, group, op.pixels, Epilogue::kSumRelu, kPanel);
     for (int64_t g = 0; g < group.panels; ++g) {

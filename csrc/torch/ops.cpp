@@ -2,6 +2,7 @@
 #include "ops.h"
 
 #include "snv2/cpu.h"
+#include "thread_memory.h"
 
 namespace {
 
@@ -53,12 +54,12 @@ snv2::FeatureMap result_of(const Tensor& out, snv2::Layout layout) {
   return {out.data_ptr(), *dtype_of(out), layout, out.size(0), out.size(1), 1, 1};
 }
 
-void run_network(const snv2::Plan& plan, const Tensor& x, const Tensor& weights,
-                 const Tensor& workspace, const Tensor& out, snv2::Layout layout) {
+void run_network(const snv2::Plan& plan, const Tensor& x, const Tensor& weights, void* workspace,
+                 int64_t workspace_bytes, const Tensor& out, snv2::Layout layout) {
   const auto pool = torch_pool();
   snv2::cpu::run_network(plan, static_cast<const float*>(weights.const_data_ptr()),
-                         map_of(x, layout), result_of(out, layout), workspace.data_ptr(),
-                         workspace.numel() * static_cast<int64_t>(sizeof(float)), pool);
+                         map_of(x, layout), result_of(out, layout), workspace, workspace_bytes,
+                         pool);
 }
 
 Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
@@ -85,8 +86,8 @@ Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
                : empty_map(x, out_channels, height, width, layout);
   const int64_t bytes = snv2::cpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3),
                                                    torch::stable::get_num_threads());
-  const Tensor workspace = torch::stable::empty({bytes / 4}, ScalarType::Float, std::nullopt, cpu);
-  run_network(plan, in, weights, workspace, out, layout);
+  const ThreadMemory workspace(bytes);
+  run_network(plan, in, weights, workspace.data(), bytes, out, layout);
   return out;
 }
 
@@ -102,7 +103,8 @@ void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_word
   STD_TORCH_CHECK(out.dim() == 2 ? out.is_contiguous() : is_dense(out, layout),
                   "out must be dense in x's memory format");
   parameters(workspace, "workspace", workspace.numel(), x);
-  run_network(plan, x, weights, workspace, out, layout);
+  run_network(plan, x, weights, workspace.data_ptr(),
+              workspace.numel() * static_cast<int64_t>(sizeof(float)), out, layout);
 }
 
 }  // namespace

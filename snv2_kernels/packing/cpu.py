@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snv2_kernels import _native
+from snv2_kernels.memory import empty_floats
 from snv2_kernels.packing.common import (
     BasePlan,
     Builder,
@@ -219,7 +220,7 @@ class PlanBuilder(Builder):
         for step in self._steps:
             words += step.words()
         return Plan(
-            weights=torch.cat(self._weights),
+            weights=torch.cat(self._weights, out=empty_floats(self._weight_count)),
             words=torch.tensor(words + self._tables, dtype=torch.int64, device="cpu"),
             in_channels=self.in_channels,
             out_channels=out_channels,
