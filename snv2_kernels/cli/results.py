@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from snv2_kernels.cli.environment import commit, machine, versions
+from snv2_kernels.cli.environment import commit, machine, peer_versions, versions
+from snv2_kernels.cli.summary import CASE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from snv2_kernels.benchmarking import Measurement
 
 __all__ = ["new_result", "rows_of", "table_of"]
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 def new_result(settings: dict[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def new_result(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "schema": _SCHEMA,
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions() | peer_versions(),
         "commit": commit(),
         "settings": settings,
         "interrupted": False,
@@ -33,19 +34,17 @@ def new_result(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_of(
-    measurements: Iterable[Measurement], width: str, batch: int, dtype: str, bound: float
+    measurements: Iterable[Measurement], case: Sequence[Any], bound: float
 ) -> list[dict[str, Any]]:
-    """The rows of one combination of width, batch and dtype. Times are of one call.
+    """The rows of one case: width, batch, dtype, threads. Times are of one call.
 
     ``speedup`` is eager's median over the peer's.
     """
     measurements = list(measurements)
     eager = next((m.median for m in measurements if m.peer == "eager"), None)
     return [
-        {
-            "width": width,
-            "batch": batch,
-            "dtype": dtype,
+        dict(zip(CASE, case, strict=True))
+        | {
             "peer": m.peer,
             "error": m.error,
             "error_bound": bound,
@@ -60,7 +59,7 @@ def rows_of(
 
 
 def table_of(rows: list[dict[str, Any]], title: str) -> Table:
-    """Rows of one combination as a table."""
+    """Rows of one case as a table."""
     table = Table(title=title, title_justify="left")
     table.add_column("peer")
     for heading in ("error", "median ms", "p10 - p90 ms", "vs eager"):
