@@ -8,7 +8,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,10 +184,8 @@ def test_bench_writes_json_and_plot(tmp_path: Path) -> None:
     summary = written["summary"]
     assert [tuple(case[key] for key in CASE) for case in summary["cases"]] == cases
     for case in summary["cases"]:
-        assert (
-            f"vs fastest peer ({case['fastest_peer']}): fused {case['speedup']['fused']:.2f}x"
-            in (result.output)
-        )
+        fused = case["speedup"]["fused"]
+        assert f"vs fastest peer ({case['fastest_peer']}): fused {fused:.2f}x" in result.output
 
 
 def _timed(width: str, threads: int, **medians: float | None) -> list[dict[str, Any]]:
@@ -235,6 +233,18 @@ def test_bench_without_an_inference_engine(
     assert missing["reason"] in result.output
     assert engine["samples"] == 2
     assert "vs fastest peer" not in result.output
+
+
+@pytest.mark.parametrize(("busy", "waits"), [(3, 4), (1000, 50)])
+def test_wait_until_idle(monkeypatch: pytest.MonkeyPatch, busy: int, waits: int) -> None:
+    """As long as threads spin, and not for ever."""
+    slept: list[float] = []
+    clock = SimpleNamespace(
+        sleep=slept.append, process_time=lambda: sum(slept[:busy]) + 1e-5 * len(slept)
+    )
+    monkeypatch.setattr(benchmarking, "time", clock)
+    benchmarking.wait_until_idle()
+    assert len(slept) == waits
 
 
 def test_no_bfloat16_in_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
