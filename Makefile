@@ -113,6 +113,7 @@ bench: $(INSTALLED)
 	$(BIN)/pip install -e ".[peers]"
 	mkdir -p out
 	$(BIN)/snv2 bench --width x0.5 --width x1.0 --width x1.5 --width x2.0 --batch 1 --batch 8 \
+	  --threads 1 --threads 2 --layers \
 	  --json out/bench.json --plot out/bench.png
 
 # How long a million operations of a warp take on the emulator.

@@ -159,7 +159,7 @@ def test_bench_writes_json_and_plot(tmp_path: Path) -> None:
     names = ["eager", "channels_last", "jit", "fused", "engine"]
     result = run(
         *_SMALL, *(word for name in names for word in ("--peer", name)), "--batch", 1, "--batch", 3,
-        "--dtype", "fp32", "--dtype", "bf16", "--threads", 2, "--threads", 1, "--json", json_path,
+        "--dtype", "fp32", "--dtype", "bf16", "--json", json_path,
         "--plot", plot_path,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -167,9 +167,8 @@ def test_bench_writes_json_and_plot(tmp_path: Path) -> None:
     assert written["schema"] == 2
     assert written["versions"]["torch"] == torch.__version__
     assert written["machine"]["isa"] in written["machine"]["available_isas"]
-    assert written["settings"]["threads"] == [2, 1]
     assert not written["interrupted"]
-    cases = list(itertools.product(["x0.5"], (1, 3), ("fp32", "bf16"), (2, 1)))
+    cases = list(itertools.product(["x0.5"], (1, 3), ("fp32", "bf16"), (1,)))
     keys = [tuple(row[key] for key in (*CASE, "peer")) for row in written["rows"]]
     assert keys == [(*case, name) for case in cases for name in names]
     for row in written["rows"]:
@@ -179,13 +178,34 @@ def test_bench_writes_json_and_plot(tmp_path: Path) -> None:
         p = row["percentiles_ms"]
         assert 0 < p["p0"] <= p["p10"] <= row["median_ms"] == p["p50"] <= p["p90"] <= p["p100"]
         assert (row["speedup"] == 1) or row["peer"] != "eager"
+        assert row["peak_share"] > 0
+    assert [floor["threads"] for floor in written["floor"]] == [1]
+    assert written["layers"] == []
     with Image.open(plot_path) as plot:
         assert plot.width > 100
-    summary = written["summary"]
-    assert [tuple(case[key] for key in CASE) for case in summary["cases"]] == cases
-    for case in summary["cases"]:
+
+
+def test_bench_threads(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    names = ["eager", "fused", "engine"]
+    result = run(
+        *_SMALL, *(word for name in names for word in ("--peer", name)), "--threads", 2,
+        "--threads", 1, "--json", path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert written["settings"]["threads"] == [2, 1]
+    assert [floor["threads"] for floor in written["floor"]] == [2, 1]
+    keys = [(row["threads"], row["peer"]) for row in written["rows"]]
+    assert keys == [(threads, name) for threads in (2, 1) for name in names]
+    cases = written["summary"]["cases"]
+    assert [tuple(case[key] for key in CASE) for case in cases] == [
+        ("x0.5", 1, "fp32", threads) for threads in (2, 1)
+    ]
+    for case in cases:
         fused = case["speedup"]["fused"]
-        assert f"vs fastest peer ({case['fastest_peer']}): fused {fused:.2f}x" in result.output
+        assert case["fastest_peer"] == "eager"
+        assert f"vs fastest peer (eager): fused {fused:.2f}x" in result.output
 
 
 def _timed(width: str, threads: int, **medians: float | None) -> list[dict[str, Any]]:
@@ -233,6 +253,23 @@ def test_bench_without_an_inference_engine(
     assert missing["reason"] in result.output
     assert engine["samples"] == 2
     assert "vs fastest peer" not in result.output
+
+
+def test_bench_layers(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    result = run(*_SMALL, "--peer", "engine", "--layers", "--threads", 1, "--json", path)
+    assert result.exit_code == 0, result.output
+    assert "engine, x0.5, batch 1, fp32, 1 thread: by kernel" in result.output
+    written = json.loads(path.read_text())
+    layers, (floor,) = written["layers"], written["floor"]
+    assert (layers[0]["step"], layers[-1]["step"]) == ("stem", "outside")
+    for row in layers:
+        assert [row[key] for key in CASE] == ["x0.5", 1, "fp32", 1]
+        least_ms = row["multiply_adds"] / floor["multiply_adds_per_s"] * 1e3
+        assert row["loss_ms"] == pytest.approx(row["milliseconds"] - least_ms)
+    (engine,) = written["rows"]
+    total = sum(row["multiply_adds"] for row in layers) / floor["multiply_adds_per_s"] * 1e3
+    assert engine["peak_share"] == pytest.approx(total / engine["median_ms"])
 
 
 @pytest.mark.parametrize(("busy", "waits"), [(3, 4), (1000, 50)])

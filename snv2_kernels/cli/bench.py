@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import sys
@@ -16,10 +17,19 @@ from snv2_kernels.benchmarking import Comparison
 from snv2_kernels.cli.common import DTYPES, WIDTHS, output, progress
 from snv2_kernels.cli.images import ImageError, preprocess, read_image, sample_path
 from snv2_kernels.cli.plot import check_plot_path, plot
-from snv2_kernels.cli.results import new_result, rows_of, table_of
+from snv2_kernels.cli.results import (
+    layer_rows_of,
+    layer_tables_of,
+    new_result,
+    rows_of,
+    table_of,
+)
 from snv2_kernels.cli.rule import upper_bound
 from snv2_kernels.cli.summary import label_of, summary_of, summary_table, versus_line
 from snv2_kernels.cli.weights import WeightsError, load_model, read_state
+from snv2_kernels.engine import Engine
+from snv2_kernels.floor import measure_floor, multiply_adds
+from snv2_kernels.layers import layer_times
 from snv2_kernels.peers import PEERS
 from snv2_kernels.testing import randomize_
 
@@ -129,6 +139,7 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
     "--weights", type=click.Path(exists=True, dir_okay=False),
     help="A state_dict saved by torch.save; by default weights are random.",
 )  # fmt: skip
+@click.option("--layers", is_flag=True, help="Time each kernel of the engine on the CPU as well.")
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, writable=True), callback=_output_file,
     help="Write the results to this file.",
@@ -147,6 +158,7 @@ def bench(
     repeats: int,
     image: str | None,
     weights: str | None,
+    layers: bool,
     json_path: str | None,
     plot_path: str | None,
 ) -> None:
@@ -154,14 +166,15 @@ def bench(
 
     Every output is checked against float64 first. Each timed call follows one that is not timed,
     after the threads of the call before have stopped spinning. Peers are set for low latency; ncnn
-    takes the images of a batch one by one. Ctrl-C keeps what has been measured.
+    takes the images of a batch one by one. The peak is what the kernels' instruction set multiplies
+    and adds in registers, in float32 and in as many threads. Ctrl-C keeps what has been measured.
     """
     before = torch.get_num_threads()
     try:
         settings = {
             "widths": widths, "batches": batches, "dtypes": dtypes, "peers": peers, "size": size,
             "threads": threads or (before,), "repeats": repeats, "image": image,
-            "weights": weights,
+            "weights": weights, "layers": layers,
         }  # fmt: skip
         result = _run(settings)
     finally:
@@ -183,6 +196,10 @@ def _run(settings: dict[str, Any]) -> dict[str, Any]:
     models = _models(settings["widths"], settings["weights"])
     names = (f"{name} {version}" for name, version in result["versions"].items())
     console.print(f"{result['machine']['cpu']}, {size} x {size}, {', '.join(names)}")
+    floors = {threads: measure_floor(threads) for threads in settings["threads"]}
+    result["floor"] = [dataclasses.asdict(floor) for floor in floors.values()]
+    for floor in floors.values():
+        console.print(str(floor))
     keys = ("batches", "dtypes", "threads")
     try:
         with progress() as bar:
@@ -196,11 +213,21 @@ def _run(settings: dict[str, Any]) -> dict[str, Any]:
                 try:
                     _measure(comparison, settings["repeats"], bar, label_of(case))
                 finally:
-                    rows = rows_of(comparison.rows.values(), case, bound)
+                    peak = floors[threads].multiply_adds_per_s
+                    least_ms = multiply_adds(models[width], x) / peak * 1e3
+                    rows = rows_of(comparison.rows.values(), case, bound, least_ms)
                     result["rows"] += rows
                     console.print()
                     console.print(table_of(rows, label_of(case)))
                     console.print(versus_line(rows) or "")
+                if settings["layers"]:
+                    engine = Engine(model, input_shape=(batch, 3, size, size))
+                    layers, whole_ms = layer_times(engine, x, settings["repeats"])
+                    rows = layer_rows_of(layers, whole_ms, case, peak)
+                    result["layers"] += rows
+                    for table in layer_tables_of(rows, label_of(case)):
+                        console.print()
+                        console.print(table)
     except KeyboardInterrupt:
         result["interrupted"] = True
         console.print("interrupted; what was measured is above", style="yellow")
