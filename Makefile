@@ -19,11 +19,8 @@ CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -
 .PHONY: run test test-python test-slow test-cpp test-cuda-build test-sanitize test-tsan \
   test-aarch64 test-gpu test-gpu-sanitize bench-emulator cuda cuda-all lint format bench clean
 
-# Contestants take turns: threads that spin for long after one's call would slow the next.
-BENCH := GOMP_SPINCOUNT=10000 $(BIN)/snv2 bench
-
 run: $(INSTALLED)
-	$(BENCH) --width x1.0 --image sample --peer eager --peer channels_last \
+	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last \
 	  --peer compile --peer fused --peer engine
 
 # The Python tests look at the CUDA library, so it is built before them.
@@ -111,9 +108,12 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
+# With the inference engines of the extra `peers`.
 bench: $(INSTALLED)
+	$(BIN)/pip install -e ".[peers]"
 	mkdir -p out
-	$(BENCH) --width x0.5 --width x1.0 --width x1.5 --width x2.0 --batch 1 --batch 8 \
+	$(BIN)/snv2 bench --width x0.5 --width x1.0 --width x1.5 --width x2.0 --batch 1 --batch 8 \
+	  --threads 1 --threads 2 --layers \
 	  --json out/bench.json --plot out/bench.png
 
 # How long a million operations of a warp take on the emulator.

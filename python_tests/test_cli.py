@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from _cli import Image, run, save_picture, save_weights
 
 import snv2_kernels as snv2
-from snv2_kernels import benchmarking, cli
+from snv2_kernels import benchmarking, cli, peers
 from snv2_kernels.cli import cases
 from snv2_kernels.cli.common import DTYPES
 from snv2_kernels.cli.images import preprocess, read_image
 from snv2_kernels.cli.rule import allowed_error, upper_bound
+from snv2_kernels.cli.summary import CASE, summary_of, versus_line
 
 # Start ----------------------------------------------------------------------------------------
 
@@ -152,21 +156,21 @@ _SMALL = ["bench", "--width", "x0.5", "--size", 32, "--repeats", 2]
 
 def test_bench_writes_json_and_plot(tmp_path: Path) -> None:
     json_path, plot_path = tmp_path / "out.json", tmp_path / "out.png"
-    peers = ["eager", "channels_last", "jit", "fused", "engine"]
+    names = ["eager", "channels_last", "jit", "fused", "engine"]
     result = run(
-        *_SMALL, *(word for peer in peers for word in ("--peer", peer)), "--batch", 1, "--batch", 3,
-        "--dtype", "fp32", "--dtype", "bf16", "--threads", 2, "--json", json_path,
+        *_SMALL, *(word for name in names for word in ("--peer", name)), "--batch", 1, "--batch", 3,
+        "--dtype", "fp32", "--dtype", "bf16", "--json", json_path,
         "--plot", plot_path,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     written = json.loads(json_path.read_text())
-    assert written["schema"] == 1
+    assert written["schema"] == 2
     assert written["versions"]["torch"] == torch.__version__
     assert written["machine"]["isa"] in written["machine"]["available_isas"]
-    assert written["settings"]["threads"] == 2
     assert not written["interrupted"]
-    keys = [(row["batch"], row["dtype"], row["peer"]) for row in written["rows"]]
-    assert keys == [(n, d, peer) for n in (1, 3) for d in ("fp32", "bf16") for peer in peers]
+    cases = list(itertools.product(["x0.5"], (1, 3), ("fp32", "bf16"), (1,)))
+    keys = [tuple(row[key] for key in (*CASE, "peer")) for row in written["rows"]]
+    assert keys == [(*case, name) for case in cases for name in names]
     for row in written["rows"]:
         assert row["reason"] is None
         assert row["samples"] == 2
@@ -174,8 +178,117 @@ def test_bench_writes_json_and_plot(tmp_path: Path) -> None:
         p = row["percentiles_ms"]
         assert 0 < p["p0"] <= p["p10"] <= row["median_ms"] == p["p50"] <= p["p90"] <= p["p100"]
         assert (row["speedup"] == 1) or row["peer"] != "eager"
+        assert row["peak_share"] > 0
+    assert [floor["threads"] for floor in written["floor"]] == [1]
+    assert written["layers"] == []
     with Image.open(plot_path) as plot:
         assert plot.width > 100
+
+
+def test_bench_threads(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    names = ["eager", "fused", "engine"]
+    result = run(
+        *_SMALL, *(word for name in names for word in ("--peer", name)), "--threads", 2,
+        "--threads", 1, "--json", path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert written["settings"]["threads"] == [2, 1]
+    assert [floor["threads"] for floor in written["floor"]] == [2, 1]
+    keys = [(row["threads"], row["peer"]) for row in written["rows"]]
+    assert keys == [(threads, name) for threads in (2, 1) for name in names]
+    cases = written["summary"]["cases"]
+    assert [tuple(case[key] for key in CASE) for case in cases] == [
+        ("x0.5", 1, "fp32", threads) for threads in (2, 1)
+    ]
+    for case in cases:
+        fused = case["speedup"]["fused"]
+        assert case["fastest_peer"] == "eager"
+        assert f"vs fastest peer (eager): fused {fused:.2f}x" in result.output
+
+
+def _timed(width: str, threads: int, **medians: float | None) -> list[dict[str, Any]]:
+    return [
+        {"width": width, "batch": 1, "dtype": "fp32", "threads": threads, "peer": peer,
+         "median_ms": median}
+        for peer, median in medians.items()
+    ]  # fmt: skip
+
+
+def test_summary() -> None:
+    """Of everything that is not ours the fastest; what was not timed does not count."""
+    rows = _timed("x0.5", 1, eager=8.0, ncnn=4.0, openvino=None, fused=2.0, engine=1.0)
+    rows += _timed("x0.5", 2, eager=3.0, fused=1.5, engine=3.0)
+    rows += _timed("x1.0", 1, eager=None, fused=1.0)
+    rows += _timed("x1.0", 2, eager=1.0, fused=None, engine=None)
+    summary = summary_of(rows)
+    first, second = summary["cases"]
+    assert [first[key] for key in CASE] == ["x0.5", 1, "fp32", 1]
+    assert (first["fastest_peer"], first["fastest_ms"]) == ("ncnn", 4.0)
+    assert first["speedup"] == {"fused": 2.0, "engine": 4.0}
+    assert second["speedup"] == {"fused": 2.0, "engine": 1.0}
+    assert summary["geometric_mean"] == pytest.approx({"fused": 2.0, "engine": 2.0})
+    assert summary["minimum"] == {"fused": 2.0, "engine": 1.0}
+    assert versus_line(rows[:5]) == "vs fastest peer (ncnn): fused 2.00x, engine 4.00x"
+    assert versus_line(rows[8:10]) is None
+
+
+@pytest.mark.parametrize(
+    ("peer", "package"),
+    [("onnxruntime", "onnxruntime"), ("onnxruntime", "onnx"), ("openvino", "openvino"),
+     ("ncnn", "ncnn"), ("ncnn", "pnnx")],
+)  # fmt: skip
+def test_bench_without_an_inference_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, peer: str, package: str
+) -> None:
+    for module in ("onnxruntime", "onnx", "openvino", "ncnn", "pnnx"):
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    monkeypatch.setitem(sys.modules, package, None)
+    path = tmp_path / "out.json"
+    result = run(*_SMALL, "--peer", peer, "--peer", "engine", "--json", path)
+    assert result.exit_code == 0, result.output
+    missing, engine = json.loads(path.read_text())["rows"]
+    assert missing["reason"] == (f'not installed ({package}): pip install "snv2_kernels[peers]"')
+    assert missing["reason"] in result.output
+    assert engine["samples"] == 2
+    assert "vs fastest peer" not in result.output
+
+
+def test_bench_layers(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    result = run(*_SMALL, "--peer", "engine", "--layers", "--threads", 1, "--json", path)
+    assert result.exit_code == 0, result.output
+    assert "engine, x0.5, batch 1, fp32, 1 thread: by kernel" in result.output
+    written = json.loads(path.read_text())
+    layers, (floor,) = written["layers"], written["floor"]
+    assert (layers[0]["step"], layers[-1]["step"]) == ("stem", "outside")
+    for row in layers:
+        assert [row[key] for key in CASE] == ["x0.5", 1, "fp32", 1]
+        least_ms = row["multiply_adds"] / floor["multiply_adds_per_s"] * 1e3
+        assert row["loss_ms"] == pytest.approx(row["milliseconds"] - least_ms)
+    (engine,) = written["rows"]
+    total = sum(row["multiply_adds"] for row in layers) / floor["multiply_adds_per_s"] * 1e3
+    assert engine["peak_share"] == pytest.approx(total / engine["median_ms"])
+
+
+@pytest.mark.parametrize(("busy", "waits"), [(3, 4), (1000, 50)])
+def test_wait_until_idle(monkeypatch: pytest.MonkeyPatch, busy: int, waits: int) -> None:
+    """As long as threads spin, and not for ever."""
+    slept: list[float] = []
+    clock = SimpleNamespace(
+        sleep=slept.append, process_time=lambda: sum(slept[:busy]) + 1e-5 * len(slept)
+    )
+    monkeypatch.setattr(benchmarking, "time", clock)
+    benchmarking.wait_until_idle()
+    assert len(slept) == waits
+
+
+def test_no_bfloat16_in_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("onnxruntime", "onnx"):
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    result = run(*_SMALL, "--peer", "onnxruntime", "--dtype", "bf16")
+    assert "ONNX Runtime has no bfloat16 convolutions on CPUs" in result.output
 
 
 def test_bench_goes_on_without_a_peer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -185,11 +298,11 @@ def test_bench_goes_on_without_a_peer(monkeypatch: pytest.MonkeyPatch, tmp_path:
     def wrong(model: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: model(x).flip(1)
 
-    monkeypatch.setitem(benchmarking.PEERS, "compile", no_compiler)
-    monkeypatch.setitem(benchmarking.PEERS, "jit", wrong)
+    monkeypatch.setitem(peers.PEERS, "compile", no_compiler)
+    monkeypatch.setitem(peers.PEERS, "jit", wrong)
     path, plot_path = tmp_path / "out.json", tmp_path / "out.svg"
-    peers = ["--peer", "compile", "--peer", "jit", "--peer", "fused"]
-    result = run(*_SMALL, *peers, "--json", path, "--plot", plot_path)
+    names = ["--peer", "compile", "--peer", "jit", "--peer", "fused"]
+    result = run(*_SMALL, *names, "--json", path, "--plot", plot_path)
     assert result.exit_code == 0, result.output
     assert "RuntimeError: no C++ compiler found" in result.output
     compiled, jit, fused = json.loads(path.read_text())["rows"]
@@ -234,12 +347,13 @@ def test_bench_on_a_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ima
         seen.append(x)
         return lambda: model(x)
 
-    monkeypatch.setitem(benchmarking.PEERS, "eager", spy)
+    monkeypatch.setitem(peers.PEERS, "eager", spy)
     path = picture if image == "picture" else image
     arguments = ["--peer", "eager", "--batch", 2, "--image", path, "--weights", state_file]
     assert run(*_SMALL, *arguments).exit_code == 0
     assert seen[0].shape == (2, 3, 32, 32)
-    assert torch.equal(seen[0][0], seen[0][1])
+    assert torch.equal(seen[0][0].roll(1, 1), seen[0][1])
+    assert not torch.equal(seen[0][0], seen[0][1])
     if image == "picture":
         assert torch.equal(seen[0][0], preprocess(read_image(picture), 37, 32))
 

@@ -2,33 +2,37 @@
 
 The ways (*peers*) take turns, one call each in random order, so that a machine that slows down
 slows all of them. Each turn is one call that is not timed, which brings the peer's own weights
-back into the caches, and one that is. Nothing is timed whose output was not checked first.
+back into the caches and wakes its threads, and one that is. A turn starts when the threads of the
+one before have stopped spinning, so each may spin as long as it likes to. Nothing is timed whose
+output was not checked first.
 """
 
 from __future__ import annotations
 
-import copy
 import random
 import time
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from snv2_kernels.engine import Engine
-from snv2_kernels.fuse import fuse
+from snv2_kernels.peers import PEERS, Unavailable
 from snv2_kernels.testing import float64_reference, max_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["PEERS", "Comparison", "Measurement", "one_line"]
+    from torch import Tensor, nn
+
+__all__ = ["Comparison", "Measurement", "one_line", "wait_until_idle"]
 
 # Profiling executors and autotuners settle within this many calls.
 _WARM_UP_CALLS = 3
+# Systems count the time of a running thread in steps of up to 10 ms.
+_IDLE_SECONDS = 0.01
+_MAX_WAITS = 50
 _PERCENTILES = (0, 5, 10, 25, 50, 75, 90, 95, 100)
 
 
@@ -38,48 +42,13 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _eager(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    return lambda: model(x)
-
-
-def _channels_last(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = x.contiguous(memory_format=torch.channels_last)
-    return lambda: model(x)
-
-
-def _jit(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    traced: Any = torch.jit.trace(model, x, check_trace=False)
-    frozen: Any = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
-    return lambda: frozen(x)
-
-
-def _compile(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    torch.compiler.reset()  # else a second shape would be compiled with dynamic sizes
-    compiled = torch.compile(model, dynamic=False, options={"freezing": True})
-    return lambda: compiled(x)
-
-
-def _fused(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    fused = fuse(model)
-    return lambda: fused(x)
-
-
-def _engine(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    n, c, h, w = x.shape
-    engine = Engine(model, input_shape=(n, c, h, w))
-    return lambda: engine(x)
-
-
-# Each makes ready to run a model in eval() mode on one input; a call runs it once.
-PEERS: dict[str, Callable[[nn.Module, Tensor], Callable[[], Tensor]]] = {
-    "eager": _eager,
-    "channels_last": _channels_last,
-    "jit": _jit,
-    "compile": _compile,
-    "fused": _fused,
-    "engine": _engine,
-}
+def wait_until_idle() -> None:
+    """Wait until this process's threads use no processor time, or for half a second."""
+    for _ in range(_MAX_WAITS):
+        before = time.process_time()
+        time.sleep(_IDLE_SECONDS)
+        if time.process_time() - before < _IDLE_SECONDS / 10:
+            return
 
 
 @dataclass
@@ -113,7 +82,7 @@ class Comparison:
     Args:
         model: in ``eval()`` mode, in the dtype of ``x``.
         x: [N, 3, H, W].
-        peers: names from :data:`PEERS`.
+        peers: names from :data:`~snv2_kernels.peers.PEERS`.
         bound: the largest error that an output may have.
     """
 
@@ -138,6 +107,9 @@ class Comparison:
                 for _ in range(_WARM_UP_CALLS):
                     out = call()
             row.error = max_error(out, self._exact)
+        except Unavailable as error:
+            row.reason = str(error)
+            return
         except Exception as error:  # compilers raise anything, and the other peers go on
             row.reason = one_line(error)
             return
@@ -153,6 +125,7 @@ class Comparison:
         self._random.shuffle(names)
         for name in names:
             call = self._ready[name]
+            wait_until_idle()
             call()
             start = time.perf_counter_ns()
             call()

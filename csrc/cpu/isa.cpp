@@ -83,14 +83,18 @@ std::atomic<const Kernels*>& current() {
 
 const Kernels& kernels() { return *current().load(std::memory_order_acquire); }
 
+void use_kernels(const Kernels& table) { current().store(&table, std::memory_order_release); }
+
 const char* isa() { return kernels().name; }
 
 bool set_isa(const char* name) {
   const Kernels* table = available().find(name);
-  if (table != nullptr) current().store(table, std::memory_order_release);
+  if (table != nullptr) use_kernels(*table);
   return table != nullptr;
 }
 
 const char* const* available_isas() { return available().names; }
+
+int64_t run_multiply_adds(int64_t count) { return kernels().multiply_adds(count); }
 
 }  // namespace snv2::cpu

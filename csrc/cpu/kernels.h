@@ -89,6 +89,9 @@ struct Kernels {
                      float* scratch);
   void (*split_dw_cat_shuffle)(const FeatureMap& x, const Depthwise3x3&, const FeatureMap& y,
                                Range items, float* scratch);
+
+  // At least `count` multiply-adds; returns how many.
+  int64_t (*multiply_adds)(int64_t count);
 };
 
 // Floats of scratch for one thread.
@@ -139,5 +142,6 @@ constexpr int64_t plane_op_scratch(const FeatureMap& x) {
 }
 
 const Kernels& kernels();  // of the instruction set in use
+void use_kernels(const Kernels& table);
 
 }  // namespace snv2::cpu

@@ -1,4 +1,5 @@
 // The CPU backend against loops in double, on every instruction set of this machine.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -421,6 +422,40 @@ TEST(broken_plans_are_refused) {
     }
   }
   CHECK(accepted < 3 * (5 * snv2::kStepWords), "%d accepted", accepted);
+}
+
+TEST(kernel_times_are_of_the_calls_between) {
+  const Stage stage(20, 29);
+  const auto words = stage.packer.words(20, 58, 1);
+  const float* const weights = stage.packer.weights.data();
+  const snv2::Plan plan(words.data(), static_cast<int64_t>(words.size()),
+                        static_cast<int64_t>(stage.packer.weights.size()));
+  Map x(2, 20, 9, 9, Layout::kContiguous), y(2, 58, 5, 5, Layout::kContiguous);
+  x.randomize();
+  const int64_t bytes = snv2::cpu::workspace_bytes(plan, 2, 9, 9, 2);
+  std::vector<float> memory(static_cast<size_t>(bytes / 4));
+  const auto run = [&] {
+    snv2::cpu::run_network(plan, weights, x.map, y.map, memory.data(), bytes, std_threads(2));
+  };
+  on_each_isa([&](const char* isa) {
+    snv2::cpu::start_kernel_times();
+    run();
+    snv2::cpu::start_kernel_times();
+    run();
+    CHECK(std::strcmp(snv2::cpu::isa(), isa) == 0);
+    const auto times = snv2::cpu::stop_kernel_times();
+    for (const Step& step : stage.packer.steps) {
+      if (step.kind != StepKind::kUnit) continue;
+      const auto begins = [&](const snv2::cpu::KernelTime& time) {
+        return time.weights == weights + step.pw1_weights && time.calls == 2;
+      };
+      CHECK(std::count_if(times.begin(), times.end(), begins) == 1, "%s", isa);
+    }
+    for (const snv2::cpu::KernelTime& time : times) CHECK(time.nanoseconds > 0);
+    run();
+    CHECK(snv2::cpu::stop_kernel_times().empty());
+    CHECK(snv2::cpu::run_multiply_adds(1000) >= 1000);
+  });
 }
 
 TEST(arguments_that_do_not_fit_are_refused) {

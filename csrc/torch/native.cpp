@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "emulator/emulator.h"
@@ -36,6 +38,15 @@ int64_t workspace_bytes(const Words& plan, int64_t weight_count, int64_t batch, 
                         int64_t width, int64_t threads) {
   const snv2::Plan checked(plan.data(), plan.size(), weight_count);
   return snv2::cpu::workspace_bytes(checked, batch, height, width, threads);
+}
+
+// By the address of the weights: how often and for how many nanoseconds.
+std::map<uintptr_t, std::pair<int64_t, int64_t>> stop_kernel_times() {
+  std::map<uintptr_t, std::pair<int64_t, int64_t>> times;
+  for (const snv2::cpu::KernelTime& time : snv2::cpu::stop_kernel_times()) {
+    times[reinterpret_cast<uintptr_t>(time.weights)] = {time.calls, time.nanoseconds};
+  }
+  return times;
 }
 
 py::dict fields_of(const gpu::Device& device) {
@@ -149,6 +160,13 @@ PYBIND11_MODULE(_native, m) {
   m.def("workspace_bytes", &workspace_bytes, py::arg("plan"), py::arg("weight_count"),
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("threads"),
         "Bytes of workspace the CPU backend needs to run a plan.");
+  m.def("run_multiply_adds", &snv2::cpu::run_multiply_adds, py::arg("count"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Do at least so many multiply-adds in registers on this core; how many they were.");
+  m.def("start_kernel_times", &snv2::cpu::start_kernel_times,
+        "Count the time of every kernel of a network on the CPU, from zero.");
+  m.def("stop_kernel_times", &stop_kernel_times,
+        "Stop; address of weights -> calls, nanoseconds in all threads.");
   m.attr("GPU_PLAN_MAGIC") = snv2::kGpuPlanMagic;
   m.attr("GPU_STEP_WORDS") = snv2::kGpuStepWords;
   m.attr("GPU_HEADER_WORDS") = snv2::kGpuHeaderWords;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import sys
@@ -12,13 +13,24 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from snv2_kernels.benchmarking import PEERS, Comparison
+from snv2_kernels.benchmarking import Comparison
 from snv2_kernels.cli.common import DTYPES, WIDTHS, output, progress
 from snv2_kernels.cli.images import ImageError, preprocess, read_image, sample_path
 from snv2_kernels.cli.plot import check_plot_path, plot
-from snv2_kernels.cli.results import new_result, rows_of, table_of
+from snv2_kernels.cli.results import (
+    layer_rows_of,
+    layer_tables_of,
+    new_result,
+    rows_of,
+    table_of,
+)
 from snv2_kernels.cli.rule import upper_bound
+from snv2_kernels.cli.summary import label_of, summary_of, summary_table, versus_line
 from snv2_kernels.cli.weights import WeightsError, load_model, read_state
+from snv2_kernels.engine import Engine
+from snv2_kernels.floor import measure_floor, multiply_adds
+from snv2_kernels.layers import layer_times
+from snv2_kernels.peers import PEERS
 from snv2_kernels.testing import randomize_
 
 if TYPE_CHECKING:
@@ -50,16 +62,18 @@ def _plot_file(context: click.Context, parameter: click.Parameter, path: str | N
     return _output_file(context, parameter, path)
 
 
-def _picture(image: str | None, size: int) -> Tensor:
-    """One input [3, size, size]: random, or a picture."""
+def _images(image: str | None, size: int, batch: int) -> Tensor:
+    """The input [batch, 3, size, size]: random, or a picture, each time a row further down."""
     if image is None:
-        return torch.randn(3, size, size, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, 3, size, size, generator=generator)
     try:
         path = sample_path() if image == "sample" else image
         # The published preprocessing resizes to 256 for a crop of 224.
-        return preprocess(read_image(path), resize=round(size * 256 / 224), crop=size)
+        picture = preprocess(read_image(path), resize=round(size * 256 / 224), crop=size)
     except ImageError as error:
         raise click.BadParameter(str(error), param_hint="--image") from None
+    return torch.stack([picture.roll(rows, 1) for rows in range(batch)])
 
 
 def _models(widths: tuple[str, ...], weights: str | None) -> dict[str, ShuffleNetV2]:
@@ -109,8 +123,9 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
     help="Height and width of the input.",
 )  # fmt: skip
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads; by default as many as PyTorch uses."
-)
+    "--threads", multiple=True, type=click.IntRange(min=1),
+    help="Threads; by default as many as PyTorch uses. May be repeated.",
+)  # fmt: skip
 @click.option(
     "--repeats", default=30, show_default=True, type=click.IntRange(min=1),
     help="Timed calls of each peer.",
@@ -124,6 +139,7 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
     "--weights", type=click.Path(exists=True, dir_okay=False),
     help="A state_dict saved by torch.save; by default weights are random.",
 )  # fmt: skip
+@click.option("--layers", is_flag=True, help="Time each kernel of the engine on the CPU as well.")
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, writable=True), callback=_output_file,
     help="Write the results to this file.",
@@ -138,24 +154,27 @@ def bench(
     dtypes: tuple[str, ...],
     peers: tuple[str, ...],
     size: int,
-    threads: int | None,
+    threads: tuple[int, ...],
     repeats: int,
     image: str | None,
     weights: str | None,
+    layers: bool,
     json_path: str | None,
     plot_path: str | None,
 ) -> None:
     """Time the fused network beside other ways to run it, taking turns.
 
-    Every output is checked against float64 first. Ctrl-C keeps what has been measured.
+    Every output is checked against float64 first. Each timed call follows one that is not timed,
+    after the threads of the call before have stopped spinning. Peers are set for low latency; ncnn
+    takes the images of a batch one by one. The peak is what the kernels' instruction set multiplies
+    and adds in registers, in float32 and in as many threads. Ctrl-C keeps what has been measured.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
     try:
         settings = {
             "widths": widths, "batches": batches, "dtypes": dtypes, "peers": peers, "size": size,
-            "threads": torch.get_num_threads(), "repeats": repeats, "image": image,
-            "weights": weights,
+            "threads": threads or (before,), "repeats": repeats, "image": image,
+            "weights": weights, "layers": layers,
         }  # fmt: skip
         result = _run(settings)
     finally:
@@ -173,28 +192,47 @@ def _run(settings: dict[str, Any]) -> dict[str, Any]:
     console = output()
     result = new_result(settings)
     size = settings["size"]
-    picture = _picture(settings["image"], size)
+    images = _images(settings["image"], size, max(settings["batches"]))
     models = _models(settings["widths"], settings["weights"])
-    header = [result["machine"]["cpu"], f"threads: {settings['threads']}"]
-    header += [f"PyTorch {result['versions']['torch']}", f"{size} x {size}"]
-    console.print(", ".join(header))
-    combinations = itertools.product(models, settings["batches"], settings["dtypes"])
+    names = (f"{name} {version}" for name, version in result["versions"].items())
+    console.print(f"{result['machine']['cpu']}, {size} x {size}, {', '.join(names)}")
+    floors = {threads: measure_floor(threads) for threads in settings["threads"]}
+    result["floor"] = [dataclasses.asdict(floor) for floor in floors.values()]
+    for floor in floors.values():
+        console.print(str(floor))
+    keys = ("batches", "dtypes", "threads")
     try:
         with progress() as bar:
-            for width, batch, dtype in combinations:
-                label = f"{width}, batch {batch}, {dtype}"
-                x = picture.to(DTYPES[dtype]).expand(batch, -1, -1, -1).contiguous()
+            for case in itertools.product(models, *(settings[key] for key in keys)):
+                width, batch, dtype, threads = case
+                torch.set_num_threads(threads)
                 model = copy.deepcopy(models[width]).to(DTYPES[dtype])
+                x = images[:batch].to(DTYPES[dtype])
                 bound = upper_bound("network", DTYPES[dtype])
                 comparison = Comparison(model, x, settings["peers"], bound)
                 try:
-                    _measure(comparison, settings["repeats"], bar, label)
+                    _measure(comparison, settings["repeats"], bar, label_of(case))
                 finally:
-                    rows = rows_of(comparison.rows.values(), width, batch, dtype, bound)
+                    peak = floors[threads].multiply_adds_per_s
+                    least_ms = multiply_adds(models[width], x) / peak * 1e3
+                    rows = rows_of(comparison.rows.values(), case, bound, least_ms)
                     result["rows"] += rows
                     console.print()
-                    console.print(table_of(rows, label))
+                    console.print(table_of(rows, label_of(case)))
+                    console.print(versus_line(rows) or "")
+                if settings["layers"]:
+                    engine = Engine(model, input_shape=(batch, 3, size, size))
+                    layers, whole_ms = layer_times(engine, x, settings["repeats"])
+                    rows = layer_rows_of(layers, whole_ms, case, peak)
+                    result["layers"] += rows
+                    for table in layer_tables_of(rows, label_of(case)):
+                        console.print()
+                        console.print(table)
     except KeyboardInterrupt:
         result["interrupted"] = True
         console.print("interrupted; what was measured is above", style="yellow")
+    result["summary"] = summary_of(result["rows"])
+    if len(result["summary"]["cases"]) > 1:
+        console.print()
+        console.print(summary_table(result["summary"]))
     return result

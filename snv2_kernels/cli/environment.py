@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -12,7 +13,7 @@ import torch
 import snv2_kernels
 from snv2_kernels import _native
 
-__all__ = ["commit", "isa_note", "machine", "versions"]
+__all__ = ["commit", "isa_note", "machine", "peer_versions", "versions"]
 
 
 def _cpu_model() -> str:
@@ -57,6 +58,17 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def peer_versions() -> dict[str, str]:
+    """Versions of the inference engines that are installed and of what converts for them."""
+    found = {}
+    for name in ("onnxruntime", "onnx", "openvino", "ncnn", "pnnx"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def commit() -> str | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 from typing import Any
+
+from snv2_kernels.cli.summary import cases_of, label_of
+from snv2_kernels.peers import OURS
 
 __all__ = ["check_plot_path", "plot"]
 
@@ -28,7 +30,7 @@ def check_plot_path(path: str) -> None:
 
 
 def plot(result: dict[str, Any], path: str) -> None:
-    """One panel of bars for each combination of width, batch and dtype.
+    """One panel of bars for each combination of width, batch, dtype and threads.
 
     Args:
         result: what ``snv2 bench --json`` writes.
@@ -36,26 +38,20 @@ def plot(result: dict[str, Any], path: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    groups = [
-        (key, list(rows))
-        for key, rows in itertools.groupby(
-            result["rows"], key=lambda row: (row["width"], row["batch"], row["dtype"])
-        )
-    ]
+    groups = list(cases_of(result["rows"]))
     columns = min(_COLUMNS, len(groups))
     lines = math.ceil(len(groups) / columns)
     figure = Figure(figsize=(6.4 * columns, 0.8 + 2.8 * lines), layout="constrained")
     panels: list[Any] = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
-    for axes, ((width, batch, dtype), rows) in zip(panels, groups, strict=False):
-        axes.set_title(f"{width}, batch {batch}, {dtype}", fontsize=10)
+    for axes, (case, rows) in zip(panels, groups, strict=False):
+        axes.set_title(label_of(case), fontsize=10)
         _bars(axes, rows)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
     machine, settings = result["machine"], result["settings"]
     figure.suptitle(
         f"ShuffleNet V2, {settings['size']} x {settings['size']}: median and p10 to p90 in "
-        f"milliseconds\n{machine['cpu']}, threads: {settings['threads']}, "
-        f"PyTorch {result['versions']['torch']}",
+        f"milliseconds\n{machine['cpu']}, PyTorch {result['versions']['torch']}",
         fontsize=10,
     )
     figure.savefig(path, dpi=150)
@@ -64,7 +60,7 @@ def plot(result: dict[str, Any], path: str) -> None:
 def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
     peers = [row["peer"] for row in rows]
     medians = [row["median_ms"] or 0.0 for row in rows]
-    colours = ["tab:green" if row["peer"] in ("fused", "engine") else "tab:grey" for row in rows]
+    colours = ["tab:green" if row["peer"] in OURS else "tab:grey" for row in rows]
     spread: list[list[float]] = [[], []]
     for row, median in zip(rows, medians, strict=True):
         percentiles = row["percentiles_ms"]

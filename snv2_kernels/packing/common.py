@@ -20,6 +20,7 @@ __all__ = [
     "fold_bn",
     "fold_conv_bn",
     "fold_fc",
+    "half",
     "halvings_of",
     "map_shape",
 ]
@@ -115,7 +116,7 @@ class BasePlan:
         for work in self.work:
             total += work.per_input_pixel * height * width
             if work.stride == 2:
-                height, width = _half(height), _half(width)
+                height, width = half(height), half(width)
             total += work.per_output_pixel * height * width + work.per_image
         return total
 
@@ -125,7 +126,8 @@ class BasePlan:
         return map_shape(batch, self.out_channels, self.halvings, height, width)
 
 
-def _half(extent: int) -> int:
+def half(extent: int) -> int:
+    """Of a convolution or pooling of 3x3, stride 2."""
     return (extent + 1) // 2
 
 
@@ -138,7 +140,7 @@ def map_shape(
 ) -> tuple[int, int, int, int]:
     """[N, C, H, W] after some halvings of ``height`` and ``width``."""
     for _ in range(halvings):
-        height, width = _half(height), _half(width)
+        height, width = half(height), half(width)
     return (batch, channels, height, width)
 
 

@@ -16,13 +16,14 @@ from snv2_kernels.packing.common import (
     ConvBn,
     fold_conv_bn,
     fold_fc,
+    half,
     halvings_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["PANEL", "Plan", "PlanBuilder", "Step", "pack_panels"]
+__all__ = ["PANEL", "Plan", "PlanBuilder", "Product", "Step", "pack_panels"]
 
 PANEL: int = _native.PANEL
 _IMPORT, _STEM, _UNIT, _HEAD, _EXPORT = range(5)
@@ -69,6 +70,16 @@ class Step:
 assert len(fields(Step)) == _native.STEP_WORDS
 
 
+@dataclass(frozen=True)
+class Product:
+    """One convolution or linear layer of a plan."""
+
+    step: str  # "stem", "stage2.0" to "stage4.3", "head"
+    name: str
+    weights: int  # offset of its weights
+    multiply_adds: int  # of one image
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan(BasePlan):
     """Everything the CPU backend needs: ``torch.ops.snv2.network(x, *plan.arguments)``."""
@@ -79,6 +90,43 @@ class Plan(BasePlan):
     @property
     def arguments(self) -> tuple[Tensor, Tensor, int, int, bool]:
         return self.weights, self.words, self.out_channels, self.halvings, self.classify
+
+    def products(self, height: int, width: int) -> list[Product]:
+        """All convolutions and linear layers in the order in which weights are packed."""
+        products = []
+        stage, unit = 1, 0
+        for step in self.steps:
+            pixels = height * width
+            if step.kind == _STEM:
+                height, width = half(height), half(width)
+                work = 9 * step.in_channels * step.out_channels * height * width
+                products.append(Product("stem", "conv", step.pw1_weights, work))
+                height, width = half(height), half(width)
+            elif step.kind == _UNIT:
+                unit += 1
+                if step.stride == 2:
+                    stage, unit = stage + 1, 0
+                    height, width = half(height), half(width)
+                products += _unit_products(f"stage{stage}.{unit}", step, pixels, height * width)
+            elif step.kind == _HEAD:
+                features = step.mid_channels
+                work = step.in_channels * features * pixels
+                products.append(Product("head", "conv5 + mean", step.pw1_weights, work))
+                work = features * step.out_channels
+                products.append(Product("head", "fc", step.pw2_weights, work))
+        return products
+
+
+def _unit_products(name: str, step: Step, pixels_in: int, pixels: int) -> list[Product]:
+    mid, depth = step.mid_channels, step.proj_depth
+    products = [
+        ("pw1", step.pw1_weights, step.in_channels * mid * pixels_in),
+        ("dw", step.dw_weights, 9 * mid * pixels),
+        ("pw2", step.pw2_weights, mid * step.out_channels * pixels),
+        ("projection dw", step.proj_dw_weights, 9 * depth * pixels),
+        ("projection pw", step.proj_pw_weights, depth * step.proj_channels * pixels),
+    ]
+    return [Product(name, *product) for product in products if product[-1] > 0]
 
 
 class PlanBuilder(Builder):

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "snv2/plan.h"
 #include "snv2/types.h"
@@ -43,5 +44,20 @@ SNV2_API int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height
 SNV2_API void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
                           const FeatureMap& out, void* workspace, int64_t workspace_size,
                           const ParallelFor& parallel_for);
+
+// For benchmarks: does at least `count` multiply-adds of float32 in registers, as fast as one core
+// can with the instruction set in use, and returns how many.
+SNV2_API int64_t run_multiply_adds(int64_t count);
+
+// For benchmarks: time that all threads together spent in kernels with these weights.
+struct KernelTime {
+  const float* weights = nullptr;
+  int64_t calls = 0;
+  int64_t nanoseconds = 0;
+};
+
+// Count the time of every kernel that run_network calls, from zero, until stopped.
+SNV2_API void start_kernel_times();
+SNV2_API std::vector<KernelTime> stop_kernel_times();
 
 }  // namespace snv2::cpu

@@ -1,0 +1,98 @@
+"""How this package compares with the fastest of the others, from the rows of a result."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from snv2_kernels.peers import OURS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+__all__ = ["CASE", "cases_of", "label_of", "summary_of", "summary_table", "versus_line"]
+
+# What a row shares with those that it is compared with.
+CASE = ("width", "batch", "dtype", "threads")
+
+
+def label_of(case: Sequence[Any]) -> str:
+    """A case in words."""
+    width, batch, dtype, threads = case
+    return f"{width}, batch {batch}, {dtype}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def cases_of(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...], list[Any]]]:
+    """The rows case by case."""
+    for case, group in itertools.groupby(rows, key=lambda row: tuple(row[key] for key in CASE)):
+        yield case, list(group)
+
+
+def _versus(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """One case; None if nothing of ours or nothing of the others was timed."""
+    medians = {row["peer"]: row["median_ms"] for row in rows if row["median_ms"] is not None}
+    others = {peer: median for peer, median in medians.items() if peer not in OURS}
+    ours = {peer: medians[peer] for peer in OURS if peer in medians}
+    if not others or not ours:
+        return None
+    fastest = min(others, key=others.__getitem__)
+    return {
+        "fastest_peer": fastest,
+        "fastest_ms": others[fastest],
+        "speedup": {peer: others[fastest] / median for peer, median in ours.items()},
+    }
+
+
+def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Every case beside its fastest peer, geometric means and minima over all cases.
+
+    ``speedup`` is the median of the fastest peer over ours; peers are all that are not ours.
+    """
+    cases = []
+    for case, group in cases_of(rows):
+        versus = _versus(group)
+        if versus is not None:
+            cases.append(dict(zip(CASE, case, strict=True)) | versus)
+    speedups = {
+        peer: [case["speedup"][peer] for case in cases if peer in case["speedup"]] for peer in OURS
+    }
+    return {
+        "cases": cases,
+        "geometric_mean": {k: statistics.geometric_mean(v) for k, v in speedups.items() if v},
+        "minimum": {k: min(v) for k, v in speedups.items() if v},
+    }
+
+
+def versus_line(rows: list[dict[str, Any]]) -> str | None:
+    """One case in a line, None where there is nothing to compare."""
+    versus = _versus(rows)
+    if versus is None:
+        return None
+    ours = ", ".join(f"{peer} {ratio:.2f}x" for peer, ratio in versus["speedup"].items())
+    return f"vs fastest peer ({versus['fastest_peer']}): {ours}"
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The summary as a table."""
+    table = Table(title="speed against the fastest peer", title_justify="left")
+    for heading in CASE:
+        table.add_column(heading)
+    table.add_column("fastest peer")
+    table.add_column("its median ms", justify="right")
+    for peer in OURS:
+        table.add_column(peer, justify="right")
+
+    def ratios(speedup: dict[str, float]) -> list[str]:
+        return [f"{speedup[peer]:.2f}x" if peer in speedup else "-" for peer in OURS]
+
+    for case in summary["cases"]:
+        cells = [*(str(case[key]) for key in CASE), case["fastest_peer"]]
+        table.add_row(*cells, f"{case['fastest_ms']:.3f}", *ratios(case["speedup"]))
+    table.add_section()
+    blank = [""] * (len(CASE) + 1)
+    table.add_row("geometric mean", *blank, *ratios(summary["geometric_mean"]))
+    table.add_row("minimum", *blank, *ratios(summary["minimum"]))
+    return table

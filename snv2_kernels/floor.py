@@ -1,0 +1,80 @@
+"""What bounds the time of a network on this CPU: how fast it multiplies and copies, measured."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from snv2_kernels import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+__all__ = ["Floor", "measure_floor", "multiply_adds"]
+
+_BURST = 400_000_000  # multiply-adds of a thread: some milliseconds
+_COPIED_BYTES = 1 << 27  # more than caches hold
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Peaks of a number of threads together, in float32."""
+
+    threads: int
+    multiply_adds_per_s: float  # in registers, with the instruction set of the kernels
+    copy_bytes_per_s: float  # read and written, by torch's copy
+
+    def __str__(self) -> str:
+        return (
+            f"{self.threads} thread{'s' if self.threads > 1 else ''}: "
+            f"{self.multiply_adds_per_s / 1e9:.1f} G multiply-adds/s in float32, "
+            f"copies {self.copy_bytes_per_s / 1e9:.1f} GB/s"
+        )
+
+
+def _fastest(run: Callable[[], float]) -> float:
+    """Units/s of the best of several runs; ``run`` returns how many units it did."""
+    rates = []
+    for _ in range(_TRIES):
+        start = time.perf_counter()
+        units = run()
+        rates.append(units / (time.perf_counter() - start))
+    return max(rates)
+
+
+@functools.cache
+def measure_floor(threads: int) -> Floor:
+    """The floor of ``threads`` threads; measured once in a process."""
+    source, target = torch.zeros(2, _COPIED_BYTES, dtype=torch.uint8, device="cpu")
+
+    def copy() -> float:
+        target.copy_(source)
+        return 2.0 * _COPIED_BYTES
+
+    with ThreadPoolExecutor(threads) as pool:
+        multiply_adds = _fastest(
+            lambda: float(sum(pool.map(_native.run_multiply_adds, [_BURST] * threads)))
+        )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return Floor(threads, multiply_adds, _fastest(copy))
+    finally:
+        torch.set_num_threads(before)
+
+
+def multiply_adds(model: nn.Module, x: Tensor) -> int:
+    """Multiply-adds of convolutions and linear layers; nothing is computed."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(model).to("meta")(x.to("meta", torch.float32))
+    return int(counter.get_total_flops()) // 2
