@@ -1,17 +1,20 @@
 // Runs a plan on the CPU.
 //
-// With at least as many images as threads, each thread takes whole images through all steps and
-// never waits for another; the images left over, and small batches, are split inside each step,
-// over rows or panels. Cut into rows, a unit is one parallel step: a thread's last product needs
-// its own depthwise rows only, and maps stay in the caches of the thread that made them. Cut into
-// panels it is two, with the depthwise result of all threads between them; that is for maps of few
-// rows, where the rows of the first product that neighbours share would cost more.
+// All threads go through the steps together (team.h). With at least as many images as threads, each
+// takes whole images through all steps and never waits for another; the images left over, and small
+// batches, are split inside each step, over rows or panels. Cut into rows, a unit is one parallel
+// step: a thread's last product needs its own depthwise rows only, and maps stay in the caches of
+// the thread that made them. Cut into panels it is two, with the depthwise result of all threads
+// between them; that is for maps of few rows, where the rows of the first product that neighbours
+// share would cost more.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <new>
 #include <stdexcept>
 
 #include "cpu/kernels.h"
+#include "cpu/team.h"
 
 namespace snv2::cpu {
 namespace {
@@ -20,20 +23,20 @@ constexpr int64_t kAlign = 16;  // floats in a cache line
 
 constexpr int64_t aligned(int64_t floats) { return ceil_div(floats, kAlign) * kAlign; }
 
-// Multiply-adds below which waking a thread costs more than it saves.
-constexpr int64_t kMinWork = 200'000;
+// Multiply-adds below which another thread costs more than it saves.
+constexpr int64_t kMinWork = 50'000;
 
 // Floats of each part of the workspace.
 struct Memory {
   int64_t buffer = 0;     // one of the two feature map buffers of an image
   int64_t depthwise = 0;  // depthwise results of a unit
-  int64_t offsets = 0;    // int32 offset lists of a step
+  int64_t offsets = 0;    // int32 offset lists of a step, of one thread
   int64_t scratch = 0;    // rows of one thread
   int64_t features = 0;   // pooled features of all images
   int64_t classes = 0;
 
   int64_t per_image(int64_t threads) const {
-    return 2 * buffer + depthwise + offsets + threads * scratch;
+    return 2 * buffer + depthwise + threads * (offsets + scratch);
   }
 };
 
@@ -138,8 +141,7 @@ void identity_offsets(int64_t count, int64_t pixels, int32_t* offsets) {
 class ImageRunner {
  public:
   ImageRunner(const Plan& plan, const float* weights, const FeatureMap& x, const FeatureMap& out,
-              const Memory& memory, float* workspace, float* features,
-              const ParallelFor& parallel_for)
+              const Memory& memory, float* workspace, float* features, Team& team)
       : plan_(plan),
         kernels_(kernels()),
         weights_(weights),
@@ -147,12 +149,13 @@ class ImageRunner {
         out_(out),
         memory_(memory),
         features_(features),
-        parallel_for_(parallel_for) {
+        parallel_for_(team) {
     current_ = workspace;
     spare_ = current_ + memory.buffer;
     depthwise_ = spare_ + memory.buffer;
-    offsets_ = reinterpret_cast<int32_t*>(depthwise_ + memory.depthwise);
-    scratch_ = depthwise_ + memory.depthwise + memory.offsets;
+    float* const offsets = depthwise_ + memory.depthwise;
+    offsets_ = reinterpret_cast<int32_t*>(offsets + team.member * memory.offsets);
+    scratch_ = offsets + team.threads * memory.offsets;
   }
 
   void run(int64_t image) {
@@ -326,7 +329,7 @@ class ImageRunner {
   const FeatureMap& out_;
   const Memory& memory_;
   float* features_;
-  const ParallelFor& parallel_for_;
+  Team& parallel_for_;
   float* current_;  // buffer that holds the map now
   float* spare_;    // buffer for the next stage's
   float* depthwise_;
@@ -337,10 +340,10 @@ class ImageRunner {
 };
 
 void classify(const Step& head, const float* weights, const Memory& memory, float* features,
-              const FeatureMap& out, const ParallelFor& parallel_for) {
+              const FeatureMap& out, Team& parallel_for) {
   float* const classes = features + memory.features;
   int32_t* const offsets = reinterpret_cast<int32_t*>(classes + memory.classes);
-  identity_offsets(head.mid_channels, out.batch, offsets);
+  parallel_for(1, [&](int64_t) { identity_offsets(head.mid_channels, out.batch, offsets); });
   const Pointwise op{features,
                      offsets,
                      head.mid_channels,
@@ -356,10 +359,12 @@ void classify(const Step& head, const float* weights, const Memory& memory, floa
     kernels().pointwise(op, false, part_of(panels, parts, i), Range{0, out.batch});
   });
   // The result is one image of [classes, batch] pixels, written transposed.
-  identity_offsets(head.out_channels, out.batch, offsets);
   const FeatureMap transposed{out.data, out.dtype, Layout::kChannelsLast, 1, head.out_channels,
                               1,        out.batch};
-  kernels().export_planes(classes, offsets, transposed, 0, Range{0, out.batch});
+  parallel_for(1, [&](int64_t) {
+    identity_offsets(head.out_channels, out.batch, offsets);
+    kernels().export_planes(classes, offsets, transposed, 0, Range{0, out.batch});
+  });
 }
 
 // Images that are taken through the network side by side.
@@ -367,12 +372,15 @@ int64_t images_at_once(int64_t batch, int64_t threads) { return batch >= threads
 
 int64_t workspace_floats(const Memory& memory, const Plan& plan, int64_t batch, int64_t threads) {
   const int64_t images = images_at_once(batch, threads);
-  // Side by side, each image needs one thread's scratch; the images left over need all threads'.
-  const int64_t body = images * memory.per_image(1) + (threads - 1) * memory.scratch;
+  // Side by side, each image needs one thread's memory; the images left over need all threads'.
+  const int64_t body =
+      images * memory.per_image(1) + (threads - 1) * (memory.offsets + memory.scratch);
   const Step& tail = plan.end()[-1];
   const int64_t head_offsets =
       plan.header().classify ? std::max(tail.mid_channels, tail.out_channels) : 0;
-  return body + memory.features + memory.classes + aligned(head_offsets);
+  const int64_t counters =
+      team_counters(threads) * static_cast<int64_t>(sizeof(TeamCounter) / sizeof(float));
+  return counters + body + memory.features + memory.classes + aligned(head_offsets);
 }
 
 void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap& out) {
@@ -417,28 +425,34 @@ void run_network(const Plan& plan, const float* weights, const FeatureMap& x, co
   if (x.batch == 0) return;
   const Memory memory = plan_memory(plan, x.batch, {x.height, x.width});
   const int64_t images = images_at_once(x.batch, threads);
-  float* const base = static_cast<float*>(workspace);
-  float* const features = base + images * memory.per_image(1) + (threads - 1) * memory.scratch;
+  auto* const counters = static_cast<TeamCounter*>(workspace);
+  for (int64_t i = 0; i < team_counters(threads); ++i) new (counters + i) TeamCounter;
+  float* const base = reinterpret_cast<float*>(counters + team_counters(threads));
+  float* const features =
+      base + images * memory.per_image(1) + (threads - 1) * (memory.offsets + memory.scratch);
 
-  // Whole images side by side
-  int64_t done = 0;
-  if (images > 1) {
-    done = x.batch - x.batch % images;
-    const ParallelFor serial;
-    parallel_for(images, [&](int64_t worker) {
-      ImageRunner runner(plan, weights, x, out, memory, base + worker * memory.per_image(1),
-                         features, serial);
-      for (int64_t image = worker; image < done; image += images) runner.run(image);
-    });
-  }
-  // The rest one by one, each split over the threads
-  ImageRunner runner(plan, weights, x, out, memory, base, features, parallel_for);
-  for (int64_t image = done; image < x.batch; ++image) runner.run(image);
+  parallel_for(threads, [&](int64_t member) {
+    Team team(counters, threads, member);
+    // Whole images side by side
+    int64_t done = 0;
+    if (images > 1) {
+      done = x.batch - x.batch % images;
+      team(images, [&](int64_t i) {
+        Team alone;
+        ImageRunner runner(plan, weights, x, out, memory, base + i * memory.per_image(1), features,
+                           alone);
+        for (int64_t image = i; image < done; image += images) runner.run(image);
+      });
+    }
+    // The rest one by one, each split over the threads
+    ImageRunner runner(plan, weights, x, out, memory, base, features, team);
+    for (int64_t image = done; image < x.batch; ++image) runner.run(image);
 
-  const Step& tail = plan.end()[-1];
-  if (tail.kind == StepKind::kHead) {
-    classify(tail, weights, memory, features, out, parallel_for);
-  }
+    const Step& tail = plan.end()[-1];
+    if (tail.kind == StepKind::kHead) {
+      classify(tail, weights, memory, features, out, team);
+    }
+  });
 }
 
 }  // namespace snv2::cpu

@@ -1,5 +1,6 @@
 // The CPU backend against loops in double, on every instruction set of this machine.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -52,6 +53,33 @@ snv2::ParallelFor std_threads(int64_t threads) {
   pool.run = [](void*, int64_t count, snv2::ParallelFor::Body body, void* arg) {
     std::vector<std::thread> workers;
     for (int64_t i = 0; i < count; ++i) workers.emplace_back(body, arg, i);
+    for (std::thread& worker : workers) worker.join();
+  };
+  return pool;
+}
+
+// A pool of one thread, which takes the last first.
+snv2::ParallelFor one_thread(int64_t threads) {
+  snv2::ParallelFor pool;
+  pool.threads = threads;
+  pool.run = [](void*, int64_t count, snv2::ParallelFor::Body body, void* arg) {
+    for (int64_t i = count; i-- > 0;) body(arg, i);
+  };
+  return pool;
+}
+
+// Threads that start while others are in the middle of the work.
+snv2::ParallelFor late_threads(int64_t threads) {
+  snv2::ParallelFor pool;
+  pool.threads = threads;
+  pool.run = [](void*, int64_t count, snv2::ParallelFor::Body body, void* arg) {
+    std::vector<std::thread> workers;
+    for (int64_t i = 0; i < count; ++i) {
+      workers.emplace_back([=] {
+        std::this_thread::sleep_for(std::chrono::microseconds(i * 37 % 200));
+        body(arg, i);
+      });
+    }
     for (std::thread& worker : workers) worker.join();
   };
   return pool;
@@ -381,15 +409,19 @@ TEST(stage_matches_loops_for_any_number_of_threads) {
       for (const int64_t threads : {1, 2, 3, 8}) {
         const int64_t bytes = snv2::cpu::workspace_bytes(plan, s.n, s.h, s.w, threads);
         std::vector<float> memory(static_cast<size_t>(bytes / 4), kNan);
+        for (const auto pool : {std_threads, one_thread, late_threads}) {
+          std::fill(memory.begin(), memory.end(), kNan);
+          Map y(s.n, 2 * s.c, (s.h + 1) / 2, (s.w + 1) / 2, Layout::kContiguous);
+          snv2::cpu::run_network(plan, stage.packer.weights.data(), x.map, y.map, memory.data(),
+                                 bytes, pool(threads));
+          for (int64_t n = 0; n < s.n; ++n)
+            for (size_t i = 0; i < expected[n].size(); ++i) {
+              const double want = expected[n][i];
+              CHECK(close(y.values[n * expected[n].size() + i], want, 10 + std::abs(want)),
+                    "%s, %d threads", isa, static_cast<int>(threads));
+            }
+        }
         Map y(s.n, 2 * s.c, (s.h + 1) / 2, (s.w + 1) / 2, Layout::kContiguous);
-        snv2::cpu::run_network(plan, stage.packer.weights.data(), x.map, y.map, memory.data(),
-                               bytes, std_threads(threads));
-        for (int64_t n = 0; n < s.n; ++n)
-          for (size_t i = 0; i < expected[n].size(); ++i) {
-            const double want = expected[n][i];
-            CHECK(close(y.values[n * expected[n].size() + i], want, 10 + std::abs(want)),
-                  "%s, %d threads", isa, static_cast<int>(threads));
-          }
         CHECK_THROWS(snv2::cpu::run_network(plan, stage.packer.weights.data(), x.map, y.map,
                                             memory.data(), bytes - 64, std_threads(threads)));
       }

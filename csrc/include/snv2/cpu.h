@@ -41,6 +41,8 @@ SNV2_API int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height
 
 // Runs all steps. `out` is [N, classes] (height = width = 1) or a feature map, of x's dtype.
 // `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned.
+// `parallel_for` is called once, for as many bodies as it has threads: those that run at the same
+// time share the work, and if they run one after the other the first does all of it.
 SNV2_API void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
                           const FeatureMap& out, void* workspace, int64_t workspace_size,
                           const ParallelFor& parallel_for);
