@@ -72,6 +72,7 @@ assert len(fields(Step)) == _native.STEP_WORDS
 class Plan(BasePlan):
     """Everything the CPU backend needs: ``torch.ops.snv2.network(x, *plan.arguments)``."""
 
+    words: Tensor  # int64, on the CPU
     weights: Tensor  # [floats] float32
     steps: tuple[Step, ...] = field(repr=False)
 
