@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +98,28 @@ def on_the_gpu(backend: str = "cuda") -> Iterator[None]:
         yield
 
 
+@functools.cache
+def round_as_a_gpu() -> None:
+    """Triton's interpreter cuts the bits of a float32 off that bfloat16 lacks, where the compiler
+    rounds to nearest; and takes long for it."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
+        types = src.dtype.scalar, dst_type.scalar
+        if types == (tl.float32, tl.bfloat16):
+            rounded = torch.tensor(src.data, device="cpu").bfloat16()
+            return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
+        if types == (tl.bfloat16, tl.float32):
+            exact = torch.tensor(src.data, device="cpu").view(torch.bfloat16).float()
+            return TensorHandle(exact.numpy(), tl.float32)
+        return cast(self, src, dst_type)
+
+    InterpreterBuilder.cast_impl = cast_impl
+
+
 @contextlib.contextmanager
 def on_triton() -> Iterator[None]:
     """In the interpreter in tiles so large that it takes a second less often."""
@@ -106,9 +130,10 @@ def on_triton() -> Iterator[None]:
     state = snv2.backends()["triton"]
     if not state.startswith("ok"):
         pytest.skip(f"triton: {state}")
-    from snv2_kernels.triton import Tile, use_tile
+    from snv2_kernels.triton import ProductTile, Tile, use_tile
 
-    with use_tile(Tile(512, 32, 4)):
+    round_as_a_gpu()
+    with use_tile(Tile(512, 32, 4), ProductTile(64, 256, 64, 4)):
         yield
 
 
