@@ -1,13 +1,14 @@
 """Plans for the Triton kernels: those of the CUDA kernels, with matrices row by row.
 
 Rows of a matrix are ``pitch(depth)`` elements apart, zeros at their end, so that each begins where
-16 bytes are read at once. A unit's rows are its main branch's and then its side's: the projection at
-stride 2, what passes through at stride 1. Tables that say where rows go have that order.
+16 bytes are read at once. A unit's rows are its main branch's and then its side's: the projection
+at stride 2, what passes through at stride 1. Tables that say where rows go have that order.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -52,10 +53,13 @@ class TritonPlan(BasePlan):
     def arrays(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.weights, self.parameters, self.tables
 
+    @functools.cached_property
+    def step_words(self) -> list[int]:
+        return [word for step in self.steps for word in step.words()]
+
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, list[int], int, int, bool]:
-        words = [word for step in self.steps for word in step.words()]
-        return *self.arrays, words, self.out_channels, self.halvings, self.classify
+        return *self.arrays, self.step_words, self.out_channels, self.halvings, self.classify
 
 
 class _Rewriter:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snv2_kernels.ops import _empty_map, _no_gradient, _plan_fake
+from snv2_kernels.ops import _no_gradient, _plan_fake
 from snv2_kernels.packing.gpu import (
     CALLERS_MAP,
     COPY,
@@ -290,6 +290,27 @@ def network(
     return out
 
 
+def network_out(
+    x: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    tables: Tensor,
+    steps: Sequence[int],
+    memory: Sequence[Tensor],
+    results: Sequence[Tensor],
+    affine: Sequence[Tensor],
+) -> None:
+    """The same in memory from :func:`allocate`, with all results of the plan. ``affine`` is empty,
+    or ``x`` is bytes and the network's input ``x * scale + shift``, with float32 [C] each."""
+    check(len(memory) == 4, "memory must be four tensors")
+    first, second, middle, sums = memory
+    arrays = Arrays(weights, parameters, tables)
+    if x.shape[0] > 0:
+        scale_shift = (affine[0], affine[1]) if affine else None
+        planned = Memory((first, second), middle, sums)
+        run(x, arrays, _parsed(tuple(steps)), planned, results, scale_shift)
+
+
 def _network_fake(
     x: Tensor,
     weights: Tensor,
@@ -303,6 +324,21 @@ def _network_fake(
     return _plan_fake(x, out_channels, halvings, classify)
 
 
+def _network_out_fake(
+    x: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    tables: Tensor,
+    steps: Sequence[int],
+    memory: Sequence[Tensor],
+    results: Sequence[Tensor],
+    affine: Sequence[Tensor],
+) -> None:
+    return None
+
+
 define(network)
+define(network_out, mutates=("memory", "results"))
+torch.library.register_fake("snv2_triton::network_out", _network_out_fake)
 torch.library.register_fake("snv2_triton::network", _network_fake)
 torch.library.register_autograd("snv2_triton::network", _no_gradient)

@@ -17,7 +17,16 @@ from snv2_kernels.triton.tuning import tile_for
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["INTERPRETED", "check", "check_map", "check_pixels", "define", "planar", "strides", "wrapped"]
+__all__ = [
+    "INTERPRETED",
+    "check",
+    "check_map",
+    "check_pixels",
+    "define",
+    "planar",
+    "strides",
+    "wrapped",
+]
 
 # With TRITON_INTERPRET=1 a kernel is a Python function, which no tracer looks into.
 INTERPRETED = not isinstance(kernels.cat_shuffle_kernel, JITFunction)
@@ -154,10 +163,10 @@ def split_dw_cat_shuffle(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor
     return y
 
 
-def define(function: Callable[..., Tensor]) -> None:
+def define(function: Callable[..., Tensor | None], mutates: tuple[str, ...] = ()) -> None:
     """An op of the function's name and signature."""
     decorator: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
-    decorator(f"snv2_triton::{function.__name__}", function, mutates_args=())
+    decorator(f"snv2_triton::{function.__name__}", function, mutates_args=mutates)
 
 
 for _function in (cat_shuffle, dw_conv3x3, split_dw_cat_shuffle):

@@ -85,8 +85,8 @@ TILES: dict[Shapes, Tile] = {
 
 # By kernel and whether the map is in 16 bits; without tensor cores a thread makes fewer products.
 # Nine taps are under way for each element of a depthwise tile, so a thread has few of them: a depth
-# of 16, and no loads of the next step, for the same registers. The stem's 27 taps are one product of
-# depth 32. The linear layer reads each weight once: what counts is how many programs read.
+# of 16, and no loads of the next step, for the same registers. The stem's 27 taps are one product
+# of depth 32. The linear layer reads each weight once: what counts is how many programs read.
 PRODUCT_TILES: dict[tuple[str, bool], tuple[ProductTile, ...]] = {
     ("pw1", True): (
         ProductTile(64, 128, 32, 8, 3),

@@ -80,7 +80,7 @@ def load_tiles(path: str | Path) -> None:
 
 
 def _tile(key: str, values: dict[str, Any]) -> Tile | ProductTile:
-    is_product = key.split(" ")[0] in [kernel for kernel, _ in PRODUCT_TILES]
+    is_product = key.split(" ", maxsplit=1)[0] in [kernel for kernel, _ in PRODUCT_TILES]
     tile = (ProductTile if is_product else Tile)(**values)
     for name, value in dataclasses.asdict(tile).items():
         least = 16 if isinstance(tile, ProductTile) and name in ("rows", "pixels", "depth") else 1

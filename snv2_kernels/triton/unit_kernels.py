@@ -9,7 +9,7 @@ products.
 
 Between the units of a stage a map lies in planes, [planes, N * P] with rows that begin at multiples
 of 16 elements (FLAT): one offset for a channel, gathered through a table. What a row has beyond its
-last pixel is read and written like the rest, so that masks end at whole vectors, and never gets into
+last pixel is read and written like the rest, so that masks end at whole vectors; it never gets into
 another column. The caller's maps have strides from image to image (n), channel to channel (c) and
 pixel to pixel (p), and only those are written in logical order, what passes through included.
 
