@@ -95,13 +95,13 @@ PRODUCT_TILES: dict[tuple[str, bool], tuple[ProductTile, ...]] = {
     ),
     ("pw1", False): (ProductTile(64, 64, 16, 8, 2), ProductTile(32, 32, 16, 4, 2)),
     ("dw_pw2", True): (
-        ProductTile(128, 64, 16, 8),
+        ProductTile(128, 32, 16, 4),
         ProductTile(64, 64, 16, 8),
         ProductTile(32, 32, 16, 4),
     ),
     ("dw_pw2", False): (ProductTile(64, 32, 16, 8), ProductTile(32, 32, 16, 4)),
     ("stem", True): (ProductTile(32, 64, 32, 8), ProductTile(32, 32, 32, 4)),
-    ("stem", False): (ProductTile(32, 32, 32, 4), ProductTile(32, 16, 32, 4)),
+    ("stem", False): (ProductTile(32, 32, 16, 4), ProductTile(32, 16, 16, 4)),
     ("features", True): (ProductTile(64, 64, 32, 4, 3), ProductTile(32, 64, 32, 4, 3)),
     ("features", False): (ProductTile(32, 64, 16, 4, 2), ProductTile(16, 64, 16, 4, 2)),
     ("linear", True): (ProductTile(64, 32, 32, 4), ProductTile(16, 16, 64, 4)),
@@ -134,10 +134,11 @@ def programs(tile: ProductTile, rows: tuple[int, ...], columns: int) -> int:
 def choose_product_tile(
     kernel: str, narrow: bool, rows: tuple[int, ...], columns: int
 ) -> ProductTile:
-    """The largest tile of which there are two for each SM, or else the smallest."""
+    """The first tile of which there are two for each SM and of which rows fill more than half, or
+    else the last."""
     tiles = PRODUCT_TILES[kernel, narrow]
     for tile in tiles[:-1]:
-        if programs(tile, rows, columns) >= 2 * _SMS:
+        if tile.rows < 2 * max(rows) and programs(tile, rows, columns) >= 2 * _SMS:
             return tile
     return tiles[-1]
 

@@ -140,13 +140,16 @@ def _dw_pw(
         p_k = p_x[None, :] + b_c.to(tl.int64)[:, None] * x_c
         p_dw = parameters + dw + o_k * 10
         b_x = tl.zeros((BK, BP), tl.float32)
-        for i in tl.static_range(9):
-            b_h = o_h + (i // 3 - 1)
-            b_w = o_w + (i % 3 - 1)
-            m_tap = m_p & (b_h >= 0) & (b_h < height) & (b_w >= 0) & (b_w < width)
-            p_tap = p_k + ((i // 3 - 1) * width + (i % 3 - 1)) * x_p
-            b_tap = tl.load(p_tap, mask=m_k[:, None] & m_tap[None, :], other=0.0).to(tl.float32)
-            b_x += b_tap * tl.load(p_dw + i, mask=m_k, other=0.0)[:, None]
+        for i in range(-1, 2):
+            b_h = o_h + i
+            m_row = m_p & (b_h >= 0) & (b_h < height)
+            for j in tl.static_range(-1, 2):
+                b_w = o_w + j
+                m_tap = m_row & (b_w >= 0) & (b_w < width)
+                p_tap = p_k + (i * width + j) * x_p
+                b_tap = tl.load(p_tap, mask=m_k[:, None] & m_tap[None, :], other=0.0)
+                b_weight = tl.load(p_dw + (3 * i + j + 4), mask=m_k, other=0.0)
+                b_x += b_tap.to(tl.float32) * b_weight[:, None]
         b_x += tl.load(p_dw + 9, mask=m_k, other=0.0)[:, None]
         b_matrix = _weights(weights + matrix, pitch, o_m, o_k, m_m, m_k)
         b_y = _product(b_matrix, b_x.to(weights.dtype.element_ty), b_y, WIDENS)
