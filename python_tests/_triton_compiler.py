@@ -141,8 +141,10 @@ def usage(names: list[str], quick: bool) -> Iterator[Any]:
         knobs.cache.dir = cache
         for name, dtype, target in itertools.product(names, DTYPES, TARGETS):
             if quick and (dtype, target) not in (
-                ("fp32", "sm_80"), ("fp16", "sm_80"), ("bf16", "sm_90"), ("fp16", "gfx942")
-            ):  # fmt: skip
+                ("fp32", "sm_80"),
+                ("bf16", "sm_90"),
+                ("fp16", "gfx942"),
+            ):
                 continue
             several = itertools.islice(instances(name, dtype), 1 if quick else None)
             for kernel, values, tile in several:

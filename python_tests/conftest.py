@@ -28,23 +28,46 @@ _torchvision_ops = torch.library.Library("torchvision", "DEF")
 
 
 _INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a second for more
+_INTERPRETED_CASES = 4  # of one test; of more it runs a few
 
 
-def _interprets_much(item: pytest.Item) -> bool:
+def _on_triton(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
-    if call is None or call.params.get("backend") != "triton":
-        return False
-    of_views = "view" in call.params and call.params["dtype"] != torch.float16
-    return of_views or math.prod(call.params.get("shape", ())) > _INTERPRETED_ELEMENTS
+    return call is not None and "triton" in (call.params.get("backend"), call.params.get("kernels"))
+
+
+def _is_large(params: dict[str, Any]) -> bool:
+    shape = params.get("shape") or params.get("case")
+    if isinstance(shape, tuple) and isinstance(shape[-1], tuple):
+        shape = shape[-1]
+    elements = math.prod(shape) if isinstance(shape, tuple) else 0
+    return "width" in params or elements > _INTERPRETED_ELEMENTS
+
+
+def _leave_to_the_slow_tests(items: list[pytest.Item]) -> None:
+    """All but a few cases of each test in Triton's interpreter."""
+    small: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if not _on_triton(item):
+            continue
+        if _is_large(item.callspec.params):  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.slow)
+        else:
+            small.setdefault(item.location[2].partition("[")[0], []).append(item)
+    for cases in small.values():
+        # Prime to the lengths of most lists of cases, so that each entry of a list has its turn.
+        step = 1 if len(cases) <= _INTERPRETED_CASES else 5 if len(cases) <= 36 else 13
+        for i, item in enumerate(cases):
+            if i % step:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
+    _leave_to_the_slow_tests(items)
     for item in items:
-        if _interprets_much(item):
-            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
@@ -157,7 +180,7 @@ def running_on(name: str) -> Iterator[str]:
         yield name
 
 
-BACKENDS = [*(f"cpu-{isa}" for isa in _native.available_cpu_isas()), *GPU_BACKENDS]
+BACKENDS = [*(f"cpu-{isa}" for isa in _native.available_cpu_isas()), *GPU_BACKENDS, "triton"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -168,7 +191,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(params=["cpu", *GPU_BACKENDS])
+@pytest.fixture(params=["cpu", *GPU_BACKENDS, "triton"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on each backend that has kernels, and everything inside it there."""
     with running_on(request.param) as name, snv2.use_backend(name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +20,6 @@ from _cases import (
     keeps_format,
     threads,
 )
-from conftest import BACKENDS, running_on
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -121,13 +120,6 @@ each_op = pytest.mark.parametrize("op", OPS, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_format = pytest.mark.parametrize("memory_format", FORMATS)
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
-
-
-@pytest.fixture(params=[*BACKENDS, "triton"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Triton has kernels of the ops alone."""
-    with running_on(request.param) as name:
-        yield name
 
 
 def check(op: Op, backend: str, args: list[Tensor]) -> Tensor:

@@ -53,6 +53,10 @@ def tiles() -> Any:
     return importlib.import_module("snv2_kernels.triton.tiles")
 
 
+def shallow_network() -> torch.nn.Module:
+    return randomize_(snv2.models.ShuffleNetV2([1, 2, 1], [8, 20, 36, 58, 40], 10)).eval()
+
+
 # Tiles ----------------------------------------------------------------------------------------
 
 
@@ -78,8 +82,8 @@ def test_every_tile_of_maps(triton: Any, op: Op) -> None:
     "dtype", [torch.float16, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=str
 )
 def test_every_tile_of_products(triton: Any, dtype: torch.dtype) -> None:
-    model = small_network().to(torch.get_default_device(), dtype)
-    network, x = snv2.fuse(model), draw(2, 3, 21, 33, dtype=dtype)
+    model = shallow_network().to(torch.get_default_device(), dtype)
+    network, x = snv2.fuse(model), draw(2, 3, 17, 29, dtype=dtype)
     narrow = dtype != torch.float32
     of_dtype = [t for (_, n), each in tiles().PRODUCT_TILES.items() if n == narrow for t in each]
     for tile in dict.fromkeys(of_dtype):
@@ -224,19 +228,19 @@ def test_file_that_has_no_tiles(tuning: Any, tmp_path: Path, content: str) -> No
         tuning.load_tiles(tmp_path / "absent.json")
 
 
-def test_variables_of_the_environment(tuning: Any, tmp_path: Path) -> None:
+def test_variables_of_the_environment(
+    tuning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "tiles.json"
     path.write_text('{"cpu": {"pw1 x": {"rows": 64, "pixels": 64, "depth": 16, "warps": 4}}}')
-    program = """
-        import snv2_kernels.triton.tuning as tuning
-        assert tuning._timer is tuning._milliseconds
-        assert list(tuning._measured["cpu"]) == ["pw1 x"]
-    """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env={**os.environ, "SNV2_TRITON_AUTOTUNE": "1", "SNV2_TRITON_TILES": str(path)},
-        check=True, timeout=120,
-    )  # fmt: skip
+    tuning._obey_environment()
+    assert tuning._timer is None
+    assert tuning._measured == {}
+    monkeypatch.setenv("SNV2_TRITON_AUTOTUNE", "1")
+    monkeypatch.setenv("SNV2_TRITON_TILES", str(path))
+    tuning._obey_environment()
+    assert tuning._timer is tuning._milliseconds
+    assert tuning._measured == {"cpu": {"pw1 x": tiles().ProductTile(64, 64, 16, 4)}}
 
 
 # Plans ----------------------------------------------------------------------------------------
@@ -319,8 +323,7 @@ def test_units_of_a_stage_leave_what_passes_through(triton: Any) -> None:
 
 def test_pooling_over_several_tiles(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head's sums of an image that is larger than a tile."""
-    model = randomize_(snv2.models.ShuffleNetV2([1, 1, 1], [8, 20, 36, 58, 40], 10)).eval()
-    x = draw(2, 3, 129, 97)  # 5 x 4 pixels in the end
+    model, x = shallow_network(), draw(2, 3, 129, 97)  # 5 x 4 pixels in the end
     _watch_launches(
         monkeypatch, lambda name: triton.ProductTile(64, 16 if name == "features" else 256, 64, 4)
     )

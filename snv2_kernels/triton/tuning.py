@@ -134,7 +134,11 @@ def tile_for(
     return best
 
 
-if is_set("SNV2_TRITON_AUTOTUNE"):
-    autotune()
-if _path := os.environ.get("SNV2_TRITON_TILES"):
-    load_tiles(_path)
+def _obey_environment() -> None:
+    if is_set("SNV2_TRITON_AUTOTUNE"):
+        autotune()
+    if path := os.environ.get("SNV2_TRITON_TILES"):
+        load_tiles(path)
+
+
+_obey_environment()
