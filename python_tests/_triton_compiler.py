@@ -171,7 +171,10 @@ def trace() -> Iterator[Any]:
     """Names in the graph that a compiler behind AOTAutograd is given."""
     triton.runtime.driver.set_active(NoGpu())
     ops, half = operators("triton"), {"dtype": torch.float16}
-    models = snv2.models.InvertedResidual(58, 58, 1), snv2.models.shufflenet_v2_x0_5()
+    models = (
+        snv2.models.InvertedResidual(58, 58, 1),
+        snv2.models.ShuffleNetV2([1, 2, 1], [24, 48, 96, 192, 1024]),
+    )
     plans = [
         snv2.fuse(model.eval())._triton_plan(torch.float16, torch.device("cpu")).arguments
         for model in models

@@ -28,7 +28,6 @@ _torchvision_ops = torch.library.Library("torchvision", "DEF")
 
 
 _INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a second for more
-_INTERPRETED_CASES = 4  # of one test; of more it runs a few
 
 
 def _on_triton(item: pytest.Item) -> bool:
@@ -56,7 +55,7 @@ def _leave_to_the_slow_tests(items: list[pytest.Item]) -> None:
             small.setdefault(item.location[2].partition("[")[0], []).append(item)
     for cases in small.values():
         # Prime to the lengths of most lists of cases, so that each entry of a list has its turn.
-        step = 1 if len(cases) <= _INTERPRETED_CASES else 5 if len(cases) <= 36 else 13
+        step = 5 if len(cases) <= 36 else 13
         for i, item in enumerate(cases):
             if i % step:
                 item.add_marker(pytest.mark.slow)
