@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import math
 import os
 import types
@@ -32,7 +33,7 @@ _INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a se
 
 def _on_triton(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
-    return call is not None and "triton" in (call.params.get("backend"), call.params.get("kernels"))
+    return call is not None and any(type(v) is str and v == "triton" for v in call.params.values())
 
 
 def _is_large(params: dict[str, Any]) -> bool:
@@ -202,6 +203,13 @@ def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The same for the CUDA kernels alone."""
     with running_on(request.param) as name, snv2.use_backend(name):
         yield name
+
+
+@pytest.fixture
+def triton() -> Iterator[types.ModuleType]:
+    """The Triton kernels, where they run; new tensors lie there."""
+    with running_on("triton"):
+        yield importlib.import_module("snv2_kernels.triton")
 
 
 @pytest.fixture

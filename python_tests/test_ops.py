@@ -136,6 +136,7 @@ def check_dense(
     assert keeps_format(check(op, backend, args), args[0])
 
 
+@pytest.mark.supports("eval")
 @each_format
 @each_dtype
 @each_shape
@@ -146,6 +147,7 @@ def test_kernels(
     check_dense(op, backend, shape, dtype, memory_format)
 
 
+@pytest.mark.supports("eval")
 @each_format
 @each_dtype
 @each_shape
@@ -300,6 +302,7 @@ def _gradients(
     return [g.detach() for g in first], list(second)
 
 
+@pytest.mark.supports("grad")
 @each_format
 @each_op
 def test_gradients_of_the_kernels(backend: str, op: Op, memory_format: torch.memory_format) -> None:
@@ -325,6 +328,7 @@ def test_gradient_of_one_argument_only(backend: str, op: Op) -> None:
         assert max_error(grad, expected) < 1e-6
 
 
+@pytest.mark.supports("grad")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @each_op
 def test_gradients_have_the_dtypes_of_their_arguments(

@@ -8,30 +8,22 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from _cases import (
-    DTYPES,
-    KINDS,
     assert_agrees,
     draw,
-    plain_and_input,
-    plain_stage,
-    small_network,
     unit_pair,
 )
-from conftest import running_on
 from test_backends import CPU, FakeGpu
 from test_ops import OPS, Op, check
 
 import snv2_kernels as snv2
 from snv2_kernels.backends import resolve
-from snv2_kernels.packing.gpu import UNIT, pack_tiles, unpack_tiles
-from snv2_kernels.packing.triton import pitch
 from snv2_kernels.testing import max_error, randomize_
 
 backends = importlib.import_module("snv2_kernels.backends")
@@ -40,13 +32,6 @@ SHARED_BYTES = 48 * 1024  # of a CTA that asks for no more than any GPU has
 FORMATS = [torch.contiguous_format, torch.channels_last]
 KERNELS = ["cat_shuffle", "dw_conv3x3", "split_dw_cat_shuffle"]
 KERNELS += ["stem", "pw1", "dw_pw2", "features", "linear"]
-
-
-@pytest.fixture
-def triton() -> Iterator[Any]:
-    """The kernels, where they run; new tensors lie there."""
-    with running_on("triton"):
-        yield importlib.import_module("snv2_kernels.triton")
 
 
 def tiles() -> Any:
@@ -241,94 +226,6 @@ def test_variables_of_the_environment(
     tuning._obey_environment()
     assert tuning._timer is tuning._milliseconds
     assert tuning._measured == {"cpu": {"pw1 x": tiles().ProductTile(64, 64, 16, 4)}}
-
-
-# Plans ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(16, 16), (58, 58), (29, 13), (1, 1), (244, 122)], ids=str)
-def test_unpacking_of_tiles(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    matrix = draw(*shape, dtype=dtype)
-    tiles = torch.cat([pack_tiles(matrix, dtype), matrix.flatten()])
-    assert torch.equal(unpack_tiles(tiles, *shape), matrix)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_plan(kind: str) -> None:
-    """Offsets of matrices are where 16 bytes may be read, and tables are within their buffers."""
-    model, _ = plain_and_input(kind)
-    plan = snv2.fuse(model)._triton_plan(torch.float16, torch.device("cpu"))
-    assert plan.weights.numel() % 16 == 0
-    for step in plan.steps:
-        assert step.pw1_weights % 16 == step.pw2_weights % 16 == step.proj_weights % 16 == 0
-        rows = step.proj_channels + step.out_channels
-        if step.kind == UNIT and step.out_buffer >= 0:
-            planes = plan.tables[step.out_table : step.out_table + rows].tolist()
-            assert len(set(planes)) == rows
-            assert max(planes) < step.out_planes
-        if step.kind == UNIT and step.result >= 0:
-            channels = plan.tables[step.result_table :][: step.result_channels].tolist()
-            assert sorted(channels) == list(range(step.result_channels))
-
-
-def _watch_launches(
-    monkeypatch: pytest.MonkeyPatch, tile_of: Callable[[str], Any] | None = None
-) -> list[str]:
-    """A list that names each product launched from now on, which run in tiles of the caller's."""
-    module = importlib.import_module("snv2_kernels.triton.network")
-    names: list[str] = []
-    launch = module._launch
-
-    def watched(name: str, *args: Any, **kwargs: Any) -> Any:
-        names.append(name)
-        with tiles().use_tile(*([tile_of(name)] if tile_of else [])):
-            return launch(name, *args, **kwargs)
-
-    monkeypatch.setattr(module, "_launch", watched)
-    return names
-
-
-def test_launches_of_a_network(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two for each unit and three at the ends, also where maps on the way are results."""
-    x = draw(1, 3, 33, 33)
-    with snv2.use_backend("triton"):
-        engine = snv2.Engine(small_network(), tuple(x.shape), taps=("stage2", "stage3"))
-        names = _watch_launches(monkeypatch)
-        engine(x)
-    assert names == ["stem", *7 * ["pw1", "dw_pw2"], "features", "linear"]
-
-
-def test_units_of_a_stage_leave_what_passes_through(triton: Any) -> None:
-    """Planes of the passthrough half are neither read nor written: their NaN stays where it is."""
-    from snv2_kernels.triton.network import Arrays, _Map, _run_unit, allocate
-
-    plain = plain_stage([1, 1, 1], 34, 34)
-    plan = snv2.fuse(plain)._triton_plan(torch.float32, torch.device(torch.get_default_device()))
-    n, h, w = 2, 5, 7
-    memory = allocate(plan.weights, plan.steps, n, h, w)
-    step, planes, row = plan.steps[1], memory.planes[0], pitch(n * h * w)
-    rows = planes[: step.out_planes * row].view(step.out_planes, row)
-    rows.fill_(float("nan"))
-    read = plan.tables[step.in_table : step.in_table + step.in_channels].long()
-    written = plan.tables[step.out_table : step.out_table + step.out_channels].long()
-    rows[read] = draw(step.in_channels, row)
-    before = rows.clone()
-    arrays = Arrays(plan.weights, plan.parameters, plan.tables)
-    _run_unit(_Map(planes, (h * w, row, 1), True), arrays, step, memory, n, (h, w), (h, w), None)
-    assert rows[written][:, : n * h * w].isfinite().all()
-    rows[written] = before[written]
-    assert torch.equal(rows.nan_to_num(7.0), before.nan_to_num(7.0))
-
-
-def test_pooling_over_several_tiles(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head's sums of an image that is larger than a tile."""
-    model, x = shallow_network(), draw(2, 3, 129, 97)  # 5 x 4 pixels in the end
-    _watch_launches(
-        monkeypatch, lambda name: triton.ProductTile(64, 16 if name == "features" else 256, 64, 4)
-    )
-    with snv2.use_backend("triton"):
-        assert_agrees("network", snv2.fuse(model), model, x, "triton")
 
 
 # The compiler ---------------------------------------------------------------------------------

@@ -253,9 +253,53 @@ def run(
             _run_head(source, arrays, step, memory.sums, batch, pixels, result)
 
 
+def _extents(step: GpuStep) -> Iterator[tuple[str, int, int]]:
+    """Where each operand of a step begins and ends in ``weights``, ``parameters`` or ``tables``."""
+    depth, mid, out, proj = (
+        step.in_channels, step.mid_channels, step.out_channels, step.proj_channels
+    )  # fmt: skip
+    yield "tables", step.in_table, depth
+    first = (out, 9 * depth) if step.kind == STEM else (mid, depth)
+    if step.kind != COPY:
+        yield "weights", step.pw1_weights, first[0] * pitch(first[1])
+        yield "parameters", step.pw1_bias, first[0]
+    if step.kind in (UNIT, HEAD):
+        yield "weights", step.pw2_weights, out * pitch(mid)
+        yield "parameters", step.pw2_bias, out
+    if step.kind != UNIT:
+        return
+    yield "parameters", step.dw, 10 * mid
+    yield "weights", step.proj_weights, proj * pitch(depth)
+    yield "parameters", step.proj_dw, 10 * depth if proj else 0
+    yield "parameters", step.proj_bias, proj
+    if step.out_buffer != NO_BUFFER:
+        yield "tables", step.out_table, out + proj
+    if step.result != NO_RESULT:
+        passing = step.result_channels - out - proj
+        yield "tables", step.result_table, step.result_channels + passing
+
+
 @functools.lru_cache(maxsize=256)
-def _parsed(words: tuple[int, ...]) -> tuple[GpuStep, ...]:
-    return tuple(GpuStep(*words[i : i + _WORDS]) for i in range(0, len(words), _WORDS))
+def _parsed(words: tuple[int, ...], *sizes: int) -> tuple[GpuStep, ...]:
+    """The steps, whose operands must lie in ``weights``, ``parameters`` and ``tables`` of these
+    sizes."""
+    check(bool(words) and len(words) % _WORDS == 0, f"steps must have {_WORDS} words each")
+    steps = tuple(GpuStep(*words[i : i + _WORDS]) for i in range(0, len(words), _WORDS))
+    available = dict(zip(("weights", "parameters", "tables"), sizes, strict=True))
+    for i, step in enumerate(steps):
+        known = COPY <= step.kind <= HEAD and step.stride in (1, 2) and step.out_buffer < 2
+        known = known and step.in_buffer in (CALLERS_MAP, 0, 1) and min(step.words()) >= NO_BUFFER
+        check(known and (step.kind in (STEM, COPY)) <= (i == 0), f"step {i} is not known")
+        for name, begin, length in _extents(step):
+            inside = begin >= 0 and length >= 0 and begin + length <= available[name]
+            check(inside, f"step {i} reads beyond its {name}")
+    return steps
+
+
+def _steps_of(
+    words: Sequence[int], weights: Tensor, parameters: Tensor, tables: Tensor
+) -> tuple[GpuStep, ...]:
+    return _parsed(tuple(words), weights.numel(), parameters.numel(), tables.numel())
 
 
 def network(
@@ -268,7 +312,7 @@ def network(
     halvings: int,
     classify: bool,
 ) -> Tensor:
-    """A plan with one result; its words and tables are taken on trust."""
+    """A plan with one result; the entries of its tables are taken on trust."""
     check_map(x, "x")
     check_pixels(x)
     for name, t, dtype in (
@@ -280,8 +324,9 @@ def network(
             t.dtype == dtype and t.dim() == 1 and t.is_contiguous() and t.device == x.device,
             f"{name} must be a contiguous {dtype} vector on the device of x",
         )
-    check(len(steps) > 0 and len(steps) % _WORDS == 0, f"steps must have {_WORDS} words each")
-    parsed = _parsed(tuple(steps))
+    parsed = _steps_of(steps, weights, parameters, tables)
+    results = [step.result for step in parsed if step.result != NO_RESULT]
+    check(results == [0], f"plan must have one result, has {len(results)}")
     check(x.shape[1] >= parsed[0].in_channels, f"x has {x.shape[1]} channels, too few for the plan")
     out = _network_fake(x, weights, parameters, tables, steps, out_channels, halvings, classify)
     if x.shape[0] > 0:
@@ -308,7 +353,7 @@ def network_out(
     if x.shape[0] > 0:
         scale_shift = (affine[0], affine[1]) if affine else None
         planned = Memory((first, second), middle, sums)
-        run(x, arrays, _parsed(tuple(steps)), planned, results, scale_shift)
+        run(x, arrays, _steps_of(steps, weights, parameters, tables), planned, results, scale_shift)
 
 
 def _network_fake(
