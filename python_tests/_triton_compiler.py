@@ -1,8 +1,9 @@
 """Triton's compiler for GPUs that are not there. Run by test_triton.py, since a process decides
 once whether Triton interprets; prints lines of JSON.
 
-    quick|all <kernel>   what each configuration of a kernel uses
-    trace                what torch.compile sees of each op
+    quick          what some configurations of all kernels use
+    all <kernel>   what each configuration of a kernel uses
+    trace          what torch.compile sees of each op
 """
 
 from __future__ import annotations
@@ -25,118 +26,132 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+import snv2_kernels as snv2
 from snv2_kernels.ops import operators
-from snv2_kernels.triton import TILES, UNIT_TILES, Tile, UnitTile, kernels, unit_kernels
+from snv2_kernels.triton import kernels
+from snv2_kernels.triton.network import KERNELS as PRODUCTS
+from snv2_kernels.triton.tiles import PRODUCT_TILES, ProductTile, Tile, map_tiles
 
-MAPS = ("x", "y", "a", "b", "middle", "matrix", "side_matrix")
-FLOATS = ("weight", "scale", "shift", "bias", "dw", "side_bias", "side_dw")
-TABLES = ("table", "side_table", "out_table")
-
-
-def constants(kernel: str) -> list[dict[str, Any]]:
-    """Of each instance of a kernel, but for its tile."""
-    if kernel != "dw_conv3x3":
-        return [{}]
-    return [{"STRIDE": 1, "RELU": True}, {"STRIDE": 2, "RELU": False}]
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = ("fp32", "fp16", "bf16")
+MAPS = ("x", "y", "z", "a", "b", "middle", "weights")
+FLOATS = ("weight", "scale", "shift", "parameters", "sums")
+# Offsets and strides that are multiples of 16 in every plan, as a launch finds out.
+ALIGNED = ("matrix", "side_matrix", "pitch", "side_pitch", "middle_c", "y_c")
 
 
 def compiled(
-    kernel: Any,
-    values: dict[str, Any],
-    warps: int,
-    dtype: str,
-    arch: int,
-    label: str,
-    stages: int = 3,
+    kernel: Any, values: dict[str, Any], tile: Tile | ProductTile, dtype: str, target: str
 ) -> dict[str, Any]:
     """What a kernel with these constants uses."""
+    is_product = isinstance(tile, ProductTile)
+    aligned = ALIGNED if is_product else ()
+    if values.get("FLAT") or values.get("TO_PLANES"):
+        aligned += ("x_c",)
     signature, constexprs, attributes = {}, {}, {}
     for i, argument in enumerate(kernel.arg_names):
+        types = dict.fromkeys(MAPS, dtype) | dict.fromkeys(FLOATS, "fp32") | {"tables": "i32"}
+        if values.get("BYTES"):
+            types["x"] = "u8"
         if argument in values:
             signature[argument] = "constexpr"
             constexprs[(i,)] = values[argument]
-        elif argument in (*MAPS, *FLOATS, *TABLES):
-            types = dict.fromkeys(FLOATS, "fp32") | dict.fromkeys(TABLES, "i32")
-            signature[argument] = f"*{types.get(argument, dtype)}"
+            continue
+        signature[argument] = f"*{types[argument]}" if argument in types else "i32"
+        if argument in types or argument in aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            signature[argument] = "i32"
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
         binary: Any = triton.compile(
             ASTSource(kernel, signature, constexprs, attributes),
-            target=GPUTarget("cuda", arch, 32),
-            options={"num_warps": warps, "num_stages": stages},
+            target=TARGETS[target],
+            options={"num_warps": tile.warps, "num_stages": tile.stages if is_product else 3},
         )
-    counts = {
-        key: [int(n) for n in re.findall(rf"(\d+) bytes {key}", log.getvalue())]
-        for key in ("spill stores", "spill loads", "stack frame")
-    }
+    if target.startswith("sm"):
+        text, report = binary.asm["ptx"], log.getvalue()
+        used = re.findall(r"(\d+) bytes (spill stores|spill loads|stack frame)", report)
+        spilled = {key: int(n) for n, key in used}
+    else:
+        text = report = binary.asm["amdgcn"]
+        # Scalar registers spill to lanes of vector registers, not to memory.
+        used = re.findall(r"(vgpr_spill_count|ScratchSize): (\d+)", report)
+        spilled = {key: int(n) for key, n in used}
     return {
-        "name": f"{label} {dtype} sm_{arch}",
-        "registers": [int(n) for n in re.findall(r"Used (\d+) registers", log.getvalue())],
+        "name": f"{kernel.__name__} {tile} {values} {dtype} {target}",
+        "target": target,
         "shared": binary.metadata.shared,
-        "stored": len(re.findall(r"st\.global", binary.asm["ptx"])),
-        **counts,
+        "stored": len(re.findall(r"st\.global|(?:global|buffer)_store", text)),
+        "spilled": spilled,
     }
 
 
-def compile_kernel(
-    name: str, tile: Tile, channels_last: bool, dtype: str, arch: int, instance: dict[str, Any]
-) -> dict[str, Any]:
-    kernel = getattr(kernels, f"{name}_kernel")
-    values = {"BP": tile.pixels, "BC": tile.channels, **instance}
-    if "CHANNELS_LAST" in kernel.arg_names:
-        values["CHANNELS_LAST"] = channels_last
-    # What a launch finds out about its arguments.
-    values |= {f"{m}_{'c' if channels_last else 'p'}": 1 for m in MAPS[:4]}
-    label = f"{name} {tile} {instance}"
-    return compiled(kernel, values, tile.warps, dtype, arch, label)
+# Configurations -------------------------------------------------------------------------------
 
 
-def compile_unit(name: str, tile: UnitTile, dtype: str, arch: int, stride: int) -> dict[str, Any]:
-    kernel = getattr(unit_kernels, name)
-    values = {"BM": tile.rows, "BP": tile.pixels, "BK": tile.depth, "WIDENS": False}
-    values |= {"STRIDE": stride} if "STRIDE" in kernel.arg_names else {}
-    # Contiguous maps; both kinds of memory are alike where pixels are not followed.
-    values |= {"x_p": 1, "y_p": 1} if "y_p" in kernel.arg_names else {"x_p": 1}
-    return compiled(kernel, values, tile.warps, dtype, arch, f"{name} {tile} stride {stride}", 1)
-
-
-def unit_cases(quick: bool) -> Iterator[dict[str, Any]]:
-    for (torch_dtype, tile), arch in itertools.product(UNIT_TILES.items(), (80, 90)):
-        dtype = {torch.float32: "fp32", torch.float16: "fp16"}.get(torch_dtype, "bf16")
-        if quick and dtype == "bf16":  # as float16
-            continue
-        yield compile_unit("pw1_kernel", tile, dtype, arch, 1)
+def variants(name: str, channels_last: bool) -> Iterator[dict[str, Any]]:
+    """Constants of each instance of a kernel but for its tile, strides of 1 among them, which a
+    launch finds out; those that take the most registers first."""
+    one = "c" if channels_last else "p"
+    if name == "dw_conv3x3":
         for stride in (1, 2):
-            yield compile_unit("dw_pw2_kernel", tile, dtype, arch, stride)
+            yield {"STRIDE": stride, "RELU": stride == 1, f"x_{one}": 1, f"y_{one}": 1}
+    elif name in ("cat_shuffle", "split_dw_cat_shuffle"):
+        strides = {f"{m}_{one}": 1 for m in ("x", "a", "b", "y")}
+        yield {"CHANNELS_LAST": channels_last, **strides}
+    elif name == "stem":
+        for is_bytes in (True, False):
+            yield {"BYTES": is_bytes, f"x_{one}": 1}
+    elif name == "pw1":
+        yield {"FLAT": False, f"x_{one}": 1}
+        if not channels_last:
+            yield {"FLAT": True, "x_p": 1}
+    elif name == "dw_pw2":
+        for planes, to_map in ((True, True), (False, True), (True, False)):
+            for stride in (1, 2):
+                places = {"STRIDE": stride, "TO_PLANES": planes, "TO_MAP": to_map}
+                # A unit alone reads the caller's map, one in a stage planes.
+                yield {**places, f"x_{'p' if planes else one}": 1, f"z_{one}": 1}
+    elif not channels_last:
+        yield {}
 
 
-def cases(quick: bool) -> Iterator[tuple[Tile, bool, str, int]]:
-    """Every tile on each GPU in float32, which takes the most registers; one in each other
-    dtype."""
-    tiles = sorted({(s.channels_last, repr(t)): t for s, t in TILES.items()}.items())
-    for (channels_last, _), tile in tiles:
-        for dtype, arch in itertools.product(("fp32", "fp16", "bf16"), (80, 90)):
-            large = tile.pixels * tile.channels == 1024 and max(tile.pixels, tile.channels) > 32
-            if not quick or dtype == "fp32" or (large and (arch == 80) == (dtype == "bf16")):
-                yield tile, channels_last, dtype, arch
+def instances(name: str, dtype: str) -> Iterator[tuple[Any, dict[str, Any], Tile | ProductTile]]:
+    for channels_last in (False, True):
+        if name in PRODUCTS:
+            kernel, tiles = PRODUCTS[name], PRODUCT_TILES[name, dtype != "fp32"]
+        else:
+            kernel, tiles = getattr(kernels, f"{name}_kernel"), tuple(map_tiles(channels_last))
+        for tile, values in itertools.product(tiles, variants(name, channels_last)):
+            if isinstance(tile, ProductTile):
+                sizes = {"BM": tile.rows, "BP": tile.pixels, "BK": tile.depth, "WIDENS": False}
+            else:
+                sizes = {"BP": tile.pixels, "BC": tile.channels}
+            yield kernel, {**values, **sizes}, tile
 
 
-def compile_all(quick: bool, kernel: str) -> Iterator[Any]:
+def usage(names: list[str], quick: bool) -> Iterator[Any]:
+    """Quick: one instance of each kernel on each GPU, in float32, which takes the most registers,
+    or in 16 bits, in turn."""
     knobs.nvidia.dump_ptxas_log = True
     with tempfile.TemporaryDirectory() as cache:
         knobs.cache.dir = cache
-        if kernel == "unit":
-            yield from unit_cases(quick)
-            return
-        for (tile, channels_last, dtype, arch), instance in itertools.product(
-            cases(quick), constants(kernel)
-        ):
-            if quick and instance.get("STRIDE") == 2 and arch == 90:
-                continue  # takes what stride 1 does
-            yield compile_kernel(kernel, tile, channels_last, dtype, arch, instance)
+        for name, dtype, target in itertools.product(names, DTYPES, TARGETS):
+            if quick and (dtype, target) not in (
+                ("fp32", "sm_80"),
+                ("bf16", "sm_90"),
+                ("fp16", "gfx942"),
+            ):
+                continue
+            several = itertools.islice(instances(name, dtype), 1 if quick else None)
+            for kernel, values, tile in several:
+                yield compiled(kernel, values, tile, dtype, target)
+
+
+# Tracing --------------------------------------------------------------------------------------
 
 
 class NoGpu:
@@ -152,28 +167,29 @@ class NoGpu:
         return torch.device("cuda", 0)
 
 
-def unit_arguments(half: int) -> list[torch.Tensor]:
-    """Of stride 1."""
-    table, bias = torch.empty(half, dtype=torch.int32), torch.empty(half)
-    matrix, dw = torch.empty(half, half, dtype=torch.float16), torch.empty(half, 10)
-    none = torch.empty(0, 0, dtype=torch.float16)
-    out_table = torch.empty(2 * half, dtype=torch.int32)
-    main = [table, matrix, bias, dw, matrix.clone(), bias.clone()]
-    return [*main, table.clone(), torch.empty(0, 10), none, torch.empty(0), out_table]
-
-
 def trace() -> Iterator[Any]:
     """Names in the graph that a compiler behind AOTAutograd is given."""
     triton.runtime.driver.set_active(NoGpu())
-    ops = operators("triton")
+    ops, half = operators("triton"), {"dtype": torch.float16}
+    models = (
+        snv2.models.InvertedResidual(58, 58, 1),
+        snv2.models.ShuffleNetV2([1, 2, 1], [24, 48, 96, 192, 1024]),
+    )
+    plans = [
+        snv2.fuse(model.eval())._triton_plan(torch.float16, torch.device("cpu")).arguments
+        for model in models
+    ]
     with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
-        x, half = (torch.empty(2, c, 14, 14, dtype=torch.float16) for c in (58, 29))
+        x, b = torch.empty(2, 58, 14, 14, **half), torch.empty(2, 29, 14, 14, **half)
+        image = torch.empty(2, 3, 64, 64, **half)
         parameters = torch.empty(29, 1, 3, 3), torch.empty(29), torch.empty(29)
+        arrays = [[torch.empty(t.shape, dtype=t.dtype) for t in plan[:3]] for plan in plans]
         for op, args in (
             (ops.cat_shuffle, (x, x.clone())),
-            (ops.dw_conv3x3, (half, *parameters, 2, True)),
+            (ops.dw_conv3x3, (b, *parameters, 2, True)),
             (ops.split_dw_cat_shuffle, (x, *parameters)),
-            (ops.unit, (x, *unit_arguments(29), 1)),
+            (ops.network, (x, *arrays[0], *plans[0][3:])),
+            (ops.network, (image, *arrays[1], *plans[1][3:])),
         ):
             tensors = [t for t in args if isinstance(t, torch.Tensor)]
             rest = args[len(tensors) :]
@@ -185,5 +201,7 @@ def trace() -> Iterator[Any]:
 
 if __name__ == "__main__":
     command, *names = sys.argv[1:]
-    for line in trace() if command == "trace" else compile_all(command == "quick", *names):
-        print(json.dumps(line))
+    ops = ["cat_shuffle", "dw_conv3x3", "split_dw_cat_shuffle"]
+    quick = command == "quick"
+    for line in trace() if command == "trace" else usage(names or [*ops, *PRODUCTS], quick):
+        print(json.dumps(line), flush=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import math
 import os
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -28,21 +31,46 @@ _torchvision_ops = torch.library.Library("torchvision", "DEF")
 _INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a second for more
 
 
-def _interprets_much(item: pytest.Item) -> bool:
+def _on_triton(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
-    if call is None or call.params.get("backend") != "triton":
-        return False
-    of_views = "view" in call.params and call.params["dtype"] != torch.float16
-    return of_views or math.prod(call.params.get("shape", ())) > _INTERPRETED_ELEMENTS
+    return call is not None and any(type(v) is str and v == "triton" for v in call.params.values())
+
+
+def _is_large(params: dict[str, Any]) -> bool:
+    shape = params.get("shape") or params.get("case")
+    if isinstance(shape, tuple) and isinstance(shape[-1], tuple):
+        shape = shape[-1]
+    elements = math.prod(shape) if isinstance(shape, tuple) else 0
+    return "width" in params or elements > _INTERPRETED_ELEMENTS
+
+
+def _leave_to_the_slow_tests(items: list[pytest.Item]) -> None:
+    """All but a few cases of each test in Triton's interpreter."""
+    small: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if not _on_triton(item):
+            continue
+        params = item.callspec.params  # type: ignore[attr-defined]
+        if params.get("size") == 224:
+            item.add_marker(pytest.mark.skip(reason="takes too long in Triton's interpreter"))
+        if _is_large(params):
+            item.add_marker(pytest.mark.slow)
+        else:
+            small.setdefault(item.location[2].partition("[")[0], []).append(item)
+    for cases in small.values():
+        # Prime to the lengths of most lists of cases, so that each entry of a list has its turn.
+        step = 5 if len(cases) <= 36 else 13
+        for i, item in enumerate(cases):
+            if i % step:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
+    _leave_to_the_slow_tests(items)
     for item in items:
-        if _interprets_much(item):
-            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
@@ -96,6 +124,28 @@ def on_the_gpu(backend: str = "cuda") -> Iterator[None]:
         yield
 
 
+@functools.cache
+def round_as_a_gpu() -> None:
+    """Triton's interpreter cuts the bits of a float32 off that bfloat16 lacks, where the compiler
+    rounds to nearest; and takes long for it."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
+        types = src.dtype.scalar, dst_type.scalar
+        if types == (tl.float32, tl.bfloat16):
+            rounded = torch.tensor(src.data, device="cpu").bfloat16()
+            return TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
+        if types == (tl.bfloat16, tl.float32):
+            exact = torch.tensor(src.data, device="cpu").view(torch.bfloat16).float()
+            return TensorHandle(exact.numpy(), tl.float32)
+        return cast(self, src, dst_type)
+
+    InterpreterBuilder.cast_impl = cast_impl
+
+
 @contextlib.contextmanager
 def on_triton() -> Iterator[None]:
     """In the interpreter in tiles so large that it takes a second less often."""
@@ -106,9 +156,10 @@ def on_triton() -> Iterator[None]:
     state = snv2.backends()["triton"]
     if not state.startswith("ok"):
         pytest.skip(f"triton: {state}")
-    from snv2_kernels.triton import Tile, use_tile
+    from snv2_kernels.triton import ProductTile, Tile, use_tile
 
-    with use_tile(Tile(512, 32, 4)):
+    round_as_a_gpu()
+    with use_tile(Tile(512, 32, 4), ProductTile(64, 256, 64, 4)):
         yield
 
 
@@ -132,7 +183,7 @@ def running_on(name: str) -> Iterator[str]:
         yield name
 
 
-BACKENDS = [*(f"cpu-{isa}" for isa in _native.available_cpu_isas()), *GPU_BACKENDS]
+BACKENDS = [*(f"cpu-{isa}" for isa in _native.available_cpu_isas()), *GPU_BACKENDS, "triton"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -143,7 +194,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(params=["cpu", *GPU_BACKENDS])
+@pytest.fixture(params=["cpu", *GPU_BACKENDS, "triton"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on each backend that has kernels, and everything inside it there."""
     with running_on(request.param) as name, snv2.use_backend(name):
@@ -155,6 +206,13 @@ def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The same for the CUDA kernels alone."""
     with running_on(request.param) as name, snv2.use_backend(name):
         yield name
+
+
+@pytest.fixture
+def triton() -> Iterator[types.ModuleType]:
+    """The Triton kernels, where they run; new tensors lie there."""
+    with running_on("triton"):
+        yield importlib.import_module("snv2_kernels.triton")
 
 
 @pytest.fixture

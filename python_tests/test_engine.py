@@ -61,6 +61,7 @@ def test_networks(torchvision: Any, width: str, library: str) -> None:
         assert max_error(engine(x), model(x)) < FP32_BOUND
 
 
+@pytest.mark.supports("eval", "network")
 @pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
@@ -75,6 +76,7 @@ def test_networks_in_every_dtype(kernels: str, width: str, dtype: torch.dtype, s
         assert torch.equal(run_fused(snv2.fuse(model), x), out)
 
 
+@pytest.mark.supports("eval", "Engine")
 @pytest.mark.parametrize("dtype", DTYPES)
 @each_kind
 def test_dtype(kernels: str, kind: str, dtype: torch.dtype) -> None:

@@ -21,6 +21,7 @@ from _cases import (
     small_network,
     unit_pair,
 )
+from conftest import GPU_BACKENDS, running_on
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
@@ -46,21 +47,28 @@ def maps_of(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 # Taps -----------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[*GPU_BACKENDS, "triton"])
+def tapping(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on each backend that gives taps."""
+    with running_on(request.param) as name, snv2.use_backend(name):
+        yield name
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("taps", [("stage3",), ("stage4", "stage2"), STAGES], ids=str)
-def test_taps(gpu_backend: str, taps: tuple[str, ...], dtype: torch.dtype) -> None:
+def test_taps(tapping: str, taps: tuple[str, ...], dtype: torch.dtype) -> None:
     model, x = small_network().to(dtype), draw(*SHAPE, dtype=dtype)
     engine = snv2.Engine(model, SHAPE, taps=taps)
     out, maps = engine(x)
     assert list(maps) == list(taps)
     eager, exact = maps_of(model, x), maps_of(small_network().to(dtype).double(), x.double())
     for name in taps:
-        assert_accurate("network", maps[name], eager[name], exact[name], gpu_backend)
+        assert_accurate("network", maps[name], eager[name], exact[name], tapping)
         assert maps[name].is_contiguous()
     assert torch.equal(out, snv2.Engine(model, SHAPE)(x))
 
 
-def test_taps_come_from_the_same_launches(gpu_backend: str) -> None:
+def test_taps_come_from_the_same_launches(tapping: str) -> None:
     plain, tapped = (
         snv2.Engine(small_network(), SHAPE, taps=taps).report() for taps in ((), STAGES)
     )
@@ -70,7 +78,7 @@ def test_taps_come_from_the_same_launches(gpu_backend: str) -> None:
     assert tapped.op_calls == 1
 
 
-def test_taps_are_overwritten_by_the_next_call(gpu_backend: str) -> None:
+def test_taps_are_overwritten_by_the_next_call(tapping: str) -> None:
     engine = snv2.Engine(small_network(), SHAPE, taps=["stage2"])
     _, first = engine(draw(*SHAPE))
     before = first["stage2"].clone()

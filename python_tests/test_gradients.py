@@ -38,6 +38,7 @@ def gradients(module: nn.Module, x: Tensor, **kwargs: Any) -> list[Tensor]:
     return list(torch.autograd.grad(out, inputs, weights_like(out), **kwargs))
 
 
+@pytest.mark.supports("grad")
 @each_drop_in
 def test_gradients_in_eval_mode_are_the_plain_modules_to_the_bit(kernels: str, kind: str) -> None:
     """The backward pass runs the plain forward again, so nothing is lost."""
@@ -230,6 +231,7 @@ def test_gradient_through_a_model_around_fused_parts() -> None:
 # Autocast -------------------------------------------------------------------------------------
 
 
+@pytest.mark.supports("autocast")
 @pytest.mark.parametrize("low_input", [False, True], ids=["fp32-input", "low-input"])
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @each_drop_in

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +20,6 @@ from _cases import (
     keeps_format,
     threads,
 )
-from conftest import BACKENDS, running_on
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -123,13 +122,6 @@ each_format = pytest.mark.parametrize("memory_format", FORMATS)
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 
 
-@pytest.fixture(params=[*BACKENDS, "triton"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Triton has kernels of the ops alone."""
-    with running_on(request.param) as name:
-        yield name
-
-
 def check(op: Op, backend: str, args: list[Tensor]) -> Tensor:
     out = op(*args, backend=backend)
     exact = op.formula(*(t.double().contiguous() for t in args))
@@ -144,6 +136,7 @@ def check_dense(
     assert keeps_format(check(op, backend, args), args[0])
 
 
+@pytest.mark.supports("eval")
 @each_format
 @each_dtype
 @each_shape
@@ -154,6 +147,7 @@ def test_kernels(
     check_dense(op, backend, shape, dtype, memory_format)
 
 
+@pytest.mark.supports("eval")
 @each_format
 @each_dtype
 @each_shape
@@ -308,6 +302,7 @@ def _gradients(
     return [g.detach() for g in first], list(second)
 
 
+@pytest.mark.supports("grad")
 @each_format
 @each_op
 def test_gradients_of_the_kernels(backend: str, op: Op, memory_format: torch.memory_format) -> None:
@@ -333,6 +328,7 @@ def test_gradient_of_one_argument_only(backend: str, op: Op) -> None:
         assert max_error(grad, expected) < 1e-6
 
 
+@pytest.mark.supports("grad")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @each_op
 def test_gradients_have_the_dtypes_of_their_arguments(

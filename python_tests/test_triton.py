@@ -8,35 +8,38 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _cases import DTYPES, FP32_BOUND, VIEWS, draw, drop_in, ops_called, unit_pair
-from _cases import FORMATS as CASE_FORMATS
-from conftest import running_on
+from _cases import (
+    assert_agrees,
+    draw,
+    unit_pair,
+)
 from test_backends import CPU, FakeGpu
 from test_ops import OPS, Op, check
-from test_unit import check as check_unit
 
 import snv2_kernels as snv2
 from snv2_kernels.backends import resolve
-from snv2_kernels.packing.gpu import pack_tiles, unpack_tiles
-from snv2_kernels.testing import max_error
+from snv2_kernels.testing import max_error, randomize_
 
 backends = importlib.import_module("snv2_kernels.backends")
 COMPILER = Path(__file__).with_name("_triton_compiler.py")
 SHARED_BYTES = 48 * 1024  # of a CTA that asks for no more than any GPU has
 FORMATS = [torch.contiguous_format, torch.channels_last]
+KERNELS = ["cat_shuffle", "dw_conv3x3", "split_dw_cat_shuffle"]
+KERNELS += ["stem", "pw1", "dw_pw2", "features", "linear"]
 
 
-@pytest.fixture
-def triton() -> Iterator[Any]:
-    """The kernels, where they run; new tensors lie there."""
-    with running_on("triton"):
-        yield importlib.import_module("snv2_kernels.triton")
+def tiles() -> Any:
+    return importlib.import_module("snv2_kernels.triton.tiles")
+
+
+def shallow_network() -> torch.nn.Module:
+    return randomize_(snv2.models.ShuffleNetV2([1, 2, 1], [8, 20, 36, 58, 40], 10)).eval()
 
 
 # Tiles ----------------------------------------------------------------------------------------
@@ -50,9 +53,9 @@ def _map_for(shapes: Any) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("op", OPS[::2] + OPS[-1:], ids=str)
-def test_every_tile(triton: Any, op: Op) -> None:
+def test_every_tile_of_maps(triton: Any, op: Op) -> None:
     """With rests in both directions."""
-    for shapes, tile in triton.TILES.items():
+    for shapes, tile in tiles().TILES.items():
         memory_format = FORMATS[shapes.channels_last]
         shape = (1, tile.channels + 3, 5, tile.pixels // 5 + 2)
         with triton.use_tile(tile):
@@ -60,18 +63,42 @@ def test_every_tile(triton: Any, op: Op) -> None:
             check(op, "triton", op.arguments(shape, dtype, draw, memory_format=memory_format))
 
 
-def test_choice_of_tiles() -> None:
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, pytest.param(torch.float32, marks=pytest.mark.slow)], ids=str
+)
+def test_every_tile_of_products(triton: Any, dtype: torch.dtype) -> None:
+    model = shallow_network().to(torch.get_default_device(), dtype)
+    network, x = snv2.fuse(model), draw(2, 3, 17, 29, dtype=dtype)
+    narrow = dtype != torch.float32
+    of_dtype = [t for (_, n), each in tiles().PRODUCT_TILES.items() if n == narrow for t in each]
+    for tile in dict.fromkeys(of_dtype):
+        with triton.use_tile(tile), snv2.use_backend("triton"):
+            assert_agrees("network", network, model, x, "triton")
+
+
+def test_choice_of_tiles_of_maps() -> None:
     pytest.importorskip("triton")
-    from snv2_kernels.triton import TILES, Tile, choose_tile, use_tile
+    from snv2_kernels.triton.tiles import TILES, choose_tile
 
     for shapes, tile in TILES.items():
         n, c, h, w = _map_for(shapes)
         assert choose_tile(n, c, h * w, shapes.channels_last) == tile
         assert 32 * tile.warps * 4 <= tile.pixels * tile.channels <= 32 * tile.warps * 8
-    mine = Tile(16, 16, 1)
-    with use_tile(mine):
-        assert choose_tile(1, 1, 1, False) == mine
-    assert choose_tile(1, 1, 1, False) != mine
+
+
+def test_choice_of_tiles_of_products() -> None:
+    pytest.importorskip("triton")
+    from snv2_kernels.triton.tiles import PRODUCT_TILES, choose_product_tile, programs
+
+    for (kernel, narrow), each in PRODUCT_TILES.items():
+        assert each[0] == choose_product_tile(kernel, narrow, (512,), 1 << 20)
+        assert each[-1] == choose_product_tile(kernel, narrow, (512,), 1)
+        counts = [programs(tile, (512, 0), 1 << 12) for tile in each]
+        assert counts == sorted(counts)
+        # Rows that would be empty are not computed where a smaller tile will do.
+        tile = choose_product_tile(kernel, narrow, (24, 24), 1 << 20)
+        assert tile.rows <= 32 or tile == each[-1]
+    assert programs(PRODUCT_TILES["dw_pw2", True][0], (129, 1), 33) == 3 * 2
 
 
 def test_results_do_not_depend_on_the_tile(triton: Any) -> None:
@@ -82,80 +109,123 @@ def test_results_do_not_depend_on_the_tile(triton: Any) -> None:
         assert torch.equal(op(*args, backend="triton"), first)
 
 
-# Modules --------------------------------------------------------------------------------------
+# Measured tiles -------------------------------------------------------------------------------
 
 
-UNITS = {
-    "s1": (1, 34, (2, 34, 9, 11)),
-    "s1-x1_0": (1, 116, (1, 116, 7, 7)),
-    "s1-one-pixel": (1, 2, (3, 2, 1, 1)),
-    "s2": (2, 34, (2, 21, 9, 11)),
-    "s2-even": (2, 70, (1, 24, 8, 4)),
-    "s2-one-pixel": (2, 4, (2, 1, 1, 1)),
-    "batch0": (1, 34, (0, 34, 7, 7)),
-}
+@pytest.fixture
+def tuning(triton: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Nothing was measured yet, and no tile is in place of all others."""
+    module, table = importlib.import_module("snv2_kernels.triton.tuning"), tiles()
+    monkeypatch.setattr(module, "_measured", {})
+    monkeypatch.setattr(module, "_timer", None)
+    token = table._override.set({})
+    yield module
+    table._override.reset(token)
 
 
-@pytest.mark.parametrize("memory_format", CASE_FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", UNITS)
-def test_unit(
-    triton: Any, case: str, dtype: torch.dtype, memory_format: torch.memory_format
-) -> None:
-    stride, oup, shape = UNITS[case]
-    plain, unit = (m.to(torch.get_default_device()) for m in unit_pair(stride, shape[1], oup))
-    x = draw(*shape, dtype=dtype, memory_format=memory_format)
-    check_unit("unit", unit.to(dtype), plain.to(dtype), x, "triton")
+class Clock:
+    """Launches once and says that it took as long as the tile before, or for the ``fastest``
+    launch no time."""
+
+    def __init__(self, fastest: int) -> None:
+        self.fastest, self.launches = fastest, 0
+
+    def __call__(self, launch: Callable[[], None]) -> float:
+        launch()
+        self.launches += 1
+        return 0.0 if self.launches == self.fastest else 1.0
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_unit_of_views_and_its_gradient(triton: Any, stride: int) -> None:
-    plain, unit = (m.to(torch.get_default_device()) for m in unit_pair(stride, 34, 34))
-    for view in ("channel_slice", "width_slice", "transposed_pixels", "expanded_pixels"):
-        check_unit("unit", unit, plain, VIEWS[view](1, 34, 5, 7), "triton")
-    grads = []
-    for module in (plain, unit):
-        x = draw(1, 34, 5, 7).requires_grad_()
-        with snv2.use_backend("triton"):
-            module(x).square().mean().backward()
-        grads.append(x.grad)
-    assert max_error(grads[1], grads[0]) < FP32_BOUND
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_unit_keeps_nan_in_its_image(triton: Any, stride: int) -> None:
-    _, unit = unit_pair(stride, 34, 34)
-    unit.to(torch.get_default_device())
-    clean = draw(3, 34, 5, 7)
-    dirty = clean.clone()
-    dirty[1] = float("nan")
+def _unit_output(x: torch.Tensor) -> torch.Tensor:
+    _, unit = unit_pair(1, 34, 34)
     with torch.no_grad(), snv2.use_backend("triton"):
-        out, expected = unit(dirty), unit(clean)
-    assert out[1].isnan().all()
-    assert torch.equal(out[0::2], expected[0::2])
+        out: torch.Tensor = unit.to(x.device)(x)
+    return out
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(16, 16), (58, 58), (29, 13), (1, 1), (244, 122)], ids=str)
-def test_unpacking_of_tiles(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    matrix = draw(*shape, dtype=dtype)
-    tiles = torch.cat([pack_tiles(matrix, dtype), matrix.flatten()])
-    assert torch.equal(unpack_tiles(tiles, *shape), matrix)
+def test_measured_tiles(tuning: Any, tmp_path: Path) -> None:
+    x = draw(1, 34, 7, 7)
+    expected = _unit_output(x)
+    assert tuning._measured == {}
+    count = sum(len(tiles().PRODUCT_TILES[name, False]) for name in ("pw1", "dw_pw2"))
+    clock = Clock(fastest=1)
+    tuning.autotune(timer=clock)
+    assert max_error(_unit_output(x), expected) < 1e-6
+    assert clock.launches == count
+    _unit_output(x)
+    assert clock.launches == count  # remembered
+    _unit_output(draw(2, 34, 7, 7))
+    assert clock.launches == 2 * count  # another shape
+
+    (found,) = tuning._measured.values()
+    assert len(found) == 4
+    first = next(key for key in found if key.startswith("pw1"))
+    assert found[first] == tiles().PRODUCT_TILES["pw1", False][0]
+    tuning.autotune(False)
+    _unit_output(draw(3, 34, 7, 7))
+    assert clock.launches == 2 * count
+
+    before = dict(found)
+    tuning.save_tiles(tmp_path / "tiles.json")
+    found.clear()
+    tuning.load_tiles(tmp_path / "tiles.json")
+    assert tuning._measured == {x.device.type: before} or x.is_cuda
+    tuning.autotune(timer=clock)
+    _unit_output(x)
+    assert clock.launches == 2 * count  # what was loaded is not measured again
 
 
-def test_modules(triton: Any) -> None:
-    """Stages run plain, and say so; the units inside them do not."""
-    for kind in ("split", "unit-s1", "stage"):
-        plain, module, x = drop_in(kind)
-        plain, module = (m.to(torch.get_default_device()) for m in (plain, module))
-        with torch.no_grad(), snv2.use_backend("triton"):
-            assert max_error(module(x), plain(x)) < FP32_BOUND
-            assert module.reason() == (
-                "backend 'triton' runs it plain" if kind == "stage" else None
-            )
-            called = ops_called(module, x)
-        op = "split_dw_cat_shuffle" if kind == "split" else "unit"
-        assert called.count(f"snv2_triton::{op}") == (3 if kind == "stage" else 1)
+def test_measured_tiles_of_maps(tuning: Any) -> None:
+    a, b = draw(1, 8, 5, 7), draw(1, 8, 5, 7, seed=1)
+    expected = snv2.ops.cat_shuffle(a, b, backend="reference")
+    tuning.autotune(timer=Clock(fastest=2))
+    assert torch.equal(snv2.ops.cat_shuffle(a, b, backend="triton"), expected)
+    ((key, tile),) = next(iter(tuning._measured.values())).items()
+    assert key.startswith("cat_shuffle_kernel ")
+    assert tile == tiles().map_tiles(False)[1]
+
+
+def test_use_tile_goes_before_what_was_measured(tuning: Any, triton: Any) -> None:
+    clock = Clock(fastest=1)
+    tuning.autotune(timer=clock)
+    with triton.use_tile(triton.ProductTile(32, 64, 32, 4)):
+        _unit_output(draw(1, 34, 7, 7))
+    assert clock.launches == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "tiles", "[]", '{"cpu": 3}', '{"cpu": {"pw1 x": {"rows": 64}}}',
+        '{"cpu": {"pw1 x": {"rows": 48, "pixels": 64, "depth": 16, "warps": 4}}}',
+        '{"cpu": {"pw1 x": {"rows": 8, "pixels": 64, "depth": 16, "warps": 4}}}',
+        '{"cpu": {"pw1 x": {"pixels": 64, "channels": 16, "warps": 4}}}',
+        '{"cpu": {"cat_shuffle_kernel x": {"pixels": 64, "channels": 16, "warps": "4"}}}',
+    ],
+)  # fmt: skip
+def test_file_that_has_no_tiles(tuning: Any, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tiles.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"path: .*tiles\.json is not a file of tiles: "):
+        tuning.load_tiles(path)
+    assert tuning._measured == {}
+    with pytest.raises(FileNotFoundError):
+        tuning.load_tiles(tmp_path / "absent.json")
+
+
+def test_variables_of_the_environment(
+    tuning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiles.json"
+    path.write_text('{"cpu": {"pw1 x": {"rows": 64, "pixels": 64, "depth": 16, "warps": 4}}}')
+    tuning._obey_environment()
+    assert tuning._timer is None
+    assert tuning._measured == {}
+    monkeypatch.setenv("SNV2_TRITON_AUTOTUNE", "1")
+    monkeypatch.setenv("SNV2_TRITON_TILES", str(path))
+    tuning._obey_environment()
+    assert tuning._timer is tuning._milliseconds
+    assert tuning._measured == {"cpu": {"pw1 x": tiles().ProductTile(64, 64, 16, 4)}}
 
 
 # The compiler ---------------------------------------------------------------------------------
@@ -172,24 +242,35 @@ def _compiler(*arguments: str) -> list[Any]:
     return [json.loads(line) for line in out.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("which", ["quick", pytest.param("all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kernel", ["cat_shuffle", "dw_conv3x3", "split_dw_cat_shuffle", "unit"])
-def test_kernels_compile_and_do_not_spill(kernel: str, which: str) -> None:
-    """For sm_80 and sm_90, by Triton's own ptxas."""
-    configurations = _compiler(which, kernel)
+def _check_usage(configurations: list[Any]) -> None:
     for c in configurations:
         assert c["shared"] <= SHARED_BYTES, c
-        assert len(c["registers"]) == 1, c
-        assert c["spill stores"] == c["spill loads"] == c["stack frame"] == [0], c
+        assert set(c["spilled"].values()) == {0}, c
         assert c["stored"], c
-    for arch in ("sm_80", "sm_90"):
-        assert sum(arch in c["name"] for c in configurations) >= 6
+
+
+def test_kernels_compile_and_do_not_spill() -> None:
+    """For sm_80 and sm_90 by Triton's own ptxas, and for AMD's gfx942."""
+    configurations = _compiler("quick")
+    _check_usage(configurations)
+    kernels = {c["name"].split()[0] for c in configurations}
+    assert len(kernels) == 8
+    for target in ("sm_80", "sm_90", "gfx942"):
+        assert {c["name"].split()[0] for c in configurations if c["target"] == target} == kernels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_configuration_compiles_and_does_not_spill(kernel: str) -> None:
+    configurations = _compiler("all", kernel)
+    _check_usage(configurations)
+    assert len(configurations) >= 3 * 3 * 2  # targets, dtypes, tiles
 
 
 def test_torch_compile_sees_the_kernels() -> None:
     """Each op is its memory and its kernels, which write nothing else."""
     graphs = _compiler("trace")
-    for names, kernels in zip(graphs, (1, 1, 1, 2), strict=True):
+    for names, kernels in zip(graphs, (1, 1, 1, 2, 2 * 4 + 3), strict=True):
         assert names.count("triton_kernel_wrapper_functional") == kernels
         assert not any("copy" in name for name in names)
 

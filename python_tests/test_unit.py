@@ -94,6 +94,7 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.supports("eval", "unit")
 @each_format
 @each_dtype
 @pytest.mark.parametrize("case", UNITS, ids=unit_id)
@@ -137,6 +138,7 @@ def test_drawn_units(
         check("unit", unit.to(dtype), plain.to(dtype), x, backend)
 
 
+@pytest.mark.supports("eval", "split")
 @each_format
 @each_dtype
 @pytest.mark.parametrize("shape", SPLITS, ids=lambda s: "x".join(map(str, s)))
@@ -155,6 +157,7 @@ def test_split_depthwise_shuffle(
     assert keeps_format(out, x)
 
 
+@pytest.mark.supports("eval", "stage")
 @each_format
 @each_dtype
 @pytest.mark.parametrize("case", STAGES)

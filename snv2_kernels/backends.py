@@ -36,12 +36,12 @@ _CUDA_LIBRARY = _PACKAGE / "libsnv2_cuda.so"
 _TRITON_CAPABILITY = (8, 0)  # the oldest GPU that Triton has bfloat16 for
 
 
-def _is_set(variable: str) -> bool:
+def is_set(variable: str) -> bool:
     """As Triton reads its variables."""
     return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on", "y")
 
 
-_triton_interpreted = _is_set("TRITON_INTERPRET")
+_triton_interpreted = is_set("TRITON_INTERPRET")
 
 # Type of the device whose tensors a backend of kernels takes.
 DEVICES = {

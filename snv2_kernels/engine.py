@@ -16,12 +16,10 @@ from snv2_kernels.nn.fused import Unsupported
 from snv2_kernels.nn.network import PlannedModule, ShuffleNetV2
 from snv2_kernels.nn.watch import why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
-from snv2_kernels.runners import CpuRunner, GpuRunner, Launch, Pixels
+from snv2_kernels.runners import CpuRunner, GpuRunner, Launch, Pixels, TritonRunner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from snv2_kernels.packing import GpuPlan
 
 __all__ = ["Engine", "EngineReport"]
 
@@ -45,7 +43,7 @@ class EngineReport:
     output_bytes: int
     threads: int  # of the CPU backend; 1 elsewhere
     graph: bool  # whether a call replays a CUDA graph
-    kernels: tuple[Launch, ...]  # in order; empty on the CPU
+    kernels: tuple[Launch, ...]  # of CUDA, in order; empty on the CPU and for Triton
 
     @property
     def launches(self) -> int:
@@ -172,26 +170,26 @@ class Engine:
         self._pixels = _checked_pixels(normalize, fused, packed.in_channels)
         self._lock = threading.Lock()
         try:
-            if self._backend == "cpu":
-                plan = packed.weights(fused, "cpu", self._dtype)
-                self._runner: CpuRunner | GpuRunner = CpuRunner(
-                    plan, self._shape, self._dtype, self._pixels
-                )
-            else:
-                self._runner = self._gpu_runner(
-                    fused._gpu_plan(self._dtype, self._device, self._taps)
-                )
+            self._runner = self._make_runner(fused)
         except Unsupported as error:
             raise ValueError(f"model: cannot run fused: {error}") from None
         # Results come in the order of the network.
         names = [name for name in fused._tap_names() if name in self._taps]
         self._tapped = dict(zip(names, self._runner.results, strict=False))
 
-    def _gpu_runner(self, plan: GpuPlan) -> GpuRunner:
+    def _make_runner(self, fused: PlannedModule) -> CpuRunner | GpuRunner | TritonRunner:
+        dtype, shape, device, pixels = self._dtype, self._shape, self._device, self._pixels
+        if self._backend == "cpu":
+            return CpuRunner(fused.packed().weights(fused, "cpu", dtype), shape, dtype, pixels)
+        if self._backend == "triton":
+            return TritonRunner(
+                fused._triton_plan(dtype, device, self._taps), shape, device, pixels
+            )
+        plan = fused._gpu_plan(dtype, device, self._taps)
         try:
-            return GpuRunner(plan, self._shape, self._device, self._backend, self._pixels)
+            return GpuRunner(plan, shape, device, self._backend, pixels)
         except ValueError as error:
-            raise ValueError(f"input_shape: {self._shape} does not run fused: {error}") from None
+            raise ValueError(f"input_shape: {shape} does not run fused: {error}") from None
 
     def __call__(self, x: Tensor) -> Any:
         """The output for ``x``, in a buffer that the next call overwrites.
@@ -263,11 +261,11 @@ class Engine:
             units=plan.units,
             multiply_adds=self._shape[0] * plan.multiply_adds(*self._shape[2:]),
             weight_bytes=size(*runner.arrays),
-            workspace_bytes=size(runner.workspace),
+            workspace_bytes=size(*runner.workspace),
             input_bytes=size(runner.input),
             output_bytes=size(*runner.results),
             threads=runner.threads if isinstance(runner, CpuRunner) else 1,
-            graph=isinstance(runner, GpuRunner) and runner.graph is not None,
+            graph=not isinstance(runner, CpuRunner) and runner.graph is not None,
             kernels=runner.launches(),
         )
 

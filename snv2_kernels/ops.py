@@ -20,7 +20,7 @@ from snv2_kernels.models import channel_shuffle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from snv2_kernels.packing import GpuPlan, Plan
+    from snv2_kernels.packing import GpuPlan, Plan, TritonPlan
 
 __all__ = ["cat_shuffle", "dw_conv3x3", "run_plan", "split_dw_cat_shuffle"]
 
@@ -110,10 +110,6 @@ OPERATORS = {
     "cuda-emulated": torch.ops.snv2_emulated,
     "triton": torch.ops.snv2_triton,
 }
-
-
-# Those that run plans; units and networks run plain on the others.
-PLAN_BACKENDS = ("cpu", "cuda", "cuda-emulated")
 
 
 def operators(backend: str) -> Any:
@@ -232,19 +228,19 @@ def split_dw_cat_shuffle(
     return out
 
 
-def run_plan(x: Tensor, plan: Plan | GpuPlan, backend: str) -> Tensor:
+def run_plan(x: Tensor, plan: Plan | GpuPlan | TritonPlan, backend: str) -> Tensor:
     """Run a packed unit, stage or network on a backend's kernels, in one op call.
 
     Args:
         x: [N, plan.in_channels, H, W]; float32, float16 or bfloat16, a GPU plan's own dtype.
         plan: of the backend's kind, from :mod:`snv2_kernels.packing`, with one result.
-        backend: "cpu", "cuda" or "cuda-emulated".
+        backend: "cpu", "cuda", "cuda-emulated" or "triton".
 
     Returns:
         [N, plan.out_channels] for a classifier, else a feature map in logical order.
     """
-    operators = OPERATORS[backend]
-    network = operators.network if backend == "cpu" else operators.gpu_network
+    kernels = operators(backend)
+    network = kernels.gpu_network if backend.startswith("cuda") else kernels.network
     out: Tensor = network(x, *plan.arguments)
     return out
 

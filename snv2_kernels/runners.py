@@ -1,7 +1,7 @@
 """How an engine runs its plan on each backend: the memory, and one call.
 
-A runner has ``input``, a buffer for what the engine is given, and ``results``, which a call fills:
-feature maps that were asked for, and the output last.
+A runner has ``input``, a buffer for what the engine is given, ``results``, which a call fills:
+feature maps that were asked for, and the output last; and ``workspace``, all other memory.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from snv2_kernels import _native
 from snv2_kernels.memory import empty_floats
-from snv2_kernels.ops import OPERATORS
+from snv2_kernels.ops import OPERATORS, operators
 
 if TYPE_CHECKING:
-    from snv2_kernels.packing import GpuPlan, Plan
+    from snv2_kernels.packing import GpuPlan, Plan, TritonPlan
 
-__all__ = ["CpuRunner", "GpuRunner", "Launch", "Pixels", "device_fields"]
+__all__ = ["CpuRunner", "GpuRunner", "Launch", "Pixels", "TritonRunner", "device_fields"]
 
 WORKSPACE_SLACK = 255  # bytes, for the ops to align the rest
 
@@ -106,7 +106,7 @@ class CpuRunner:
             self.plan.words.numpy(), self.plan.weights.numel(), n, h, w, self.threads
         )
         with torch.inference_mode(False):
-            self.workspace = empty_floats(size // 4)
+            self.workspace = [empty_floats(size // 4)]
 
     def __call__(self, x: Tensor) -> None:
         if torch.get_num_threads() != self.threads:
@@ -116,7 +116,7 @@ class CpuRunner:
         elif not x.is_contiguous():
             x = self.input.copy_(x)
         torch.ops.snv2.network_out(
-            x, self.plan.weights, self.plan.words, self.workspace, self.results[0]
+            x, self.plan.weights, self.plan.words, *self.workspace, self.results[0]
         )
 
     @property
@@ -127,38 +127,28 @@ class CpuRunner:
         return ()
 
 
-class GpuRunner:
+class _GraphRunner:
     """On a GPU one graph, replayed on the current stream: it reads ``input``, where anything else
-    is copied first. On the emulator one op call."""
+    is copied first. Elsewhere (on the emulator, in Triton's interpreter) one op call."""
 
     def __init__(
-        self,
-        plan: GpuPlan,
-        shape: Shape,
-        device: torch.device,
-        backend: str,
-        pixels: Pixels | None,
+        self, plan: GpuPlan | TritonPlan, shape: Shape, device: torch.device, pixels: Pixels | None
     ) -> None:
         n, _, h, w = shape
-        self.plan, self._shape, self._operators = plan, shape, OPERATORS[backend]
-        self._scale = list(pixels.scale) if pixels else []
-        self._shift = list(pixels.shift) if pixels else []
-        self._device = device_fields(device)
-        self.launches()  # raises where the device cannot run this shape
-        size = _native.gpu_workspace_bytes(plan.words.numpy(), n, h, w, self._device)
         with torch.inference_mode(False):
             self.input = _input_buffer(shape, plan.dtype, device, pixels)
             self.results = [
                 torch.empty(result, dtype=plan.dtype, device=device)
                 for result in plan.result_shapes(n, h, w)
             ]
-            self.workspace = torch.empty(size + WORKSPACE_SLACK, dtype=torch.uint8, device=device)
+            self.workspace = self._allocate_workspace()
         self.graph = self._capture() if device.type == "cuda" and n > 0 else None
 
+    def _allocate_workspace(self) -> list[Tensor]:
+        raise NotImplementedError
+
     def _launch(self, x: Tensor) -> None:
-        self._operators.gpu_network_out(
-            x, *self.plan.arrays, self.workspace, self.results, self._scale, self._shift
-        )
+        raise NotImplementedError
 
     @torch.no_grad()
     def _capture(self) -> torch.cuda.CUDAGraph:
@@ -182,6 +172,36 @@ class GpuRunner:
             self.input.copy_(x)
         self.graph.replay()
 
+
+class GpuRunner(_GraphRunner):
+    """The CUDA kernels, on a GPU or on the emulator."""
+
+    def __init__(
+        self,
+        plan: GpuPlan,
+        shape: Shape,
+        device: torch.device,
+        backend: str,
+        pixels: Pixels | None,
+    ) -> None:
+        self.plan, self._shape, self._operators = plan, shape, OPERATORS[backend]
+        self._scale = list(pixels.scale) if pixels else []
+        self._shift = list(pixels.shift) if pixels else []
+        self._device = device_fields(device)
+        self.launches()  # raises where the device cannot run this shape
+        super().__init__(plan, shape, device, pixels)
+
+    def _allocate_workspace(self) -> list[Tensor]:
+        n, _, h, w = self._shape
+        size = _native.gpu_workspace_bytes(self.plan.words.numpy(), n, h, w, self._device)
+        device = self.plan.weights.device
+        return [torch.empty(size + WORKSPACE_SLACK, dtype=torch.uint8, device=device)]
+
+    def _launch(self, x: Tensor) -> None:
+        self._operators.gpu_network_out(
+            x, *self.plan.arrays, *self.workspace, self.results, self._scale, self._shift
+        )
+
     @property
     def arrays(self) -> tuple[Tensor, ...]:
         return self.plan.arrays[:3]
@@ -195,3 +215,37 @@ class GpuRunner:
         n, _, h, w = self._shape
         described = _native.describe_network(self.plan.words.numpy(), n, h, w, self._device)
         return tuple(Launch(**launch) for launch in described)
+
+
+class TritonRunner(_GraphRunner):
+    """The Triton kernels, on a GPU or in their interpreter."""
+
+    def __init__(
+        self, plan: TritonPlan, shape: Shape, device: torch.device, pixels: Pixels | None
+    ) -> None:
+        self.plan, self._shape, self._operators = plan, shape, operators("triton")
+        with torch.inference_mode(False):
+            affine = (pixels.scale, pixels.shift) if pixels else ()
+            self._affine = [torch.tensor(v, dtype=torch.float32, device=device) for v in affine]
+        super().__init__(plan, shape, device, pixels)
+
+    def _allocate_workspace(self) -> list[Tensor]:
+        from snv2_kernels.triton.network import allocate
+
+        n, _, h, w = self._shape
+        return list(allocate(self.plan.weights, self.plan.steps, n, h, w).tensors)
+
+    def _launch(self, x: Tensor) -> None:
+        if self._affine:
+            x = x.permute(0, 3, 1, 2)
+        self._operators.network_out(
+            x, *self.plan.arrays, self.plan.step_words, self.workspace, self.results, self._affine
+        )
+
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        return self.plan.arrays
+
+    def launches(self) -> tuple[Launch, ...]:
+        """None that are described: Triton decides on them when it compiles."""
+        return ()

@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 from snv2_kernels import models
 from snv2_kernels.nn.fused import FusedModule, Unsupported
-from snv2_kernels.ops import PLAN_BACKENDS, operators, run_plan
-from snv2_kernels.packing import Builder, GpuPlan, GpuPlanBuilder, Plan, PlanBuilder
+from snv2_kernels.ops import OPERATORS, run_plan
+from snv2_kernels.packing import (
+    Builder,
+    GpuPlan,
+    GpuPlanBuilder,
+    Plan,
+    PlanBuilder,
+    TritonPlan,
+    triton_plan,
+)
 from snv2_kernels.packing.common import ConvBn
-from snv2_kernels.packing.triton import UnitWeights, unit_weights
 from snv2_kernels.runners import device_fields
 
 __all__ = ["InvertedResidual", "PlannedModule", "ShuffleNetV2", "Stage"]
@@ -72,7 +79,7 @@ _gpu_fields = functools.cache(device_fields)
 class PlannedModule(FusedModule):
     """A drop-in module that runs as a plan: one op call, whatever its size."""
 
-    kernel_backends: ClassVar[tuple[str, ...]] = PLAN_BACKENDS
+    kernel_backends: ClassVar[tuple[str, ...]] = tuple(OPERATORS)
 
     def _add_to(self, builder: Builder) -> None:
         """Tell the units of this module, or raise :class:`Unsupported`."""
@@ -96,14 +103,22 @@ class PlannedModule(FusedModule):
         self._tell(Builder())
 
     def _weights_kind(self, backend: str, dtype: torch.dtype) -> Any:
-        return "cpu" if backend == "cpu" else dtype
+        return "cpu" if backend == "cpu" else (backend == "triton", dtype)
 
-    def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> Plan | GpuPlan:
+    def _pack(
+        self, backend: str, dtype: torch.dtype, device: torch.device
+    ) -> Plan | GpuPlan | TritonPlan:
         if backend == "cpu":
             builder = PlanBuilder()
             self._tell(builder)
             return builder.build()
-        return self._gpu_plan(dtype, device)
+        return (self._triton_plan if backend == "triton" else self._gpu_plan)(dtype, device)
+
+    def _triton_plan(
+        self, dtype: torch.dtype, device: torch.device, taps: Collection[str] = ()
+    ) -> TritonPlan:
+        """See :meth:`_gpu_plan`."""
+        return triton_plan(self._gpu_plan(dtype, torch.device("cpu"), taps), device)
 
     def _gpu_plan(
         self, dtype: torch.dtype, device: torch.device, taps: Collection[str] = ()
@@ -126,13 +141,13 @@ class PlannedModule(FusedModule):
         except OverflowError as error:
             raise Unsupported(str(error)) from None
 
-    def _covers(self, weights: Plan | GpuPlan, x: Tensor) -> bool:
-        if isinstance(weights, Plan):
+    def _covers(self, weights: Plan | GpuPlan | TritonPlan, x: Tensor) -> bool:
+        if not isinstance(weights, GpuPlan):
             return True
         fields = _gpu_fields(x.device) if x.is_cuda else device_fields(x.device)
         return weights.covers(x.shape[0], x.shape[2], x.shape[3], fields)
 
-    def _run(self, weights: Plan | GpuPlan, x: Tensor, backend: str) -> Tensor:
+    def _run(self, weights: Plan | GpuPlan | TritonPlan, x: Tensor, backend: str) -> Tensor:
         return run_plan(x, weights, backend)
 
     def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
@@ -146,28 +161,8 @@ class InvertedResidual(PlannedModule, models.InvertedResidual):
     call, in logical channel order.
     """
 
-    kernel_backends = (*PLAN_BACKENDS, "triton")
-
     def _plain(self, x: Tensor) -> Tensor:
         return models.InvertedResidual.forward(self, x)
-
-    def _weights_kind(self, backend: str, dtype: torch.dtype) -> Any:
-        kind = super()._weights_kind(backend, dtype)
-        return (backend, kind) if backend == "triton" else kind
-
-    def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> Any:
-        if backend == "triton":
-            return unit_weights(self._gpu_plan(dtype, device))
-        return super()._pack(backend, dtype, device)
-
-    def _covers(self, weights: Plan | GpuPlan | UnitWeights, x: Tensor) -> bool:
-        return isinstance(weights, UnitWeights) or super()._covers(weights, x)
-
-    def _run(self, weights: Plan | GpuPlan | UnitWeights, x: Tensor, backend: str) -> Tensor:
-        if isinstance(weights, UnitWeights):
-            out: Tensor = operators(backend).unit(x, *weights.arguments)
-            return out
-        return super()._run(weights, x, backend)
 
     def _in_channels(self) -> int:
         first = self.branch2[0] if len(self.branch2) else None

@@ -98,12 +98,13 @@ class Work:
 class BasePlan:
     """What a plan of any backend tells."""
 
-    words: Tensor  # int64, on the CPU
     in_channels: int
     out_channels: int
     classify: bool  # the result is [N, out_channels]
     units: int
     work: tuple[Work, ...] = field(repr=False)
+    # Channels and halvings of each result, the last one included, where there may be several.
+    results: tuple[tuple[int, int], ...] = ()
 
     @property
     def halvings(self) -> int:
@@ -124,6 +125,12 @@ class BasePlan:
         if self.classify:
             return (batch, self.out_channels)
         return map_shape(batch, self.out_channels, self.halvings, height, width)
+
+    def result_shapes(self, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
+        return [
+            *(map_shape(batch, c, halvings, height, width) for c, halvings in self.results[:-1]),
+            self.output_shape(batch, height, width),
+        ]
 
 
 def half(extent: int) -> int:

@@ -84,6 +84,7 @@ class Product:
 class Plan(BasePlan):
     """Everything the CPU backend needs: ``torch.ops.snv2.network(x, *plan.arguments)``."""
 
+    words: Tensor  # int64, on the CPU
     weights: Tensor  # [floats] float32
     steps: tuple[Step, ...] = field(repr=False)
 

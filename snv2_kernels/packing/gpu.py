@@ -24,7 +24,6 @@ from snv2_kernels.packing.common import (
     Folded,
     fold_conv_bn,
     fold_fc,
-    map_shape,
 )
 
 if TYPE_CHECKING:
@@ -112,10 +111,10 @@ assert len(fields(GpuStep)) == _native.GPU_STEP_WORDS
 class GpuPlan(BasePlan):
     """Everything the CUDA kernels need: ``torch.ops.snv2.gpu_network(x, *plan.arguments)``."""
 
+    words: Tensor  # int64, on the CPU
     weights: Tensor  # matrices, of the map's dtype
     parameters: Tensor  # float32: biases and depthwise convolutions
     tables: Tensor  # int32, a copy of those in `words`
-    results: tuple[tuple[int, int], ...]  # channels and halvings of each, the last one included
     steps: tuple[GpuStep, ...] = field(repr=False)
     _covered: dict[tuple[int, ...], bool] = field(default_factory=dict, repr=False, compare=False)
 
@@ -150,14 +149,6 @@ class GpuPlan(BasePlan):
                 self._covered.clear()
             self._covered[key] = covered
         return covered
-
-    def result_shapes(self, batch: int, height: int, width: int) -> list[tuple[int, ...]]:
-        shapes: list[tuple[int, ...]] = [
-            map_shape(batch, channels, halvings, height, width)
-            for channels, halvings in self.results
-        ]
-        shapes[-1] = self.output_shape(batch, height, width)
-        return shapes
 
 
 @dataclass

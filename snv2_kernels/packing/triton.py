@@ -1,78 +1,133 @@
-"""Weights of a unit for the Triton kernels: those of its GPU plan, row by row."""
+"""Plans for the Triton kernels: those of the CUDA kernels, with matrices row by row.
+
+Rows of a matrix are ``pitch(depth)`` elements apart, zeros at their end, so that each begins where
+16 bytes are read at once. A unit's rows are its main branch's and then its side's: the projection
+at stride 2, what passes through at stride 1. Tables that say where rows go have that order.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import functools
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from snv2_kernels.packing.gpu import UNIT
+from snv2_kernels.packing.common import BasePlan
+from snv2_kernels.packing.gpu import COPY, NO_BUFFER, NO_RESULT, STEM, UNIT, GpuStep
 
 if TYPE_CHECKING:
     from snv2_kernels.packing.gpu import GpuPlan
 
-__all__ = ["UnitWeights", "unit_weights"]
+__all__ = ["TritonPlan", "pitch", "triton_plan"]
+
+_ALIGNED = 16  # elements
 
 
-@dataclass(frozen=True)
-class UnitWeights:
-    """``torch.ops.snv2_triton.unit(x, *weights.arguments)``. The side is the projection at
-    stride 2, what passes through at stride 1."""
+def pitch(length: int) -> int:
+    """From row to row, where a row has ``length`` elements."""
+    return -(-length // _ALIGNED) * _ALIGNED
 
-    table: Tensor  # int32 [in]: channels that pw1 reads
-    pw1: Tensor  # [mid, in], of the map's dtype
-    pw1_bias: Tensor  # float32 [mid]
-    dw: Tensor  # float32 [mid, 10]: nine taps and the shift
-    pw2: Tensor  # [out, mid]
-    pw2_bias: Tensor
-    side_table: Tensor  # int32: channels that pass through, or that the projection reads
-    side_dw: Tensor  # float32 [in, 10]
-    side_pw: Tensor  # [proj, in]
-    side_bias: Tensor
-    out_table: Tensor  # int32 [out + side]: the channel of the result that each row is
-    stride: int
+
+@dataclass(frozen=True, kw_only=True)
+class TritonPlan(BasePlan):
+    """``torch.ops.snv2_triton.network(x, *plan.arguments)``.
+
+    Steps are those of the CUDA plan with offsets of their own. ``out_table`` has a plane for each
+    row, ``result_table`` a channel of the result for each row, and at stride 1 behind them the
+    planes that pass through.
+    """
+
+    weights: Tensor  # matrices, of the map's dtype
+    parameters: Tensor  # float32: biases and depthwise convolutions
+    tables: Tensor  # int32
+    steps: tuple[GpuStep, ...] = field(repr=False)
 
     @property
-    def arguments(self) -> tuple[Tensor | int, ...]:
-        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+    def dtype(self) -> torch.dtype:
+        return self.weights.dtype
+
+    @property
+    def arrays(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.weights, self.parameters, self.tables
+
+    @functools.cached_property
+    def step_words(self) -> list[int]:
+        return [word for step in self.steps for word in step.words()]
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, list[int], int, int, bool]:
+        return *self.arrays, self.step_words, self.out_channels, self.halvings, self.classify
 
 
-def unit_weights(plan: GpuPlan) -> UnitWeights:
-    """Of a plan that is one unit, on the plan's device."""
-    (step,) = plan.steps
-    assert step.kind == UNIT
-    mid, out, proj, depth = (
-        step.mid_channels, step.out_channels, step.proj_channels, step.in_channels
-    )  # fmt: skip
-    tables, parameters = plan.tables, plan.parameters
-    gathered = tables[step.in_table : step.in_table + depth]
-    result = tables[step.result_table : step.result_table + step.result_channels].tolist()
-    # Rows of the result are the projection's, then the main branch's; negative ones pass through.
-    channels = {row: channel for channel, row in enumerate(result)}
-    passing = [row for row in result if row < 0]
-    order = [*range(proj, proj + out), *(range(proj) if proj else passing)]
+class _Rewriter:
+    """Copies the arrays of a plan in the order of the steps."""
 
-    def integers(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=tables.device)
+    def __init__(self, plan: GpuPlan) -> None:
+        self._plan = plan
+        self._from = plan.tables.tolist()
+        self.tables: list[int] = []
+        self.weights: list[Tensor] = [plan.weights[:0]]
+        self._weight_count = 0
 
-    def floats(offset: int, *shape: int) -> Tensor:
-        return parameters[offset:][: torch.Size(shape).numel()].view(shape)
+    def matrix(self, offset: int, rows: int, depth: int) -> int:
+        padded = self._plan.weights.new_zeros(rows, pitch(depth))
+        padded[:, :depth] = self._plan.matrix(offset, rows, depth)
+        self.weights.append(padded.flatten())
+        self._weight_count += padded.numel()
+        return self._weight_count - padded.numel()
 
-    return UnitWeights(
-        table=gathered,
-        pw1=plan.matrix(step.pw1_weights, mid, depth),
-        pw1_bias=floats(step.pw1_bias, mid),
-        dw=floats(step.dw, mid, 10),
-        pw2=plan.matrix(step.pw2_weights, out, mid),
-        pw2_bias=floats(step.pw2_bias, out),
-        side_table=gathered if proj else integers([-1 - row for row in passing]),
-        side_dw=floats(step.proj_dw, depth, 10) if proj else parameters[:0].view(0, 10),
-        side_pw=plan.matrix(step.proj_weights, proj, depth)
-        if proj
-        else plan.weights[:0].view(0, 0),
-        side_bias=floats(step.proj_bias, proj),
-        out_table=integers([channels[row] for row in order]),
-        stride=step.stride,
+    def table(self, entries: list[int]) -> int:
+        self.tables += entries
+        return len(self.tables) - len(entries)
+
+    def entries(self, offset: int, count: int) -> list[int]:
+        return self._from[offset : offset + count]
+
+    def step(self, step: GpuStep) -> GpuStep:
+        depth, mid, out, proj = (
+            step.in_channels, step.mid_channels, step.out_channels, step.proj_channels
+        )  # fmt: skip
+        new = replace(step, in_table=self.table(self.entries(step.in_table, depth)))
+        if step.kind == COPY:
+            return new
+        if step.kind == STEM:
+            new.pw1_weights = self.matrix(step.pw1_weights, out, 9 * depth)
+            return new
+        new.pw1_weights = self.matrix(step.pw1_weights, mid, depth)
+        new.pw2_weights = self.matrix(step.pw2_weights, out, mid)
+        if step.kind != UNIT:
+            return new
+        if proj:
+            new.proj_weights = self.matrix(step.proj_weights, proj, depth)
+        if step.out_buffer != NO_BUFFER:
+            planes = self.entries(step.out_table, proj + out)
+            new.out_table = self.table(planes[proj:] + planes[:proj])
+        if step.result != NO_RESULT:
+            new.result_table = self._result(step)
+        return new
+
+    def _result(self, step: GpuStep) -> int:
+        result = self.entries(step.result_table, step.result_channels)
+        # Rows of the CUDA plan are the projection's first; negative ones are planes.
+        channels = {row: channel for channel, row in enumerate(result)}
+        proj = step.proj_channels
+        passing = [row for row in result if row < 0]
+        order = [*range(proj, proj + step.out_channels), *(range(proj) if proj else passing)]
+        return self.table([channels[row] for row in order] + [-1 - row for row in passing])
+
+
+def triton_plan(plan: GpuPlan, device: torch.device) -> TritonPlan:
+    """The same network; ``plan`` had better lie on the CPU."""
+    rewriter = _Rewriter(plan)
+    steps = tuple(map(rewriter.step, plan.steps))
+    common = {f.name: getattr(plan, f.name) for f in dataclasses.fields(BasePlan)}
+    return TritonPlan(
+        **common,
+        weights=torch.cat(rewriter.weights).to(device),
+        parameters=plan.parameters.to(device),
+        tables=torch.tensor(rewriter.tables, dtype=torch.int32, device=device),
+        steps=steps,
     )

@@ -1,24 +1,18 @@
 """The Triton kernels. Importing this package takes Triton and defines ``torch.ops.snv2_triton``;
 :mod:`snv2_kernels.ops` does so when the backend is first used."""
 
+from snv2_kernels.triton import network
 from snv2_kernels.triton.ops import INTERPRETED
-from snv2_kernels.triton.tiles import (
-    TILES,
-    UNIT_TILES,
-    Shapes,
-    Tile,
-    UnitTile,
-    choose_tile,
-    use_tile,
-)
+from snv2_kernels.triton.tiles import ProductTile, Tile, use_tile
+from snv2_kernels.triton.tuning import autotune, load_tiles, save_tiles
 
 __all__ = [
     "INTERPRETED",
-    "TILES",
-    "UNIT_TILES",
-    "Shapes",
+    "ProductTile",
     "Tile",
-    "UnitTile",
-    "choose_tile",
+    "autotune",
+    "load_tiles",
+    "network",
+    "save_tiles",
     "use_tile",
 ]

@@ -1,10 +1,15 @@
 """Which tile a program makes: a table keyed on the shape, so that a result never depends on a
-measurement.
+measurement unless it was asked for (:mod:`~snv2_kernels.triton.tuning`).
 
-A tile has 1024 elements for 128 threads: eight sums for each, which stay in registers, and enough
-loads under way. Its longer side runs along memory and is at least a line of 128 bytes, or what the
-map has. Of small maps there would be too few tiles to fill a GPU of a hundred SMs, so theirs have
-256 elements for 64 threads. None of this was measured yet.
+A tile of a map has 1024 elements for 128 threads: eight sums for each, which stay in registers, and
+enough loads under way. Its longer side runs along memory and is at least a line of 128 bytes, or
+what the map has. Of small maps there would be too few tiles to fill a GPU of a hundred SMs, so
+theirs have 256 elements for 64 threads.
+
+Products have lists of tiles from the largest to the smallest: the first of which a launch has
+enough is taken. Larger ones read weights and maps less often, smaller ones fill the GPU where there
+is one small image. ptxas spills in none of them on sm_80 and sm_90, and all fit in 48 KiB of shared
+memory. None of this was timed yet.
 """
 
 from __future__ import annotations
@@ -12,25 +17,47 @@ from __future__ import annotations
 import contextlib
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["TILES", "UNIT_TILES", "Shapes", "Tile", "UnitTile", "choose_tile", "use_tile"]
+__all__ = [
+    "PRODUCT_TILES",
+    "TILES",
+    "ProductTile",
+    "Shapes",
+    "Tile",
+    "choose_product_tile",
+    "choose_tile",
+    "map_tiles",
+    "overridden",
+    "use_tile",
+]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Powers of two, and warps of a program."""
+    """Of a map: powers of two, and warps of a program."""
 
     pixels: int
     channels: int
     warps: int
 
 
+@dataclass(frozen=True)
+class ProductTile:
+    """Rows of the result, pixels and depth of one product, and warps of a program. Loads start
+    ``stages - 1`` products early."""
+
+    rows: int
+    pixels: int
+    depth: int
+    warps: int
+    stages: int = 1
+
+
+_SMS = 132
 _SMALL = 1 << 17  # elements of a map: half a tile of 1024 for each of 264 CTAs, two on an SM
 _PLANE = 64  # pixels; a plane of 7 x 7 is one row of a tile
 _NARROW = 32  # channels
@@ -56,45 +83,76 @@ TILES: dict[Shapes, Tile] = {
     Shapes(True, True, True): Tile(8, 32, 2),
 }
 
-
-@dataclass(frozen=True)
-class UnitTile:
-    """Rows of the result, pixels and depth of one product, and warps of a program."""
-
-    rows: int
-    pixels: int
-    depth: int
-    warps: int
-
-
-# Nine taps are under way for each element of a depthwise tile, so a thread has few of them: 16 bits
-# in tiles of 64 x 64 for 256 threads, float32, without tensor cores, of 32 x 32 for 128.
-# Loads of the next step are not started early (num_stages is 1), for the same registers. ptxas
-# spills in none of these on sm_80 and sm_90; in 16 bits it does for half as many threads. None
-# was timed.
-UNIT_TILES: dict[torch.dtype, UnitTile] = {
-    torch.float32: UnitTile(32, 32, 16, 4),
-    torch.float16: UnitTile(64, 64, 16, 8),
-    torch.bfloat16: UnitTile(64, 64, 16, 8),
+# By kernel and whether the map is in 16 bits; without tensor cores a thread makes fewer products.
+# Nine taps are under way for each element of a depthwise tile, so a thread has few of them: a depth
+# of 16, and no loads of the next step, for the same registers. The stem's 27 taps are one product
+# of depth 32. The linear layer reads each weight once: what counts is how many programs read.
+PRODUCT_TILES: dict[tuple[str, bool], tuple[ProductTile, ...]] = {
+    ("pw1", True): (
+        ProductTile(64, 128, 32, 8, 3),
+        ProductTile(64, 64, 32, 4, 3),
+        ProductTile(32, 32, 32, 4, 3),
+    ),
+    ("pw1", False): (ProductTile(64, 64, 16, 8, 2), ProductTile(32, 32, 16, 4, 2)),
+    ("dw_pw2", True): (
+        ProductTile(128, 32, 16, 4),
+        ProductTile(64, 64, 16, 8),
+        ProductTile(32, 32, 16, 4),
+    ),
+    ("dw_pw2", False): (ProductTile(64, 32, 16, 8), ProductTile(32, 32, 16, 4)),
+    ("stem", True): (ProductTile(32, 64, 32, 8), ProductTile(32, 32, 32, 4)),
+    ("stem", False): (ProductTile(32, 32, 16, 4), ProductTile(32, 16, 16, 4)),
+    ("features", True): (ProductTile(64, 64, 32, 4, 3), ProductTile(32, 64, 32, 4, 3)),
+    ("features", False): (ProductTile(32, 64, 16, 4, 2), ProductTile(16, 64, 16, 4, 2)),
+    ("linear", True): (ProductTile(64, 32, 32, 4), ProductTile(16, 16, 64, 4)),
+    ("linear", False): (ProductTile(32, 32, 32, 4), ProductTile(16, 16, 32, 4)),
 }
 
-_override: ContextVar[Tile | None] = ContextVar("snv2_triton_tile", default=None)
+AnyTile = Tile | ProductTile
+T = TypeVar("T", Tile, ProductTile)
+
+_override: ContextVar[dict[type, AnyTile]] = ContextVar("snv2_triton_tile", default={})  # noqa: B039
 
 
 def choose_tile(batch: int, channels: int, pixels: int, channels_last: bool) -> Tile:
     """The tile for a map of which a program makes these channels and pixels."""
-    chosen = _override.get()
-    if chosen is not None:
-        return chosen
     short = channels <= _NARROW if channels_last else pixels <= _PLANE
     small = batch * channels * pixels < _SMALL
     return TILES[Shapes(channels_last, bool(small), bool(short))]  # sizes may be symbols
 
 
+def map_tiles(channels_last: bool) -> list[Tile]:
+    """Of maps in this memory format, each once."""
+    return list(dict.fromkeys(t for s, t in TILES.items() if s.channels_last == channels_last))
+
+
+def programs(tile: ProductTile, rows: tuple[int, ...], columns: int) -> int:
+    """That a product of matrices with these rows takes."""
+    return sum(-(-r // tile.rows) for r in rows) * -(-columns // tile.pixels)
+
+
+def choose_product_tile(
+    kernel: str, narrow: bool, rows: tuple[int, ...], columns: int
+) -> ProductTile:
+    """The first tile of which there are two for each SM and of which rows fill more than half, or
+    else the last."""
+    tiles = PRODUCT_TILES[kernel, narrow]
+    for tile in tiles[:-1]:
+        if tile.rows < 2 * max(rows) and programs(tile, rows, columns) >= 2 * _SMS:
+            return tile
+    return tiles[-1]
+
+
+def overridden(default: T) -> T | None:
+    """What :func:`use_tile` put in place of a tile of this kind."""
+    return _override.get().get(type(default))  # type: ignore[return-value]
+
+
 @contextlib.contextmanager
-def use_tile(tile: Tile) -> Iterator[None]:
-    """Everything inside the ``with`` block runs in this tile, for tests and measurements."""
-    token = _override.set(tile)
+def use_tile(*tiles: Tile | ProductTile) -> Iterator[None]:
+    """Everything inside the ``with`` block runs in these tiles, one of each kind, for tests and
+    measurements."""
+    token = _override.set({**_override.get(), **{type(tile): tile for tile in tiles}})
     try:
         yield
     finally:

@@ -1,18 +1,39 @@
 """A unit as two Triton kernels: pw1 + BN + ReLU, then dw + BN + pw2 + BN + ReLU with the shuffle in
 the store.
 
-A program makes BM channels of BP pixels of one image, and sums over BK channels at a time. The
-middle map is the only one that is written on the way, in the map's dtype. The second kernel
-computes the depthwise convolution of a tile again for each BM channels of the result: nine loads
-from L1 and L2 beside BM products.
+A program makes BM channels of BP pixels, and sums over BK channels at a time. The pixels of all
+images are counted one after the other, so that planes of 7 x 7 fill a tile. The middle map is the
+only one that is written on the way, in the map's dtype. The second kernel computes the depthwise
+convolution of a tile again for each BM channels of the result: nine loads from L1 and L2 beside BM
+products.
+
+Between the units of a stage a map lies in planes, [planes, N * P] with rows that begin at multiples
+of 16 elements (FLAT): one offset for a channel, gathered through a table. What a row has beyond its
+last pixel is read and written like the rest, so that masks end at whole vectors; it never gets into
+another column. The caller's maps have strides from image to image (n), channel to channel (c) and
+pixel to pixel (p), and only those are written in logical order, what passes through included.
 
 What a program of the second kernel makes follows from its number: channels of the main branch
-first, then those of the projection (stride 2) or those that pass through (stride 1). Each row has
-the channel of the result that it is stored to in ``out_table``; that is the shuffle.
+first, then those of the projection (stride 2) or those that pass through (stride 1, into the
+caller's map alone). Each row has the plane and the channel of the caller's map that it is stored to
+in a table; that is the shuffle.
+
+Tables, weights and parameters are those of a plan, and each operand an offset in them. Those that
+say nothing about alignment are not to be specialised on: one compilation serves all units.
 """
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _columns(i_t, pixels, BP: tl.constexpr):
+    """Of tile i_t: the number of each column among the pixels of all images, its image, and its
+    pixel there. Images come in int64, pixels of one in int32."""
+    first = i_t.to(tl.int64) * BP
+    i_n = first // pixels
+    o_p = (first - i_n * pixels).to(tl.int32) + tl.arange(0, BP)
+    return first + tl.arange(0, BP), i_n + o_p // pixels, o_p % pixels
 
 
 @triton.jit
@@ -24,52 +45,76 @@ def _product(b_w, b_x, b_y, WIDENS: tl.constexpr):
 
 
 @triton.jit
+def _bias_relu(b_y, bias, o_m, m_m):
+    b_y += tl.load(bias + o_m, mask=m_m, other=0.0)[:, None]
+    return tl.where(b_y < 0.0, 0.0, b_y)  # NaN stays
+
+
+@triton.jit
+def _weights(matrix, pitch, o_m, o_k, m_m, m_k):
+    p_w = matrix + o_m[:, None] * pitch + o_k[None, :]
+    return tl.load(p_w, mask=m_m[:, None] & m_k[None, :], other=0.0)
+
+
+@triton.jit(do_not_specialize=["batch", "table", "bias", "depth", "rows"])
 def pw1_kernel(
-    x,  # [N, C, P]
+    x,  # the caller's map, or planes
+    y,  # planes [M, N * P]
+    tables,
+    weights,
+    parameters,
+    batch,
+    pixels,
     table,  # [K] channels of x
-    matrix,  # [M, K]
+    matrix,  # [M, K], rows `pitch` apart
+    pitch,
     bias,  # [M]
-    y,  # [N, M, P] contiguous
     depth,
     rows,
-    pixels,
     x_n,
     x_c,
     x_p,
+    y_c,
+    FLAT: tl.constexpr,
     BM: tl.constexpr,
     BP: tl.constexpr,
     BK: tl.constexpr,
     WIDENS: tl.constexpr,
 ):
     i_t = tl.program_id(0)
-    t_p = tl.cdiv(pixels, BP)
     t_m = tl.cdiv(rows, BM)
-    i_n = (i_t // (t_p * t_m)).to(tl.int64)
     o_m = i_t % t_m * BM + tl.arange(0, BM)
-    o_p = i_t // t_m % t_p * BP + tl.arange(0, BP)
-    m_m, m_p = o_m < rows, o_p < pixels
-    p_x = x + i_n * x_n + o_p.to(tl.int64)[None, :] * x_p
+    o_y, i_n, o_p = _columns(i_t // t_m, pixels, BP)
+    m_m = o_m < rows
+    if FLAT:
+        m_p = o_y < x_c
+        p_x = x + o_y[None, :]
+    else:
+        m_p = i_n < batch
+        p_x = x + (i_n * x_n + o_p.to(tl.int64) * x_p)[None, :]
     b_y = tl.zeros((BM, BP), tl.float32)
     for k in range(0, depth, BK):
         o_k = k + tl.arange(0, BK)
         m_k = o_k < depth
-        b_c = tl.load(table + o_k, mask=m_k, other=0).to(tl.int64)
+        b_c = tl.load(tables + table + o_k, mask=m_k, other=0).to(tl.int64)
         b_x = tl.load(p_x + b_c[:, None] * x_c, mask=m_k[:, None] & m_p[None, :], other=0.0)
-        p_w = matrix + o_m[:, None] * depth + o_k[None, :]
-        b_w = tl.load(p_w, mask=m_m[:, None] & m_k[None, :], other=0.0)
+        b_w = _weights(weights + matrix, pitch, o_m, o_k, m_m, m_k)
         b_y = _product(b_w, b_x, b_y, WIDENS)
-    b_y += tl.load(bias + o_m, mask=m_m, other=0.0)[:, None]
-    b_y = tl.where(b_y < 0.0, 0.0, b_y)
-    p_y = y + (i_n * rows + o_m)[:, None] * pixels + o_p[None, :]
+    b_y = _bias_relu(b_y, parameters + bias, o_m, m_m)
+    p_y = y + o_m.to(tl.int64)[:, None] * y_c + o_y[None, :]
     tl.store(p_y, b_y.to(y.dtype.element_ty), mask=m_m[:, None] & m_p[None, :])
 
 
 @triton.jit
 def _dw_pw(
-    x,  # one image of the map
+    p_x,  # [BP], the tap in the middle, in channel 0
+    tables,
+    weights,
+    parameters,
     table,  # [K] channels of x, where GATHERS
-    dw,  # [K, 10]
+    dw,  # [K, 10]: nine taps and the shift
     matrix,  # [M, K]
+    pitch,
     bias,  # [M]
     o_m,
     m_m,
@@ -88,91 +133,115 @@ def _dw_pw(
     WIDENS: tl.constexpr,
 ):
     b_y = tl.zeros((BM, BP), tl.float32)
-    p_p = (o_h * width + o_w).to(tl.int64)[None, :] * x_p
     for k in range(0, depth, BK):
         o_k = k + tl.arange(0, BK)
         m_k = o_k < depth
-        b_c = tl.load(table + o_k, mask=m_k, other=0) if GATHERS else o_k
-        p_x = x + b_c.to(tl.int64)[:, None] * x_c + p_p
+        b_c = tl.load(tables + table + o_k, mask=m_k, other=0) if GATHERS else o_k
+        p_k = p_x[None, :] + b_c.to(tl.int64)[:, None] * x_c
+        p_dw = parameters + dw + o_k * 10
         b_x = tl.zeros((BK, BP), tl.float32)
-        for i in tl.static_range(9):
-            b_h = o_h + (i // 3 - 1)
-            b_w = o_w + (i % 3 - 1)
-            m_tap = m_p & (b_h >= 0) & (b_h < height) & (b_w >= 0) & (b_w < width)
-            p_tap = p_x + ((i // 3 - 1) * width + (i % 3 - 1)) * x_p
-            b_tap = tl.load(p_tap, mask=m_k[:, None] & m_tap[None, :], other=0.0).to(tl.float32)
-            b_x += b_tap * tl.load(dw + o_k * 10 + i, mask=m_k, other=0.0)[:, None]
-        b_x += tl.load(dw + o_k * 10 + 9, mask=m_k, other=0.0)[:, None]
-        p_w = matrix + o_m[:, None] * depth + o_k[None, :]
-        b_matrix = tl.load(p_w, mask=m_m[:, None] & m_k[None, :], other=0.0)
-        b_y = _product(b_matrix, b_x.to(x.dtype.element_ty), b_y, WIDENS)
-    b_y += tl.load(bias + o_m, mask=m_m, other=0.0)[:, None]
-    return tl.where(b_y < 0.0, 0.0, b_y)
+        for i in range(-1, 2):
+            b_h = o_h + i
+            m_row = m_p & (b_h >= 0) & (b_h < height)
+            for j in tl.static_range(-1, 2):
+                b_w = o_w + j
+                m_tap = m_row & (b_w >= 0) & (b_w < width)
+                p_tap = p_k + (i * width + j) * x_p
+                b_tap = tl.load(p_tap, mask=m_k[:, None] & m_tap[None, :], other=0.0)
+                b_weight = tl.load(p_dw + (3 * i + j + 4), mask=m_k, other=0.0)
+                b_x += b_tap.to(tl.float32) * b_weight[:, None]
+        b_x += tl.load(p_dw + 9, mask=m_k, other=0.0)[:, None]
+        b_matrix = _weights(weights + matrix, pitch, o_m, o_k, m_m, m_k)
+        b_y = _product(b_matrix, b_x.to(weights.dtype.element_ty), b_y, WIDENS)
+    return _bias_relu(b_y, parameters + bias, o_m, m_m).to(weights.dtype.element_ty)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "batch", "height", "width", "y_width", "dw", "bias", "depth", "rows", "side_table",
+        "side_dw", "side_bias", "side_depth", "side_rows", "y_table", "z_table",
+    ]
+)  # fmt: skip
 def dw_pw2_kernel(
-    middle,  # [N, K, H * W] contiguous
+    middle,  # planes [K, N * H * W]
+    x,  # the unit's input: the caller's map, or planes
+    y,  # planes, where TO_PLANES
+    z,  # the caller's map [N, C', P], where TO_MAP
+    tables,
+    weights,
+    parameters,
+    batch,
+    height,
+    width,
+    pixels,  # P
+    y_width,
     dw,  # [K, 10]
     matrix,  # [M, K]
+    pitch,
     bias,  # [M]
-    x,  # [N, C, H * W], the unit's input
+    depth,
+    rows,
     side_table,  # [S] channels of x: those that pass through, or what the projection gathers
     side_dw,  # the projection's, as the main branch's
     side_matrix,
+    side_pitch,
     side_bias,
-    y,  # [N, C', P]
-    out_table,  # [M + S'] channel of y of each row
-    depth,
-    rows,
     side_depth,
     side_rows,
-    height,
-    width,
-    y_width,
-    pixels,
+    y_table,  # [M + S'] the plane of y of each row
+    z_table,  # [M + S'] the channel of z of each row
+    middle_c,
     x_n,
     x_c,
     x_p,
-    y_n,
     y_c,
-    y_p,
+    z_n,
+    z_c,
+    z_p,
     STRIDE: tl.constexpr,
+    TO_PLANES: tl.constexpr,
+    TO_MAP: tl.constexpr,
     BM: tl.constexpr,
     BP: tl.constexpr,
     BK: tl.constexpr,
     WIDENS: tl.constexpr,
 ):
     i_t = tl.program_id(0)
-    t_p = tl.cdiv(pixels, BP)
     t_m = tl.cdiv(rows, BM)
     t_s = tl.cdiv(side_rows, BM)
-    i_n = (i_t // (t_p * (t_m + t_s))).to(tl.int64)
     i_m = i_t % (t_m + t_s)
-    o_p = i_t // (t_m + t_s) % t_p * BP + tl.arange(0, BP)
+    o_y, i_n, o_p = _columns(i_t // (t_m + t_s), pixels, BP)
     o_h = o_p // y_width * STRIDE
     o_w = o_p % y_width * STRIDE
-    m_p = o_p < pixels
+    m_p = i_n < batch
     p_x = x + i_n * x_n
     on_side = i_m >= t_m
     o_m = tl.where(on_side, i_m - t_m, i_m) * BM + tl.arange(0, BM)
     m_m = o_m < tl.where(on_side, side_rows, rows)
     if on_side:
         if STRIDE == 1:
-            b_c = tl.load(side_table + o_m, mask=m_m, other=0).to(tl.int64)
-            p_a = p_x + b_c[:, None] * x_c + o_p.to(tl.int64)[None, :] * x_p
+            b_c = tl.load(tables + side_table + o_m, mask=m_m, other=0).to(tl.int64)
+            p_a = (p_x + o_p.to(tl.int64) * x_p)[None, :] + b_c[:, None] * x_c
             b_y = tl.load(p_a, mask=m_m[:, None] & m_p[None, :], other=0.0)
         else:
             b_y = _dw_pw(
-                p_x, side_table, side_dw, side_matrix, side_bias, o_m, m_m, o_h, o_w, m_p,
+                p_x + (o_h * width + o_w).to(tl.int64) * x_p, tables, weights, parameters,
+                side_table, side_dw, side_matrix, side_pitch, side_bias, o_m, m_m, o_h, o_w, m_p,
                 side_depth, height, width, x_c, x_p, True, BM, BP, BK, WIDENS,
-            ).to(x.dtype.element_ty)  # fmt: skip
+            )  # fmt: skip
     else:
-        p_middle = middle + i_n * depth * height * width
+        # At stride 1 the compiler is to see that pixels follow each other.
+        o_x = o_y if STRIDE == 1 else i_n * height * width + o_h * width + o_w
         b_y = _dw_pw(
-            p_middle, side_table, dw, matrix, bias, o_m, m_m, o_h, o_w, m_p,
-            depth, height, width, height * width, 1, False, BM, BP, BK, WIDENS,
-        ).to(x.dtype.element_ty)  # fmt: skip
-    b_c = tl.load(out_table + o_m + tl.where(on_side, rows, 0), mask=m_m, other=0).to(tl.int64)
-    p_y = y + i_n * y_n + b_c[:, None] * y_c + o_p.to(tl.int64)[None, :] * y_p
-    tl.store(p_y, b_y, mask=m_m[:, None] & m_p[None, :])
+            middle + o_x, tables, weights, parameters, 0, dw, matrix, pitch, bias, o_m, m_m,
+            o_h, o_w, m_p, depth, height, width, middle_c, 1, False, BM, BP, BK, WIDENS,
+        )  # fmt: skip
+    o_row = o_m + tl.where(on_side, rows, 0)
+    if TO_PLANES and (STRIDE == 2 or not on_side):
+        b_c = tl.load(tables + y_table + o_row, mask=m_m, other=0).to(tl.int64)
+        p_y = y + b_c[:, None] * y_c + o_y[None, :]
+        tl.store(p_y, b_y, mask=m_m[:, None] & (o_y < y_c)[None, :])
+    if TO_MAP:
+        b_c = tl.load(tables + z_table + o_row, mask=m_m, other=0).to(tl.int64)
+        p_z = z + b_c[:, None] * z_c + (i_n * z_n + o_p.to(tl.int64) * z_p)[None, :]
+        tl.store(p_z, b_y, mask=m_m[:, None] & m_p[None, :])
