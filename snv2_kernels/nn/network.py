@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from snv2_kernels import models
+from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.nn.fused import FusedModule, Unsupported
-from snv2_kernels.ops import PLAN_BACKENDS, operators, run_plan
+from snv2_kernels.ops import KERNEL_DTYPES, PLAN_BACKENDS, operators, run_plan
 from snv2_kernels.packing import Builder, GpuPlan, GpuPlanBuilder, Plan, PlanBuilder
 from snv2_kernels.packing.common import ConvBn
 from snv2_kernels.packing.triton import UnitWeights, unit_weights
@@ -134,6 +135,20 @@ class PlannedModule(FusedModule):
 
     def _run(self, weights: Plan | GpuPlan, x: Tensor, backend: str) -> Tensor:
         return run_plan(x, weights, backend)
+
+    def _in_graph(self, x: Tensor) -> Tensor:
+        recipe = RecipeBuilder()
+        self._tell(recipe)
+        dtype, autocast = self._dtypes(x)
+        parameters = recipe.weights[0].dtype if autocast is not None else x.dtype
+        if any(w.dtype != parameters for w in recipe.weights) or parameters not in KERNEL_DTYPES:
+            raise Unsupported("dtypes")
+        if x.dim() != 4 or x.shape[1] != recipe.in_channels:
+            raise Unsupported("a shape that does not fit")
+        out: Tensor = torch.ops.snv2.fused(
+            x, recipe.state, recipe.text, self._backend, dtype, autocast
+        )
+        return out
 
     def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
         return torch.promote_types(x, autocast) if self._splits_input() else autocast
