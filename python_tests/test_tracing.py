@@ -1,4 +1,4 @@
-"""Tracing, exporting and function transforms see plain PyTorch, and are right."""
+"""Tracing and function transforms see plain PyTorch, and are right."""
 
 from __future__ import annotations
 
@@ -37,26 +37,6 @@ def test_compile_of_an_op() -> None:
     a, b = draw(2, 5, 7, 9), draw(2, 5, 7, 9, seed=1)
     compiled = torch.compile(snv2.ops.cat_shuffle, backend="eager", fullgraph=True)
     assert torch.equal(compiled(a, b), snv2.ops.cat_shuffle(a, b))
-
-
-@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
-@each_drop_in
-def test_export(kind: str, strict: bool) -> None:
-    plain, module, x = drop_in(kind)
-    module(x)
-    exported = torch.export.export(module, (x,), strict=strict)
-    agree(exported.module()(x), plain(x))
-    assert sorted(exported.state_dict) == sorted(plain.state_dict())
-    assert_agrees(kind, module, plain, x)
-
-
-def test_export_with_dynamic_batch() -> None:
-    plain, module, x = drop_in("network")
-    batch = torch.export.Dim("batch", min=1, max=64)
-    exported = torch.export.export(module, (x,), dynamic_shapes=({0: batch},))
-    for n in (1, 2, 5):
-        more = draw(n, *x.shape[1:])
-        agree(exported.module()(more), plain(more))
 
 
 @each_drop_in

@@ -273,22 +273,22 @@ class FusedModule(nn.Module):
         return self._run(weights, x.to(dtype), backend)
 
     def _compiled(self, x: Tensor) -> Tensor:
-        """The forward under Dynamo, which sets guards on all that is looked at here. What does not
-        fit is left to torch to complain of."""
-        if (
-            not torch.compiler.is_dynamo_compiling()
-            or torch.compiler.is_exporting()
-            or _inside_transform()
-            or why_plain(self) is not None
-        ):
+        """The forward under Dynamo, which sets guards on all that is looked at here, and under
+        torch.export. What does not fit is left to torch to complain of."""
+        dynamo = torch.compiler.is_dynamo_compiling()
+        if dynamo == torch.compiler.is_exporting() or _inside_transform() or why_plain(self):
             return self._plain(x)
-        backend = resolve(x.device, self._backend)
-        if backend in self.kernel_backends:
+        if resolve(x.device, self._backend) in self.kernel_backends:
             try:
-                return self._in_graph(x)
+                return self._in_graph(x) if dynamo else self._exported(x)
             except Unsupported:
                 pass
         return self._plain(x)
+
+    def _exported(self, x: Tensor) -> Tensor:
+        from snv2_kernels.graph.export import run_exported
+
+        return run_exported(self, x)
 
     def _check(self, packed: Packed, x: Tensor) -> torch.dtype:
         """Raise unless x fits; the dtype that the kernels are to run in."""
