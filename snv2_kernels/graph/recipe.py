@@ -89,9 +89,11 @@ def _written(channels: Sequence[int]) -> str:
     return write_channels(list(channels))
 
 
-def _constant(number: float) -> float:
+def _constant(number: float | torch.SymFloat) -> float:
     """Dynamo may make a float an input of the graph, but not the key of a dict. The comparison
-    makes it decide before."""
+    makes it decide before. In a graph that has one, float() sets a guard."""
+    if isinstance(number, torch.SymFloat):
+        return float(number)
     return next(iter({number: None})) if number > 0 else 0.0
 
 
@@ -185,7 +187,9 @@ class _State:
         bn = nn.BatchNorm2d(out_channels, eps, affine="w" in tensors, device="meta")
         _set(conv, weight=weight, bias=tensors.get("B"))
         _set(bn, weight=tensors.get("w"), bias=tensors.get("b"))
-        bn.running_mean, bn.running_var = tensors["m"], tensors["v"]
+        # Without a batch norm, one that changes nothing.
+        bn.running_mean = tensors.get("m", weight.new_zeros(out_channels))
+        bn.running_var = tensors.get("v", weight.new_ones(out_channels))
         return conv, bn
 
     def linear(self, letters: str) -> nn.Linear:
