@@ -11,10 +11,11 @@ from _cases import DTYPES, FORMATS, KINDS, VIEWS, draw, drawn, plain_and_input
 from conftest import running_on
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import snv2_kernels as snv2
 from snv2_kernels import _native
+from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.ops import operators
 from snv2_kernels.packing import Plan
 from snv2_kernels.packing.cpu import Step
@@ -110,6 +111,24 @@ def test_opcheck_of_plans(
     torch.library.opcheck(OPS.network_out.default, out_arguments(plan, x))
     x = x.contiguous(memory_format=memory_format)
     torch.library.opcheck(OPS.network.default, (x, *plan.arguments))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck_of_recipes(kind: str, dtype: torch.dtype) -> None:
+    model, x = plain_and_input(kind)
+    recipe = RecipeBuilder()
+    snv2.fuse(model.requires_grad_(dtype == torch.float32))._tell(recipe)
+    # The gradient's part is slow, and the same for all.
+    autocast = None if dtype == torch.float32 else dtype
+    args = (x, recipe.state, recipe.text, "auto", dtype, autocast)
+    torch.library.opcheck(OPS.fused.default, args)
+    grad = torch.ones_like(OPS.fused(*args)).detach()
+    wanted = [True, *(isinstance(t, nn.Parameter) for t in recipe.state)]
+    state = [t.detach() for t in recipe.state]
+    torch.library.opcheck(
+        OPS.fused_backward.default, (grad, x, state, recipe.text, autocast, wanted)
+    )
 
 
 def test_network_says_that_it_has_no_gradient() -> None:

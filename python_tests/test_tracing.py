@@ -1,4 +1,4 @@
-"""Tracing, compiling, exporting and function transforms see plain PyTorch, and are right."""
+"""Tracing and function transforms see plain PyTorch, and are right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from _cases import FP32_BOUND, assert_agrees, draw, drop_in, each_drop_in, small_network
+from _cases import FP32_BOUND, assert_agrees, draw, drop_in, each_drop_in
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -33,58 +33,10 @@ def agree(actual: Tensor, expected: Tensor) -> None:
     assert max_error(actual.detach(), expected.detach()) < FP32_BOUND
 
 
-@each_drop_in
-def test_compile(kind: str) -> None:
-    plain, module, x = drop_in(kind)
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    agree(compiled(x), plain(x))
-    with torch.no_grad():
-        agree(compiled(x), plain(x))
-    with torch.no_grad():
-        next(module.parameters()).mul_(2)
-        next(plain.parameters()).mul_(2)
-    agree(compiled(x), plain(x))
-    agree(compiled(x[:1]), plain(x[:1]))
-    assert_agrees(kind, module, plain, x)
-
-
-def test_compile_of_a_model_around_fused_parts() -> None:
-    plain = nn.Sequential(nn.Conv2d(3, 3, 3), small_network()).eval()
-    compiled = torch.compile(snv2.fuse(plain), backend="eager", fullgraph=True)
-    x = draw(2, 3, 40, 40)
-    agree(compiled(x), plain(x))
-
-
-def test_compile_of_train_mode() -> None:
-    plain, module, x = drop_in("network")
-    compiled = torch.compile(module.train(), backend="eager", fullgraph=True)
-    agree(compiled(x), plain.train()(x))
-
-
 def test_compile_of_an_op() -> None:
     a, b = draw(2, 5, 7, 9), draw(2, 5, 7, 9, seed=1)
     compiled = torch.compile(snv2.ops.cat_shuffle, backend="eager", fullgraph=True)
     assert torch.equal(compiled(a, b), snv2.ops.cat_shuffle(a, b))
-
-
-@pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
-@each_drop_in
-def test_export(kind: str, strict: bool) -> None:
-    plain, module, x = drop_in(kind)
-    module(x)
-    exported = torch.export.export(module, (x,), strict=strict)
-    agree(exported.module()(x), plain(x))
-    assert sorted(exported.state_dict) == sorted(plain.state_dict())
-    assert_agrees(kind, module, plain, x)
-
-
-def test_export_with_dynamic_batch() -> None:
-    plain, module, x = drop_in("network")
-    batch = torch.export.Dim("batch", min=1, max=64)
-    exported = torch.export.export(module, (x,), dynamic_shapes=({0: batch},))
-    for n in (1, 2, 5):
-        more = draw(n, *x.shape[1:])
-        agree(exported.module()(more), plain(more))
 
 
 @each_drop_in

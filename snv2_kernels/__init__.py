@@ -5,6 +5,7 @@
 >>> fast = snv2.fuse(model)  # the same outputs, faster
 """
 
+import snv2_kernels.graph.op  # noqa: F401  # defines operators
 from snv2_kernels import models, nn, ops
 from snv2_kernels.backends import backends, use_backend
 from snv2_kernels.engine import Engine

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from snv2_kernels.backends import DEVICES, resolve, use_backend
-from snv2_kernels.nn.watch import Watch, why_plain
+from snv2_kernels.nn.watch import Watch, forget, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 
 if TYPE_CHECKING:
@@ -24,9 +24,37 @@ class Unsupported(Exception):
     """A module that the kernels do not cover; the message is the reason in a few words."""
 
 
+class Weights:
+    """Packed weights of one state of a module; those of each backend and dtype are made on first
+    use."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def get(
+        self, module: FusedModule, backend: str, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """What ``module._run`` takes on a backend for an input of ``dtype``.
+
+        Raises:
+            Unsupported: if these numbers cannot be packed.
+        """
+        if dtype not in KERNEL_DTYPES:
+            raise Unsupported(f"{dtype} runs the reference")
+        kind = module._weights_kind(backend, dtype)
+        if kind not in self._made:
+            try:
+                self._made[kind] = module._pack(backend, dtype, device)
+            except Unsupported as error:
+                self._made[kind] = error
+        weights = self._made[kind]
+        if isinstance(weights, Unsupported):
+            raise Unsupported(str(weights))
+        return weights
+
+
 class Packed:
-    """Packed weights of one state of a module, or the reason why there are none. Those of each
-    backend and dtype are made on first use."""
+    """Packed weights of one state of a module, or the reason why there are none."""
 
     def __init__(self, module: FusedModule) -> None:
         self._owner = id(module)
@@ -35,7 +63,7 @@ class Packed:
         self.device: torch.device | None = None
         self.dtype: torch.dtype | None = None
         self.in_channels = 0
-        self._weights: dict[Any, Any] = {}
+        self._weights = Weights()
         self._eval_twin: nn.Module | None = None
         try:
             if any(t.is_inference() for t in (*module.parameters(), *module.buffers())):
@@ -65,18 +93,7 @@ class Packed:
         """
         if self.reason is not None or self.device is None:
             raise Unsupported(str(self.reason))
-        if dtype not in KERNEL_DTYPES:
-            raise Unsupported(f"{dtype} runs the reference")
-        kind = module._weights_kind(backend, dtype)
-        if kind not in self._weights:
-            try:
-                self._weights[kind] = module._pack(backend, dtype, self.device)
-            except Unsupported as error:
-                self._weights[kind] = error
-        weights = self._weights[kind]
-        if isinstance(weights, Unsupported):
-            raise Unsupported(str(weights))
-        return weights
+        return self._weights.get(module, backend, dtype, self.device)
 
     def eval_twin(self, module: FusedModule) -> nn.Module:
         """The plain module as it was packed, on the same parameters, for the backward pass."""
@@ -135,18 +152,21 @@ def clone_tree(
 
 
 def _outside_kernels(x: Any) -> bool:
-    """Tracing, compiling, function transforms, subclasses: code that must see plain PyTorch."""
+    """Tracing, function transforms, subclasses: code that must see plain PyTorch."""
     if type(x) not in (Tensor, nn.Parameter):
         if not isinstance(x, Tensor | torch.fx.Proxy):
             check_feature_map(x)
         return True
     return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or _inside_transform()
         or x.layout is not torch.strided
     )
+
+
+@torch.compiler.assume_constant_result  # Dynamo guards both levels by itself
+def _inside_transform() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class FusedModule(nn.Module):
@@ -193,6 +213,10 @@ class FusedModule(nn.Module):
         """Dtype that the plain forward's output has under autocast."""
         raise NotImplementedError
 
+    def _in_graph(self, x: Tensor) -> Tensor:
+        """The fused forward that Dynamo can trace; may raise :class:`Unsupported`."""
+        raise NotImplementedError
+
     # Forward ----------------------------------------------------------------------------------
 
     def packed(self) -> Packed:
@@ -218,7 +242,12 @@ class FusedModule(nn.Module):
         return why_plain(self) if packed.watch.runs_plain() else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or _outside_kernels(x):
+        if self.training:
+            return self._plain(x)
+        return self._compiled(x) if torch.compiler.is_compiling() else self._eager(x)
+
+    def _eager(self, x: Tensor) -> Tensor:
+        if _outside_kernels(x):
             return self._plain(x)
         backend = resolve(x.device, self._backend)
         if backend not in self.kernel_backends:
@@ -243,25 +272,49 @@ class FusedModule(nn.Module):
             return out
         return self._run(weights, x.to(dtype), backend)
 
+    def _compiled(self, x: Tensor) -> Tensor:
+        """The forward under Dynamo, which sets guards on all that is looked at here, and under
+        torch.export. What does not fit is left to torch to complain of."""
+        dynamo = torch.compiler.is_dynamo_compiling()
+        if dynamo == torch.compiler.is_exporting() or _inside_transform() or why_plain(self):
+            return self._plain(x)
+        if resolve(x.device, self._backend) in self.kernel_backends:
+            try:
+                return self._in_graph(x) if dynamo else self._exported(x)
+            except Unsupported:
+                pass
+        return self._plain(x)
+
+    def _exported(self, x: Tensor) -> Tensor:
+        from snv2_kernels.graph.export import run_exported
+
+        return run_exported(self, x)
+
     def _check(self, packed: Packed, x: Tensor) -> torch.dtype:
         """Raise unless x fits; the dtype that the kernels are to run in."""
         check_feature_map(x)
-        device = x.device.type
-        autocast = torch.is_autocast_enabled(device)
-        if x.dtype != packed.dtype and not autocast:
+        dtype, autocast = self._dtypes(x)
+        if x.dtype != packed.dtype and autocast is None:
             raise TypeError(f"x: expected {packed.dtype}, as the parameters, got {x.dtype}")
         if x.shape[1] != packed.in_channels:
             raise ValueError(
                 f"x: expected {packed.in_channels} channels, got shape {tuple(x.shape)}"
             )
-        return (
-            self._autocast_dtype(x.dtype, torch.get_autocast_dtype(device)) if autocast else x.dtype
-        )
+        return dtype
+
+    def _dtypes(self, x: Tensor) -> tuple[torch.dtype, torch.dtype | None]:
+        """Of the result, and of autocast where that is on."""
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return x.dtype, None
+        autocast = torch.get_autocast_dtype(device)
+        return self._autocast_dtype(x.dtype, autocast), autocast
 
     # State ------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> FusedModule:
         self._packed_state = None
+        forget(self)
         super().train(mode)
         return self
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from snv2_kernels import models
+from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.nn.fused import FusedModule, Unsupported
-from snv2_kernels.ops import OPERATORS, run_plan
+from snv2_kernels.ops import KERNEL_DTYPES, OPERATORS, run_plan
 from snv2_kernels.packing import (
     Builder,
     GpuPlan,
@@ -149,6 +150,20 @@ class PlannedModule(FusedModule):
 
     def _run(self, weights: Plan | GpuPlan | TritonPlan, x: Tensor, backend: str) -> Tensor:
         return run_plan(x, weights, backend)
+
+    def _in_graph(self, x: Tensor) -> Tensor:
+        recipe = RecipeBuilder()
+        self._tell(recipe)
+        dtype, autocast = self._dtypes(x)
+        parameters = recipe.weights[0].dtype if autocast is not None else x.dtype
+        if any(w.dtype != parameters for w in recipe.weights) or parameters not in KERNEL_DTYPES:
+            raise Unsupported("dtypes")
+        if x.dim() != 4 or x.shape[1] != recipe.in_channels:
+            raise Unsupported("a shape that does not fit")
+        out: Tensor = torch.ops.snv2.fused(
+            x, recipe.state, recipe.text, self._backend, dtype, autocast
+        )
+        return out
 
     def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
         return torch.promote_types(x, autocast) if self._splits_input() else autocast

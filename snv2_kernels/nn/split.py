@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from snv2_kernels.models import channel_shuffle
-from snv2_kernels.nn.fused import FusedModule
+from snv2_kernels.nn.fused import FusedModule, Unsupported
 from snv2_kernels.nn.network import _conv_bn
-from snv2_kernels.ops import OPERATORS, operators
+from snv2_kernels.ops import KERNEL_DTYPES, OPERATORS, operators, split_dw_cat_shuffle
 from snv2_kernels.packing import fold_bn
 from snv2_kernels.packing.common import ConvBn
 
@@ -66,6 +66,17 @@ class SplitDepthwiseShuffle(FusedModule):
     def _run(self, weights: _Weights, x: Tensor, backend: str) -> Tensor:
         out: Tensor = operators(backend).split_dw_cat_shuffle(x, *weights)
         return out
+
+    def _in_graph(self, x: Tensor) -> Tensor:
+        parameters = list(self.parameters())
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
+            raise Unsupported("gradients, which folded parameters do not pass on")
+        dtype, autocast = self._dtypes(x)
+        weights = self._pack("", dtype, x.device)  # a few numbers for each channel
+        own = self.dw.weight.dtype
+        if own not in KERNEL_DTYPES or (autocast is None and own != x.dtype):
+            raise Unsupported("dtypes")
+        return split_dw_cat_shuffle(x.to(dtype), *weights, self._backend)
 
     def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
         return torch.promote_types(x, autocast)

@@ -5,17 +5,29 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from snv2_kernels._native import Snapshot
 
-__all__ = ["Watch", "why_plain"]
+__all__ = ["Watch", "beside", "forget", "optimizer_steps", "why_plain"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _requires_grad = attrgetter("requires_grad")
 _optimizer_steps = 0
+
+# What operators have packed from tensors, by the first of them and a text, for as long as it lives.
+beside: Any = WeakTensorKeyDictionary()
+
+
+def forget(module: nn.Module) -> None:
+    """Drop what operators have packed from a module's parameters."""
+    if beside and not torch.compiler.is_compiling():
+        for p in module.parameters():
+            beside.pop(p, None)
 
 
 def _count_step(*_: Any) -> None:
@@ -27,14 +39,21 @@ def _count_step(*_: Any) -> None:
 register_optimizer_step_post_hook(_count_step)
 
 
-def why_plain(module: nn.Module) -> str:
-    """What makes :meth:`Watch.runs_plain` true, in words."""
+def optimizer_steps() -> int:
+    """That any optimizer has taken in this process."""
+    return _optimizer_steps
+
+
+def why_plain(module: nn.Module) -> str | None:
+    """What makes :meth:`Watch.runs_plain` true, in words; None if nothing does."""
     for name, child in module.named_modules():
         if child is not module and child.training:
             return f"submodule {name!r} is in train() mode"
         if child is not module and any(getattr(child, hooks) for hooks in _HOOKS):
             return f"submodule {name!r} has hooks"
-    return "there are global module hooks"
+    if any(getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS):
+        return "there are global module hooks"
+    return None
 
 
 class Watch:
@@ -61,7 +80,7 @@ class Watch:
         self.parameters = [t for m in modules for t in m._parameters.values() if t is not None]
         # Memory that is freed may be handed out again at the same address.
         self._alive = [t.detach() for t in tensors]
-        self._steps = _optimizer_steps
+        self._steps = optimizer_steps()
         self._snapshot = Snapshot(
             modules=modules,
             registries=[d for m in modules for d in (m._parameters, m._buffers, m._modules) if d],
@@ -72,7 +91,7 @@ class Watch:
 
     def holds(self) -> bool:
         """Whether no parameter, buffer, submodule or attribute has changed."""
-        return self._steps == _optimizer_steps and self._snapshot.holds()
+        return self._steps == optimizer_steps() and self._snapshot.holds()
 
     def runs_plain(self) -> bool:
         """Whether a submodule has hooks or is in ``train()`` mode: only its own forward will do."""

@@ -1,0 +1,393 @@
+"""Where the channels of a map come from, through whatever splits, joins and shuffles them.
+
+A graph spells a channel shuffle in many ways: view, transpose, view; reshape, permute, select;
+stack, flatten. All of them only move channels, and here they are followed as such: a value is a
+list of *origins*, (node, channel), and dimensions made of *factors* that count through that list.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+__all__ = ["Follower", "Origin", "Value", "example", "function_name", "origins_of"]
+
+Origin = tuple[Node, int]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Part of a dimension: batch, height and width as they are, or steps through the channels."""
+
+    size: Any  # int, or a SymInt but for channels
+    stride: int = 0  # in the list of origins; 0 for what is no channel
+    name: str = ""  # n, h or w; empty for channels
+
+    @property
+    def is_channels(self) -> bool:
+        return not self.name
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that holds channels of other maps, each whole, in some order."""
+
+    origins: tuple[Origin, ...]
+    dims: tuple[tuple[Factor, ...], ...]
+    offset: int = 0
+
+    def channels(self) -> tuple[Origin, ...] | None:
+        """Origins in order, if this is a map [N, C, H, W]."""
+        dims = [[f for f in dim if not _is(f.size, 1)] for dim in self.dims]
+        if len(dims) != 4 or not all(f.is_channels for f in dims[1]):
+            return None
+        for name, dim in (("n", dims[0]), ("h", dims[2]), ("w", dims[3])):
+            if [f.name for f in dim] not in ([], [name]):
+                return None
+        return tuple(self.origins[i] for i in _positions(dims[1], self.offset))
+
+
+def _positions(factors: Sequence[Factor], offset: int) -> list[int]:
+    positions = [offset]
+    for factor in factors:
+        positions = [p + i * factor.stride for p in positions for i in range(factor.size)]
+    return positions
+
+
+def example(node: Any) -> Any:
+    """What a node was traced with: Dynamo's name for it, or torch.export's."""
+    if not isinstance(node, Node):
+        return node
+    return node.meta.get("example_value", node.meta.get("val"))
+
+
+def function_name(node: Any) -> str:
+    """``"cat"`` for torch.cat, Tensor's methods and aten's operators alike; empty for others."""
+    if not isinstance(node, Node) or node.op not in ("call_function", "call_method"):
+        return ""
+    if isinstance(node.target, str):
+        return node.target
+    if isinstance(node.target, torch._ops.OpOverload):
+        return (
+            node.target._schema.name.rpartition("::")[2] if node.target.namespace == "aten" else ""
+        )
+    if node.target is torch.nn.functional.max_pool2d:  # a function that chooses another
+        return "max_pool2d"
+    return str(getattr(node.target, "__name__", ""))
+
+
+def origins_of(node: Node) -> Value | None:
+    """A map that is its own origin."""
+    map_ = example(node)
+    if not isinstance(map_, Tensor) or map_.dim() != 4:
+        return None
+    n, c, h, w = map(_known, map_.shape)
+    if not isinstance(c, int):
+        return None
+    return Value(
+        tuple((node, i) for i in range(c)),
+        ((Factor(n, name="n"),), (Factor(c, 1),), (Factor(h, name="h"),), (Factor(w, name="w"),)),
+    )
+
+
+class Follower:
+    """Values of the nodes of a graph, which are to be asked for in the graph's order."""
+
+    def __init__(self) -> None:
+        self._values: dict[Node, Any] = {}  # Value, a tuple of them, or None
+
+    def cut(self, node: Node) -> None:
+        """From here on a node is its own origin."""
+        self._values = {known: value for known, value in self._values.items() if known < node}
+        self._values[node] = origins_of(node)
+
+    def value(self, node: Any) -> Any:
+        """A Value, a tuple of them for what gives several tensors, None for what is neither."""
+        if not isinstance(node, Node):
+            return None
+        if node not in self._values:
+            moved = self.moved(node)
+            self._values[node] = origins_of(node) if moved is None else moved
+        return self._values[node]
+
+    def moved(self, node: Node) -> Any:
+        """The value of a node that only moves channels, None for others."""
+        rule = _RULES.get(function_name(node))
+        if rule is None:
+            return None
+        try:
+            return rule(self, node, *node.args, **node.kwargs)
+        except (_Unknown, TypeError):  # another signature than the one that is known
+            return None
+
+    def _one(self, node: Any) -> Value:
+        value = self.value(node)
+        if not isinstance(value, Value):
+            raise _Unknown
+        return value
+
+
+class _Unknown(Exception):
+    """A use of a function that is not followed."""
+
+
+# Rules ----------------------------------------------------------------------------------------
+#
+# Each takes what the function takes. Shapes are read from the example, where none is left open.
+
+
+def _dim(value: Value, dim: Any) -> int:
+    if not isinstance(dim, int):
+        raise _Unknown
+    return dim % len(value.dims)
+
+
+def _same(follower: Follower, node: Node, x: Any, *args: Any, **kwargs: Any) -> Value:
+    return follower._one(x)
+
+
+def _permuted(value: Value, order: Sequence[int]) -> Value:
+    return Value(value.origins, tuple(value.dims[d] for d in order), value.offset)
+
+
+def _permute(follower: Follower, node: Node, x: Any, *dims: Any) -> Value:
+    value = follower._one(x)
+    order = dims[0] if len(dims) == 1 else dims
+    return _permuted(value, [_dim(value, d) for d in order])
+
+
+def _transpose(follower: Follower, node: Node, x: Any, dim0: Any, dim1: Any) -> Value:
+    value = follower._one(x)
+    order = list(range(len(value.dims)))
+    a, b = _dim(value, dim0), _dim(value, dim1)
+    order[a], order[b] = order[b], order[a]
+    return _permuted(value, order)
+
+
+def _reshape(follower: Follower, node: Node, x: Any, *args: Any, **kwargs: Any) -> Value:
+    """Factors in order, handed out to the dimensions of the result."""
+    value = follower._one(x)
+    left = [factor for dim in value.dims for factor in dim if not _is(factor.size, 1)]
+    dims = []
+    for size in map(_known, example(node).shape):
+        dim: list[Factor] = []
+        while not _is(_product(dim), size):
+            if not left:
+                raise _Unknown
+            factor = left.pop(0)
+            wanted = _quotient(size, _product(dim))
+            if factor.is_channels and wanted is not None and wanted < factor.size:
+                if factor.size % wanted:
+                    raise _Unknown
+                inner = factor.size // wanted
+                left.insert(0, Factor(inner, factor.stride))
+                factor = Factor(wanted, factor.stride * inner)
+            dim.append(factor)
+        dims.append(tuple(dim))
+    if left:
+        raise _Unknown
+    return Value(value.origins, tuple(dims), value.offset)
+
+
+def _product(factors: Sequence[Factor]) -> Any:
+    return math.prod(factor.size for factor in factors)
+
+
+def _quotient(size: Any, divisor: Any) -> int | None:
+    """Where a size is a multiple of another one, whatever the input is."""
+    quotient = _hint(size) // _hint(divisor)
+    return quotient if _is(divisor * quotient, size) else None
+
+
+def _known(size: Any) -> Any:
+    """An int, where a SymInt can be only one."""
+    if isinstance(size, int):
+        return size
+    only = size.node.maybe_as_int()
+    return size if only is None else only
+
+
+def _hint(size: Any) -> int:
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def _is(a: Any, b: Any) -> bool:
+    """Whether two sizes are the same whatever the input is."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return bool(statically_known_true(a == b))
+
+
+def _taken(value: Value, dim: int, indices: range) -> Value:
+    """A range of a dimension that is all channels."""
+    factors = value.dims[dim]
+    if not all(factor.is_channels for factor in factors):
+        raise _Unknown
+    positions = _positions(factors, 0)
+    taken = [positions[i] for i in indices]
+    step = taken[1] - taken[0] if len(taken) > 1 else 1
+    if not taken or taken != [taken[0] + i * step for i in range(len(taken))]:
+        return _listed(value, dim, taken)
+    dims = list(value.dims)
+    dims[dim] = (Factor(len(taken), step),)
+    return Value(value.origins, tuple(dims), value.offset + taken[0])
+
+
+def _listed(value: Value, dim: int, positions: Sequence[int]) -> Value:
+    """A choice of channels that no stride describes; of a map alone."""
+    if not positions or dim != 1 or value.channels() is None:
+        raise _Unknown
+    origins = tuple(value.origins[value.offset + p] for p in positions)
+    dims = list(value.dims)
+    dims[1] = (Factor(len(origins), 1),)
+    return Value(origins, tuple(dims))
+
+
+def _chunks(value: Value, dim: int, sizes: Sequence[int]) -> tuple[Value, ...]:
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return tuple(
+        _taken(value, dim, range(start, start + size))
+        for start, size in zip(starts, sizes, strict=True)
+    )
+
+
+def _split(
+    follower: Follower, node: Node, x: Any, split: Any = None, dim: Any = 0, **kwargs: Any
+) -> tuple[Value, ...]:
+    """chunk, split, split_with_sizes and tensor_split: the sizes are those of the results."""
+    value = follower._one(x)
+    axis = _dim(value, dim)
+    sizes = [_known(part.shape[axis]) for part in example(node)]
+    if not all(isinstance(size, int) for size in sizes):
+        raise _Unknown
+    return _chunks(value, axis, sizes)
+
+
+def _select(follower: Follower, node: Node, x: Any, dim: Any, index: Any) -> Value:
+    return _selected(follower._one(x), dim, index)
+
+
+def _selected(value: Value, dim: Any, index: Any) -> Value:
+    axis = _dim(value, dim)
+    size = _product(value.dims[axis])
+    if not isinstance(index, int) or not isinstance(size, int):
+        raise _Unknown
+    taken = _taken(value, axis, range(index % size, index % size + 1))
+    dims = taken.dims[:axis] + taken.dims[axis + 1 :]
+    return Value(taken.origins, dims, taken.offset)
+
+
+def _unbind(follower: Follower, node: Node, x: Any, dim: Any = 0) -> tuple[Value, ...]:
+    value = follower._one(x)
+    size = _product(value.dims[_dim(value, dim)])
+    if not isinstance(size, int):
+        raise _Unknown
+    return tuple(_selected(value, dim, i) for i in range(size))
+
+
+def _narrow(follower: Follower, node: Node, x: Any, dim: Any, start: Any, length: Any) -> Value:
+    value = follower._one(x)
+    if not isinstance(start, int) or not isinstance(length, int):
+        raise _Unknown
+    return _taken(value, _dim(value, dim), range(start, start + length))
+
+
+def _slice(
+    follower: Follower, node: Node, x: Any, dim: Any = 0, start: Any = None, end: Any = None,
+    step: Any = 1,
+) -> Value:  # fmt: skip
+    return _sliced(follower._one(x), dim, slice(start, end, step))
+
+
+def _sliced(value: Value, dim: Any, part: slice) -> Value:
+    axis = _dim(value, dim)
+    size = _product(value.dims[axis])
+    if part == slice(None):
+        return value
+    bounds = (part.start, part.stop, part.step)
+    if not isinstance(size, int) or not all(b is None or isinstance(b, int) for b in bounds):
+        raise _Unknown
+    return _taken(value, axis, range(*part.indices(size)))
+
+
+def _getitem(follower: Follower, node: Node, x: Any, index: Any) -> Any:
+    value = follower.value(x)
+    if isinstance(value, tuple):
+        return value[index]
+    if not isinstance(value, Value):
+        raise _Unknown
+    axis = 0
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, int):
+            value = _selected(value, axis, part)
+        elif isinstance(part, slice):
+            value = _sliced(value, axis, part)
+            axis += 1
+        else:
+            raise _Unknown
+    return value
+
+
+def _maps(follower: Follower, tensors: Any) -> list[tuple[Origin, ...]]:
+    maps = [follower._one(t).channels() for t in tensors]
+    known = [channels for channels in maps if channels is not None]
+    if len(known) != len(maps) or not known:
+        raise _Unknown
+    return known
+
+
+def _cat(follower: Follower, node: Node, tensors: Any, dim: Any = 0, **kwargs: Any) -> Value:
+    maps = _maps(follower, tensors)
+    if _dim(follower._one(tensors[0]), kwargs.get("axis", dim)) != 1:
+        raise _Unknown
+    first = follower._one(tensors[0]).dims
+    origins = tuple(origin for channels in maps for origin in channels)
+    return Value(origins, (first[0], (Factor(len(origins), 1),), *first[2:]))
+
+
+def _stack(follower: Follower, node: Node, tensors: Any, dim: Any = 0) -> Value:
+    maps = _maps(follower, tensors)
+    count = len(maps[0])
+    first = follower._one(tensors[0]).dims
+    channels, which = (Factor(count, 1),), (Factor(len(maps), count),)
+    pair = {1: (which, channels), 2: (channels, which)}.get(dim % 5)
+    if pair is None or any(len(channels) != count for channels in maps):
+        raise _Unknown
+    origins = tuple(origin for channels in maps for origin in channels)
+    return Value(origins, (first[0], *pair, *first[2:]))
+
+
+def _channel_shuffle(follower: Follower, node: Node, x: Any, groups: Any) -> Value:
+    value = follower._one(x)
+    channels = value.channels()
+    if channels is None or not isinstance(groups, int) or len(channels) % groups:
+        raise _Unknown
+    width = len(channels) // groups
+    origins = tuple(channels[g * width + i] for i in range(width) for g in range(groups))
+    return Value(origins, (value.dims[0], (Factor(len(origins), 1),), *value.dims[2:]))
+
+
+_RULES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("contiguous", "clone", "detach", "alias"), _same),
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten"), _reshape),
+    **dict.fromkeys(("unsqueeze", "squeeze"), _reshape),
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transpose),
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), _split),
+    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    "permute": _permute,
+    "select": _select,
+    "unbind": _unbind,
+    "narrow": _narrow,
+    "slice": _slice,
+    operator.getitem.__name__: _getitem,
+    "stack": _stack,
+    "channel_shuffle": _channel_shuffle,
+}

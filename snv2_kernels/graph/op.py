@@ -1,0 +1,201 @@
+"""``torch.ops.snv2.fused``: a recipe, run on packed weights.
+
+It is a function of its tensors and nothing else, so a compiler may move and copy it as it likes.
+The packed weights are remembered beside the first tensor of the state, and made again when any of
+them has changed, as :class:`snv2_kernels.nn.watch.Watch` would notice. Where a tensor is a new one
+each time (a parameter that the graph itself computes), they are made in each call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from snv2_kernels.backends import resolve
+from snv2_kernels.graph.recipe import Recipe
+from snv2_kernels.nn.fused import Unsupported, Weights
+from snv2_kernels.nn.network import PlannedModule
+from snv2_kernels.nn.watch import beside, optimizer_steps
+from snv2_kernels.ops import _plan_fake
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from snv2_kernels.packing import Builder
+
+__all__: list[str] = []  # it defines operators
+
+
+class _Told(PlannedModule):
+    """A drop-in module without modules inside."""
+
+    def __init__(self, recipe: Recipe, state: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._recipe, self._state = recipe, state
+
+    def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
+        self._recipe.tell(builder, self._state)
+
+
+def _stamp(state: Sequence[Tensor]) -> list[tuple[int, int]]:
+    try:
+        return [(t.data_ptr(), t._version) for t in state]
+    except RuntimeError:
+        raise Unsupported("inference tensors, whose changes are unseen") from None
+
+
+class _Entry:
+    """Packed weights of one recipe and one state of its tensors."""
+
+    def __init__(self, text: str, state: Sequence[Tensor]) -> None:
+        self._stamp = _stamp(state)
+        self._steps = optimizer_steps()
+        self._devices = {t.device for t in state}
+        # Aliases keep the memory from being handed out again, but not the parameters, beside one of
+        # which this is remembered.
+        self.module = _Told(Recipe.read(text), [t.detach() for t in state])
+        self._weights = Weights()
+
+    def holds(self, state: Sequence[Tensor]) -> bool:
+        return self._steps == optimizer_steps() and self._stamp == _stamp(state)
+
+    def weights(self, backend: str, x: Tensor) -> Any:
+        if self._devices != {x.device}:
+            raise Unsupported("tensors on several devices")
+        return self._weights.get(self.module, backend, x.dtype, x.device)
+
+
+def _entry(text: str, state: Sequence[Tensor]) -> _Entry:
+    entries: dict[str, _Entry] = beside.setdefault(state[0], {})
+    entry = entries.get(text)
+    if entry is None or not entry.holds(state):
+        entry = entries[text] = _Entry(text, state)
+    return entry
+
+
+def _run_packed(x: Tensor, state: Sequence[Tensor], text: str, backend: str) -> Tensor | None:
+    """The result of the kernels, None where they do not cover the input."""
+    name = resolve(x.device, backend)
+    if name not in _Told.kernel_backends:
+        return None
+    try:
+        entry = _entry(text, state)
+        weights = entry.weights(name, x)
+    except Unsupported:
+        return None
+    if not entry.module._covers(weights, x):
+        return None
+    return entry.module._run(weights, x, name)
+
+
+# The operator ---------------------------------------------------------------------------------
+
+
+def _fused(
+    x: Tensor,
+    state: list[Tensor],
+    recipe: str,
+    backend: str,
+    dtype: torch.dtype,
+    autocast: torch.dtype | None,
+) -> Tensor:
+    out = _run_packed(x.to(dtype), state, recipe, backend)
+    if out is not None:
+        return out
+    promised = _fused_fake(x, state, recipe, backend, dtype, autocast)
+    with _autocast(x, autocast):
+        return promised.copy_(Recipe.read(recipe).plain(x, state))
+
+
+def _autocast(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """The autocast that held where the graph was made; where it runs another one may hold."""
+    return torch.autocast(x.device.type, dtype, enabled=dtype is not None)
+
+
+def _fused_fake(
+    x: Tensor,
+    state: list[Tensor],
+    recipe: str,
+    backend: str,
+    dtype: torch.dtype,
+    autocast: torch.dtype | None,
+) -> Tensor:
+    told = Recipe.read(recipe)
+    return _plan_fake(x.to(dtype), told.out_channels, told.halvings, told.classify)
+
+
+def _fused_backward(
+    grad: Tensor,
+    x: Tensor,
+    state: list[Tensor],
+    recipe: str,
+    autocast: torch.dtype | None,
+    wanted: list[bool],
+) -> list[Tensor]:
+    """Gradients of the wanted ones among x and the state: those of the formula, run again."""
+    leaves = [t.detach().requires_grad_(want) for t, want in zip((x, *state), wanted, strict=True)]
+    # A dispatch mode calls an operator with autograd left out.
+    keys = torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView
+    guards = [torch._C._SetExcludeDispatchKeyGuard(key, False) for key in keys]
+    with guards[0], guards[1], torch.enable_grad(), _autocast(x, autocast):
+        out = Recipe.read(recipe).plain(leaves[0], leaves[1:])
+    inputs = [t for t in leaves if t.requires_grad]
+    return [g.clone() for g in torch.autograd.grad(out, inputs, grad)]
+
+
+def _fused_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    state: list[Tensor],
+    recipe: str,
+    autocast: torch.dtype | None,
+    wanted: list[bool],
+) -> list[Tensor]:
+    return [torch.empty_like(t) for t, want in zip((x, *state), wanted, strict=True) if want]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, state, ctx.recipe, _, _, ctx.autocast = inputs
+    ctx.save_for_backward(x, *state)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, *state = ctx.saved_tensors
+    wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
+    computed = iter(torch.ops.snv2.fused_backward(grad, x, state, ctx.recipe, ctx.autocast, wanted))
+    by_x, *by_state = (next(computed) if want else None for want in wanted)
+    return by_x, by_state, None, None, None, None
+
+
+_library = torch.library.Library("snv2", "FRAGMENT")
+
+
+def _define(
+    schema: str, function: Callable[..., Any], fake: Callable[..., Any], **options: Any
+) -> None:
+    """An operator whose kernel is a Python function on every device."""
+    name = schema.partition("(")[0]
+    _library.define(schema, **options)
+    _library.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"snv2::{name}", fake, lib=_library)
+
+
+# A CUDA graph would go on reading weights that were packed when it was captured.
+_define(
+    "fused(Tensor x, Tensor[] state, str recipe, str backend, ScalarType dtype,"
+    " ScalarType? autocast) -> Tensor",
+    _fused,
+    _fused_fake,
+    tags=(torch.Tag.cudagraph_unsafe,),
+)
+_define(
+    "fused_backward(Tensor grad, Tensor x, Tensor[] state, str recipe, ScalarType? autocast,"
+    " bool[] wanted) -> Tensor[]",
+    _fused_backward,
+    _fused_backward_fake,
+)
+torch.library.register_autograd(
+    "snv2::fused", _gradient, setup_context=_setup_context, lib=_library
+)
