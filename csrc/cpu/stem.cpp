@@ -5,14 +5,14 @@
 // in * 9 taps are "planes" at constant offsets, and neighbouring outputs are 2 floats apart.
 // The convolution's rows stay in scratch; only pooled rows are written.
 #include "cpu/convert.h"
-#include "cpu/pointwise.h"
+#include "cpu/tile.h"
 
 namespace snv2::cpu::SNV2_ISA {
 namespace {
 
 // Rows [first, first + kStemInRows) of all channels, zero outside the image.
 template <class T>
-void read_strip(const Stem& op, int64_t first, float* strip) {
+void read_strip(const Stem<Element>& op, int64_t first, float* strip) {
   const FeatureMap& x = op.x;
   const int64_t pitch = stem_pitch(x.width);
   const T* image = static_cast<const T*>(x.data) + op.image * x.channels * x.plane();
@@ -25,15 +25,15 @@ void read_strip(const Stem& op, int64_t first, float* strip) {
         continue;
       }
       out[0] = 0.0f;
-      read_floats(image + c * x.channel_stride() + row * x.width * x.pixel_stride(),
-                  x.pixel_stride(), x.width, out + 1);
+      read_elements(image + c * x.channel_stride() + row * x.width * x.pixel_stride(),
+                    x.pixel_stride(), x.width, out + 1);
       for (int64_t j = x.width + 1; j < pitch; ++j) out[j] = 0.0f;
     }
   }
 }
 
 // One pooled row of one panel from three rows with a pixel of padding at both ends.
-void pool_row(const float* const (&rows)[3], int64_t width, float* y) {
+void pool_row(const float* const (&rows)[3], int64_t width, Element* y) {
   for (int v = 0; v < kVecs; ++v) {
     const int64_t lane = v * kLanes;
     const auto column = [&](int64_t x) {
@@ -51,7 +51,7 @@ void pool_row(const float* const (&rows)[3], int64_t width, float* y) {
 
 }  // namespace
 
-void stem(const Stem& op, Range out_rows, float* scratch) {
+void stem(const Stem<Element>& op, Range out_rows, float* scratch) {
   const int64_t panels = panels_of(op.out_channels);
   const int64_t depth = op.x.channels * 9;
   const int64_t in_pitch = stem_pitch(op.x.width);
@@ -90,19 +90,19 @@ void stem(const Stem& op, Range out_rows, float* scratch) {
       }
       if (!inside) continue;
       for_groups({0, panels}, op.out_channels, [&](int64_t panel, Group group) {
-        const TileRow row{strip + 2 * r * in_pitch,
-                          op.offsets,
-                          depth,
-                          op.weights + panel * (depth + 1) * kPanel,
-                          out + panel * conv_pitch + kPanel,
-                          conv_pitch};
-        tile_row(row, group, conv_width, Epilogue::kStoreRelu, 2);
+        const TileRow<float, float> row{strip + 2 * r * in_pitch,
+                                        op.offsets,
+                                        depth,
+                                        op.weights + panel * (depth + 1) * kPanel,
+                                        out + panel * conv_pitch + kPanel,
+                                        conv_pitch};
+        tile_row<2>(row, group, conv_width, Epilogue::kStoreRelu);
       });
     }
 
     // Pool
     for (int64_t panel = 0; panel < panels; ++panel) {
-      float* y = op.y + panel * op.out_height() * out_width * kPanel;
+      Element* y = op.y + panel * op.out_height() * out_width * kPanel;
       for (int64_t row = begin; row < end; ++row) {
         const float* top = conv + 2 * (row - begin) * conv_row + panel * conv_pitch;
         const float* rows[3] = {top, top + conv_row, top + 2 * conv_row};

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels import models
+from snv2_kernels import _native, models
 from snv2_kernels.nn.fused import FusedModule, Unsupported
 from snv2_kernels.ops import PLAN_BACKENDS, operators, run_plan
 from snv2_kernels.packing import Builder, GpuPlan, GpuPlanBuilder, Plan, PlanBuilder
@@ -69,6 +69,12 @@ def _check_relu(name: str, module: nn.Module) -> None:
 _gpu_fields = functools.cache(device_fields)
 
 
+def _element(dtype: torch.dtype) -> torch.dtype:
+    """Of the maps inside a plan of the CPU backend, for an input of ``dtype``."""
+    narrow = dtype == torch.bfloat16 and _native.cpu_has_bfloat16()
+    return torch.bfloat16 if narrow else torch.float32
+
+
 class PlannedModule(FusedModule):
     """A drop-in module that runs as a plan: one op call, whatever its size."""
 
@@ -96,13 +102,13 @@ class PlannedModule(FusedModule):
         self._tell(Builder())
 
     def _weights_kind(self, backend: str, dtype: torch.dtype) -> Any:
-        return "cpu" if backend == "cpu" else dtype
+        return ("cpu", _element(dtype)) if backend == "cpu" else dtype
 
     def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> Plan | GpuPlan:
         if backend == "cpu":
             builder = PlanBuilder()
             self._tell(builder)
-            return builder.build()
+            return builder.build(_element(dtype))
         return self._gpu_plan(dtype, device)
 
     def _gpu_plan(
