@@ -33,6 +33,10 @@ FORMATS = [
     pytest.param(torch.channels_last, id="channels_last"),
 ]
 
+needs_bfloat16 = pytest.mark.skipif(
+    not _native.cpu_has_bfloat16(), reason="this machine does not multiply bfloat16"
+)
+
 drawn = settings(
     deadline=None,
     derandomize=True,

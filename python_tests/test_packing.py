@@ -13,6 +13,7 @@ from _cases import (
     draw,
     drawn,
     largest_error,
+    needs_bfloat16,
     network,
 )
 from _plans import GeneralUnit, authors_units, general_units, tell
@@ -204,10 +205,6 @@ def test_import_and_export() -> None:
 
 
 # Plans for bfloat16 ---------------------------------------------------------------------------
-
-needs_bfloat16 = pytest.mark.skipif(
-    not _native.cpu_has_bfloat16(), reason="this machine does not multiply bfloat16"
-)
 
 
 def test_pack_panels_of_bfloat16() -> None:
