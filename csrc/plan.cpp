@@ -92,7 +92,8 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
         break;
       case StepKind::kStem:
         check.require(step.new_buffer, "stem");
-        check.weights(step.pw1_weights, step.out_channels, step.in_channels * 9, "pw1_weights");
+        check.weights(step.pw1_weights, step.out_channels, check.words_of(step.in_channels) * 9,
+                      "pw1_weights");
         check.panels(0, step.out_channels, out_panels, "buffer_panels");
         halvings += 2;
         break;

@@ -67,9 +67,9 @@ template <class T>
 struct Stem {
   FeatureMap x;  // the user's tensor
   int64_t image;
-  const float* weights;  // packed [out, in * 9]
+  const float* weights;  // packed [out, words of in * 9]
   int64_t out_channels;
-  const int32_t* offsets;  // [in * 9] into a strip of padded rows, see stem_offsets
+  const int32_t* offsets;  // [words of in * 9] into a strip of padded rows, see stem_offsets
   T* y;                    // [panels][pooled pixels][16]
 
   int64_t conv_height() const { return conv3x3_extent(x.height, 2); }
@@ -129,22 +129,22 @@ inline constexpr int64_t kStemRows = 4;
 inline constexpr int64_t kStemConvRows = 2 * kStemRows + 1;
 inline constexpr int64_t kStemInRows = 2 * kStemConvRows + 1;
 constexpr int64_t stem_pitch(int64_t width) { return ceil_div(width + 2, 16) * 16; }
-constexpr int64_t stem_strip(int64_t channels, int64_t width) {
-  return channels * kStemInRows * stem_pitch(width);
+constexpr int64_t stem_strip(int64_t words, int64_t width) {
+  return words * kStemInRows * stem_pitch(width);
 }
-constexpr int64_t stem_scratch(int64_t channels, int64_t width, int64_t out_channels) {
+constexpr int64_t stem_scratch(int64_t words, int64_t width, int64_t out_channels) {
   const int64_t conv_width = conv3x3_extent(width, 2);
-  return stem_strip(channels, width) +
+  return stem_strip(words, width) +
          kStemConvRows * panels_of(out_channels) * (conv_width + 2) * kPanel;
 }
 
-// Offsets of the 9 taps of each input channel in a strip.
-inline void stem_offsets(int64_t channels, int64_t width, int32_t* offsets) {
+// Offsets in elements of the 9 taps of each word of input channels in a strip.
+inline void stem_offsets(int64_t words, int64_t planes, int64_t width, int32_t* offsets) {
   const int64_t pitch = stem_pitch(width);
-  for (int64_t c = 0; c < channels; ++c) {
+  for (int64_t word = 0; word < words; ++word) {
     for (int64_t tap = 0; tap < 9; ++tap) {
-      const int64_t row = c * kStemInRows + tap / 3;
-      offsets[c * 9 + tap] = static_cast<int32_t>(row * pitch + tap % 3);
+      const int64_t row = word * kStemInRows + tap / 3;
+      offsets[word * 9 + tap] = static_cast<int32_t>((row * pitch + tap % 3) * planes);
     }
   }
 }

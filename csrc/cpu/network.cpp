@@ -67,7 +67,8 @@ Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
     grow(memory.offsets, step.in_channels * 9 + step.mid_channels + step.proj_depth);
     switch (step.kind) {
       case StepKind::kStem:
-        grow(memory.scratch, stem_scratch(step.in_channels, extent.width, step.out_channels));
+        grow(memory.scratch,
+             stem_scratch(ceil_div(step.in_channels, planes), extent.width, step.out_channels));
         break;
       case StepKind::kUnit:
         grow(memory.depthwise, map(panels_of(step.mid_channels) + step.proj_panels, out.pixels()));
@@ -208,7 +209,7 @@ class ImageRunner {
   }
 
   void stem(const Step& step) {
-    stem_offsets(step.in_channels, extent_.width, offsets_);
+    stem_offsets(ceil_div(step.in_channels, kWordPlanes), kWordPlanes, extent_.width, offsets_);
     const Stem<T> op{x_,       image_,  weights_ + step.pw1_weights, step.out_channels,
                      offsets_, current_};
     const int64_t rows = op.out_height();

@@ -46,7 +46,8 @@ void for_groups(Range panels, int64_t outputs, const F& f) {
   }
 }
 
-// `pixels` outputs of a group; pixels of x are kXStride (2 or 16) elements apart, pixels of y 16.
+// `pixels` outputs of a group; pixels of x are kXStride elements apart, two words or a panel, and
+// pixels of y a panel.
 template <int kXStride, class In, class Out>
 void tile_row(const TileRow<In, Out>& row, Group group, int64_t pixels, Epilogue epilogue);
 

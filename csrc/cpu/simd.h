@@ -27,6 +27,7 @@
 namespace snv2::cpu::SNV2_ISA {
 
 using Element = SNV2_ELEMENT;
+inline constexpr int kWordPlanes = sizeof(float) / sizeof(Element);
 
 #if defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;

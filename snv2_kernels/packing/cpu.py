@@ -296,9 +296,15 @@ class _Writer:
         step = Step(_STEM, in_channels=stem.in_channels)
         self._start_buffer(step)
         _, rows, self._table = self._place()
-        weight, bias = stem.conv
+        channels = self._doubled(stem.in_channels)
+        columns = [
+            9 * c + tap
+            for first in range(0, len(channels), self._in_word)
+            for tap in range(9)
+            for c in channels[first : first + self._in_word]
+        ]
         step.out_channels = len(rows)
-        step.pw1_weights = self._add_weights(pack_panels(weight[rows], bias[rows]), weight)
+        step.pw1_weights = self._add_product(stem.conv, rows, columns)
         self.steps.append(step)
 
     def unit(self, unit: FoldedUnit) -> None:

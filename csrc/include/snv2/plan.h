@@ -55,7 +55,8 @@ struct Step {
   int64_t mid_channels;   // kUnit: width between the products; kHead: features
   int64_t out_channels;   // kUnit: width of the main branch's result
   int64_t out_panel;      // first panel of that result
-  int64_t pw1_weights;    // packed [mid, in] (kStem: [out, in * 9], kHead: [features, in])
+  int64_t pw1_weights;    // packed [mid, in] (kHead: [features, in]; kStem: [out, words * 9],
+                          // where a word of the user's channels has nine neighbouring columns)
   int64_t dw_weights;     // packed [mid, 9]
   int64_t pw2_weights;    // packed [out, mid] (kHead: [classes, features])
   // Projection branch of a stride-2 unit (dw, pw); proj_channels = 0 where there is none.
