@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import snv2_kernels as snv2
+from snv2_kernels import _native
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 # Workers of pytest-xdist share the cores. Tests of several threads ask for them.
@@ -31,6 +32,10 @@ FORMATS = [
     pytest.param(torch.contiguous_format, id="contiguous"),
     pytest.param(torch.channels_last, id="channels_last"),
 ]
+
+needs_bfloat16 = pytest.mark.skipif(
+    not _native.cpu_has_bfloat16(), reason="this machine does not multiply bfloat16"
+)
 
 drawn = settings(
     deadline=None,
@@ -50,13 +55,13 @@ FLOAT32_BOUNDS = {"op": 2, "unit": 8, "stage": 16, "network": 16}
 # 16 bits on the CPU: the kernels compute in float32 and round once, which costs at most half an
 # eps, whatever the depth.
 _NARROW_BOUND = 1
-# 16 bits on a GPU: products are summed in float32, but what tensor cores multiply is in 16 bits. On
-# the way through a unit the map is rounded after each of its three products, and the two matrices
-# when they were folded: five roundings, each at most half an eps. Products pass errors on as they
-# are, on average: 2.5 for a unit. Those of several units are independent, so they add as squares: a
-# stage has eight (sqrt(8) * 2.5 = 7.1), a network sixteen, and stem and head, which round as one
-# unit each (sqrt(18) * 2.5 = 10.6).
-_GPU_NARROW_BOUNDS = {"op": 1, "unit": 2.5, "stage": 7.1, "network": 10.6}
+# 16 bits on a GPU, and bfloat16 where the CPU multiplies it: products are summed in float32, but
+# what is multiplied is in 16 bits. On the way through a unit the map is rounded after each of its
+# three products (on the CPU after two), and the two matrices when they were folded: five roundings,
+# each at most half an eps. Products pass errors on as they are, on average: 2.5 for a unit. Those
+# of several units are independent, so they add as squares: a stage has eight (sqrt(8) * 2.5 = 7.1),
+# a network sixteen, and stem and head, which round as one unit each (sqrt(18) * 2.5 = 10.6).
+_NARROW_PRODUCT_BOUNDS = {"op": 1, "unit": 2.5, "stage": 7.1, "network": 10.6}
 
 # Between two ways to sum in float32, through at most a network.
 FP32_BOUND = 1e-5
@@ -66,7 +71,8 @@ def largest_error(kind: str, dtype: torch.dtype, backend: str) -> float:
     """The bound for ``kind`` in units of eps, however large eager's error is."""
     if dtype == torch.float32:
         return FLOAT32_BOUNDS[kind]
-    return _NARROW_BOUND if backend == "cpu" else _GPU_NARROW_BOUNDS[kind]
+    narrow_products = backend != "cpu" or (dtype == torch.bfloat16 and _native.cpu_has_bfloat16())
+    return _NARROW_PRODUCT_BOUNDS[kind] if narrow_products else _NARROW_BOUND
 
 
 def assert_accurate(

@@ -16,6 +16,7 @@ from _cases import (
     assert_accurate,
     draw,
     each_kind,
+    needs_bfloat16,
     network,
     on_the_default_device,
     ops_called,
@@ -117,6 +118,19 @@ def test_report(width: str) -> None:
     assert report.workspace_bytes > 0
     assert report.threads == torch.get_num_threads()
     assert f"{report.multiply_adds / 1e6:.1f} M multiply-adds" in str(report)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("width", WIDTHS)
+def test_weights_of_bfloat16_take_half(width: str) -> None:
+    model = network("snv2", width)
+    single, narrow = (snv2.Engine(model, dtype=d) for d in (torch.float32, torch.bfloat16))
+    assert narrow.report().weight_bytes < 0.6 * single.report().weight_bytes
+    assert narrow.report().workspace_bytes < 0.85 * single.report().workspace_bytes
+    assert narrow.report().multiply_adds == single.report().multiply_adds
+    products = [engine._runner.plan.products(224, 224) for engine in (single, narrow)]
+    assert len({tuple((p.step, p.name, p.multiply_adds) for p in ps) for ps in products}) == 1
+    assert sum(p.multiply_adds for p in products[0]) == single.report().multiply_adds
 
 
 def test_report_counts_all_images(kernels: str) -> None:

@@ -19,13 +19,16 @@ from _cases import (
     draw,
     each_library,
     network,
+    run_fused,
     runs_fused,
     small_network,
     threads,
 )
+from conftest import instruction_set
 from torch import nn
 
 import snv2_kernels as snv2
+from snv2_kernels import _native
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 SIZES = [(224, 224), (160, 160), (97, 131), (32, 32)]
@@ -86,6 +89,20 @@ def test_network_in_low_precision(
     with torch.no_grad():
         eager, out = model(x), snv2.fuse(model)(x)
     assert_accurate("network", out, eager, float64_reference(model)(x))
+
+
+def test_another_instruction_set_packs_again() -> None:
+    """Those that multiply bfloat16 and those that do not want other weights."""
+    model = small_network().to(torch.bfloat16)
+    fused = snv2.fuse(model)
+    x = draw(2, 3, 37, 45, dtype=torch.bfloat16)
+    with torch.no_grad():
+        eager, exact = model(x), float64_reference(model)(x)
+        for name in 2 * _native.available_cpu_isas():
+            with instruction_set(name):
+                out = run_fused(fused, x)
+                assert_accurate("network", out, eager, exact)
+                assert torch.equal(snv2.Engine(model, tuple(x.shape))(x), out)
 
 
 @pytest.mark.parametrize("count", [2, 3])

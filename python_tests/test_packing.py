@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from _cases import FLOAT32_BOUNDS, assert_accurate, draw, drawn
+from _cases import (
+    FLOAT32_BOUNDS,
+    WIDTHS,
+    assert_accurate,
+    draw,
+    drawn,
+    largest_error,
+    needs_bfloat16,
+    network,
+)
 from _plans import GeneralUnit, authors_units, general_units, tell
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,13 +131,14 @@ def test_pack_panels(outputs: int, depth: int) -> None:
 # Plans ----------------------------------------------------------------------------------------
 
 
-def plan_of(channels: int, units: nn.Sequential) -> Plan:
+def plan_of(channels: int, units: nn.Sequential, element: torch.dtype = torch.float32) -> Plan:
     builder = PlanBuilder()
     tell(builder, channels, units)
-    return builder.build()
+    return builder.build(element)
 
 
 FEW_ELEMENTS = 512
+ELEMENTS = [torch.float32, torch.bfloat16][: 1 + _native.cpu_has_bfloat16()]
 
 
 def check_plan(channels: int, units: nn.Sequential, x: Tensor) -> None:
@@ -182,16 +192,82 @@ def test_passthrough_is_exact() -> None:
 
 
 def test_import_and_export() -> None:
-    """A plan of no units gives the map back."""
-    builder = PlanBuilder()
-    builder.add_import(21)
-    builder._weights.append(torch.zeros(1))  # an empty list has no concatenation
-    plan = builder.build()
+    """A unit whose result nobody takes gives the map back."""
+    unit = GeneralUnit(22, 1, 4, 4, [21], list(range(21)), 0, list(range(21)))
+    units = randomize_(nn.Sequential(unit)).eval()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        x = draw(2, 21, 5, 7, dtype=dtype)
-        assert torch.equal(run_plan(x, plan, "cpu"), x)
-        cl = x.contiguous(memory_format=torch.channels_last)
-        assert torch.equal(run_plan(cl, plan, "cpu"), x)
+        x = draw(2, 22, 5, 7, dtype=dtype)
+        for element in ELEMENTS if dtype == torch.bfloat16 else ELEMENTS[:1]:
+            plan = plan_of(22, units, element)
+            assert torch.equal(run_plan(x, plan, "cpu"), x[:, :21])
+            cl = x.contiguous(memory_format=torch.channels_last)
+            assert torch.equal(run_plan(cl, plan, "cpu"), x[:, :21])
+
+
+# Plans for bfloat16 ---------------------------------------------------------------------------
+
+
+def test_pack_panels_of_bfloat16() -> None:
+    weight = torch.randn(18, 6, dtype=torch.float64)
+    bias = torch.randn(18, dtype=torch.float64)
+    rows = pack_panels(weight, bias, torch.bfloat16).view(2, 4, PANEL)
+    assert torch.equal(rows[:, 0].flatten()[:18], bias.float())
+    pairs = rows[:, 1:].contiguous().view(torch.bfloat16).view(2, 3, PANEL, 2)
+    unpacked = pairs.permute(0, 2, 1, 3).reshape(32, 6)
+    assert torch.equal(unpacked[:18], weight.to(torch.bfloat16))
+    assert not unpacked[18:].any()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_words_of_networks(width: str) -> None:
+    """No word is read by two units, of which one would read half of it, and few planes stand
+    twice."""
+    model = snv2.fuse(network("snv2", width))
+    assert isinstance(model, snv2.nn.ShuffleNetV2)
+    builder = PlanBuilder()
+    model._tell(builder)
+    plan = builder.build(torch.bfloat16)
+    tables = plan.words[_native.HEADER_WORDS + len(plan.steps) * _native.STEP_WORDS :].tolist()
+    seen: set[int] = set()  # in this buffer
+    for step in plan.steps[1:]:
+        words = tables[step.in_table :][: step.in_channels]
+        assert all(word % 2 == 0 for word in words)
+        assert len({*words}) == len(words)
+        assert not seen & {*words}
+        seen = {*seen, *words} if not step.new_buffer else set()
+        rows, columns = plan.shapes[step.pw1_weights]
+        assert step.mid_channels == rows
+        assert columns <= 2 * step.in_channels <= columns + 8
+        assert 0 <= step.out_channels - plan.shapes[step.pw2_weights][0] <= 8
+
+
+@needs_bfloat16
+@drawn
+@given(
+    case=general_units(),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 13), st.integers(1, 13)),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    data=st.data(),
+)
+def test_any_index_lists_in_bfloat16(
+    case: tuple[int, nn.Sequential],
+    shape: tuple[int, int, int],
+    memory_format: torch.memory_format,
+    data: st.DataObject,
+) -> None:
+    """As exact as the bound says, and a NaN goes where plain PyTorch lets it go: not into a product
+    that reads the other plane of its word."""
+    channels, units = case
+    n, h, w = shape
+    plan = plan_of(channels, randomize_(units).eval(), torch.bfloat16)
+    x = draw(n, channels, h, w, dtype=torch.bfloat16, memory_format=memory_format)
+    error = max_error(run_plan(x, plan, "cpu"), float64_reference(units)(x))
+    assert error <= largest_error("stage", x.dtype, "cpu") * torch.finfo(x.dtype).eps
+    for channel in data.draw(st.sets(st.integers(0, channels - 1), min_size=1, max_size=3)):
+        x[-1, channel, h // 2, w // 2] = torch.nan
+        with torch.no_grad():
+            expected = units(x.float()).isnan()
+        assert torch.equal(run_plan(x, plan, "cpu").isnan(), expected)
 
 
 def test_format_of_a_plan() -> None:

@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from _cases import DTYPES, FORMATS, KINDS, VIEWS, draw, drawn, plain_and_input
-from conftest import running_on
+from _cases import (
+    DTYPES,
+    FORMATS,
+    KINDS,
+    VIEWS,
+    draw,
+    drawn,
+    needs_bfloat16,
+    plain_and_input,
+)
+from conftest import instruction_set, running_on
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -33,6 +42,8 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+# Of the maps inside a plan: where bfloat16 is not multiplied, its plans are for float32.
+each_element = pytest.mark.parametrize("dtype", [DTYPES[0], DTYPES[2]])
 ERRORS = (RuntimeError, ValueError)
 STEP_FIELDS = list(Step.__dataclass_fields__)
 MAP = (2, 6, 5, 7)
@@ -44,10 +55,10 @@ def depthwise_arguments(channels: int, count: int) -> list[Tensor]:
     ][:count]  # fmt: skip
 
 
-def plan_of(kind: str) -> tuple[Plan, Tensor]:
+def plan_of(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Plan, Tensor]:
     model, x = plain_and_input(kind)
     fused = snv2.fuse(model)
-    return fused.packed().weights(fused, "cpu", x.dtype), x
+    return fused.packed().weights(fused, "cpu", dtype), x.to(dtype)
 
 
 def out_arguments(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
@@ -106,8 +117,7 @@ def test_fake_results_of_views_have_the_strides_of_real_ones(
 def test_opcheck_of_plans(
     kind: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    plan, x = plan_of(kind)
-    x = x.to(dtype)
+    plan, x = plan_of(kind, dtype)
     torch.library.opcheck(OPS.network_out.default, out_arguments(plan, x))
     x = x.contiguous(memory_format=memory_format)
     torch.library.opcheck(OPS.network.default, (x, *plan.arguments))
@@ -236,14 +246,15 @@ def test_raw_arguments_of_network_out() -> None:
     assert torch.equal(out, OPS.network(x, *plan.arguments))
 
 
+@each_element
 @pytest.mark.parametrize("kind", KINDS)
-def test_memory_at_any_address(isa: str, kind: str) -> None:
+def test_memory_at_any_address(isa: str, kind: str, dtype: torch.dtype) -> None:
     """Views of a tensor start at addresses that no vector instruction likes."""
 
     def moved(t: Tensor) -> Tensor:
         return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
 
-    plan, x = plan_of(kind)
+    plan, x = plan_of(kind, dtype)
     expected = OPS.network(x, *plan.arguments)
     shifted = [moved(t) for t in out_arguments(plan, x)]
     OPS.network_out(*shifted)
@@ -279,12 +290,13 @@ EXTREMES = [-1, 0, 1, 2, 3, 15, 16, 17, 1 << 20, 1 << 24, 1 << 31, 1 << 40, 1 <<
             -(1 << 63), -(1 << 40), -16]  # fmt: skip
 
 
+@each_element
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 @pytest.mark.parametrize("field", STEP_FIELDS)
-def test_extreme_words(unfilled_memory: None, field: str, step: int) -> None:
+def test_extreme_words(unfilled_memory: None, field: str, step: int, dtype: torch.dtype) -> None:
     """Steps of every kind, and units of both strides."""
     for kind, i in (("stage", step), ("network", step if step < 3 else -1)):
-        plan, x = plan_of(kind)
+        plan, x = plan_of(kind, dtype)
         at = word_of_step(plan, i % len(plan.steps), field)
         for value in EXTREMES:
             words = plan.words.clone()
@@ -292,9 +304,10 @@ def test_extreme_words(unfilled_memory: None, field: str, step: int) -> None:
             run_corrupted(plan, x, words)
 
 
+@each_element
 @pytest.mark.parametrize("kind", KINDS)
-def test_extreme_header_and_tables(unfilled_memory: None, kind: str) -> None:
-    plan, x = plan_of(kind)
+def test_extreme_header_and_tables(unfilled_memory: None, kind: str, dtype: torch.dtype) -> None:
+    plan, x = plan_of(kind, dtype)
     tables = _native.HEADER_WORDS + len(plan.steps) * _native.STEP_WORDS
     for i in (*range(_native.HEADER_WORDS), tables, tables + 1, -1):
         for value in EXTREMES:
@@ -322,8 +335,11 @@ def test_wrong_magic_and_size(kind: str) -> None:
 @pytest.mark.parametrize(
     "field", [name for name in STEP_FIELDS if name.endswith(("_table", "_weights"))]
 )
-def test_offsets_out_of_range(unfilled_memory: None, field: str, value: int) -> None:
-    plan, x = plan_of("unit-s2")
+@each_element
+def test_offsets_out_of_range(
+    unfilled_memory: None, field: str, value: int, dtype: torch.dtype
+) -> None:
+    plan, x = plan_of("unit-s2", dtype)
     words = plan.words.clone()
     words[word_of_step(plan, 1, field)] = value
     with pytest.raises(ERRORS, match=f"plan: step 1: {field}"):
@@ -345,8 +361,11 @@ def test_projection_of_a_unit_that_has_none(unfilled_memory: None, field: str, v
 @drawn
 @given(data=st.data(), kind=st.sampled_from(list(KINDS)))
 @example(data=None, kind="stage")
-def test_random_corruption(unfilled_memory: None, data: st.DataObject | None, kind: str) -> None:
-    plan, x = plan_of(kind)
+@each_element
+def test_random_corruption(
+    unfilled_memory: None, data: st.DataObject | None, kind: str, dtype: torch.dtype
+) -> None:
+    plan, x = plan_of(kind, dtype)
     if data is None:
         run_corrupted(plan, x, torch.zeros_like(plan.words))
         return
@@ -359,7 +378,36 @@ def test_random_corruption(unfilled_memory: None, data: st.DataObject | None, ki
     run_corrupted(plan, x, words)
 
 
-def test_weights_that_are_not_numbers() -> None:
-    plan, x = plan_of("network")
-    out = OPS.network(x, torch.full_like(plan.weights, torch.nan), *plan.arguments[1:])
+@each_element
+def test_half_words(dtype: torch.dtype) -> None:
+    """A product of bfloat16 reads pairs of planes, which start at even ones."""
+    plan, x = plan_of("unit-s2", dtype)
+    for field in ("in_table", "proj_table"):
+        words = plan.words.clone()
+        tables = _native.HEADER_WORDS + len(plan.steps) * _native.STEP_WORDS
+        words[tables + getattr(plan.steps[1], field)] = 1
+        if dtype == torch.float32:
+            OPS.network(x, plan.weights, words, *plan.arguments[2:])
+            continue
+        with pytest.raises(ERRORS, match=f"plan: step 1: {field}"):
+            OPS.network(x, plan.weights, words, *plan.arguments[2:])
+
+
+@needs_bfloat16
+def test_instruction_sets_that_cannot_multiply_bfloat16() -> None:
+    plan, x = plan_of("unit-s2", torch.bfloat16)
+    for name in _native.available_cpu_isas():
+        with instruction_set(name):
+            if _native.cpu_has_bfloat16():
+                OPS.network(x, *plan.arguments)
+                continue
+            with pytest.raises(RuntimeError, match=f"plan: it is for bfloat16, .*{name}"):
+                OPS.network(x, *plan.arguments)
+
+
+@each_element
+def test_weights_that_are_not_numbers(dtype: torch.dtype) -> None:
+    plan, x = plan_of("network", dtype)
+    ones = torch.full_like(plan.weights.view(torch.int32), -1)  # NaN in either element
+    out = OPS.network(x, ones.view(torch.float32), *plan.arguments[1:])
     assert out.isnan().all()

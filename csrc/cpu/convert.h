@@ -15,9 +15,6 @@ namespace snv2::cpu::SNV2_ISA {
 struct Half {
   uint16_t bits;
 };
-struct BFloat16 {
-  uint16_t bits;
-};
 
 SNV2_INLINE uint32_t bits_of(float value) {
   uint32_t bits;
@@ -75,14 +72,24 @@ SNV2_INLINE void from_float(float value, Half& out) {
 #endif
 }
 
-// n elements `stride` apart to or from consecutive floats.
+template <class In, class Out>
+SNV2_INLINE void convert(In value, Out& out) {
+  from_float(to_float(value), out);
+}
+
 template <class T>
-SNV2_INLINE void read_floats(const T* x, int64_t stride, int64_t n, float* y) {
+SNV2_INLINE void convert(T value, T& out) {
+  out = value;
+}
+
+// n elements `stride` apart to consecutive ones, and back.
+template <class In, class Out>
+SNV2_INLINE void read_elements(const In* x, int64_t stride, int64_t n, Out* y) {
   if (stride == 1) {
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) y[i] = to_float(x[i]);
+    for (int64_t i = 0; i < n; ++i) convert(x[i], y[i]);
   } else {
-    for (int64_t i = 0; i < n; ++i) y[i] = to_float(x[i * stride]);
+    for (int64_t i = 0; i < n; ++i) convert(x[i * stride], y[i]);
   }
 }
 

@@ -15,7 +15,7 @@ constexpr int kPixels = kVectorBytes == 64 ? 7 : 4;
 // Pixels [x, x + kCount) of an output row from three padded input rows, one vector of channels.
 template <int kStride, int kCount>
 SNV2_INLINE void dw_pixels(const float* const (&rows)[3], const float* weights, int64_t x,
-                           float* y) {
+                           Element* y) {
   Vec sums[kCount] = {};
   unroll<3>([&](auto row) SNV2_INLINED {
     Vec weight[3];
@@ -36,7 +36,7 @@ SNV2_INLINE void dw_pixels(const float* const (&rows)[3], const float* weights, 
 }
 
 template <int kStride>
-void dw_row(const float* const (&panel_rows)[3], const float* weights, int64_t width, float* y) {
+void dw_row(const float* const (&panel_rows)[3], const float* weights, int64_t width, Element* y) {
   for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
     const float* rows[3] = {panel_rows[0] + lane, panel_rows[1] + lane, panel_rows[2] + lane};
     int64_t x = 0;
@@ -55,7 +55,7 @@ void fill_zero(float* p, int64_t n) {
 // Rolls `group` panels of rows through the ring. make_row(row, out, panel pitch) writes input
 // row `row` without its padding.
 template <class F>
-void roll_rows(const DepthwiseShape& shape, int64_t group, const float* dw_weights, float* y,
+void roll_rows(const DepthwiseShape& shape, int64_t group, const float* dw_weights, Element* y,
                Range out_rows, float* scratch, const F& make_row) {
   const int64_t pitch = (shape.width + 2) * kPanel;  // one panel of one row
   const int64_t out_width = shape.out_width();
@@ -82,7 +82,7 @@ void roll_rows(const DepthwiseShape& shape, int64_t group, const float* dw_weigh
         rows[i] = inside ? scratch + ((row % 3) * group + g) * pitch : zeros;
       }
       const float* weights = dw_weights + g * 10 * kPanel;
-      float* out = y + g * y_panel + out_row * out_width * kPanel;
+      Element* out = y + g * y_panel + out_row * out_width * kPanel;
       if (shape.stride == 1) {
         dw_row<1>(rows, weights, out_width, out);
       } else {
@@ -94,32 +94,34 @@ void roll_rows(const DepthwiseShape& shape, int64_t group, const float* dw_weigh
 
 }  // namespace
 
-void expand_depthwise(const ExpandDepthwise& op, Range panels, Range out_rows, float* scratch) {
+void expand_depthwise(const ExpandDepthwise<Element>& op, Range panels, Range out_rows,
+                      float* scratch) {
   const DepthwiseShape& shape = op.shape;
   const int64_t y_panel = shape.out_height() * shape.out_width() * kPanel;
   for_groups(panels, op.pw1.outputs, [&](int64_t panel, Group group) {
-    TileRow row{nullptr,      op.pw1.offsets,
-                op.pw1.depth, op.pw1.weights + panel * (op.pw1.depth + 1) * kPanel,
-                nullptr,      0};
+    TileRow<Element, float> row{nullptr,      op.pw1.offsets,
+                                op.pw1.depth, op.pw1.weights + panel * (op.pw1.depth + 1) * kPanel,
+                                nullptr,      0};
     roll_rows(shape, group.panels, op.dw_weights + panel * 10 * kPanel, op.y + panel * y_panel,
               out_rows, scratch, [&](int64_t index, float* out, int64_t pitch) {
                 row.x = op.pw1.x + index * shape.width * kPanel;
                 row.y = out;
                 row.y_panel = pitch;
-                tile_row(row, group, shape.width, Epilogue::kStoreRelu, kPanel);
+                tile_row<kPanel>(row, group, shape.width, Epilogue::kStoreRelu);
               });
   });
 }
 
-void panel_depthwise(const PanelDepthwise& op, Range panels, Range out_rows, float* scratch) {
+void panel_depthwise(const PanelDepthwise<Element>& op, Range panels, Range out_rows,
+                     float* scratch) {
   const DepthwiseShape& shape = op.shape;
   const int64_t x_panel = shape.height * shape.width * kPanel;
   const int64_t y_panel = shape.out_height() * shape.out_width() * kPanel;
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    const float* x = op.x + op.panels[panel] * x_panel;
+    const Element* x = op.x + op.panels[panel] * x_panel;
     roll_rows(shape, 1, op.dw_weights + panel * 10 * kPanel, op.y + panel * y_panel, out_rows,
               scratch, [&](int64_t index, float* out, int64_t) {
-                const float* in = x + index * shape.width * kPanel;
+                const Element* in = x + index * shape.width * kPanel;
                 for (int64_t i = 0; i < shape.width * kPanel; i += kLanes) {
                   store(out + i, load(in + i));
                 }

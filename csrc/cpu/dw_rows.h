@@ -107,7 +107,7 @@ void dw_plane(const T* x, const FeatureMap& shape, const Depthwise3x3& dw, int64
         continue;
       }
       padded[0] = padded[pitch - 1] = 0.0f;
-      read_floats(x + row * width, 1, width, padded + 1);
+      read_elements(x + row * width, 1, width, padded + 1);
     }
     if (dw.stride == 1) {
       dw_flat(scratch, pitch, w, scale, shift, dw.relu, rows * pitch - 2, out);
@@ -151,7 +151,7 @@ class ChannelsLastRows {
         padded[c] = padded[ring_.pitch - channels_ + c] = 0.0f;
       }
       for (int64_t p = 0; p < x_.width; ++p) {
-        read_floats(in + p * x_.channels, 1, channels_, padded + (p + 1) * channels_);
+        read_elements(in + p * x_.channels, 1, channels_, padded + (p + 1) * channels_);
       }
     };
     const float* rows[3];

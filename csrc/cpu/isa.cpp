@@ -25,11 +25,27 @@ extern const Kernels kTable;
 namespace avx512 {
 extern const Kernels kTable;
 }
+namespace avx512_bf16 {
+extern const MapKernels<BFloat16> kMapKernels;
+}
 #endif
 
 namespace {
 
-constexpr int kMaxTables = 3;
+constexpr int kMaxTables = 4;
+
+#if defined(SNV2_HAVE_X86)
+// AVX-512 in all but the maps of bfloat16.
+const Kernels& avx512_bf16_table() {
+  static const Kernels table = [] {
+    Kernels kernels = avx512::kTable;
+    kernels.name = "avx512_bf16";
+    kernels.bfloat16 = &avx512_bf16::kMapKernels;
+    return kernels;
+  }();
+  return table;
+}
+#endif
 
 struct Available {
   const Kernels* tables[kMaxTables];
@@ -43,6 +59,7 @@ struct Available {
                           __builtin_cpu_supports("f16c");
     if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      if (__builtin_cpu_supports("avx512bf16")) add(&avx512_bf16_table());
       add(&avx512::kTable);
     }
     if (has_avx2) add(&avx2::kTable);
@@ -94,6 +111,8 @@ bool set_isa(const char* name) {
 }
 
 const char* const* available_isas() { return available().names; }
+
+bool has_bfloat16() { return kernels().bfloat16 != nullptr; }
 
 int64_t run_multiply_adds(int64_t count) { return kernels().multiply_adds(count); }
 

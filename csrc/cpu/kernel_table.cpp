@@ -3,13 +3,7 @@
 
 namespace snv2::cpu::SNV2_ISA {
 
-void pointwise(const Pointwise&, bool, Range, Range);
-void pointwise_mean(const Pointwise&, Range);
-void expand_depthwise(const ExpandDepthwise&, Range, Range, float*);
-void panel_depthwise(const PanelDepthwise&, Range, Range, float*);
-void stem(const Stem&, Range, float*);
-void import_planes(const FeatureMap&, int64_t, float*, Range);
-void export_planes(const float*, const int32_t*, const FeatureMap&, int64_t, Range);
+extern const MapKernels<float> kMapKernels;
 void cat_shuffle(const FeatureMap&, const FeatureMap&, const FeatureMap&, Range);
 void dw_conv3x3(const FeatureMap&, const Depthwise3x3&, const FeatureMap&, Range, float*);
 void split_dw_cat_shuffle(const FeatureMap&, const Depthwise3x3&, const FeatureMap&, Range, float*);
@@ -20,9 +14,8 @@ int64_t multiply_adds(int64_t);
 
 extern const Kernels kTable;
 const Kernels kTable = {
-    SNV2_NAME(SNV2_ISA), pointwise,  pointwise_mean,       expand_depthwise,
-    panel_depthwise,     stem,       import_planes,        export_planes,
-    cat_shuffle,         dw_conv3x3, split_dw_cat_shuffle, multiply_adds,
+    SNV2_NAME(SNV2_ISA), &kMapKernels,         nullptr,       cat_shuffle,
+    dw_conv3x3,          split_dw_cat_shuffle, multiply_adds,
 };
 
 }  // namespace snv2::cpu::SNV2_ISA

@@ -13,22 +13,36 @@ namespace {
 std::mutex mutex;
 std::map<const float*, KernelTime> times;  // by weights
 Kernels timed;
+MapKernels<float> timed_float32;
+MapKernels<BFloat16> timed_bfloat16;
 std::atomic<const Kernels*> inner;
 
-const float* weights_of(const Pointwise& op) { return op.weights; }
-const float* weights_of(const ExpandDepthwise& op) { return op.pw1.weights; }
-const float* weights_of(const PanelDepthwise& op) { return op.dw_weights; }
-const float* weights_of(const Stem& op) { return op.weights; }
+template <class In, class Out>
+const float* weights_of(const Pointwise<In, Out>& op) {
+  return op.weights;
+}
+template <class T>
+const float* weights_of(const ExpandDepthwise<T>& op) {
+  return op.pw1.weights;
+}
+template <class T>
+const float* weights_of(const PanelDepthwise<T>& op) {
+  return op.dw_weights;
+}
+template <class T>
+const float* weights_of(const Stem<T>& op) {
+  return op.weights;
+}
 
 template <auto kKernel>
 struct Timed;
 
-template <class Op, class... Rest, void (*Kernels::*kKernel)(const Op&, Rest...)>
+template <class T, class Op, class... Rest, void (*MapKernels<T>::*kKernel)(const Op&, Rest...)>
 struct Timed<kKernel> {
   static void run(const Op& op, Rest... rest) {
     using Clock = std::chrono::steady_clock;
     const Clock::time_point start = Clock::now();
-    (inner.load(std::memory_order_acquire)->*kKernel)(op, rest...);
+    (maps_of<T>(*inner.load(std::memory_order_acquire))->*kKernel)(op, rest...);
     const std::chrono::nanoseconds elapsed = Clock::now() - start;
     const std::lock_guard<std::mutex> lock(mutex);
     KernelTime& time = times[weights_of(op)];
@@ -37,6 +51,18 @@ struct Timed<kKernel> {
     time.nanoseconds += elapsed.count();
   }
 };
+
+template <class T>
+MapKernels<T> timed_maps(MapKernels<T> maps) {
+  using Maps = MapKernels<T>;
+  maps.pointwise = Timed<&Maps::pointwise>::run;
+  maps.pointwise_mean = Timed<&Maps::pointwise_mean>::run;
+  maps.linear = Timed<&Maps::linear>::run;
+  maps.expand_depthwise = Timed<&Maps::expand_depthwise>::run;
+  maps.panel_depthwise = Timed<&Maps::panel_depthwise>::run;
+  maps.stem = Timed<&Maps::stem>::run;
+  return maps;
+}
 
 }  // namespace
 
@@ -47,11 +73,12 @@ void start_kernel_times() {
   if (&used == &timed) return;
   inner.store(&used, std::memory_order_release);
   timed = used;
-  timed.pointwise = Timed<&Kernels::pointwise>::run;
-  timed.pointwise_mean = Timed<&Kernels::pointwise_mean>::run;
-  timed.expand_depthwise = Timed<&Kernels::expand_depthwise>::run;
-  timed.panel_depthwise = Timed<&Kernels::panel_depthwise>::run;
-  timed.stem = Timed<&Kernels::stem>::run;
+  timed_float32 = timed_maps(*used.float32);
+  timed.float32 = &timed_float32;
+  if (used.bfloat16 != nullptr) {
+    timed_bfloat16 = timed_maps(*used.bfloat16);
+    timed.bfloat16 = &timed_bfloat16;
+  }
   use_kernels(timed);
 }
 

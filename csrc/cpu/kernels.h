@@ -1,12 +1,15 @@
 // The SIMD kernels as one table of functions for each instruction set. Every .cpp that includes
 // simd.h is compiled once for each set, in a namespace of its own (SNV2_ISA).
 //
-// Inside a network a feature map is float32 in panels: element (plane, pixel) of one image lies
-// at buffer[(plane / 16) * pixels * 16 + pixel * 16 + plane % 16]. A pixel step is always 16
-// floats, so a gather of arbitrary planes is one offset for each of them.
+// Inside a network a feature map lies in panels: element (plane, pixel) of one image is
+// buffer[(plane / 16) * pixels * 16 + pixel * 16 + plane % 16]. A pixel step is always 16 elements,
+// so a gather of arbitrary words is one offset for each of them. A word is 32 bits of one pixel: a
+// plane of float, or two neighbouring ones of BFloat16. Sums, biases, depthwise weights and all
+// that is not a map are float.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "snv2/cpu.h"
 #include "snv2/plan.h"
@@ -14,15 +17,20 @@
 
 namespace snv2::cpu {
 
-// y[o][p] = act(bias[o] + sum_k weights[o][k] * x[offsets[k] + p * 16])
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// y[o][p] = act(bias[o] + sum_k weights[o][k] * x[offsets[k] + p * 16]), k counting words
+template <class In, class Out>
 struct Pointwise {
-  const float* x;
-  const int32_t* offsets;  // [depth], in floats from x
+  const In* x;
+  const int32_t* offsets;  // [depth], in elements from x
   int64_t depth;
   int64_t outputs;
   const float* weights;  // packed [outputs, depth]
-  float* y;              // first output panel
-  int64_t y_panel;       // floats between output panels
+  Out* y;                // first output panel
+  int64_t y_panel;       // elements between output panels
   int64_t pixels;
 };
 
@@ -37,29 +45,32 @@ struct DepthwiseShape {
 };
 
 // y = dw(relu(pw1(x))) with the middle map kept in three rows of scratch.
+template <class T>
 struct ExpandDepthwise {
-  Pointwise pw1;            // its y, y_panel and pixels are not used
+  Pointwise<T, float> pw1;  // its y, y_panel and pixels are not used
   const float* dw_weights;  // packed [mid, 9]
   DepthwiseShape shape;
-  float* y;  // [mid panels][out pixels][16]
+  T* y;  // [mid panels][out pixels][16]
 };
 
 // y = dw(x) on the listed panels.
+template <class T>
 struct PanelDepthwise {
-  const float* x;
+  const T* x;
   const int64_t* panels;    // [panel count] panel of x for each output panel
   const float* dw_weights;  // packed [panel count * 16, 9]
   DepthwiseShape shape;
-  float* y;  // [panel count][out pixels][16]
+  T* y;  // [panel count][out pixels][16]
 };
 
+template <class T>
 struct Stem {
   FeatureMap x;  // the user's tensor
   int64_t image;
-  const float* weights;  // packed [out, in * 9]
+  const float* weights;  // packed [out, words of in * 9]
   int64_t out_channels;
-  const int32_t* offsets;  // [in * 9] into a strip of padded rows, see stem_offsets
-  float* y;                // [panels][pooled pixels][16]
+  const int32_t* offsets;  // [words of in * 9] into a strip of padded rows, see stem_offsets
+  T* y;                    // [panels][pooled pixels][16]
 
   int64_t conv_height() const { return conv3x3_extent(x.height, 2); }
   int64_t conv_width() const { return conv3x3_extent(x.width, 2); }
@@ -67,21 +78,31 @@ struct Stem {
   int64_t out_width() const { return conv3x3_extent(conv_width(), 2); }
 };
 
+// The kernels of networks whose maps have elements T. All take ranges, so that the caller may split
+// them over threads as it likes.
+template <class T>
+struct MapKernels {
+  // With ReLU.
+  void (*pointwise)(const Pointwise<T, T>&, Range panels, Range pixels);
+  // y[o] = mean over pixels of relu(...)
+  void (*pointwise_mean)(const Pointwise<T, T>&, Range panels);
+  // Without an activation.
+  void (*linear)(const Pointwise<T, float>&, Range panels, Range pixels);
+  void (*expand_depthwise)(const ExpandDepthwise<T>&, Range panels, Range out_rows, float* scratch);
+  void (*panel_depthwise)(const PanelDepthwise<T>&, Range panels, Range out_rows, float* scratch);
+  void (*stem)(const Stem<T>&, Range out_rows, float* scratch);
+
+  // User's tensor <-> panels, pixels in `pixels` of one image. Plane i is the user's channels[i].
+  void (*import_planes)(const FeatureMap& x, int64_t image, const int64_t* channels, int64_t planes,
+                        T* y, Range pixels);
+  void (*export_planes)(const T* x, const int32_t* offsets, const FeatureMap& y, int64_t image,
+                        Range pixels);
+};
+
 struct Kernels {
   const char* name;
-
-  // All take ranges, so that the caller may split them over threads as it likes.
-  void (*pointwise)(const Pointwise&, bool relu, Range panels, Range pixels);
-  // y[o] = mean over pixels of relu(...)
-  void (*pointwise_mean)(const Pointwise&, Range panels);
-  void (*expand_depthwise)(const ExpandDepthwise&, Range panels, Range out_rows, float* scratch);
-  void (*panel_depthwise)(const PanelDepthwise&, Range panels, Range out_rows, float* scratch);
-  void (*stem)(const Stem&, Range out_rows, float* scratch);
-
-  // User's tensor <-> panels, pixels in `pixels` of one image.
-  void (*import_planes)(const FeatureMap& x, int64_t image, float* y, Range pixels);
-  void (*export_planes)(const float* x, const int32_t* offsets, const FeatureMap& y, int64_t image,
-                        Range pixels);
+  const MapKernels<float>* float32;
+  const MapKernels<BFloat16>* bfloat16;  // null where the set cannot multiply them
 
   // Whole-tensor ops: one plane (contiguous) or one row (channels last) for each work item.
   void (*cat_shuffle)(const FeatureMap& a, const FeatureMap& b, const FeatureMap& y, Range items);
@@ -108,22 +129,22 @@ inline constexpr int64_t kStemRows = 4;
 inline constexpr int64_t kStemConvRows = 2 * kStemRows + 1;
 inline constexpr int64_t kStemInRows = 2 * kStemConvRows + 1;
 constexpr int64_t stem_pitch(int64_t width) { return ceil_div(width + 2, 16) * 16; }
-constexpr int64_t stem_strip(int64_t channels, int64_t width) {
-  return channels * kStemInRows * stem_pitch(width);
+constexpr int64_t stem_strip(int64_t words, int64_t width) {
+  return words * kStemInRows * stem_pitch(width);
 }
-constexpr int64_t stem_scratch(int64_t channels, int64_t width, int64_t out_channels) {
+constexpr int64_t stem_scratch(int64_t words, int64_t width, int64_t out_channels) {
   const int64_t conv_width = conv3x3_extent(width, 2);
-  return stem_strip(channels, width) +
+  return stem_strip(words, width) +
          kStemConvRows * panels_of(out_channels) * (conv_width + 2) * kPanel;
 }
 
-// Offsets of the 9 taps of each input channel in a strip.
-inline void stem_offsets(int64_t channels, int64_t width, int32_t* offsets) {
+// Offsets in elements of the 9 taps of each word of input channels in a strip.
+inline void stem_offsets(int64_t words, int64_t planes, int64_t width, int32_t* offsets) {
   const int64_t pitch = stem_pitch(width);
-  for (int64_t c = 0; c < channels; ++c) {
+  for (int64_t word = 0; word < words; ++word) {
     for (int64_t tap = 0; tap < 9; ++tap) {
-      const int64_t row = c * kStemInRows + tap / 3;
-      offsets[c * 9 + tap] = static_cast<int32_t>(row * pitch + tap % 3);
+      const int64_t row = word * kStemInRows + tap / 3;
+      offsets[word * 9 + tap] = static_cast<int32_t>((row * pitch + tap % 3) * planes);
     }
   }
 }
@@ -139,6 +160,15 @@ constexpr int64_t plane_op_scratch(const FeatureMap& x) {
   if (x.layout == Layout::kChannelsLast) return (10 + 4 * pitch) * x.channels;
   const int64_t rows = plane_strip_rows(x.width);
   return (2 * rows + 1) * pitch + rows * pitch + 2 * kPanel;
+}
+
+template <class T>
+const MapKernels<T>* maps_of(const Kernels& kernels) {
+  if constexpr (std::is_same_v<T, float>) {
+    return kernels.float32;
+  } else {
+    return kernels.bfloat16;
+  }
 }
 
 const Kernels& kernels();  // of the instruction set in use

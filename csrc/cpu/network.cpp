@@ -12,6 +12,7 @@
 #include <limits>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #include "cpu/kernels.h"
 #include "cpu/team.h"
@@ -58,22 +59,26 @@ Extent extent_after(const Step& step, Extent in) {
 void grow(int64_t& value, int64_t floats) { value = std::max(value, aligned(floats)); }
 
 Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
+  const int64_t planes = planes_in_word(plan.element());
+  const auto map = [&](int64_t panels, int64_t pixels) {
+    return panels * pixels * (kPanel / planes);
+  };
   Memory memory;
   for (const Step& step : plan) {
     const Extent out = extent_after(step, extent);
-    if (step.new_buffer) grow(memory.buffer, step.buffer_panels * out.pixels() * kPanel);
+    if (step.new_buffer) grow(memory.buffer, map(step.buffer_panels, out.pixels()));
     grow(memory.offsets, step.in_channels * 9 + step.mid_channels + step.proj_depth);
     switch (step.kind) {
       case StepKind::kStem:
-        grow(memory.scratch, stem_scratch(step.in_channels, extent.width, step.out_channels));
+        grow(memory.scratch,
+             stem_scratch(ceil_div(step.in_channels, planes), extent.width, step.out_channels));
         break;
       case StepKind::kUnit:
-        grow(memory.depthwise,
-             (panels_of(step.mid_channels) + step.proj_panels) * out.pixels() * kPanel);
+        grow(memory.depthwise, map(panels_of(step.mid_channels) + step.proj_panels, out.pixels()));
         grow(memory.scratch, depthwise_scratch(extent.width));
         break;
       case StepKind::kHead:
-        memory.features = panels_of(step.mid_channels) * kPanel * batch;
+        memory.features = aligned(map(panels_of(step.mid_channels), batch));
         memory.classes = panels_of(step.out_channels) * kPanel * batch;
         break;
       default:
@@ -130,32 +135,38 @@ void plane_offsets(const int64_t* planes, int64_t count, int64_t pixels, int32_t
   }
 }
 
-void identity_offsets(int64_t count, int64_t pixels, int32_t* offsets) {
+// Of the words of consecutive planes, all of the same number; returns their count.
+int64_t consecutive_offsets(int64_t channels, int64_t planes, int64_t pixels, int32_t* offsets) {
+  const int64_t count = ceil_div(channels, planes);
   for (int64_t i = 0; i < count; ++i) {
-    offsets[i] = static_cast<int32_t>((i / kPanel) * pixels * kPanel + i % kPanel);
+    const int64_t plane = i * planes;
+    plane_offsets(&plane, 1, pixels, offsets + i);
   }
+  return count;
 }
 
 // Takes one image through all steps but the last product of the head, which runs once for all
 // images.
+template <class T>
 class ImageRunner {
  public:
-  ImageRunner(const Plan& plan, const float* weights, const FeatureMap& x, const FeatureMap& out,
-              const Memory& memory, float* workspace, float* features, Team& team)
+  ImageRunner(const Plan& plan, const MapKernels<T>& kernels, const float* weights,
+              const FeatureMap& x, const FeatureMap& out, const Memory& memory, float* workspace,
+              T* features, Team& team)
       : plan_(plan),
-        kernels_(kernels()),
+        kernels_(kernels),
         weights_(weights),
         x_(x),
         out_(out),
         memory_(memory),
         features_(features),
         parallel_for_(team) {
-    current_ = workspace;
-    spare_ = current_ + memory.buffer;
-    depthwise_ = spare_ + memory.buffer;
-    float* const offsets = depthwise_ + memory.depthwise;
-    offsets_ = reinterpret_cast<int32_t*>(offsets + team.member * memory.offsets);
-    scratch_ = offsets + team.threads * memory.offsets;
+    current_ = reinterpret_cast<T*>(workspace);
+    spare_ = reinterpret_cast<T*>(workspace += memory.buffer);
+    depthwise_ = reinterpret_cast<T*>(workspace += memory.buffer);
+    workspace += memory.depthwise;
+    offsets_ = reinterpret_cast<int32_t*>(workspace + team.member * memory.offsets);
+    scratch_ = workspace + team.threads * memory.offsets;
   }
 
   void run(int64_t image) {
@@ -184,6 +195,8 @@ class ImageRunner {
   }
 
  private:
+  static constexpr int64_t kWordPlanes = sizeof(float) / sizeof(T);
+
   int64_t threads_for(int64_t multiply_adds) const {
     return std::min(parallel_for_.threads, 1 + multiply_adds / kMinWork);
   }
@@ -194,13 +207,15 @@ class ImageRunner {
     const int64_t pixels = extent_.pixels();
     const int64_t parts = std::min(threads_for(pixels * step.in_channels * 8), pixels);
     parallel_for_(parts, [&](int64_t i) {
-      kernels_.import_planes(x_, image_, current_, part_of(pixels, parts, i));
+      kernels_.import_planes(x_, image_, plan_.table(step.in_table), step.out_channels, current_,
+                             part_of(pixels, parts, i));
     });
   }
 
   void stem(const Step& step) {
-    stem_offsets(step.in_channels, extent_.width, offsets_);
-    const Stem op{x_, image_, weights_ + step.pw1_weights, step.out_channels, offsets_, current_};
+    stem_offsets(ceil_div(step.in_channels, kWordPlanes), kWordPlanes, extent_.width, offsets_);
+    const Stem<T> op{x_,       image_,  weights_ + step.pw1_weights, step.out_channels,
+                     offsets_, current_};
     const int64_t rows = op.out_height();
     const int64_t work = 4 * rows * op.out_width() * 9 * step.in_channels * step.out_channels;
     const int64_t parts = std::min(threads_for(work), rows);
@@ -212,47 +227,48 @@ class ImageRunner {
     const Extent out = extent_.strided(step.stride);
     const int64_t in_pixels = extent_.pixels(), out_pixels = out.pixels();
     const int64_t mid_panels = panels_of(step.mid_channels);
-    float* const result = step.new_buffer ? spare_ : current_;
+    T* const result = step.new_buffer ? spare_ : current_;
 
     int32_t* const in_offsets = offsets_;
     int32_t* const mid_offsets = in_offsets + step.in_channels;
     int32_t* const proj_offsets = mid_offsets + step.mid_channels;
     plane_offsets(plan_.table(step.in_table), step.in_channels, in_pixels, in_offsets);
-    identity_offsets(step.mid_channels, out_pixels, mid_offsets);
+    const int64_t mid_depth =
+        consecutive_offsets(step.mid_channels, kWordPlanes, out_pixels, mid_offsets);
     if (step.proj_channels > 0) {
       plane_offsets(plan_.table(step.proj_table), step.proj_depth, out_pixels, proj_offsets);
     }
 
     // Up to the depthwise results
     const DepthwiseShape shape{extent_.height, extent_.width, step.stride};
-    const ExpandDepthwise expand{{current_, in_offsets, step.in_channels, step.mid_channels,
-                                  weights_ + step.pw1_weights, nullptr, 0, 0},
-                                 weights_ + step.dw_weights,
-                                 shape,
-                                 depthwise_};
-    float* const proj_depthwise = depthwise_ + mid_panels * out_pixels * kPanel;
+    const ExpandDepthwise<T> expand{{current_, in_offsets, step.in_channels, step.mid_channels,
+                                     weights_ + step.pw1_weights, nullptr, 0, 0},
+                                    weights_ + step.dw_weights,
+                                    shape,
+                                    depthwise_};
+    T* const proj_depthwise = depthwise_ + mid_panels * out_pixels * kPanel;
     const int64_t* const proj_panels =
         step.proj_channels > 0 ? plan_.table(step.proj_panel_table) : nullptr;
-    const PanelDepthwise project{current_, proj_panels, weights_ + step.proj_dw_weights, shape,
-                                 proj_depthwise};
+    const PanelDepthwise<T> project{current_, proj_panels, weights_ + step.proj_dw_weights, shape,
+                                    proj_depthwise};
 
     // The last products
-    const Pointwise pw2{depthwise_,
-                        mid_offsets,
-                        step.mid_channels,
-                        step.out_channels,
-                        weights_ + step.pw2_weights,
-                        result + step.out_panel * out_pixels * kPanel,
-                        out_pixels * kPanel,
-                        out_pixels};
-    const Pointwise proj{proj_depthwise,
-                         proj_offsets,
-                         step.proj_depth,
-                         step.proj_channels,
-                         weights_ + step.proj_pw_weights,
-                         result + step.proj_out_panel * out_pixels * kPanel,
-                         out_pixels * kPanel,
-                         out_pixels};
+    const Pointwise<T, T> pw2{depthwise_,
+                              mid_offsets,
+                              mid_depth,
+                              step.out_channels,
+                              weights_ + step.pw2_weights,
+                              result + step.out_panel * out_pixels * kPanel,
+                              out_pixels * kPanel,
+                              out_pixels};
+    const Pointwise<T, T> proj{proj_depthwise,
+                               proj_offsets,
+                               step.proj_depth,
+                               step.proj_channels,
+                               weights_ + step.proj_pw_weights,
+                               result + step.proj_out_panel * out_pixels * kPanel,
+                               out_pixels * kPanel,
+                               out_pixels};
 
     const int64_t last_weights =
         step.mid_channels * step.out_channels + step.proj_depth * step.proj_channels;
@@ -277,9 +293,9 @@ class ImageRunner {
     const auto last_part = [&](int64_t i) {
       const Range rows = grid.row_range(i);
       const Range pixels{rows.begin * out.width, rows.end * out.width};
-      kernels_.pointwise(pw2, true, share(panels_of(step.out_channels), i), pixels);
+      kernels_.pointwise(pw2, share(panels_of(step.out_channels), i), pixels);
       if (step.proj_channels > 0) {
-        kernels_.pointwise(proj, true, share(panels_of(step.proj_channels), i), pixels);
+        kernels_.pointwise(proj, share(panels_of(step.proj_channels), i), pixels);
       }
     };
     if (grid.panel_parts == 1) {
@@ -298,14 +314,14 @@ class ImageRunner {
     const int64_t pixels = extent_.pixels();
     plane_offsets(plan_.table(step.in_table), step.in_channels, pixels, offsets_);
     // Features lie in panels whose "pixels" are the images, ready for the last product.
-    const Pointwise op{current_,
-                       offsets_,
-                       step.in_channels,
-                       step.mid_channels,
-                       weights_ + step.pw1_weights,
-                       features_ + image_ * kPanel,
-                       x_.batch * kPanel,
-                       pixels};
+    const Pointwise<T, T> op{current_,
+                             offsets_,
+                             step.in_channels,
+                             step.mid_channels,
+                             weights_ + step.pw1_weights,
+                             features_ + image_ * kPanel,
+                             x_.batch * kPanel,
+                             pixels};
     const int64_t panels = panels_of(step.mid_channels);
     const int64_t parts =
         std::min(threads_for(step.in_channels * step.mid_channels * pixels), panels);
@@ -323,47 +339,50 @@ class ImageRunner {
   }
 
   const Plan& plan_;
-  const Kernels& kernels_;
+  const MapKernels<T>& kernels_;
   const float* weights_;
   const FeatureMap& x_;
   const FeatureMap& out_;
   const Memory& memory_;
-  float* features_;
+  T* features_;
   Team& parallel_for_;
-  float* current_;  // buffer that holds the map now
-  float* spare_;    // buffer for the next stage's
-  float* depthwise_;
+  T* current_;  // buffer that holds the map now
+  T* spare_;    // buffer for the next stage's
+  T* depthwise_;
   int32_t* offsets_;
   float* scratch_;
   int64_t image_ = 0;
   Extent extent_{0, 0};
 };
 
-void classify(const Step& head, const float* weights, const Memory& memory, float* features,
-              const FeatureMap& out, Team& parallel_for) {
+template <class T>
+void classify(const Step& head, const Kernels& kernels, const float* weights, const Memory& memory,
+              float* features, const FeatureMap& out, Team& parallel_for) {
   float* const classes = features + memory.features;
   int32_t* const offsets = reinterpret_cast<int32_t*>(classes + memory.classes);
-  parallel_for(1, [&](int64_t) { identity_offsets(head.mid_channels, out.batch, offsets); });
-  const Pointwise op{features,
-                     offsets,
-                     head.mid_channels,
-                     head.out_channels,
-                     weights + head.pw2_weights,
-                     classes,
-                     out.batch * kPanel,
-                     out.batch};
+  constexpr int64_t kPlanes = sizeof(float) / sizeof(T);
+  parallel_for(
+      1, [&](int64_t) { consecutive_offsets(head.mid_channels, kPlanes, out.batch, offsets); });
+  const Pointwise<T, float> op{reinterpret_cast<T*>(features),
+                               offsets,
+                               ceil_div(head.mid_channels, kPlanes),
+                               head.out_channels,
+                               weights + head.pw2_weights,
+                               classes,
+                               out.batch * kPanel,
+                               out.batch};
   const int64_t panels = panels_of(head.out_channels);
   const int64_t work = head.mid_channels * head.out_channels * out.batch;
   const int64_t parts = std::min({parallel_for.threads, 1 + work / kMinWork, panels});
   parallel_for(parts, [&](int64_t i) {
-    kernels().pointwise(op, false, part_of(panels, parts, i), Range{0, out.batch});
+    maps_of<T>(kernels)->linear(op, part_of(panels, parts, i), Range{0, out.batch});
   });
   // The result is one image of [classes, batch] pixels, written transposed.
   const FeatureMap transposed{out.data, out.dtype, Layout::kChannelsLast, 1, head.out_channels,
                               1,        out.batch};
   parallel_for(1, [&](int64_t) {
-    identity_offsets(head.out_channels, out.batch, offsets);
-    kernels().export_planes(classes, offsets, transposed, 0, Range{0, out.batch});
+    consecutive_offsets(head.out_channels, 1, out.batch, offsets);
+    kernels.float32->export_planes(classes, offsets, transposed, 0, Range{0, out.batch});
   });
 }
 
@@ -397,32 +416,12 @@ void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap& out) {
   }
 }
 
-}  // namespace
-
-int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height, int64_t width,
-                        int64_t threads) {
-  // Offsets are 32-bit: one image's planes must stay below 2^31 floats. The first comparison
-  // keeps the products that follow from overflowing.
-  constexpr int64_t kMaxFloats = std::numeric_limits<int32_t>::max();
-  const bool sane = batch >= 0 && height > 0 && width > 0 && threads > 0 && threads < 65536 &&
-                    height < kMaxFloats && width < kMaxFloats / height && batch < kMaxFloats;
-  if (!sane) throw std::invalid_argument("workspace_bytes: extents out of range");
-  const Memory memory = plan_memory(plan, batch, {height, width});
-  if (std::max({memory.buffer, memory.depthwise, memory.scratch}) >= kMaxFloats ||
-      std::max(memory.features, memory.classes) >= kMaxFloats) {
-    throw std::invalid_argument("one image's feature maps exceed 2^31 elements");
-  }
-  return workspace_floats(memory, plan, batch, threads) * static_cast<int64_t>(sizeof(float));
-}
-
-void run_network(const Plan& plan, const float* weights, const FeatureMap& x, const FeatureMap& out,
-                 void* workspace, int64_t workspace_size, const ParallelFor& parallel_for) {
-  check_io(plan, x, out);
+// The network on a workspace that is large enough.
+template <class T>
+void run_on(const Kernels& kernels, const Plan& plan, const float* weights, const FeatureMap& x,
+            const FeatureMap& out, void* workspace, const ParallelFor& parallel_for) {
   const int64_t threads = parallel_for.threads;
-  if (workspace_size < workspace_bytes(plan, x.batch, x.height, x.width, threads)) {
-    throw std::invalid_argument("workspace is smaller than workspace_bytes()");
-  }
-  if (x.batch == 0) return;
+  const MapKernels<T>& maps = *maps_of<T>(kernels);
   const Memory memory = plan_memory(plan, x.batch, {x.height, x.width});
   const int64_t images = images_at_once(x.batch, threads);
   auto* const counters = static_cast<TeamCounter*>(workspace);
@@ -430,6 +429,10 @@ void run_network(const Plan& plan, const float* weights, const FeatureMap& x, co
   float* const base = reinterpret_cast<float*>(counters + team_counters(threads));
   float* const features =
       base + images * memory.per_image(1) + (threads - 1) * (memory.offsets + memory.scratch);
+  const auto runner_at = [&](int64_t place, Team& team) {
+    return ImageRunner<T>(plan, maps, weights, x, out, memory, base + place * memory.per_image(1),
+                          reinterpret_cast<T*>(features), team);
+  };
 
   parallel_for(threads, [&](int64_t member) {
     Team team(counters, threads, member);
@@ -439,20 +442,57 @@ void run_network(const Plan& plan, const float* weights, const FeatureMap& x, co
       done = x.batch - x.batch % images;
       team(images, [&](int64_t i) {
         Team alone;
-        ImageRunner runner(plan, weights, x, out, memory, base + i * memory.per_image(1), features,
-                           alone);
+        ImageRunner<T> runner = runner_at(i, alone);
         for (int64_t image = i; image < done; image += images) runner.run(image);
       });
     }
     // The rest one by one, each split over the threads
-    ImageRunner runner(plan, weights, x, out, memory, base, features, team);
+    ImageRunner<T> runner = runner_at(0, team);
     for (int64_t image = done; image < x.batch; ++image) runner.run(image);
 
     const Step& tail = plan.end()[-1];
     if (tail.kind == StepKind::kHead) {
-      classify(tail, weights, memory, features, out, team);
+      classify<T>(tail, kernels, weights, memory, features, out, team);
     }
   });
+}
+
+}  // namespace
+
+int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height, int64_t width,
+                        int64_t threads) {
+  // Offsets are 32-bit: one image's planes must stay below 2^31 elements. The first comparison
+  // keeps the products that follow from overflowing.
+  constexpr int64_t kMaxFloats = std::numeric_limits<int32_t>::max();
+  const bool sane = batch >= 0 && height > 0 && width > 0 && threads > 0 && threads < 65536 &&
+                    height < kMaxFloats && width < kMaxFloats / height && batch < kMaxFloats;
+  if (!sane) throw std::invalid_argument("workspace_bytes: extents out of range");
+  const Memory memory = plan_memory(plan, batch, {height, width});
+  const int64_t map = std::max({memory.buffer, memory.depthwise, memory.features});
+  if (map >= kMaxFloats / planes_in_word(plan.element()) ||
+      std::max(memory.scratch, memory.classes) >= kMaxFloats) {
+    throw std::invalid_argument("one image's feature maps exceed 2^31 elements");
+  }
+  return workspace_floats(memory, plan, batch, threads) * static_cast<int64_t>(sizeof(float));
+}
+
+void run_network(const Plan& plan, const float* weights, const FeatureMap& x, const FeatureMap& out,
+                 void* workspace, int64_t workspace_size, const ParallelFor& parallel_for) {
+  check_io(plan, x, out);
+  const Kernels& table = kernels();
+  const bool narrow = plan.element() == DType::kBFloat16;
+  if (narrow && table.bfloat16 == nullptr) {
+    throw std::runtime_error(
+        std::string("plan: it is for bfloat16, which the instruction set in use, ") + table.name +
+        ", cannot multiply; avx512_bf16 can");
+  }
+  const int64_t threads = parallel_for.threads;
+  if (workspace_size < workspace_bytes(plan, x.batch, x.height, x.width, threads)) {
+    throw std::invalid_argument("workspace is smaller than workspace_bytes()");
+  }
+  if (x.batch == 0) return;
+  const auto run = narrow ? run_on<BFloat16> : run_on<float>;
+  run(table, plan, weights, x, out, workspace, parallel_for);
 }
 
 }  // namespace snv2::cpu

@@ -1,5 +1,5 @@
 // The one matrix product of the CPU backend, a register tile of pixels x panels of outputs.
-// See pointwise.cpp for its design.
+// See tile.h for its design.
 #pragma once
 
 #include "cpu/simd.h"
@@ -7,12 +7,13 @@
 namespace snv2::cpu::SNV2_ISA {
 
 // One row of work for a fixed group of panels.
+template <class In, class Out>
 struct TileRow {
-  const float* x;          // first pixel
+  const In* x;             // first pixel
   const int32_t* offsets;  // [depth]
-  int64_t depth;
-  const float* weights;  // first panel of the group
-  float* y;              // first pixel of the first panel
+  int64_t depth;           // in words
+  const float* weights;    // first panel of the group
+  Out* y;                  // first pixel of the first panel
   int64_t y_panel;
 };
 
@@ -45,7 +46,9 @@ void for_groups(Range panels, int64_t outputs, const F& f) {
   }
 }
 
-// `pixels` outputs of a group; pixels of x are `x_stride` (2 or 16) floats apart, pixels of y 16.
-void tile_row(const TileRow& row, Group group, int64_t pixels, Epilogue epilogue, int x_stride);
+// `pixels` outputs of a group; pixels of x are kXStride elements apart, two words or a panel, and
+// pixels of y a panel.
+template <int kXStride, class In, class Out>
+void tile_row(const TileRow<In, Out>& row, Group group, int64_t pixels, Epilogue epilogue);
 
 }  // namespace snv2::cpu::SNV2_ISA

@@ -16,10 +16,18 @@
 #error "SNV2_ISA names the namespace of this instruction set"
 #endif
 
+// Of the maps inside networks.
+#ifndef SNV2_ELEMENT
+#define SNV2_ELEMENT float
+#endif
+
 #define SNV2_INLINE inline __attribute__((always_inline))
 #define SNV2_INLINED __attribute__((always_inline))  // of a lambda
 
 namespace snv2::cpu::SNV2_ISA {
+
+using Element = SNV2_ELEMENT;
+inline constexpr int kWordPlanes = sizeof(float) / sizeof(Element);
 
 #if defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;
@@ -61,6 +69,19 @@ SNV2_INLINE void store_half(float* p, HalfVec v) {
   store(p + kPanel / 2, HalfVec{});
 #endif
 }
+
+#if defined(__AVX512BF16__)
+SNV2_INLINE Vec load(const BFloat16* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+// Round to nearest even; a NaN stays one.
+SNV2_INLINE void store(BFloat16* p, Vec v) {
+  const __m256bh rounded = _mm512_cvtneps_pbh(v);
+  __builtin_memcpy(p, &rounded, sizeof rounded);
+}
+SNV2_INLINE void store_half(BFloat16* p, HalfVec v) { store(p, _mm512_zextps256_ps512(v)); }
+#endif
 
 // For v that is never -0, which max_relu relies on. A NaN passes through, as in torch.relu: the
 // maximum of x86 is its second operand where the two do not compare.

@@ -147,7 +147,10 @@ PYBIND11_MODULE(_native, m) {
   m.attr("PLAN_MAGIC") = snv2::kPlanMagic;
   m.attr("STEP_WORDS") = snv2::kStepWords;
   m.attr("HEADER_WORDS") = snv2::kHeaderWords;
-  m.def("cpu_isa", &snv2::cpu::isa, "Instruction set in use: avx512, avx2, neon or portable.");
+  m.def("cpu_isa", &snv2::cpu::isa,
+        "Instruction set in use: avx512_bf16, avx512, avx2, neon or portable.");
+  m.def("cpu_has_bfloat16", &snv2::cpu::has_bfloat16,
+        "Whether the instruction set in use runs plans for bfloat16.");
   m.def(
       "set_cpu_isa",
       [](const std::string& name) {

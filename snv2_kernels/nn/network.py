@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels import models
+from snv2_kernels import _native, models
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.nn.fused import FusedModule, Unsupported
 from snv2_kernels.ops import KERNEL_DTYPES, OPERATORS, run_plan
@@ -77,6 +77,12 @@ def _check_relu(name: str, module: nn.Module) -> None:
 _gpu_fields = functools.cache(device_fields)
 
 
+def _element(dtype: torch.dtype) -> torch.dtype:
+    """Of the maps inside a plan of the CPU backend, for an input of ``dtype``."""
+    narrow = dtype == torch.bfloat16 and _native.cpu_has_bfloat16()
+    return torch.bfloat16 if narrow else torch.float32
+
+
 class PlannedModule(FusedModule):
     """A drop-in module that runs as a plan: one op call, whatever its size."""
 
@@ -104,7 +110,7 @@ class PlannedModule(FusedModule):
         self._tell(Builder())
 
     def _weights_kind(self, backend: str, dtype: torch.dtype) -> Any:
-        return "cpu" if backend == "cpu" else (backend == "triton", dtype)
+        return ("cpu", _element(dtype)) if backend == "cpu" else (backend == "triton", dtype)
 
     def _pack(
         self, backend: str, dtype: torch.dtype, device: torch.device
@@ -112,7 +118,7 @@ class PlannedModule(FusedModule):
         if backend == "cpu":
             builder = PlanBuilder()
             self._tell(builder)
-            return builder.build()
+            return builder.build(_element(dtype))
         return (self._triton_plan if backend == "triton" else self._gpu_plan)(dtype, device)
 
     def _triton_plan(

@@ -16,6 +16,10 @@ __all__ = [
     "Builder",
     "ConvBn",
     "Folded",
+    "FoldedHead",
+    "FoldedStem",
+    "FoldedUnit",
+    "FoldingBuilder",
     "Work",
     "fold_bn",
     "fold_conv_bn",
@@ -214,3 +218,68 @@ class Builder:
         features = conv.out_channels
         self.work.append(Work(1, self.channels * features, 0, features * fc.out_features))
         self.channels = fc.out_features
+
+
+@dataclass
+class FoldedStem:
+    conv: Folded
+    in_channels: int
+
+
+@dataclass
+class FoldedHead:
+    conv: Folded
+    fc: Folded
+
+
+@dataclass
+class FoldedUnit:
+    stride: int
+    pw1: Folded
+    dw: Folded
+    pw2: Folded
+    main: list[int]
+    passthrough: list[int]
+    order: list[int]
+    projection: tuple[Folded, Folded] | None
+    tapped: bool = False
+
+
+def _fold(pair: ConvBn) -> Folded:
+    weight, bias = fold_conv_bn(*pair)
+    return weight.cpu(), bias.cpu()
+
+
+class FoldingBuilder(Builder):
+    """Collects folded steps: a subclass lays them out when it knows them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stem: FoldedStem | None = None
+        self._units: list[FoldedUnit] = []
+        self._head: FoldedHead | None = None
+
+    def add_stem(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
+        self._stem = FoldedStem(_fold((conv, bn)), conv.in_channels)
+        super().add_stem(conv, bn)
+
+    def add_unit(
+        self,
+        stride: int,
+        pw1: ConvBn,
+        dw: ConvBn,
+        pw2: ConvBn,
+        main: Sequence[int],
+        passthrough: Sequence[int],
+        order: Sequence[int],
+        projection: tuple[ConvBn, ConvBn] | None = None,
+    ) -> None:
+        folded = None if projection is None else (_fold(projection[0]), _fold(projection[1]))
+        lists = list(main), list(passthrough), list(order)
+        self._units.append(FoldedUnit(stride, _fold(pw1), _fold(dw), _fold(pw2), *lists, folded))
+        super().add_unit(stride, pw1, dw, pw2, main, passthrough, order, projection)
+
+    def add_head(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, fc: nn.Linear) -> None:
+        weight, bias = fold_fc(fc)
+        self._head = FoldedHead(_fold((conv, bn)), (weight.cpu(), bias.cpu()))
+        super().add_head(conv, bn, fc)

@@ -1,4 +1,12 @@
-"""Plans of the CPU backend (``csrc/include/snv2/plan.h``): panels of 16 planes, all float32."""
+"""Plans of the CPU backend (``csrc/include/snv2/plan.h``): maps in panels of 16 planes, of float32
+or bfloat16.
+
+Products read planes by the word: one of float32, two neighbours of bfloat16. So that no product
+reads half a word, whose other half might be NaN, a step places its result by who reads it: the
+planes of a word are read by the same products, and one that has no such neighbour stands there
+twice, with half its weight each time. In a stage of C channels, where half of what is left of a
+result is read by each unit, that takes at most a plane more for each unit to come.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +20,11 @@ from snv2_kernels import _native
 from snv2_kernels.memory import empty_floats
 from snv2_kernels.packing.common import (
     BasePlan,
-    Builder,
-    ConvBn,
-    fold_conv_bn,
-    fold_fc,
+    Folded,
+    FoldedHead,
+    FoldedStem,
+    FoldedUnit,
+    FoldingBuilder,
     half,
     halvings_of,
 )
@@ -26,16 +35,20 @@ if TYPE_CHECKING:
 __all__ = ["PANEL", "Plan", "PlanBuilder", "Product", "Step", "pack_panels"]
 
 PANEL: int = _native.PANEL
+_ELEMENTS = {torch.float32: 0, torch.bfloat16: 2}  # snv2::DType
 _IMPORT, _STEM, _UNIT, _HEAD, _EXPORT = range(5)
 
 
-def pack_panels(weight: Tensor, bias: Tensor) -> Tensor:
-    """[O, K] and [O] as flat float32 panels: [ceil(O / 16)][1 + K][16], the bias row first."""
-    rows = torch.cat([bias[:, None], weight], 1).cpu()  # [O, 1 + K]
-    panels = -(-rows.shape[0] // PANEL)
-    padded = rows.new_zeros(panels * PANEL, rows.shape[1])
-    padded[: rows.shape[0]] = rows
-    return padded.view(panels, PANEL, -1).transpose(1, 2).to(torch.float32).flatten()
+def pack_panels(weight: Tensor, bias: Tensor, element: torch.dtype = torch.float32) -> Tensor:
+    """[O, K] and [O] as flat float32 panels: [ceil(O / 16)][1 + K][16], the bias row first. Of
+    bfloat16 two columns lie in each row's floats: [ceil(O / 16)][1 + K / 2][16]."""
+    padding = -weight.shape[0] % PANEL
+    weight, bias = (
+        nn.functional.pad(weight, (0, 0, 0, padding)),
+        nn.functional.pad(bias, (0, padding)),
+    )
+    words = weight.to(element).view(-1, PANEL, weight.shape[1]).view(torch.float32)
+    return torch.cat([bias.float().view(-1, PANEL, 1), words], 2).transpose(1, 2).flatten()
 
 
 @dataclass
@@ -86,7 +99,10 @@ class Plan(BasePlan):
 
     words: Tensor  # int64, on the CPU
     weights: Tensor  # [floats] float32
+    element: torch.dtype  # of the maps
     steps: tuple[Step, ...] = field(repr=False)
+    # Rows and columns of the matrix at each offset of `weights`, as the network has it.
+    shapes: dict[int, tuple[int, int]] = field(repr=False)
 
     @property
     def arguments(self) -> tuple[Tensor, Tensor, int, int, bool]:
@@ -94,187 +110,258 @@ class Plan(BasePlan):
 
     def products(self, height: int, width: int) -> list[Product]:
         """All convolutions and linear layers in the order in which weights are packed."""
-        products = []
+        products: list[Product] = []
+
+        def add(step: str, name: str, weights: int, pixels: int) -> None:
+            rows, columns = self.shapes[weights]
+            products.append(Product(step, name, weights, rows * columns * pixels))
+
         stage, unit = 1, 0
         for step in self.steps:
             pixels = height * width
             if step.kind == _STEM:
                 height, width = half(height), half(width)
-                work = 9 * step.in_channels * step.out_channels * height * width
-                products.append(Product("stem", "conv", step.pw1_weights, work))
+                add("stem", "conv", step.pw1_weights, height * width)
                 height, width = half(height), half(width)
             elif step.kind == _UNIT:
                 unit += 1
                 if step.stride == 2:
                     stage, unit = stage + 1, 0
                     height, width = half(height), half(width)
-                products += _unit_products(f"stage{stage}.{unit}", step, pixels, height * width)
+                where = f"stage{stage}.{unit}"
+                add(where, "pw1", step.pw1_weights, pixels)
+                add(where, "dw", step.dw_weights, height * width)
+                add(where, "pw2", step.pw2_weights, height * width)
+                if step.proj_channels:
+                    add(where, "projection dw", step.proj_dw_weights, height * width)
+                    add(where, "projection pw", step.proj_pw_weights, height * width)
             elif step.kind == _HEAD:
-                features = step.mid_channels
-                work = step.in_channels * features * pixels
-                products.append(Product("head", "conv5 + mean", step.pw1_weights, work))
-                work = features * step.out_channels
-                products.append(Product("head", "fc", step.pw2_weights, work))
+                add("head", "conv5 + mean", step.pw1_weights, pixels)
+                add("head", "fc", step.pw2_weights, 1)
         return products
 
 
-def _unit_products(name: str, step: Step, pixels_in: int, pixels: int) -> list[Product]:
-    mid, depth = step.mid_channels, step.proj_depth
-    products = [
-        ("pw1", step.pw1_weights, step.in_channels * mid * pixels_in),
-        ("dw", step.dw_weights, 9 * mid * pixels),
-        ("pw2", step.pw2_weights, mid * step.out_channels * pixels),
-        ("projection dw", step.proj_dw_weights, 9 * depth * pixels),
-        ("projection pw", step.proj_pw_weights, depth * step.proj_channels * pixels),
-    ]
-    return [Product(name, *product) for product in products if product[-1] > 0]
+class PlanBuilder(FoldingBuilder):
+    """Collects steps; :meth:`build`, which knows them all, decides where planes lie."""
+
+    def build(self, element: torch.dtype = torch.float32) -> Plan:
+        """The plan; without a head the map leaves in logical order.
+
+        Args:
+            element: of the maps: float32, or bfloat16, which runs where the instruction set in use
+                has it.
+        """
+        if element not in _ELEMENTS:
+            raise ValueError(f"element: expected float32 or bfloat16, got {element}")
+        writer = _Writer(element, self._readers())
+        if self._stem is not None:
+            writer.stem(self._stem)
+        else:
+            writer.import_map(self.in_channels)
+        for unit in self._units:
+            writer.unit(unit)
+        if self._head is not None:
+            writer.head(self._head)
+        else:
+            writer.export_map()
+        out_channels = writer.steps[-1].out_channels
+        words = [_native.PLAN_MAGIC, len(writer.steps), self.in_channels, out_channels]
+        words += [halvings_of(self.work), int(self._head is not None), _ELEMENTS[element]]
+        assert len(words) == _native.HEADER_WORDS
+        for step in writer.steps:
+            words += step.words()
+        return Plan(
+            weights=torch.cat(writer.weights, out=empty_floats(writer.weight_count)),
+            words=torch.tensor(words + writer.tables, dtype=torch.int64, device="cpu"),
+            in_channels=self.in_channels,
+            out_channels=out_channels,
+            classify=self._head is not None,
+            units=self.units,
+            work=tuple(self.work),
+            element=element,
+            steps=tuple(writer.steps),
+            shapes=writer.shapes,
+        )
+
+    def _readers(self) -> list[list[tuple[int, ...]]]:
+        """The products that read each channel of each result, results in the order in which they
+        are written."""
+        channels = self.in_channels if self._stem is None else len(self._stem.conv[1])
+        table: list[list[int]] = [[] for _ in range(channels)]  # readers of each logical channel
+        results = [table]
+        products = 0
+
+        def read(channels: Sequence[int]) -> None:
+            nonlocal products
+            products += 1
+            for c in channels:
+                table[c].append(products)
+
+        for unit in self._units:
+            read(unit.main)
+            first = [table[c] for c in unit.passthrough]
+            if unit.projection is not None:
+                read(range(len(table)))
+                first = [[] for _ in unit.projection[1][1]]
+                results.append(first)
+            result: list[list[int]] = [[] for _ in unit.pw2[1]]
+            results.append(result)
+            joined = first + result
+            table = [joined[j] for j in unit.order]
+        if self._head is not None:
+            read(range(len(table)))
+        return [[tuple(readers) for readers in result] for result in results]
 
 
-class PlanBuilder(Builder):
-    """Collects steps while following the channel table of the feature map between them."""
+class _Writer:
+    """Steps, tables and weights of a plan, written while following the channel table of the map."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._steps: list[Step] = []
-        self._tables: list[int] = []
-        self._weights: list[Tensor] = []
-        self._weight_count = 0
-        self._buffer: Step | None = None  # step that started the current buffer
+    def __init__(self, element: torch.dtype, readers: list[list[tuple[int, ...]]]) -> None:
+        self.steps: list[Step] = []
+        self.tables: list[int] = []
+        self.weights: list[Tensor] = []
+        self.weight_count = 0
+        self.shapes: dict[int, tuple[int, int]] = {}
+        self._element = element
+        self._in_word = 4 // element.itemsize  # planes
+        self._readers = iter(readers)
+        self._buffer = Step(_IMPORT)  # the step that started the current one
         self._panels = 0  # of it, so far
-        self._table: list[int] = []
+        self._table: list[int] = []  # first plane of each logical channel
 
     # Parts ------------------------------------------------------------------------------------
 
     def _add_table(self, entries: Sequence[int]) -> int:
-        offset = len(self._tables)
-        self._tables.extend(entries)
+        offset = len(self.tables)
+        self.tables.extend(entries)
         return offset
 
-    def _add_weights(self, weight: Tensor, bias: Tensor) -> int:
-        packed = pack_panels(weight, bias)
-        offset = self._weight_count
-        self._weights.append(packed)
-        self._weight_count += packed.numel()
+    def _add_weights(self, packed: Tensor, matrix: Tensor) -> int:
+        offset = self.weight_count
+        self.shapes[offset] = matrix.shape[0], matrix.shape[1]
+        self.weights.append(packed)
+        self.weight_count += packed.numel()
         return offset
+
+    def _add_product(self, folded: Folded, rows: Sequence[int], columns: Sequence[int]) -> int:
+        """The matrix for a map and a result whose planes hold those columns and rows."""
+        weight, bias = folded
+        times = torch.bincount(torch.tensor(columns))
+        weight = (weight / times)[:, columns]
+        packed = pack_panels(weight[rows], bias[rows], self._element)
+        return self._add_weights(packed, folded[0])
 
     def _start_buffer(self, step: Step) -> None:
         step.new_buffer = 1
         self._buffer = step
         self._panels = 0
 
-    def _new_planes(self, channels: int) -> list[int]:
-        """Fresh planes in the current buffer, starting a panel."""
-        assert self._buffer is not None
-        first = self._panels * PANEL
-        self._panels += -(-channels // PANEL)
+    def _doubled(self, channels: int) -> list[int]:
+        """Channels of whole words."""
+        return [min(c, channels - 1) for c in range(channels + -channels % self._in_word)]
+
+    def _place(self) -> tuple[int, list[int], list[int]]:
+        """Fresh planes for the next result: their panel, its row in each, and the plane of each
+        row."""
+        readers = next(self._readers)
+        rows: list[int] = list(range(len(readers)))
+        if self._in_word > 1:
+            alike: dict[tuple[int, ...], list[int]] = {}
+            for row, products in enumerate(readers):
+                alike.setdefault(products, []).append(row)
+            rows = [group[i] for group in alike.values() for i in self._doubled(len(group))]
+        panel = self._panels
+        self._panels += -(-len(rows) // PANEL)
         self._buffer.buffer_panels = self._panels
-        return list(range(first, first + channels))
+        planes = [panel * PANEL + rows.index(row) for row in range(len(readers))]
+        return panel, rows, planes
+
+    def _gather(self, planes: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The words of some planes, in the order of memory, and which one each plane of a word
+        holds."""
+        place = {plane: k for k, plane in enumerate(planes)}
+        words = sorted({plane - plane % self._in_word for plane in planes})
+        columns = [place.get(word + i, place[word]) for word in words for i in range(self._in_word)]
+        return words, columns
 
     # Steps ------------------------------------------------------------------------------------
 
-    def add_import(self, channels: int) -> None:
-        step = Step(_IMPORT, in_channels=channels, out_channels=channels)
+    def import_map(self, channels: int) -> None:
+        step = Step(_IMPORT, in_channels=channels)
         self._start_buffer(step)
-        self._table = self._new_planes(channels)
-        self._steps.append(step)
-        super().add_import(channels)
+        _, rows, self._table = self._place()
+        step.out_channels, step.in_table = len(rows), self._add_table(rows)
+        self.steps.append(step)
 
-    def add_stem(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-        step = Step(_STEM, in_channels=conv.in_channels, out_channels=conv.out_channels)
-        step.pw1_weights = self._add_weights(*fold_conv_bn(conv, bn))
+    def stem(self, stem: FoldedStem) -> None:
+        step = Step(_STEM, in_channels=stem.in_channels)
         self._start_buffer(step)
-        self._table = self._new_planes(conv.out_channels)
-        self._steps.append(step)
-        super().add_stem(conv, bn)
+        _, rows, self._table = self._place()
+        channels = self._doubled(stem.in_channels)
+        columns = [
+            9 * c + tap
+            for first in range(0, len(channels), self._in_word)
+            for tap in range(9)
+            for c in channels[first : first + self._in_word]
+        ]
+        step.out_channels = len(rows)
+        step.pw1_weights = self._add_product(stem.conv, rows, columns)
+        self.steps.append(step)
 
-    def add_unit(
-        self,
-        stride: int,
-        pw1: ConvBn,
-        dw: ConvBn,
-        pw2: ConvBn,
-        main: Sequence[int],
-        passthrough: Sequence[int],
-        order: Sequence[int],
-        projection: tuple[ConvBn, ConvBn] | None = None,
-    ) -> None:
-        # A gather in the order of the planes walks memory forwards.
-        gather = sorted(main, key=lambda c: self._table[c])
-        columns = {c: k for k, c in enumerate(main)}
-        permutation = [columns[c] for c in gather]
-        weight, bias = fold_conv_bn(*pw1)
-        step = Step(_UNIT, stride=stride, in_channels=len(gather))
-        step.in_table = self._add_table([self._table[c] for c in gather])
-        step.mid_channels, step.out_channels = pw1[0].out_channels, pw2[0].out_channels
-        step.pw1_weights = self._add_weights(weight[:, permutation], bias)
-        step.dw_weights = self._add_weights(*fold_conv_bn(*dw))
-        step.pw2_weights = self._add_weights(*fold_conv_bn(*pw2))
-        if projection is not None:
-            self._add_projection(step, *projection)
-        if stride == 2:
+    def unit(self, unit: FoldedUnit) -> None:
+        step = Step(_UNIT, stride=unit.stride)
+        words, columns = self._gather([self._table[c] for c in unit.main])
+        middle = self._doubled(len(unit.pw1[1]))
+        step.in_channels, step.in_table = len(words), self._add_table(words)
+        step.mid_channels = len(middle)
+        step.pw1_weights = self._add_product(unit.pw1, middle, columns)
+        weight, bias = unit.dw
+        step.dw_weights = self._add_weights(pack_panels(weight[middle], bias[middle]), weight)
+        if unit.projection is not None:
+            depthwise = self._add_projection(step, unit.projection[0])
+        if unit.stride == 2:
             self._start_buffer(step)
-        first = [self._table[c] for c in passthrough]
-        if projection is not None:
-            first = self._new_planes(step.proj_channels)
-            step.proj_out_panel = first[0] // PANEL
-        result = self._new_planes(step.out_channels)
-        step.out_panel = result[0] // PANEL
+        first = [self._table[c] for c in unit.passthrough]
+        if unit.projection is not None:
+            step.proj_out_panel, rows, first = self._place()
+            step.proj_channels = len(rows)
+            step.proj_pw_weights = self._add_product(unit.projection[1], rows, depthwise)
+        step.out_panel, rows, result = self._place()
+        step.out_channels = len(rows)
+        step.pw2_weights = self._add_product(unit.pw2, rows, middle)
         joined = first + result
-        self._table = [joined[j] for j in order]
-        self._steps.append(step)
-        super().add_unit(stride, pw1, dw, pw2, main, passthrough, order, projection)
+        self._table = [joined[j] for j in unit.order]
+        self.steps.append(step)
 
-    def _add_projection(self, step: Step, dw: ConvBn, pw: ConvBn) -> None:
-        # The depthwise part runs on whole panels; those without a live plane are left out.
-        panels = sorted({plane // PANEL for plane in self._table})
+    def _add_projection(self, step: Step, dw: Folded) -> list[int]:
+        """The depthwise part; the columns of what it gives."""
+        words, columns = self._gather(self._table)
+        # It runs on whole panels; those without a live plane are left out.
+        panels = sorted({word // PANEL for word in words})
         rank = {panel: i for i, panel in enumerate(panels)}
-        planes = [rank[plane // PANEL] * PANEL + plane % PANEL for plane in self._table]
-        dw_weight, dw_bias = fold_conv_bn(*dw)
-        spread_weight = dw_weight.new_zeros(len(panels) * PANEL, 9)
-        spread_bias = dw_bias.new_zeros(len(panels) * PANEL)
-        spread_weight[planes], spread_bias[planes] = dw_weight, dw_bias
-        order = sorted(range(len(planes)), key=planes.__getitem__)
-        weight, bias = fold_conv_bn(*pw)
-        step.proj_panels = len(panels)
-        step.proj_panel_table = self._add_table(panels)
-        step.proj_depth = len(planes)
-        step.proj_table = self._add_table([planes[c] for c in order])
-        step.proj_channels = pw[0].out_channels
-        step.proj_dw_weights = self._add_weights(spread_weight, spread_bias)
-        step.proj_pw_weights = self._add_weights(weight[:, order], bias)
+        words = [rank[word // PANEL] * PANEL + word % PANEL for word in words]
+        planes = [word + i for word in words for i in range(self._in_word)]
+        weight, bias = dw
+        spread_weight = weight.new_zeros(len(panels) * PANEL, 9)
+        spread_bias = bias.new_zeros(len(panels) * PANEL)
+        spread_weight[planes], spread_bias[planes] = weight[columns], bias[columns]
+        step.proj_panels, step.proj_panel_table = len(panels), self._add_table(panels)
+        step.proj_depth, step.proj_table = len(words), self._add_table(words)
+        packed = pack_panels(spread_weight, spread_bias)
+        step.proj_dw_weights = self._add_weights(packed, weight)
+        return columns
 
-    def add_head(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, fc: nn.Linear) -> None:
-        order = sorted(range(len(self._table)), key=self._table.__getitem__)
-        weight, bias = fold_conv_bn(conv, bn)
-        step = Step(_HEAD, in_channels=len(order), mid_channels=conv.out_channels)
-        step.out_channels = fc.out_features
-        step.in_table = self._add_table([self._table[c] for c in order])
-        step.pw1_weights = self._add_weights(weight[:, order], bias)
-        step.pw2_weights = self._add_weights(*fold_fc(fc))
-        self._steps.append(step)
-        super().add_head(conv, bn, fc)
+    def head(self, head: FoldedHead) -> None:
+        words, columns = self._gather(self._table)
+        features, classes = self._doubled(len(head.conv[1])), range(len(head.fc[1]))
+        step = Step(_HEAD, in_channels=len(words), in_table=self._add_table(words))
+        step.mid_channels, step.out_channels = len(features), len(classes)
+        step.pw1_weights = self._add_product(head.conv, features, columns)
+        step.pw2_weights = self._add_product(head.fc, classes, features)
+        self.steps.append(step)
 
-    def build(self) -> Plan:
-        """The plan; without a head the map leaves in logical order."""
-        classify = self._steps[-1].kind == _HEAD
-        if not classify:
-            channels = len(self._table)
-            step = Step(_EXPORT, in_channels=channels, out_channels=channels)
-            step.in_table = self._add_table(self._table)
-            self._steps.append(step)
-        out_channels = self._steps[-1].out_channels
-        words = [_native.PLAN_MAGIC, len(self._steps), self.in_channels, out_channels]
-        words += [halvings_of(self.work), int(classify)]
-        assert len(words) == _native.HEADER_WORDS
-        for step in self._steps:
-            words += step.words()
-        return Plan(
-            weights=torch.cat(self._weights, out=empty_floats(self._weight_count)),
-            words=torch.tensor(words + self._tables, dtype=torch.int64, device="cpu"),
-            in_channels=self.in_channels,
-            out_channels=out_channels,
-            classify=classify,
-            units=self.units,
-            work=tuple(self.work),
-            steps=tuple(self._steps),
-        )
+    def export_map(self) -> None:
+        channels = len(self._table)
+        step = Step(_EXPORT, in_channels=channels, out_channels=channels)
+        step.in_table = self._add_table(self._table)
+        self.steps.append(step)

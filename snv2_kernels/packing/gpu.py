@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from snv2_kernels import _native
 from snv2_kernels.packing.common import (
     BasePlan,
-    Builder,
     ConvBn,
-    Folded,
-    fold_conv_bn,
-    fold_fc,
+    FoldedHead,
+    FoldedStem,
+    FoldedUnit,
+    FoldingBuilder,
 )
 
 if TYPE_CHECKING:
@@ -221,56 +221,16 @@ class _Map:
         return free
 
 
-@dataclass
-class _Stem:
-    conv: Folded
-    in_channels: int
+def _columns(unit: FoldedUnit, channels: Sequence[int]) -> Tensor:
+    """pw1's weight with a column for each of ``channels``, zero for those not in the main half."""
+    weight = unit.pw1[0].new_zeros(unit.pw1[0].shape[0], len(channels))
+    place = {c: k for k, c in enumerate(channels)}
+    weight[:, [place[c] for c in unit.main]] = unit.pw1[0]
+    return weight
 
 
-@dataclass
-class _Head:
-    conv: Folded
-    fc: Folded
-
-
-@dataclass
-class _Unit:
-    stride: int
-    pw1: Folded
-    dw: Folded
-    pw2: Folded
-    main: list[int]
-    passthrough: list[int]
-    order: list[int]
-    projection: tuple[Folded, Folded] | None
-    tapped: bool = False
-
-    def columns(self, channels: Sequence[int]) -> Tensor:
-        """pw1's weight with a column for each of ``channels``, zero for those not in the main
-        half."""
-        weight = self.pw1[0].new_zeros(self.pw1[0].shape[0], len(channels))
-        place = {c: k for k, c in enumerate(channels)}
-        weight[:, [place[c] for c in self.main]] = self.pw1[0]
-        return weight
-
-
-def _fold(pair: ConvBn) -> Folded:
-    weight, bias = fold_conv_bn(*pair)
-    return weight.cpu(), bias.cpu()
-
-
-class GpuPlanBuilder(Builder):
+class GpuPlanBuilder(FoldingBuilder):
     """Collects steps; :meth:`build`, which knows them all, decides where planes lie."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._stem: _Stem | None = None
-        self._units: list[_Unit] = []
-        self._head: _Head | None = None
-
-    def add_stem(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-        self._stem = _Stem(_fold((conv, bn)), conv.in_channels)
-        super().add_stem(conv, bn)
 
     def add_unit(
         self,
@@ -290,15 +250,7 @@ class GpuPlanBuilder(Builder):
         """
         if (projection is not None) != (stride == 2):
             raise ValueError("projection: expected one at stride 2, and none at stride 1")
-        folded = None if projection is None else (_fold(projection[0]), _fold(projection[1]))
-        lists = list(main), list(passthrough), list(order)
-        self._units.append(_Unit(stride, _fold(pw1), _fold(dw), _fold(pw2), *lists, folded))
         super().add_unit(stride, pw1, dw, pw2, main, passthrough, order, projection)
-
-    def add_head(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, fc: nn.Linear) -> None:
-        weight, bias = fold_fc(fc)
-        self._head = _Head(_fold((conv, bn)), (weight.cpu(), bias.cpu()))
-        super().add_head(conv, bn, fc)
 
     def add_result(self) -> None:
         """The map so far is a result too, written in logical order by the unit that makes it.
@@ -397,7 +349,7 @@ def _write_copy(channels: int, arrays: _Arrays) -> tuple[GpuStep, _Map]:
     return step, _Map(0, planes, _Room(channels))
 
 
-def _write_stem(stem: _Stem, arrays: _Arrays) -> tuple[GpuStep, _Map]:
+def _write_stem(stem: FoldedStem, arrays: _Arrays) -> tuple[GpuStep, _Map]:
     weight, bias = stem.conv
     step = GpuStep(STEM, out_buffer=0, in_channels=stem.in_channels, out_channels=len(bias))
     step.in_table = arrays.table(range(stem.in_channels))
@@ -407,13 +359,16 @@ def _write_stem(stem: _Stem, arrays: _Arrays) -> tuple[GpuStep, _Map]:
     return step, _Map(0, planes, _Room(len(planes)))
 
 
-def _write_unit(unit: _Unit, place: _Map, arrays: _Arrays, last: bool) -> tuple[GpuStep, _Map]:
+def _write_unit(unit: FoldedUnit, place: _Map, arrays: _Arrays, last: bool) -> tuple[GpuStep, _Map]:
     step = GpuStep(UNIT, stride=unit.stride, in_buffer=place.buffer)
     gather = place.by_plane(range(len(place.table)) if unit.projection else unit.main)
     step.in_channels = len(gather)
     step.in_table = arrays.table(place.planes(gather))
     step.mid_channels, step.out_channels = len(unit.pw1[1]), len(unit.pw2[1])
-    step.pw1_weights, step.pw1_bias = arrays.matrix(unit.columns(gather)), arrays.bias(unit.pw1[1])
+    step.pw1_weights, step.pw1_bias = (
+        arrays.matrix(_columns(unit, gather)),
+        arrays.bias(unit.pw1[1]),
+    )
     step.dw = arrays.depthwise(*unit.dw)
     step.pw2_weights, step.pw2_bias = arrays.matrix(unit.pw2[0]), arrays.bias(unit.pw2[1])
     if unit.projection is not None:
@@ -434,14 +389,14 @@ def _write_unit(unit: _Unit, place: _Map, arrays: _Arrays, last: bool) -> tuple[
     return step, after
 
 
-def _result_table(unit: _Unit, place: _Map) -> list[int]:
+def _result_table(unit: FoldedUnit, place: _Map) -> list[int]:
     """Which row of its results, or -1 - which plane, is each output channel of a unit."""
     rows = range(len(unit.pw2[1]) + (len(unit.projection[1][1]) if unit.projection else 0))
     joined = [-1 - plane for plane in place.planes(unit.passthrough)] + list(rows)
     return [joined[j] for j in unit.order]
 
 
-def _write_head(head: _Head, place: _Map, arrays: _Arrays) -> GpuStep:
+def _write_head(head: FoldedHead, place: _Map, arrays: _Arrays) -> GpuStep:
     gather = place.by_plane(range(len(place.table)))
     weight, bias = head.conv
     step = GpuStep(HEAD, in_buffer=place.buffer, in_channels=len(gather))

@@ -1,6 +1,7 @@
 // The CPU backend. All functions are safe to call from several threads at once, allocate at
 // most scratch of a few rows (run_network: nothing), and throw std::invalid_argument for
-// arguments that do not fit together. Results are computed in float32 and rounded once.
+// arguments that do not fit together. Sums are in float32. So is all else in the stand-alone ops
+// and in plans for float32, whose results are rounded once; plans for bfloat16 multiply in it.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +13,12 @@
 
 namespace snv2::cpu {
 
-// Name of the instruction set in use: "avx512", "avx2", "neon" or "portable". The best one
-// the machine has, or the one named by the environment variable SNV2_CPU_ISA.
+// Name of the instruction set in use: "avx512_bf16", "avx512", "avx2", "neon" or "portable". The
+// best one the machine has, or the one named by the environment variable SNV2_CPU_ISA.
 SNV2_API const char* isa();
+
+// Whether the instruction set in use runs plans for bfloat16. All run those for float32.
+SNV2_API bool has_bfloat16();
 
 // Switches this process to another instruction set; false if the machine lacks it or the
 // name is unknown. For tests: calls already running keep theirs.
@@ -40,7 +44,8 @@ SNV2_API int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height
                                  int64_t threads);
 
 // Runs all steps. `out` is [N, classes] (height = width = 1) or a feature map, of x's dtype.
-// `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned.
+// `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned. Throws
+// std::runtime_error for a plan whose element the instruction set in use does not run.
 // `parallel_for` is called once, for as many bodies as it has threads: those that run at the same
 // time share the work, and if they run one after the other the first does all of it.
 SNV2_API void run_network(const Plan& plan, const float* weights, const FeatureMap& x,

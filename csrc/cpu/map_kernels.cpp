@@ -1,0 +1,21 @@
+// This instruction set's kernels of networks.
+#include "cpu/simd.h"
+
+namespace snv2::cpu::SNV2_ISA {
+
+void pointwise(const Pointwise<Element, Element>&, Range, Range);
+void pointwise_mean(const Pointwise<Element, Element>&, Range);
+void linear(const Pointwise<Element, float>&, Range, Range);
+void expand_depthwise(const ExpandDepthwise<Element>&, Range, Range, float*);
+void panel_depthwise(const PanelDepthwise<Element>&, Range, Range, float*);
+void stem(const Stem<Element>&, Range, float*);
+void import_planes(const FeatureMap&, int64_t, const int64_t*, int64_t, Element*, Range);
+void export_planes(const Element*, const int32_t*, const FeatureMap&, int64_t, Range);
+
+extern const MapKernels<Element> kMapKernels;
+const MapKernels<Element> kMapKernels = {
+    pointwise,       pointwise_mean, linear,        expand_depthwise,
+    panel_depthwise, stem,           import_planes, export_planes,
+};
+
+}  // namespace snv2::cpu::SNV2_ISA

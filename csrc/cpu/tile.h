@@ -1,0 +1,273 @@
+// Matrix product of gathered words (planes of float, pairs of planes of BFloat16) with packed
+// weights.
+//
+// A tile holds P pixels x V vectors of outputs in registers. For each word it loads V vectors of
+// weights, then broadcasts that word of each pixel: it is addressed as x + offsets[k] + pixel * 16,
+// so any gather costs one load of an offset for each k, shared by P * V multiply-adds. Rows are cut
+// into tiles of equal height (up to one pixel), because a short last tile leaves the multiplier
+// idle.
+//
+// Bytes from L1 for each multiply-add of vectors: (V * 64 + P * 4) / (P * V), 11 at P = 7, V = 2.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/pointwise.h"
+
+namespace snv2::cpu::SNV2_ISA {
+
+// Sums that leave registers for the weights and one input, and the pixels of a tile.
+#if defined(__AVX512F__)
+inline constexpr int kAccumulators = 28;
+inline constexpr int kPixels = 7;
+#elif defined(__AVX2__)
+inline constexpr int kAccumulators = 12;
+inline constexpr int kPixels = 6;
+#elif defined(__aarch64__)
+inline constexpr int kAccumulators = 24;
+inline constexpr int kPixels = 6;
+#else
+inline constexpr int kAccumulators = 12;  // the weights come from memory
+inline constexpr int kPixels = 3;
+#endif
+
+// How a word of a map is multiplied with vectors of weights, as many outputs' as there are lanes.
+template <class In>
+struct Product;
+
+template <>
+struct Product<float> {
+  static SNV2_INLINE float word(const float* x) { return *x; }
+
+  template <class V>
+  static SNV2_INLINE void multiply_add(float word, V weights, V& sum) {
+    sum += word * weights;
+  }
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct Product<BFloat16> {
+  static SNV2_INLINE int32_t word(const BFloat16* x) {
+    int32_t pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    return pair;
+  }
+
+  static SNV2_INLINE void multiply_add(int32_t word, Vec weights, Vec& sum) {
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)_mm512_set1_epi32(word));
+  }
+  static SNV2_INLINE void multiply_add(int32_t word, HalfVec weights, HalfVec& sum) {
+    sum = _mm256_dpbf16_ps(sum, (__m256bh)weights, (__m256bh)_mm256_set1_epi32(word));
+  }
+};
+#endif
+
+// Sums over k run in as many chains as fit the registers, which hides the latency of the
+// multiply-add in small tiles, and in blocks: both keep the rounding error of long sums small.
+inline constexpr int64_t kChainLength = 128;
+
+constexpr int chains_of(int sums) {
+  const int fit = kAccumulators / sums;
+  return fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
+}
+
+constexpr int64_t depth_block(int sums) { return std::min(chains_of(sums), 2) * kChainLength; }
+
+// Vectors of outputs: those of whole panels, then those of half a panel.
+template <int kPanelCount, bool kHalf>
+struct Outputs {
+  static constexpr int kPanels = kPanelCount;
+  static constexpr int kFull = (kPanels - kHalf) * kVecs;
+  static constexpr int kCount = kFull + (kHalf ? kHalfVecs : 0);
+
+  // Few taps, as the stem's, need no second chain.
+  static constexpr int max_pixels(int x_stride) {
+    const int most = x_stride < kPanel ? 2 * kPixels : kCount > 2 ? kPixels + 2 : kPixels;
+    return std::min(most, kAccumulators / kCount);
+  }
+
+  // The place of vector v in a panelled array whose panels are `panel` elements apart.
+  static constexpr int64_t at(int v, int64_t panel) {
+    return v < kFull ? v / kVecs * panel + v % kVecs * kLanes
+                     : kFull / kVecs * panel + (v - kFull) * kHalfLanes;
+  }
+};
+
+// The sums of a tile, or one chain of them.
+template <int kTilePixels, class O>
+struct Sums {
+  Vec full[kTilePixels][O::kFull + 1] = {};
+  HalfVec half[kTilePixels][O::kCount - O::kFull + 1] = {};
+
+  template <int p, int v>
+  SNV2_INLINE auto& at() {
+    if constexpr (v < O::kFull) {
+      return full[p][v];
+    } else {
+      return half[p][v - O::kFull];
+    }
+  }
+
+  // f(sum, pixel, vector) of each.
+  template <class F>
+  SNV2_INLINE void each(const F& f) {
+    unroll<kTilePixels>([&](auto p) SNV2_INLINED {
+      unroll<O::kCount>([&](auto v) SNV2_INLINED { f(at<p, v>(), p, v); });
+    });
+  }
+
+  SNV2_INLINE void add(Sums& others) {
+    each([&](auto& sum, auto p, auto v) SNV2_INLINED { sum += others.template at<p, v>(); });
+  }
+};
+
+// Words [begin, end) of a tile, from zero: with the bias in from the start, every rounding would be
+// of its size.
+template <int kTilePixels, class O, int kXStride, class In, class Out>
+SNV2_INLINE Sums<kTilePixels, O> sum_block(const TileRow<In, Out>& row, const In* x, int64_t begin,
+                                           int64_t end) {
+  constexpr int kChains = chains_of(kTilePixels * O::kCount);
+  const int64_t weight_panel = (row.depth + 1) * kPanel;
+  Sums<kTilePixels, O> chains[kChains];
+  const auto multiply_add = [&](auto& sums, const float* w, int32_t offset) SNV2_INLINED {
+    Sums<1, O> weights;
+    weights.each([&](auto& weight, auto, auto v) SNV2_INLINED {
+      weight = load<std::decay_t<decltype(weight)>>(w + O::at(v, weight_panel));
+    });
+    // The next group's weights come from L3 or memory, which is too far for one tile to hide.
+    if constexpr (kXStride == kPanel) {
+      unroll<O::kPanels>([&](auto panel) SNV2_INLINED {
+        __builtin_prefetch(w + (O::kPanels + panel) * weight_panel, 0, 2);
+      });
+    }
+    const In* xk = x + offset;
+    unroll<kTilePixels>([&](auto p) SNV2_INLINED {
+      const auto word = Product<In>::word(xk + p * kXStride);
+      unroll<O::kCount>([&](auto v) SNV2_INLINED {
+        Product<In>::multiply_add(word, weights.template at<0, v>(), sums.template at<p, v>());
+      });
+    });
+  };
+  const float* w = row.weights + (begin + 1) * kPanel;
+  const int32_t* offset = row.offsets + begin;
+  const int32_t* const last = row.offsets + end;
+#pragma GCC unroll 1
+  for (; offset + kChains <= last; offset += kChains, w += kChains * kPanel) {
+    unroll<kChains>([&](auto c)
+                        SNV2_INLINED { multiply_add(chains[c], w + c * kPanel, offset[c]); });
+  }
+  if constexpr (kChains > 1) {
+#pragma GCC unroll 1
+    for (; offset < last; ++offset, w += kPanel) multiply_add(chains[0], w, *offset);
+  }
+  unroll<kChains - 1>([&](auto c) SNV2_INLINED { chains[0].add(chains[c + 1]); });
+  return chains[0];
+}
+
+// Bias, activation and store of a tile whose first pixel is at y.
+template <int kTilePixels, class O, class In, class Out>
+SNV2_INLINE void finish(const TileRow<In, Out>& row, Epilogue epilogue, Sums<kTilePixels, O>& sums,
+                        Out* y) {
+  Sums<1, O> bias;
+  bias.each([&](auto& b, auto, auto v) SNV2_INLINED {
+    const float* at = row.weights + O::at(v, (row.depth + 1) * kPanel);
+    b = load<std::decay_t<decltype(b)>>(at) + 0.0f;  // not -0, see relu
+  });
+  sums.each([&](auto& sum, auto, auto v) SNV2_INLINED { sum += bias.template at<0, v>(); });
+  if (epilogue != Epilogue::kStore) {
+    sums.each([&](auto& sum, auto, auto) SNV2_INLINED { sum = relu(sum); });
+  }
+  const int64_t y_panel = row.y_panel;
+  if constexpr (std::is_same_v<Out, float>) {
+    if (epilogue == Epilogue::kSumRelu) {
+      unroll<O::kCount>([&](auto v) SNV2_INLINED {
+        auto& total = sums.template at<0, v>();
+        unroll<kTilePixels - 1>([&](auto p)
+                                    SNV2_INLINED { total += sums.template at<p + 1, v>(); });
+        float* to = y + O::at(v, y_panel);
+        store(to, total + load<std::decay_t<decltype(total)>>(to));
+      });
+      return;
+    }
+  }
+  sums.each([&](auto& sum, auto p, auto v) SNV2_INLINED {
+    Out* to = y + p * kPanel + O::at(v, y_panel);
+    if constexpr (v < O::kFull) {
+      store(to, sum);
+    } else {
+      store_half(to, sum);
+    }
+  });
+}
+
+// A tile whose sums, beside the chains of a block, do not fit the registers.
+template <int kTilePixels, class O, int kXStride, class In, class Out>
+__attribute__((noinline)) void deep_tile(const TileRow<In, Out>& row, Epilogue epilogue,
+                                         const In* x, Out* y) {
+  constexpr int64_t kBlock = depth_block(kTilePixels * O::kCount);
+  auto sums = sum_block<kTilePixels, O, kXStride>(row, x, 0, kBlock);
+  for (int64_t begin = kBlock; begin < row.depth; begin += kBlock) {
+    const int64_t end = std::min(row.depth, begin + kBlock);
+    auto block = sum_block<kTilePixels, O, kXStride>(row, x, begin, end);
+    sums.add(block);
+  }
+  finish(row, epilogue, sums, y);
+}
+
+// `count` tiles, one after the other.
+template <int kTilePixels, class O, int kXStride, class In, class Out>
+void tiles(const TileRow<In, Out>& row, Epilogue epilogue, int64_t first_pixel, int64_t count) {
+  const int64_t y_step = epilogue == Epilogue::kSumRelu ? 0 : kPanel;
+  const In* x = row.x + first_pixel * kXStride;
+  Out* y = row.y + first_pixel * y_step;
+  for (int64_t i = 0; i < count; ++i, x += kTilePixels * kXStride, y += kTilePixels * y_step) {
+    if (row.depth > depth_block(kTilePixels * O::kCount)) {
+      deep_tile<kTilePixels, O, kXStride>(row, epilogue, x, y);
+    } else {
+      auto sums = sum_block<kTilePixels, O, kXStride>(row, x, 0, row.depth);
+      finish(row, epilogue, sums, y);
+    }
+  }
+}
+
+template <class O, int kXStride, class In, class Out, int... kPixelsMinus1>
+void run_tiles(const TileRow<In, Out>& row, Epilogue epilogue, int64_t pixels,
+               std::integer_sequence<int, kPixelsMinus1...>) {
+  using Tiles = void (*)(const TileRow<In, Out>&, Epilogue, int64_t, int64_t);
+  static constexpr Tiles kTiles[] = {&tiles<kPixelsMinus1 + 1, O, kXStride, In, Out>...};
+  const int64_t count = ceil_div(pixels, sizeof...(kPixelsMinus1));
+  const int64_t size = pixels / count, larger = pixels % count;
+  if (larger > 0) kTiles[size](row, epilogue, 0, larger);
+  kTiles[size - 1](row, epilogue, larger * (size + 1), count - larger);
+}
+
+template <int kXStride, class In, class Out>
+void tile_row(const TileRow<In, Out>& row, Group group, int64_t pixels, Epilogue epilogue) {
+  if (pixels == 0) return;
+  const auto run = [&](auto outputs) {
+    using O = decltype(outputs);
+    run_tiles<O, kXStride>(row, epilogue, pixels,
+                           std::make_integer_sequence<int, O::max_pixels(kXStride)>{});
+  };
+  switch (group.halves()) {
+    case 1:
+      return run(Outputs<1, true>{});
+    case 2:
+      return run(Outputs<1, false>{});
+#if defined(__AVX512F__)
+    case 3:
+      return run(Outputs<2, true>{});
+    case 4:
+      return run(Outputs<2, false>{});
+    case 5:
+      return run(Outputs<3, true>{});
+    case 6:
+      return run(Outputs<3, false>{});
+#endif
+    default:
+      __builtin_unreachable();
+  }
+}
+
+}  // namespace snv2::cpu::SNV2_ISA
