@@ -16,7 +16,7 @@ import torch
 from _cli import Image, run, save_picture, save_weights
 
 import snv2_kernels as snv2
-from snv2_kernels import benchmarking, cli, peers
+from snv2_kernels import _native, benchmarking, cli, peers
 from snv2_kernels.cli import cases
 from snv2_kernels.cli.common import DTYPES
 from snv2_kernels.cli.images import preprocess, read_image
@@ -179,7 +179,10 @@ def test_bench_writes_json_and_plot(tmp_path: Path) -> None:
         assert 0 < p["p0"] <= p["p10"] <= row["median_ms"] == p["p50"] <= p["p90"] <= p["p100"]
         assert (row["speedup"] == 1) or row["peer"] != "eager"
         assert row["peak_share"] > 0
-    assert [floor["threads"] for floor in written["floor"]] == [1]
+    elements = ["float32", "bfloat16"] if _native.cpu_has_bfloat16() else ["float32"]
+    assert [(floor["threads"], floor["element"]) for floor in written["floor"]] == [
+        (1, element) for element in elements
+    ]
     assert written["layers"] == []
     with Image.open(plot_path) as plot:
         assert plot.width > 100

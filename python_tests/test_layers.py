@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from _cases import needs_bfloat16
 
 import snv2_kernels as snv2
 from snv2_kernels import _native
@@ -85,12 +86,17 @@ def test_layer_times_of_another_backend() -> None:
         layer_times(engine, torch.empty(1, 3, 8, 8), calls=1)
 
 
-def test_floor() -> None:
+ELEMENTS = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
+
+
+@pytest.mark.parametrize("element", ELEMENTS, ids=str)
+def test_floor(element: torch.dtype) -> None:
     before = torch.get_num_threads()
-    floor = measure_floor(1)
+    floor = measure_floor(1, element)
     assert torch.get_num_threads() == before
     assert floor.threads == 1
     # No processor is outside of this; a loop that the compiler took away would be.
     assert 1e8 < floor.multiply_adds_per_s < 1e12
     assert 1e8 < floor.copy_bytes_per_s < 1e12
-    assert measure_floor(1) is floor
+    assert measure_floor(1, element) is floor
+    assert f"torch.{floor.element}" == str(element)

@@ -28,16 +28,17 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class Floor:
-    """Peaks of a number of threads together, in float32."""
+    """Peaks of a number of threads together."""
 
     threads: int
+    element: str  # what is multiplied: "float32" or "bfloat16"
     multiply_adds_per_s: float  # in registers, with the instruction set of the kernels
     copy_bytes_per_s: float  # read and written, by torch's copy
 
     def __str__(self) -> str:
         return (
             f"{self.threads} thread{'s' if self.threads > 1 else ''}: "
-            f"{self.multiply_adds_per_s / 1e9:.1f} G multiply-adds/s in float32, "
+            f"{self.multiply_adds_per_s / 1e9:.1f} G multiply-adds/s in {self.element}, "
             f"copies {self.copy_bytes_per_s / 1e9:.1f} GB/s"
         )
 
@@ -53,8 +54,10 @@ def _fastest(run: Callable[[], float]) -> float:
 
 
 @functools.cache
-def measure_floor(threads: int) -> Floor:
-    """The floor of ``threads`` threads; measured once in a process."""
+def measure_floor(threads: int, element: torch.dtype = torch.float32) -> Floor:
+    """The floor of ``threads`` threads for maps of ``element``, float32 or, where the instruction
+    set in use has it, bfloat16; measured once in a process."""
+    work = functools.partial(_native.run_multiply_adds, bfloat16=element == torch.bfloat16)
     source, target = torch.zeros(2, _COPIED_BYTES, dtype=torch.uint8, device="cpu")
 
     def copy() -> float:
@@ -62,13 +65,12 @@ def measure_floor(threads: int) -> Floor:
         return 2.0 * _COPIED_BYTES
 
     with ThreadPoolExecutor(threads) as pool:
-        multiply_adds = _fastest(
-            lambda: float(sum(pool.map(_native.run_multiply_adds, [_BURST] * threads)))
-        )
+        multiply_adds = _fastest(lambda: float(sum(pool.map(work, [_BURST] * threads))))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return Floor(threads, multiply_adds, _fastest(copy))
+        name = str(element).removeprefix("torch.")
+        return Floor(threads, name, multiply_adds, _fastest(copy))
     finally:
         torch.set_num_threads(before)
 

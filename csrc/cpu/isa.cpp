@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 
 #include "cpu/kernels.h"
 
@@ -114,6 +115,13 @@ const char* const* available_isas() { return available().names; }
 
 bool has_bfloat16() { return kernels().bfloat16 != nullptr; }
 
-int64_t run_multiply_adds(int64_t count) { return kernels().multiply_adds(count); }
+int64_t run_multiply_adds(int64_t count, DType element) {
+  const Kernels& table = kernels();
+  if (element == DType::kFloat32) return table.float32->multiply_adds(count);
+  if (element == DType::kBFloat16 && table.bfloat16 != nullptr) {
+    return table.bfloat16->multiply_adds(count);
+  }
+  throw std::invalid_argument("run_multiply_adds: element is not one that this set multiplies");
+}
 
 }  // namespace snv2::cpu

@@ -7,15 +7,13 @@ extern const MapKernels<float> kMapKernels;
 void cat_shuffle(const FeatureMap&, const FeatureMap&, const FeatureMap&, Range);
 void dw_conv3x3(const FeatureMap&, const Depthwise3x3&, const FeatureMap&, Range, float*);
 void split_dw_cat_shuffle(const FeatureMap&, const Depthwise3x3&, const FeatureMap&, Range, float*);
-int64_t multiply_adds(int64_t);
 
 #define SNV2_STRING(x) #x
 #define SNV2_NAME(x) SNV2_STRING(x)
 
 extern const Kernels kTable;
 const Kernels kTable = {
-    SNV2_NAME(SNV2_ISA), &kMapKernels,         nullptr,       cat_shuffle,
-    dw_conv3x3,          split_dw_cat_shuffle, multiply_adds,
+    SNV2_NAME(SNV2_ISA), &kMapKernels, nullptr, cat_shuffle, dw_conv3x3, split_dw_cat_shuffle,
 };
 
 }  // namespace snv2::cpu::SNV2_ISA

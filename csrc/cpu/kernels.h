@@ -97,6 +97,9 @@ struct MapKernels {
                         T* y, Range pixels);
   void (*export_planes)(const T* x, const int32_t* offsets, const FeatureMap& y, int64_t image,
                         Range pixels);
+
+  // At least `count` multiply-adds; returns how many.
+  int64_t (*multiply_adds)(int64_t count);
 };
 
 struct Kernels {
@@ -110,9 +113,6 @@ struct Kernels {
                      float* scratch);
   void (*split_dw_cat_shuffle)(const FeatureMap& x, const Depthwise3x3&, const FeatureMap& y,
                                Range items, float* scratch);
-
-  // At least `count` multiply-adds; returns how many.
-  int64_t (*multiply_adds)(int64_t count);
 };
 
 // Floats of scratch for one thread.

@@ -11,11 +11,12 @@ void panel_depthwise(const PanelDepthwise<Element>&, Range, Range, float*);
 void stem(const Stem<Element>&, Range, float*);
 void import_planes(const FeatureMap&, int64_t, const int64_t*, int64_t, Element*, Range);
 void export_planes(const Element*, const int32_t*, const FeatureMap&, int64_t, Range);
+int64_t multiply_adds(int64_t);
 
 extern const MapKernels<Element> kMapKernels;
 const MapKernels<Element> kMapKernels = {
-    pointwise,       pointwise_mean, linear,        expand_depthwise,
-    panel_depthwise, stem,           import_planes, export_planes,
+    pointwise, pointwise_mean, linear,        expand_depthwise, panel_depthwise,
+    stem,      import_planes,  export_planes, multiply_adds,
 };
 
 }  // namespace snv2::cpu::SNV2_ISA

@@ -48,17 +48,19 @@ struct Product<float> {
 #if defined(__AVX512BF16__)
 template <>
 struct Product<BFloat16> {
-  static SNV2_INLINE int32_t word(const BFloat16* x) {
+  // Broadcast here: as an integer it would pass through a general register on its way to vectors of
+  // two sizes.
+  static SNV2_INLINE Vec word(const BFloat16* x) {
     int32_t pair;
     __builtin_memcpy(&pair, x, sizeof pair);
-    return pair;
+    return _mm512_castsi512_ps(_mm512_set1_epi32(pair));
   }
 
-  static SNV2_INLINE void multiply_add(int32_t word, Vec weights, Vec& sum) {
-    sum = _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)_mm512_set1_epi32(word));
+  static SNV2_INLINE void multiply_add(Vec word, Vec weights, Vec& sum) {
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)word);
   }
-  static SNV2_INLINE void multiply_add(int32_t word, HalfVec weights, HalfVec& sum) {
-    sum = _mm256_dpbf16_ps(sum, (__m256bh)weights, (__m256bh)_mm256_set1_epi32(word));
+  static SNV2_INLINE void multiply_add(Vec word, HalfVec weights, HalfVec& sum) {
+    sum = _mm256_dpbf16_ps(sum, (__m256bh)weights, (__m256bh)_mm512_castps512_ps256(word));
   }
 };
 #endif

@@ -632,6 +632,11 @@ TEST(kernel_times_are_of_the_calls_between) {
     run();
     CHECK(snv2::cpu::stop_kernel_times().empty());
     CHECK(snv2::cpu::run_multiply_adds(1000) >= 1000);
+    if (snv2::cpu::has_bfloat16()) {
+      CHECK(snv2::cpu::run_multiply_adds(1000, DType::kBFloat16) >= 1000);
+    } else {
+      CHECK_THROWS(snv2::cpu::run_multiply_adds(1000, DType::kBFloat16));
+    }
   });
 }
 

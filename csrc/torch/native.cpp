@@ -163,9 +163,14 @@ PYBIND11_MODULE(_native, m) {
   m.def("workspace_bytes", &workspace_bytes, py::arg("plan"), py::arg("weight_count"),
         py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("threads"),
         "Bytes of workspace the CPU backend needs to run a plan.");
-  m.def("run_multiply_adds", &snv2::cpu::run_multiply_adds, py::arg("count"),
-        py::call_guard<py::gil_scoped_release>(),
-        "Do at least so many multiply-adds in registers on this core; how many they were.");
+  m.def(
+      "run_multiply_adds",
+      [](int64_t count, bool bfloat16) {
+        return snv2::cpu::run_multiply_adds(
+            count, bfloat16 ? snv2::DType::kBFloat16 : snv2::DType::kFloat32);
+      },
+      py::arg("count"), py::arg("bfloat16") = false, py::call_guard<py::gil_scoped_release>(),
+      "Do at least so many multiply-adds in registers on this core; how many they were.");
   m.def("start_kernel_times", &snv2::cpu::start_kernel_times,
         "Count the time of every kernel of a network on the CPU, from zero.");
   m.def("stop_kernel_times", &stop_kernel_times,

@@ -30,6 +30,7 @@ from snv2_kernels.cli.weights import WeightsError, load_model, read_state
 from snv2_kernels.engine import Engine
 from snv2_kernels.floor import measure_floor, multiply_adds
 from snv2_kernels.layers import layer_times
+from snv2_kernels.nn.network import plan_element
 from snv2_kernels.peers import PEERS
 from snv2_kernels.testing import randomize_
 
@@ -167,7 +168,8 @@ def bench(
     Every output is checked against float64 first. Each timed call follows one that is not timed,
     after the threads of the call before have stopped spinning. Peers are set for low latency; ncnn
     takes the images of a batch one by one. The peak is what the kernels' instruction set multiplies
-    and adds in registers, in float32 and in as many threads. Ctrl-C keeps what has been measured.
+    and adds in registers, in as many threads and in float32, or for bf16 in that where it can.
+    Ctrl-C keeps what has been measured.
     """
     before = torch.get_num_threads()
     try:
@@ -196,7 +198,13 @@ def _run(settings: dict[str, Any]) -> dict[str, Any]:
     models = _models(settings["widths"], settings["weights"])
     names = (f"{name} {version}" for name, version in result["versions"].items())
     console.print(f"{result['machine']['cpu']}, {size} x {size}, {', '.join(names)}")
-    floors = {threads: measure_floor(threads) for threads in settings["threads"]}
+    # What each dtype is multiplied in.
+    elements = {name: plan_element(DTYPES[name]) for name in settings["dtypes"]}
+    floors = {
+        (threads, element): measure_floor(threads, element)
+        for threads in settings["threads"]
+        for element in elements.values()
+    }
     result["floor"] = [dataclasses.asdict(floor) for floor in floors.values()]
     for floor in floors.values():
         console.print(str(floor))
@@ -213,7 +221,7 @@ def _run(settings: dict[str, Any]) -> dict[str, Any]:
                 try:
                     _measure(comparison, settings["repeats"], bar, label_of(case))
                 finally:
-                    peak = floors[threads].multiply_adds_per_s
+                    peak = floors[threads, elements[dtype]].multiply_adds_per_s
                     least_ms = multiply_adds(models[width], x) / peak * 1e3
                     rows = rows_of(comparison.rows.values(), case, bound, least_ms)
                     result["rows"] += rows

@@ -42,7 +42,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """The rows of one case: width, batch, dtype, threads. Times are of one call.
 
-    ``speedup`` is eager's median over the peer's, ``peak_share`` how much of the float32 peak the
+    ``speedup`` is eager's median over the peer's, ``peak_share`` how much of the peak the
     median reaches: ``least_ms``, the time of the multiply-adds at that peak, over it.
     """
     measurements = list(measurements)

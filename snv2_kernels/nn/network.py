@@ -77,7 +77,7 @@ def _check_relu(name: str, module: nn.Module) -> None:
 _gpu_fields = functools.cache(device_fields)
 
 
-def _element(dtype: torch.dtype) -> torch.dtype:
+def plan_element(dtype: torch.dtype) -> torch.dtype:
     """Of the maps inside a plan of the CPU backend, for an input of ``dtype``."""
     narrow = dtype == torch.bfloat16 and _native.cpu_has_bfloat16()
     return torch.bfloat16 if narrow else torch.float32
@@ -110,7 +110,7 @@ class PlannedModule(FusedModule):
         self._tell(Builder())
 
     def _weights_kind(self, backend: str, dtype: torch.dtype) -> Any:
-        return ("cpu", _element(dtype)) if backend == "cpu" else (backend == "triton", dtype)
+        return ("cpu", plan_element(dtype)) if backend == "cpu" else (backend == "triton", dtype)
 
     def _pack(
         self, backend: str, dtype: torch.dtype, device: torch.device
@@ -118,7 +118,7 @@ class PlannedModule(FusedModule):
         if backend == "cpu":
             builder = PlanBuilder()
             self._tell(builder)
-            return builder.build(_element(dtype))
+            return builder.build(plan_element(dtype))
         return (self._triton_plan if backend == "triton" else self._gpu_plan)(dtype, device)
 
     def _triton_plan(

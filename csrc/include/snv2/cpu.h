@@ -52,9 +52,9 @@ SNV2_API void run_network(const Plan& plan, const float* weights, const FeatureM
                           const FeatureMap& out, void* workspace, int64_t workspace_size,
                           const ParallelFor& parallel_for);
 
-// For benchmarks: does at least `count` multiply-adds of float32 in registers, as fast as one core
-// can with the instruction set in use, and returns how many.
-SNV2_API int64_t run_multiply_adds(int64_t count);
+// For benchmarks: does at least `count` multiply-adds of float32 or bfloat16 in registers, as fast
+// as one core can with the instruction set in use, and returns how many.
+SNV2_API int64_t run_multiply_adds(int64_t count, DType element = DType::kFloat32);
 
 // For benchmarks: time that all threads together spent in kernels with these weights.
 struct KernelTime {
