@@ -13,6 +13,8 @@ void export_planes(const float*, const int32_t*, const FeatureMap&, int64_t, Ran
 void cat_shuffle(const FeatureMap&, const FeatureMap&, const FeatureMap&, Range);
 void dw_conv3x3(const FeatureMap&, const Depthwise3x3&, const FeatureMap&, Range, float*);
 void split_dw_cat_shuffle(const FeatureMap&, const Depthwise3x3&, const FeatureMap&, Range, float*);
+void cat_shuffle_backward(const FeatureMap&, const FeatureMap&, const FeatureMap&, Range);
+void depthwise_backward(const DepthwiseBackward&, Range, float*);
 
 #define SNV2_STRING(x) #x
 #define SNV2_NAME(x) SNV2_STRING(x)
@@ -21,7 +23,8 @@ extern const Kernels kTable;
 const Kernels kTable = {
     SNV2_NAME(SNV2_ISA), pointwise,  pointwise_mean,       expand_depthwise,
     panel_depthwise,     stem,       import_planes,        export_planes,
-    cat_shuffle,         dw_conv3x3, split_dw_cat_shuffle,
+    cat_shuffle,         dw_conv3x3, split_dw_cat_shuffle, cat_shuffle_backward,
+    depthwise_backward,
 };
 
 }  // namespace snv2::cpu::SNV2_ISA
