@@ -379,14 +379,23 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.rest = inputs[len(tensors) :]
 
 
-def _formula_gradients(
-    reference: Callable[..., Tensor], grad: Tensor, tensors: list[Tensor], rest: tuple[Any, ...]
-) -> tuple[Tensor, ...]:
-    """What the backward op of ``reference`` computes, to be differentiated."""
+def _second_gradients(
+    reference: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    rest: tuple[Any, ...],
+    grads: tuple[Tensor, ...],
+) -> list[Tensor | None]:
+    """Gradients by ``inputs``, the gradient of ``reference(*others, *rest)`` and the others, of its
+    gradients by the others, which come with ``grads``."""
+    create_graph = torch.is_grad_enabled()  # the caller wants a third derivative
     with torch.enable_grad():
-        tensors = [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
-        out = reference(*tensors, *rest)
-        return torch.autograd.grad(out, tensors, grad, create_graph=True)
+        # Views, since one of them may depend on another.
+        views = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        grad, *others = views
+        first = torch.autograd.grad(reference(*others, *rest), others, grad, create_graph=True)
+    return list(
+        torch.autograd.grad(first, views, grads, create_graph=create_graph, allow_unused=True)
+    )
 
 
 def _register_depthwise_gradient(
@@ -397,22 +406,8 @@ def _register_depthwise_gradient(
         return *op(grad, *ctx.saved_tensors, *ctx.rest), *[None for _ in ctx.rest]
 
     def backward_twice(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        create_graph = torch.is_grad_enabled()  # the caller wants a third derivative
-        first = _formula_gradients(reference, saved[0], list(saved[1:]), ctx.rest)
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
-        outputs = [(g, gg) for g, gg in zip(first, grads, strict=True) if g.requires_grad]
-        computed = torch.autograd.grad(
-            [g for g, _ in outputs],
-            [saved[i] for i in wanted],
-            [gg for _, gg in outputs],
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-        second: list[Tensor | None] = [None] * (len(saved) + len(ctx.rest))
-        for i, g in zip(wanted, computed, strict=True):
-            second[i] = g
-        return tuple(second)
+        second = _second_gradients(reference, ctx.saved_tensors, ctx.rest, grads)
+        return *second, *[None for _ in ctx.rest]
 
     register = torch.library.register_autograd
     register(f"{namespace}::{name}", backward, setup_context=_save_inputs)
