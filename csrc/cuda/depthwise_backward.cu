@@ -7,6 +7,54 @@
 namespace snv2::SNV2_GPU {
 namespace {
 
+// The sums of all parts as gradients; kDepthwiseSums says how.
+struct FinishParams {
+  const float* sums;  // [parts][channels][kDepthwiseSums]
+  const float* weight;
+  const float* scale;
+  Depthwise3x3Gradients grads;
+  int64_t parts, channels;
+};
+
+constexpr int kFinishChannels = kThreads / static_cast<int>(kDepthwiseSums);
+
+__global__ void __launch_bounds__(kThreads) finish_kernel(FinishParams params) {
+  constexpr int kSums = static_cast<int>(kDepthwiseSums), kChains = 4;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int channel = thread / kSums, which = thread % kSums;
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishChannels + channel;
+  const bool idle = channel >= kFinishChannels || c >= params.channels;
+  const Shared<float> room = shared_memory().template as<float>();
+  float sum = 0.0f;
+  if (!idle) {
+    const Global<const float> from = Global<const float>{params.sums} + (c * kSums + which);
+    float sums[kChains] = {};
+    for (int64_t part = 0; part < params.parts; part += kChains) {
+      for (int i = 0; i < kChains; ++i) {
+        if (part + i < params.parts) {
+          sums[i] += load(from + (part + i) * params.channels * kSums);
+        }
+      }
+    }
+    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    store(room + thread, sum);
+  }
+  sync_threads();
+  if (idle) return;
+  const Global<const float> weight{params.weight};
+  if (which < 9) {
+    store(Global<float>{params.grads.weight} + (c * 9 + which),
+          sum * load(Global<const float>{params.scale} + c));
+    return;
+  }
+  store(Global<float>{params.grads.shift} + c, sum);
+  float scale = 0.0f;
+  for (int tap = 0; tap < 9; ++tap) {
+    scale += load(room + (channel * kSums + tap)) * load(weight + (c * 9 + tap));
+  }
+  store(Global<float>{params.grads.scale} + c, scale);
+}
+
 // `map` from its channel `main` on, of which every `every`th is the convolution's.
 template <class T>
 Strided<T> strided(const FeatureMap& map, int64_t main, int64_t every) {

@@ -60,6 +60,7 @@ struct Extent {
 
   SNV2_DEVICE int size() const { return end - begin; }
   SNV2_DEVICE bool has(int i) const { return i >= begin && i < end; }
+  SNV2_DEVICE int nearest(int i) const { return i < begin ? begin : i < end ? i : end - 1; }
   SNV2_DEVICE Extent with_halo(int halo, int limit) const {
     return {begin > halo ? begin - halo : 0, end + halo < limit ? end + halo : limit};
   }
@@ -118,18 +119,24 @@ SNV2_DEVICE void load_block(const Block<T>& to, const Strided<const T>& map, Glo
   }
 }
 
-// What a thread knows of its channel.
+// What a thread knows of its channel, the `channel`-th of the CTA. All threads call it.
 struct ChannelGradient {
   float weight[9], scale, shift;
   float sums[kDepthwiseSums] = {};
 
   template <class T>
-  SNV2_DEVICE ChannelGradient(const BackwardParams<T>& params, int64_t c)
-      : scale(load(Global<const float>{params.scale} + c)),
-        shift(load(Global<const float>{params.shift} + c)) {
-    for (int tap = 0; tap < 9; ++tap) {
-      weight[tap] = load(Global<const float>{params.weight} + (c * 9 + tap));
-    }
+  SNV2_DEVICE ChannelGradient(Shared<float> room, const BackwardParams<T>& params, int64_t channel0,
+                              int channels, int channel) {
+    const Shared<float> scales = room + 9 * params.group, shifts = scales + params.group;
+    load_parameters(room, params.weight + channel0 * 9, channels * 9);
+    load_parameters(scales, params.scale + channel0, channels);
+    load_parameters(shifts, params.shift + channel0, channels);
+    sync_threads();
+    const int c = channel < channels ? channel : 0;
+    for (int tap = 0; tap < 9; ++tap) weight[tap] = load(room + (c * 9 + tap));
+    scale = load(scales + c);
+    shift = load(shifts + c);
+    sync_threads();
   }
 };
 
@@ -178,25 +185,22 @@ struct BackwardTile {
   }
 };
 
-// Clears the gradient where the ReLU cut off, and adds up. A tap outside of the map reads the one
-// in the middle, so that the lanes stay together.
+// Clears the gradient where the ReLU cut off, and adds up. A tap outside of the map reads the
+// nearest pixel, so that the lanes stay together.
 template <int kStride, class T>
 SNV2_DEVICE void cut_and_add(const BackwardTile<T>& tile, ChannelGradient& of, bool relu) {
-  const Block<T>& x = tile.x;
-  for (Walk p(tile.first, tile.step, tile.grad.columns.size()); p.y < tile.grad.rows.size();
-       p.next()) {
-    const int y = tile.grad.rows.begin + p.y, row = y * kStride;
-    const int column = (tile.grad.columns.begin + p.x) * kStride;
-    const Shared<T> center = x.at(tile.channel, row, column);
+  const Block<T>&x = tile.x, &grad = tile.grad;
+  for (Walk p(tile.first, tile.step, grad.columns.size()); p.y < grad.rows.size(); p.next()) {
+    const int row = (grad.rows.begin + p.y) * kStride;
+    const int column = (grad.columns.begin + p.x) * kStride;
     float values[9];
     float sum = 0.0f;
     for (int tap = 0; tap < 9; ++tap) {
-      const int offset = ((tap / 3 - 1) * x.columns.size() + tap % 3 - 1) * x.pixel;
-      const bool inside = tile.has(row, column, tap);
-      values[tap] = to_float(load(center + (inside ? offset : 0)));
-      if (inside) sum += of.weight[tap] * values[tap];
+      values[tap] = to_float(load(x.at(tile.channel, x.rows.nearest(row + tap / 3 - 1),
+                                       x.columns.nearest(column + tap % 3 - 1))));
+      if (tile.has(row, column, tap)) sum += of.weight[tap] * values[tap];
     }
-    const Shared<T> at = tile.grad.at(tile.channel, y, tile.grad.columns.begin + p.x);
+    const Shared<T> at = grad.at(tile.channel, grad.rows.begin + p.y, grad.columns.begin + p.x);
     const bool cut = relu && sum * of.scale + of.shift <= 0.0f;  // not for NaN
     const float g = cut ? 0.0f : to_float(load(at));
     store_if(cut, at, T{});
@@ -218,13 +222,11 @@ SNV2_DEVICE void turn_round(const BackwardTile<T>& tile, const ChannelGradient& 
     float sum = 0.0f;
     for (int tap = 0; tap < 9; ++tap) {
       const int y = row + tap / 3 - 1, x = column + tap % 3 - 1;
-      const bool read = tile.has(row, column, tap) && y % kStride == 0 && x % kStride == 0;
-      // What stands at no stride reads what is there.
-      const int instead_y = kStride == 1 ? row : grad.rows.begin;
-      const int instead_x = kStride == 1 ? column : grad.columns.begin;
-      const float g = to_float(load(
-          grad.at(tile.channel, read ? y / kStride : instead_y, read ? x / kStride : instead_x)));
-      if (read) sum += of.weight[8 - tap] * g;
+      const float g = to_float(load(grad.at(tile.channel, grad.rows.nearest(y / kStride),
+                                            grad.columns.nearest(x / kStride))));
+      if (tile.has(row, column, tap) && y % kStride == 0 && x % kStride == 0) {
+        sum += of.weight[8 - tap] * g;
+      }
     }
     T value;
     from_float(sum * of.scale, value);
@@ -253,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(BackwardParams<T>
   tile.x.pixel = kChannelLanes ? kWarp : 1;
   tile.grad.pixel = kChannelLanes ? kUnit * kWarp : 1;
   const bool idle = tile.channel >= channels;
-  ChannelGradient of(params, channel0 + (idle ? 0 : tile.channel));
+  ChannelGradient of(memory.template as<float>(), params, channel0, channels, tile.channel);
 
   const int64_t tiles = params.batch * params.tiles_down * params.tiles_across;
   const int64_t end = tiles * (part + 1) / params.parts;
@@ -341,8 +343,8 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(BackwardParams<T>
 template <class T>
 void cut_backward(BackwardParams<T>& params, bool channels_last, int stride, bool passthrough,
                   int64_t& shared_bytes) {
-  constexpr int64_t kShared = 48 * 1024, kMost = 96 * 1024;  // four or two CTAs per SM
-  constexpr int64_t kCtas = 4 * 132;
+  constexpr int64_t kShared = 96 * 1024;  // two CTAs per SM, which is what registers are there for
+  constexpr int64_t kCtas = 2 * 132;
   const int64_t size = sizeof(T), unit = passthrough ? 2 : 1;
   const int64_t plane = static_cast<int64_t>(params.height) * params.width;
   const int64_t results =
@@ -364,7 +366,7 @@ void cut_backward(BackwardParams<T>& params, bool channels_last, int stride, boo
     return x_bytes(rows, columns) + down * across * lanes * size * (channels_last ? unit : 1);
   };
 
-  params.planes = !channels_last && plane_bytes(1) <= kMost;
+  params.planes = !channels_last && plane_bytes(1) <= kShared;
   params.group = channels_last ? kWarp : 1;
   if (params.planes) {
     for (int group = 8; group > 1 && params.group == 1; group /= 2) {
@@ -379,10 +381,10 @@ void cut_backward(BackwardParams<T>& params, bool channels_last, int stride, boo
     shared_bytes = plane_bytes(params.group);
   } else {
     int64_t rows = params.height, columns = params.width;
-    if (block_bytes(rows, columns) > kMost) {
+    if (block_bytes(rows, columns) > kShared) {
       columns = std::min<int64_t>(columns, channels_last ? kWarp : kThreads);
       rows = 1;
-      while (rows < params.height && block_bytes(rows + 1, columns) <= kMost) ++rows;
+      while (rows < params.height && block_bytes(rows + 1, columns) <= kShared) ++rows;
     }
     params.rows = static_cast<int>(rows);
     params.columns = static_cast<int>(columns);
@@ -396,54 +398,6 @@ void cut_backward(BackwardParams<T>& params, bool channels_last, int stride, boo
   params.tiles_across = ceil_div(params.width, params.columns);
   params.parts = std::min(ceil_div(kCtas, params.groups),
                           params.batch * params.tiles_down * params.tiles_across);
-}
-
-// The sums of all parts as gradients; kDepthwiseSums says how.
-struct FinishParams {
-  const float* sums;  // [parts][channels][kDepthwiseSums]
-  const float* weight;
-  const float* scale;
-  Depthwise3x3Gradients grads;
-  int64_t parts, channels;
-};
-
-constexpr int kFinishChannels = kThreads / static_cast<int>(kDepthwiseSums);
-
-inline __global__ void __launch_bounds__(kThreads) finish_kernel(FinishParams params) {
-  constexpr int kSums = static_cast<int>(kDepthwiseSums), kChains = 4;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int channel = thread / kSums, which = thread % kSums;
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishChannels + channel;
-  const bool idle = channel >= kFinishChannels || c >= params.channels;
-  const Shared<float> room = shared_memory().template as<float>();
-  float sum = 0.0f;
-  if (!idle) {
-    const Global<const float> from = Global<const float>{params.sums} + (c * kSums + which);
-    float sums[kChains] = {};
-    for (int64_t part = 0; part < params.parts; part += kChains) {
-      for (int i = 0; i < kChains; ++i) {
-        if (part + i < params.parts) {
-          sums[i] += load(from + (part + i) * params.channels * kSums);
-        }
-      }
-    }
-    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    store(room + thread, sum);
-  }
-  sync_threads();
-  if (idle) return;
-  const Global<const float> weight{params.weight};
-  if (which < 9) {
-    store(Global<float>{params.grads.weight} + (c * 9 + which),
-          sum * load(Global<const float>{params.scale} + c));
-    return;
-  }
-  store(Global<float>{params.grads.shift} + c, sum);
-  float scale = 0.0f;
-  for (int tap = 0; tap < 9; ++tap) {
-    scale += load(room + (channel * kSums + tap)) * load(weight + (c * 9 + tap));
-  }
-  store(Global<float>{params.grads.scale} + c, scale);
 }
 
 }  // namespace snv2::SNV2_GPU
