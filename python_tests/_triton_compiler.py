@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 import triton
 from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,15 +27,44 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from snv2_kernels.ops import operators
-from snv2_kernels.triton import TILES, UNIT_TILES, Tile, UnitTile, kernels, unit_kernels
+from snv2_kernels.triton import (
+    TILES,
+    UNIT_TILES,
+    Tile,
+    UnitTile,
+    backward_kernels,
+    choose_tile,
+    kernels,
+    unit_kernels,
+)
+from snv2_kernels.triton.backward import CUT_WARPS
 
-MAPS = ("x", "y", "a", "b", "middle", "matrix", "side_matrix")
-FLOATS = ("weight", "scale", "shift", "bias", "dw", "side_bias", "side_dw")
+MAPS = ("x", "y", "a", "b", "middle", "matrix", "side_matrix", "grad", "cut", "grad_x")
+FLOATS = (
+    "weight",
+    "scale",
+    "shift",
+    "bias",
+    "dw",
+    "side_bias",
+    "side_dw",
+    "sums",
+    "grad_weight",
+    "grad_scale",
+    "grad_shift",
+)
 TABLES = ("table", "side_table", "out_table")
 
 
 def constants(kernel: str) -> list[dict[str, Any]]:
     """Of each instance of a kernel, but for its tile."""
+    if kernel == "depthwise_cut":
+        return [
+            {"STRIDE": 1, "RELU": True, "PASSTHROUGH": True},
+            {"STRIDE": 2, "RELU": True, "PASSTHROUGH": False},
+        ]
+    if kernel == "depthwise_input":
+        return [{"STRIDE": 1}, {"STRIDE": 2}]
     if kernel != "dw_conv3x3":
         return [{}]
     return [{"STRIDE": 1, "RELU": True}, {"STRIDE": 2, "RELU": False}]
@@ -84,13 +114,15 @@ def compiled(
 def compile_kernel(
     name: str, tile: Tile, channels_last: bool, dtype: str, arch: int, instance: dict[str, Any]
 ) -> dict[str, Any]:
-    kernel = getattr(kernels, f"{name}_kernel")
+    kernel = getattr(kernels, f"{name}_kernel", None) or getattr(backward_kernels, f"{name}_kernel")
     values = {"BP": tile.pixels, "BC": tile.channels, **instance}
     if "CHANNELS_LAST" in kernel.arg_names:
         values["CHANNELS_LAST"] = channels_last
     # What a launch finds out about its arguments.
-    values |= {f"{m}_{'c' if channels_last else 'p'}": 1 for m in MAPS[:4]}
+    values |= {f"{m}_{'c' if channels_last else 'p'}": 1 for m in ("x", "y", "a", "b", "t")}
     label = f"{name} {tile} {instance}"
+    if name == "depthwise_cut":  # as _depthwise_backward launches it
+        return compiled(kernel, values, CUT_WARPS, dtype, arch, label, 1)
     return compiled(kernel, values, tile.warps, dtype, arch, label)
 
 
@@ -124,6 +156,14 @@ def cases(quick: bool) -> Iterator[tuple[Tile, bool, str, int]]:
                 yield tile, channels_last, dtype, arch
 
 
+def cut_cases(quick: bool) -> Iterator[tuple[Tile, bool, str, int]]:
+    for channels_last, dtype, arch in itertools.product(
+        (False, True), ("fp32", "fp16", "bf16"), (80, 90)
+    ):
+        if not quick or dtype != "bf16":  # as float16
+            yield choose_tile(1, 1, 1, channels_last), channels_last, dtype, arch
+
+
 def compile_all(quick: bool, kernel: str) -> Iterator[Any]:
     knobs.nvidia.dump_ptxas_log = True
     with tempfile.TemporaryDirectory() as cache:
@@ -131,10 +171,16 @@ def compile_all(quick: bool, kernel: str) -> Iterator[Any]:
         if kernel == "unit":
             yield from unit_cases(quick)
             return
+        if kernel == "depthwise_cut":
+            for arch in (80, 90):
+                yield compiled(
+                    backward_kernels.depthwise_sums_kernel, {"BP": 64}, 2, "fp32", arch, "sums"
+                )
+        chosen = cut_cases(quick) if kernel == "depthwise_cut" else cases(quick)
         for (tile, channels_last, dtype, arch), instance in itertools.product(
-            cases(quick), constants(kernel)
+            chosen, constants(kernel)
         ):
-            if quick and instance.get("STRIDE") == 2 and arch == 90:
+            if quick and kernel != "depthwise_cut" and instance.get("STRIDE") == 2 and arch == 90:
                 continue  # takes what stride 1 does
             yield compile_kernel(kernel, tile, channels_last, dtype, arch, instance)
 
@@ -173,12 +219,16 @@ def trace() -> Iterator[Any]:
             (ops.cat_shuffle, (x, x.clone())),
             (ops.dw_conv3x3, (half, *parameters, 2, True)),
             (ops.split_dw_cat_shuffle, (x, *parameters)),
+            (ops.cat_shuffle_backward, (x,)),
+            (ops.split_dw_cat_shuffle_backward, (x, x.clone(), *parameters)),
             (ops.unit, (x, *unit_arguments(29), 1)),
         ):
             tensors = [t for t in args if isinstance(t, torch.Tensor)]
             rest = args[len(tensors) :]
             graph = aot_export_joint_simple(
-                lambda *t, op=op, rest=rest: [op(*t, *rest)], tensors, trace_joint=False
+                lambda *t, op=op, rest=rest: pytree.tree_leaves(op(*t, *rest)),
+                tensors,
+                trace_joint=False,
             )
             yield [getattr(n.target, "__name__", "") for n in graph.graph.nodes]
 

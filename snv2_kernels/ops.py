@@ -434,9 +434,7 @@ def register_python_parts(namespace: str) -> None:
         torch.library.register_fake(f"{namespace}::{name}", fake)
     _register_cat_shuffle_gradient(namespace)
     _register_depthwise_gradient(namespace, "dw_conv3x3", _dw_conv3x3_reference)
-    _register_depthwise_gradient(
-        namespace, "split_dw_cat_shuffle", _split_dw_cat_shuffle_reference
-    )
+    _register_depthwise_gradient(namespace, "split_dw_cat_shuffle", _split_dw_cat_shuffle_reference)
 
 
 for _namespace in ("snv2", "snv2_emulated"):

@@ -345,6 +345,7 @@ void cut_backward(BackwardParams<T>& params, bool channels_last, int stride, boo
                   int64_t& shared_bytes) {
   constexpr int64_t kShared = 96 * 1024;  // two CTAs per SM, which is what registers are there for
   constexpr int64_t kCtas = 2 * 132;
+  constexpr int64_t kMostAdded = 256;  // to one sum by a thread: more would round too often
   const int64_t size = sizeof(T), unit = passthrough ? 2 : 1;
   const int64_t plane = static_cast<int64_t>(params.height) * params.width;
   const int64_t results =
@@ -396,8 +397,10 @@ void cut_backward(BackwardParams<T>& params, bool channels_last, int stride, boo
   params.groups = ceil_div(params.channels, params.group);
   params.tiles_down = ceil_div(params.height, params.rows);
   params.tiles_across = ceil_div(params.width, params.columns);
-  params.parts = std::min(ceil_div(kCtas, params.groups),
-                          params.batch * params.tiles_down * params.tiles_across);
+  const int64_t tiles = params.batch * params.tiles_down * params.tiles_across;
+  const int64_t pixels = ceil_div(int64_t{params.rows} * params.columns * params.group, kThreads);
+  params.parts = std::min(
+      tiles, std::max(ceil_div(kCtas, params.groups), ceil_div(tiles * pixels, kMostAdded)));
 }
 
 }  // namespace snv2::SNV2_GPU

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from snv2_kernels.ops import KERNEL_DTYPES, _empty_map, _format, _no_gradient, register_python_parts
+from snv2_kernels.ops import KERNEL_DTYPES, _empty_map, _format, _no_gradient
 from snv2_kernels.triton import kernels, unit_kernels
 from snv2_kernels.triton.tiles import UNIT_TILES, choose_tile
 
@@ -216,13 +216,12 @@ def _unit_fake(
     return _empty_map(x, out_table.numel(), height, width)
 
 
-def _define(*functions: Callable[..., Tensor]) -> None:
+def _define(*functions: Callable[..., Any]) -> None:
     define: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
     for function in functions:
         define(f"snv2_triton::{function.__name__}", function, mutates_args=())
-    register_python_parts("snv2_triton")
-    torch.library.register_fake("snv2_triton::unit", _unit_fake)
-    torch.library.register_autograd("snv2_triton::unit", _no_gradient)
 
 
 _define(cat_shuffle, dw_conv3x3, split_dw_cat_shuffle, unit)
+torch.library.register_fake("snv2_triton::unit", _unit_fake)
+torch.library.register_autograd("snv2_triton::unit", _no_gradient)
