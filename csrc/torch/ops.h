@@ -86,10 +86,15 @@ Tensor split_dw_cat_shuffle(const Tensor& x, const Tensor& weight, const Tensor&
 
 // Gradients. A gradient has the memory format of what it is of, whatever that of `grad`.
 
-inline void check_gradient(const Tensor& grad, const Tensor& x) {
+inline void check_gradient(const Tensor& grad, const Tensor& x, int64_t stride) {
   check_map(grad, "grad");
   STD_TORCH_CHECK(grad.device() == x.device(), "grad and x must be on the same device");
   STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "grad and x must have the same dtype");
+  const int64_t height = conv3x3_extent(x.size(2), stride);
+  const int64_t width = conv3x3_extent(x.size(3), stride);
+  STD_TORCH_CHECK(grad.size(0) == x.size(0) && grad.size(1) == x.size(1) &&
+                      grad.size(2) == height && grad.size(3) == width,
+                  "grad must be ", x.size(0), " x ", x.size(1), " x ", height, " x ", width);
 }
 
 template <class Backend>
@@ -138,7 +143,7 @@ DepthwiseGradients dw_conv3x3_backward(const Tensor& grad, const Tensor& x, cons
                                        const Tensor& scale, const Tensor& shift, int64_t stride,
                                        bool relu) {
   const auto dw = checked_dw_conv3x3<Backend>(x, weight, scale, shift, stride, relu);
-  check_gradient(grad, x);
+  check_gradient(grad, x, stride);
   return depthwise_backward<Backend>(
       grad, x, weight, x.size(1),
       [&](const FeatureMap& grad_in, const FeatureMap& in, auto... rest) {
@@ -151,7 +156,7 @@ DepthwiseGradients split_dw_cat_shuffle_backward(const Tensor& grad, const Tenso
                                                  const Tensor& weight, const Tensor& scale,
                                                  const Tensor& shift) {
   const auto dw = checked_split<Backend>(x, weight, scale, shift);
-  check_gradient(grad, x);
+  check_gradient(grad, x, 1);
   return depthwise_backward<Backend>(
       grad, x, weight, x.size(1) / 2,
       [&](const FeatureMap& grad_in, const FeatureMap& in, auto... rest) {
