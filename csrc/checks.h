@@ -38,4 +38,13 @@ inline void check_split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& 
   require(x.channels % 2 == 0, "x must have an even number of channels");
 }
 
+// An op's backward takes what the op took, and a gradient for each map.
+inline void check_gradient_of(const FeatureMap& x, const FeatureMap& grad_x) {
+  require(x.dtype == grad_x.dtype && x.layout == grad_x.layout,
+          "x and grad_x differ in dtype or layout");
+  require(x.batch == grad_x.batch && x.channels == grad_x.channels && x.height == grad_x.height &&
+              x.width == grad_x.width,
+          "grad_x has the wrong shape");
+}
+
 }  // namespace snv2

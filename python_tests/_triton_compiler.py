@@ -16,9 +16,11 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 import triton
 from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -28,9 +30,10 @@ from triton.compiler import ASTSource
 
 import snv2_kernels as snv2
 from snv2_kernels.ops import operators
-from snv2_kernels.triton import kernels
+from snv2_kernels.triton import backward_kernels, kernels
+from snv2_kernels.triton.backward import CUT_WARPS
 from snv2_kernels.triton.network import KERNELS as PRODUCTS
-from snv2_kernels.triton.tiles import PRODUCT_TILES, ProductTile, Tile, map_tiles
+from snv2_kernels.triton.tiles import PRODUCT_TILES, ProductTile, Tile, choose_tile, map_tiles
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -38,8 +41,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 DTYPES = ("fp32", "fp16", "bf16")
-MAPS = ("x", "y", "z", "a", "b", "middle", "weights")
+MAPS = ("x", "y", "z", "a", "b", "middle", "weights", "grad", "cut", "grad_x")
 FLOATS = ("weight", "scale", "shift", "parameters", "sums")
+FLOATS += ("grad_weight", "grad_scale", "grad_shift")
 # Offsets and strides that are multiples of 16 in every plan, as a launch finds out.
 ALIGNED = ("matrix", "side_matrix", "pitch", "side_pitch", "middle_c", "y_c")
 
@@ -64,12 +68,13 @@ def compiled(
         signature[argument] = f"*{types[argument]}" if argument in types else "i32"
         if argument in types or argument in aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
+    stages = tile.stages if is_product else 1 if "PASSTHROUGH" in values else 3
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
         binary: Any = triton.compile(
             ASTSource(kernel, signature, constexprs, attributes),
             target=TARGETS[target],
-            options={"num_warps": tile.warps, "num_stages": tile.stages if is_product else 3},
+            options={"num_warps": tile.warps, "num_stages": stages},
         )
     if target.startswith("sm"):
         text, report = binary.asm["ptx"], log.getvalue()
@@ -92,7 +97,9 @@ def compiled(
 # Configurations -------------------------------------------------------------------------------
 
 
-def variants(name: str, channels_last: bool) -> Iterator[dict[str, Any]]:
+def variants(  # noqa: PLR0912
+    name: str, channels_last: bool
+) -> Iterator[dict[str, Any]]:
     """Constants of each instance of a kernel but for its tile, strides of 1 among them, which a
     launch finds out; those that take the most registers first."""
     one = "c" if channels_last else "p"
@@ -102,6 +109,14 @@ def variants(name: str, channels_last: bool) -> Iterator[dict[str, Any]]:
     elif name in ("cat_shuffle", "split_dw_cat_shuffle"):
         strides = {f"{m}_{one}": 1 for m in ("x", "a", "b", "y")}
         yield {"CHANNELS_LAST": channels_last, **strides}
+    elif name == "cat_shuffle_backward":
+        yield {f"{m}_{one}": 1 for m in ("g", "a", "b")}
+    elif name == "depthwise_cut":
+        for stride in (1, 2):
+            yield {"STRIDE": stride, "RELU": True, "PASSTHROUGH": stride == 1}
+    elif name == "depthwise_input":
+        for stride in (1, 2):
+            yield {"STRIDE": stride}
     elif name == "stem":
         for is_bytes in (True, False):
             yield {"BYTES": is_bytes, f"x_{one}": 1}
@@ -124,12 +139,18 @@ def instances(name: str, dtype: str) -> Iterator[tuple[Any, dict[str, Any], Tile
         if name in PRODUCTS:
             kernel, tiles = PRODUCTS[name], PRODUCT_TILES[name, dtype != "fp32"]
         else:
-            kernel, tiles = getattr(kernels, f"{name}_kernel"), tuple(map_tiles(channels_last))
+            module = kernels if hasattr(kernels, f"{name}_kernel") else backward_kernels
+            kernel, tiles = getattr(module, f"{name}_kernel"), tuple(map_tiles(channels_last))
+            if name == "depthwise_cut":  # as its launch takes them
+                tiles = (replace(choose_tile(1, 1, 1, channels_last), warps=CUT_WARPS),)
+            elif name == "depthwise_sums":
+                tiles = (Tile(64, 1, 2),)
         for tile, values in itertools.product(tiles, variants(name, channels_last)):
             if isinstance(tile, ProductTile):
                 sizes = {"BM": tile.rows, "BP": tile.pixels, "BK": tile.depth, "WIDENS": False}
             else:
                 sizes = {"BP": tile.pixels, "BC": tile.channels}
+                sizes = {key: n for key, n in sizes.items() if key in kernel.arg_names}
             yield kernel, {**values, **sizes}, tile
 
 
@@ -188,13 +209,17 @@ def trace() -> Iterator[Any]:
             (ops.cat_shuffle, (x, x.clone())),
             (ops.dw_conv3x3, (b, *parameters, 2, True)),
             (ops.split_dw_cat_shuffle, (x, *parameters)),
+            (ops.cat_shuffle_backward, (x,)),
+            (ops.split_dw_cat_shuffle_backward, (x, x.clone(), *parameters)),
             (ops.network, (x, *arrays[0], *plans[0][3:])),
             (ops.network, (image, *arrays[1], *plans[1][3:])),
         ):
             tensors = [t for t in args if isinstance(t, torch.Tensor)]
             rest = args[len(tensors) :]
             graph = aot_export_joint_simple(
-                lambda *t, op=op, rest=rest: [op(*t, *rest)], tensors, trace_joint=False
+                lambda *t, op=op, rest=rest: pytree.tree_leaves(op(*t, *rest)),
+                tensors,
+                trace_joint=False,
             )
             yield [getattr(n.target, "__name__", "") for n in graph.graph.nodes]
 
@@ -202,6 +227,7 @@ def trace() -> Iterator[Any]:
 if __name__ == "__main__":
     command, *names = sys.argv[1:]
     ops = ["cat_shuffle", "dw_conv3x3", "split_dw_cat_shuffle"]
+    ops += ["cat_shuffle_backward", "depthwise_cut", "depthwise_input", "depthwise_sums"]
     quick = command == "quick"
     for line in trace() if command == "trace" else usage(names or [*ops, *PRODUCTS], quick):
         print(json.dumps(line), flush=True)

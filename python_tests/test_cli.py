@@ -72,6 +72,8 @@ def test_verify_quick() -> None:
     assert result.exit_code == 0, result.output
     for name in ("split_dw_cat_shuffle", "cat_shuffle", "dw_conv3x3", "unit stride 1"):
         assert name in result.output
+    for name in ("split_dw_cat_shuffle_backward", "cat_shuffle_backward", "dw_conv3x3_backward"):
+        assert name in result.output
     for name in ("unit stride 2", "SplitDepthwiseShuffle", "network x0.5 224x224", "97x131"):
         assert name in result.output
     assert "1.5 x the error of eager PyTorch" in result.output

@@ -85,8 +85,12 @@ def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format, namespa
         (ops.dw_conv3x3, (a, *depthwise_arguments(6, 3), 1, False)),
         (ops.dw_conv3x3, (a, *depthwise_arguments(6, 3), 2, True)),
         (ops.split_dw_cat_shuffle, (a, *depthwise_arguments(3, 3))),
+        (ops.cat_shuffle_backward, (a,)),
+        (ops.dw_conv3x3_backward, (b[:, :, :3, :4], a, *depthwise_arguments(6, 3), 2, True)),
+        (ops.split_dw_cat_shuffle_backward, (b, a, *depthwise_arguments(3, 3))),
     ]
-    for op, args in calls:
+    for op, call in calls:
+        args = tuple(t.detach() if isinstance(t, Tensor) else t for t in call)
         for t in args:
             if isinstance(t, Tensor):
                 t.requires_grad_(requires_grad)
@@ -106,6 +110,8 @@ def test_fake_results_of_views_have_the_strides_of_real_ones(
         (ops.cat_shuffle, (a, a.clone())),
         (ops.dw_conv3x3, (a, *depthwise_arguments(6, 3), 2, True)),
         (ops.split_dw_cat_shuffle, (a, *depthwise_arguments(3, 3))),
+        (ops.cat_shuffle_backward, (a,)),
+        (ops.split_dw_cat_shuffle_backward, (draw(*MAP), a, *depthwise_arguments(3, 3))),
         (OPS.network, (wide, *plan.arguments)),
     ):
         torch.library.opcheck(op.default, args, test_utils="test_faketensor")
@@ -177,6 +183,21 @@ RAW: dict[str, tuple[Callable[[Any], Any], str]] = {
     "dw-shift": (lambda o: o.dw_conv3x3(zeros(*MAP), *w(6)[:2], w(5)[2]), "shift must have 6"),
     "split-odd": (lambda o: o.split_dw_cat_shuffle(zeros(2, 5, 5, 7), *w(2)), "x must have an eve"),
     "split-weight": (lambda o: o.split_dw_cat_shuffle(zeros(*MAP), *w(6)), "weight must have 27"),
+    "cat-grad-odd": (lambda o: o.cat_shuffle_backward(zeros(2, 5, 5, 7)), "grad must have an even"),
+    "cat-grad-rank": (lambda o: o.cat_shuffle_backward(zeros(3)), "grad must have 4 dimensions"),
+    "dw-grad-shape": (
+        lambda o: o.dw_conv3x3_backward(zeros(*MAP), zeros(*MAP), *w(6), 2), "grad must be 2 x 6 x"
+    ),
+    "dw-grad-dtype": (
+        lambda o: o.dw_conv3x3_backward(half, zeros(*MAP), *w(6)), "grad and x must have the same d"
+    ),
+    "dw-grad-weight": (
+        lambda o: o.dw_conv3x3_backward(zeros(*MAP), zeros(*MAP), *w(5)), "weight must have 54"
+    ),
+    "split-grad-shape": (
+        lambda o: o.split_dw_cat_shuffle_backward(zeros(2, 6, 5, 6), zeros(*MAP), *w(3)),
+        "grad must be 2 x 6 x 5 x 7",
+    ),
 }  # fmt: skip
 
 

@@ -290,6 +290,28 @@ def _split_dw_cat_shuffle_fake(x: Tensor, weight: Tensor, scale: Tensor, shift: 
     return _empty_map(x, x.shape[1], x.shape[2], x.shape[3])
 
 
+def _cat_shuffle_backward_fake(grad: Tensor) -> tuple[Tensor, Tensor]:
+    _, channels, height, width = grad.shape
+    return (
+        _empty_map(grad, channels // 2, height, width),
+        _empty_map(grad, channels // 2, height, width),
+    )
+
+
+def _depthwise_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    stride: int = 1,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_one_device(x, grad, weight, scale, shift)
+    grads = [t.new_empty(t.shape) for t in (weight, scale, shift)]
+    return _empty_map(x, x.shape[1], x.shape[2], x.shape[3]), grads[0], grads[1], grads[2]
+
+
 def _plan_fake(x: Tensor, out_channels: int, halvings: int, classify: bool) -> Tensor:
     if classify:
         return x.new_empty(x.shape[0], out_channels)
@@ -342,39 +364,73 @@ def _gpu_network_out_fake(
 # Gradients ------------------------------------------------------------------------------------
 
 
-def _register_gradient(op: str, reference: Callable[..., Tensor], tensors: int) -> None:
-    """The gradient of an op whose first ``tensors`` inputs are tensors, through its formula."""
+# An op's gradient is a kernel, and the kernel's own gradient, for second derivatives, that of the
+# formula.
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:tensors])
-        ctx.rest = inputs[tensors:]
 
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """For ops whose tensors come first."""
+    tensors = [t for t in inputs if isinstance(t, Tensor)]
+    ctx.save_for_backward(*tensors)
+    ctx.rest = inputs[len(tensors) :]
+
+
+def _second_gradients(
+    reference: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    rest: tuple[Any, ...],
+    grads: tuple[Tensor, ...],
+) -> list[Tensor | None]:
+    """Gradients by ``inputs``, the gradient of ``reference(*others, *rest)`` and the others, of its
+    gradients by the others, which come with ``grads``."""
+    create_graph = torch.is_grad_enabled()  # the caller wants a third derivative
+    with torch.enable_grad():
+        # Views, since one of them may depend on another.
+        views = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        grad, *others = views
+        first = torch.autograd.grad(reference(*others, *rest), others, grad, create_graph=True)
+    return list(
+        torch.autograd.grad(first, views, grads, create_graph=create_graph, allow_unused=True)
+    )
+
+
+def _register_depthwise_gradient(
+    namespace: str, name: str, reference: Callable[..., Tensor]
+) -> None:
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = [i for i in range(tensors) if ctx.needs_input_grad[i]]
-        saved = ctx.saved_tensors
-        create_graph = torch.is_grad_enabled()  # the caller wants a second derivative
-        with torch.enable_grad():
-            out = reference(*saved, *ctx.rest)
-        computed = torch.autograd.grad(
-            out, [saved[i] for i in wanted], grad, create_graph=create_graph
-        )
-        grads: list[Tensor | None] = [None] * (tensors + len(ctx.rest))
-        for i, g in zip(wanted, computed, strict=True):
-            grads[i] = g
-        return tuple(grads)
+        op = getattr(getattr(torch.ops, namespace), f"{name}_backward")
+        return *op(grad, *ctx.saved_tensors, *ctx.rest), *[None for _ in ctx.rest]
 
-    torch.library.register_autograd(op, backward, setup_context=setup_context)
+    def backward_twice(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        second = _second_gradients(reference, ctx.saved_tensors, ctx.rest, grads)
+        return *second, *[None for _ in ctx.rest]
+
+    register = torch.library.register_autograd
+    register(f"{namespace}::{name}", backward, setup_context=_save_inputs)
+    register(f"{namespace}::{name}_backward", backward_twice, setup_context=_save_inputs)
+
+
+def _register_cat_shuffle_gradient(namespace: str) -> None:
+    ops = getattr(torch.ops, namespace)
+    register = torch.library.register_autograd
+    register(f"{namespace}::cat_shuffle", lambda ctx, grad: ops.cat_shuffle_backward(grad))
+    register(f"{namespace}::cat_shuffle_backward", lambda ctx, a, b: ops.cat_shuffle(a, b))
 
 
 def register_python_parts(namespace: str) -> None:
     """Fake kernels and gradients of the ops that every backend has."""
-    for name, fake, reference, tensors in (
-        ("cat_shuffle", _cat_shuffle_fake, _cat_shuffle_reference, 2),
-        ("dw_conv3x3", _dw_conv3x3_fake, _dw_conv3x3_reference, 4),
-        ("split_dw_cat_shuffle", _split_dw_cat_shuffle_fake, _split_dw_cat_shuffle_reference, 4),
+    for name, fake in (
+        ("cat_shuffle", _cat_shuffle_fake),
+        ("dw_conv3x3", _dw_conv3x3_fake),
+        ("split_dw_cat_shuffle", _split_dw_cat_shuffle_fake),
+        ("cat_shuffle_backward", _cat_shuffle_backward_fake),
+        ("dw_conv3x3_backward", _depthwise_backward_fake),
+        ("split_dw_cat_shuffle_backward", _depthwise_backward_fake),
     ):
         torch.library.register_fake(f"{namespace}::{name}", fake)
-        _register_gradient(f"{namespace}::{name}", reference, tensors)
+    _register_cat_shuffle_gradient(namespace)
+    _register_depthwise_gradient(namespace, "dw_conv3x3", _dw_conv3x3_reference)
+    _register_depthwise_gradient(namespace, "split_dw_cat_shuffle", _split_dw_cat_shuffle_reference)
 
 
 for _namespace in ("snv2", "snv2_emulated"):

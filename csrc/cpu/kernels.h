@@ -102,6 +102,23 @@ struct MapKernels {
   int64_t (*multiply_adds)(int64_t count);
 };
 
+// Gradients of dw_conv3x3, or of split_dw_cat_shuffle, where as many channels pass through.
+struct DepthwiseBackward {
+  FeatureMap grad;
+  FeatureMap x;
+  Depthwise3x3 dw;
+  FeatureMap grad_x;
+  float* sums;  // [image groups][channels][kDepthwiseSums]
+  int64_t channels;
+
+  bool passthrough() const { return x.channels != channels; }
+  // A work item is one channel (contiguous) or a panel of them (channels last) of some images.
+  int64_t panel() const { return x.layout == Layout::kContiguous ? 1 : kPanel; }
+  int64_t images() const;  // of a work item
+  int64_t image_groups() const { return ceil_div(x.batch, images()); }
+  int64_t items() const { return image_groups() * ceil_div(channels, panel()); }
+};
+
 struct Kernels {
   const char* name;
   const MapKernels<float>* float32;
@@ -113,6 +130,10 @@ struct Kernels {
                      float* scratch);
   void (*split_dw_cat_shuffle)(const FeatureMap& x, const Depthwise3x3&, const FeatureMap& y,
                                Range items, float* scratch);
+
+  void (*cat_shuffle_backward)(const FeatureMap& grad, const FeatureMap& grad_a,
+                               const FeatureMap& grad_b, Range items);
+  void (*depthwise_backward)(const DepthwiseBackward&, Range items, float* scratch);
 };
 
 // Floats of scratch for one thread.
@@ -169,6 +190,25 @@ const MapKernels<T>* maps_of(const Kernels& kernels) {
   } else {
     return kernels.bfloat16;
   }
+}
+
+// Elements that are worth a work item of their own.
+inline constexpr int64_t kItemElements = 16 * 1024;
+inline int64_t DepthwiseBackward::images() const {
+  return 1 + kItemElements / (x.plane() * panel() + 1);
+}
+
+// Rows of grad_x that are computed at a time: about 32 KB.
+constexpr int64_t backward_strip_rows(const FeatureMap& x, int64_t panel) {
+  const int64_t rows = 8192 / ((x.width + 2) * panel);
+  return rows < 1 ? 1 : rows < x.height ? rows : x.height;
+}
+
+// Floats of scratch: for a strip four more rows of x, padded, and two more of the gradient, each
+// between zeros that taps of the padding may read.
+inline constexpr int64_t kBackwardMargin = 2 * kPanel;
+constexpr int64_t backward_scratch(const FeatureMap& x, int64_t panel) {
+  return (2 * backward_strip_rows(x, panel) + 6) * (x.width + 2) * panel + 3 * kBackwardMargin;
 }
 
 const Kernels& kernels();  // of the instruction set in use

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "gradient_loops.h"
 #include "snv2/cpu.h"
 
 namespace {
@@ -161,6 +162,66 @@ TEST(split_op_matches_loops) {
                   close(y.at(n, 2 * c + 1, oy, ox), std::max(main * scale[c] + shift[c], 0.0), 10),
                   "%s", isa);
             }
+      }
+    }
+  });
+}
+
+bool all_close(const std::vector<float>& actual, const std::vector<double>& expected) {
+  double scale = 1;
+  for (const double value : expected) scale = std::max(scale, std::abs(value));
+  for (size_t i = 0; i < actual.size(); ++i) {
+    if (!close(actual[i], expected[i], scale)) return false;
+  }
+  return true;
+}
+
+TEST(gradients_match_loops) {
+  on_each_isa([](const char* isa) {
+    for (const Size& size : kSizes) {
+      for (const Layout layout : kLayouts) {
+        for (const int64_t stride : {0, 1, 2}) {  // 0: split_dw_cat_shuffle
+          const int64_t unit = stride == 0 ? 2 : 1, pass = (unit - 1) * size.c;
+          const int64_t step = std::max<int64_t>(stride, 1);
+          Map x(size.n, unit * size.c, size.h, size.w, layout);
+          Map grad(size.n, unit * size.c, snv2::conv3x3_extent(size.h, step),
+                   snv2::conv3x3_extent(size.w, step), layout);
+          Map grad_x(size.n, unit * size.c, size.h, size.w, layout);
+          x.randomize();
+          grad.randomize();
+          const auto w = random(size.c * 9), scale = random(size.c), shift = random(size.c);
+          const snv2::Depthwise3x3 dw{w.data(), scale.data(), shift.data(), step, stride != 1};
+          std::vector<float> weight_out(w.size()), scale_out(scale.size()), shift_out(shift.size()),
+              workspace(
+                  static_cast<size_t>(snv2::cpu::depthwise_backward_workspace(x.map, size.c)));
+          const auto run = stride == 0 ? snv2::cpu::split_dw_cat_shuffle_backward
+                                       : snv2::cpu::dw_conv3x3_backward;
+          run(grad.map, x.map, dw, grad_x.map,
+              {weight_out.data(), scale_out.data(), shift_out.data()}, workspace.data(),
+              std_threads(3));
+          const GradientLoops expected(
+              size.n, size.c, size.h, size.w, dw,
+              [&](int64_t n, int64_t c, int64_t row, int64_t column) {
+                return double{x.at(n, pass + c, row, column)};
+              },
+              [&](int64_t n, int64_t c, int64_t row, int64_t column) {
+                return double{grad.at(n, unit * c + unit - 1, row, column)};
+              });
+          CHECK(all_close(weight_out, expected.weight), "%s", isa);
+          CHECK(all_close(scale_out, expected.scale), "%s", isa);
+          CHECK(all_close(shift_out, expected.shift), "%s", isa);
+          for (int64_t i = 0; i < x.map.numel(); ++i) {
+            const int64_t plane = i / x.map.plane(), pixel = i % x.map.plane();
+            const int64_t n = plane / x.map.channels, c = plane % x.map.channels;
+            const int64_t row = pixel / size.w, column = pixel % size.w;
+            if (c < pass) {
+              CHECK(grad_x.at(n, c, row, column) == grad.at(n, 2 * c, row, column), "%s", isa);
+              continue;
+            }
+            const auto at = static_cast<size_t>((n * size.c + c - pass) * size.h * size.w + pixel);
+            CHECK(close(grad_x.at(n, c, row, column), expected.x[at], 10), "%s", isa);
+          }
+        }
       }
     }
   });
@@ -645,6 +706,7 @@ TEST(arguments_that_do_not_fit_are_refused) {
   Map y(1, 8, 3, 3, Layout::kContiguous), z(1, 8, 3, 3, Layout::kChannelsLast);
   CHECK_THROWS(snv2::cpu::cat_shuffle(a.map, b.map, y.map, {}));
   CHECK_THROWS(snv2::cpu::cat_shuffle(a.map, a.map, z.map, {}));
+  CHECK_THROWS(snv2::cpu::cat_shuffle_backward(y.map, a.map, b.map, {}));
   const std::vector<float> p(36, 1.0f);
   CHECK_THROWS(snv2::cpu::dw_conv3x3(a.map, {p.data(), p.data(), p.data(), 3, false}, a.map, {}));
   CHECK_THROWS(snv2::cpu::dw_conv3x3(a.map, {p.data(), p.data(), p.data(), 2, false}, a.map, {}));

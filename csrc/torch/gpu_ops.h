@@ -16,6 +16,10 @@ struct GpuKernels {
   static constexpr auto cat_shuffle = &gpu::cat_shuffle;
   static constexpr auto dw_conv3x3 = &gpu::dw_conv3x3;
   static constexpr auto split_dw_cat_shuffle = &gpu::split_dw_cat_shuffle;
+  static constexpr auto cat_shuffle_backward = &gpu::cat_shuffle_backward;
+  static constexpr auto depthwise_backward_workspace = &gpu::depthwise_backward_workspace;
+  static constexpr auto dw_conv3x3_backward = &gpu::dw_conv3x3_backward;
+  static constexpr auto split_dw_cat_shuffle_backward = &gpu::split_dw_cat_shuffle_backward;
 };
 
 inline constexpr const char* kConformanceSchema = "conformance(Tensor words, int index) -> Tensor";

@@ -24,6 +24,10 @@ struct Cpu {
   static constexpr auto cat_shuffle = &snv2::cpu::cat_shuffle;
   static constexpr auto dw_conv3x3 = &snv2::cpu::dw_conv3x3;
   static constexpr auto split_dw_cat_shuffle = &snv2::cpu::split_dw_cat_shuffle;
+  static constexpr auto cat_shuffle_backward = &snv2::cpu::cat_shuffle_backward;
+  static constexpr auto depthwise_backward_workspace = &snv2::cpu::depthwise_backward_workspace;
+  static constexpr auto dw_conv3x3_backward = &snv2::cpu::dw_conv3x3_backward;
+  static constexpr auto split_dw_cat_shuffle_backward = &snv2::cpu::split_dw_cat_shuffle_backward;
 
   snv2::ParallelFor where = torch_pool();
 

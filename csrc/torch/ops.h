@@ -8,6 +8,8 @@
 // launches for that tensor, and its member `where` is what the kernels take last.
 #pragma once
 
+#include <tuple>
+
 #include "tensors.h"
 
 namespace snv2::binding {
@@ -38,13 +40,19 @@ inline Depthwise3x3 depthwise_of(const Tensor& x, const Tensor& weight, const Te
 }
 
 template <class Backend>
-Tensor dw_conv3x3(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift,
-                  int64_t stride, bool relu) {
+Depthwise3x3 checked_dw_conv3x3(const Tensor& x, const Tensor& weight, const Tensor& scale,
+                                const Tensor& shift, int64_t stride, bool relu) {
   check_map(x, "x");
   Backend::check_device(x, "x");
   check_pixels(x);
   STD_TORCH_CHECK(stride == 1 || stride == 2, "stride must be 1 or 2, got ", stride);
-  const auto dw = depthwise_of(x, weight, scale, shift, x.size(1), stride, relu);
+  return depthwise_of(x, weight, scale, shift, x.size(1), stride, relu);
+}
+
+template <class Backend>
+Tensor dw_conv3x3(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                  int64_t stride, bool relu) {
+  const auto dw = checked_dw_conv3x3<Backend>(x, weight, scale, shift, stride, relu);
   const Backend backend(x);
   const Layout layout = layout_of(x);
   const Tensor in = dense(x, layout);
@@ -55,19 +63,105 @@ Tensor dw_conv3x3(const Tensor& x, const Tensor& weight, const Tensor& scale, co
 }
 
 template <class Backend>
-Tensor split_dw_cat_shuffle(const Tensor& x, const Tensor& weight, const Tensor& scale,
-                            const Tensor& shift) {
+Depthwise3x3 checked_split(const Tensor& x, const Tensor& weight, const Tensor& scale,
+                           const Tensor& shift) {
   check_map(x, "x");
   Backend::check_device(x, "x");
   check_pixels(x);
   STD_TORCH_CHECK(x.size(1) % 2 == 0, "x must have an even number of channels, got ", x.size(1));
-  const auto dw = depthwise_of(x, weight, scale, shift, x.size(1) / 2, 1, true);
+  return depthwise_of(x, weight, scale, shift, x.size(1) / 2, 1, true);
+}
+
+template <class Backend>
+Tensor split_dw_cat_shuffle(const Tensor& x, const Tensor& weight, const Tensor& scale,
+                            const Tensor& shift) {
+  const auto dw = checked_split<Backend>(x, weight, scale, shift);
   const Backend backend(x);
   const Layout layout = layout_of(x);
   const Tensor in = dense(x, layout);
   Tensor out = empty_map(x, x.size(1), x.size(2), x.size(3), layout);
   Backend::split_dw_cat_shuffle(map_of(in, layout), dw, map_of(out, layout), backend.where);
   return out;
+}
+
+// Gradients. A gradient has the memory format of what it is of, whatever that of `grad`.
+
+inline void check_gradient(const Tensor& grad, const Tensor& x, int64_t stride) {
+  check_map(grad, "grad");
+  STD_TORCH_CHECK(grad.device() == x.device(), "grad and x must be on the same device");
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "grad and x must have the same dtype");
+  const int64_t height = conv3x3_extent(x.size(2), stride);
+  const int64_t width = conv3x3_extent(x.size(3), stride);
+  STD_TORCH_CHECK(grad.size(0) == x.size(0) && grad.size(1) == x.size(1) &&
+                      grad.size(2) == height && grad.size(3) == width,
+                  "grad must be ", x.size(0), " x ", x.size(1), " x ", height, " x ", width);
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor> cat_shuffle_backward(const Tensor& grad) {
+  check_map(grad, "grad");
+  Backend::check_device(grad, "grad");
+  STD_TORCH_CHECK(grad.size(1) % 2 == 0, "grad must have an even number of channels, got ",
+                  grad.size(1));
+  const Backend backend(grad);
+  const Layout layout = layout_of(grad);
+  const Tensor in = dense(grad, layout);
+  Tensor grad_a = empty_map(grad, grad.size(1) / 2, grad.size(2), grad.size(3), layout);
+  Tensor grad_b = empty_map(grad, grad.size(1) / 2, grad.size(2), grad.size(3), layout);
+  Backend::cat_shuffle_backward(map_of(in, layout), map_of(grad_a, layout), map_of(grad_b, layout),
+                                backend.where);
+  return {grad_a, grad_b};
+}
+
+using DepthwiseGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of x and the parameters
+
+// run(grad, x, grad_x, gradients of the parameters, workspace, where)
+template <class Backend, class Run>
+DepthwiseGradients depthwise_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                      int64_t channels, const Run& run) {
+  const Backend backend(x);
+  const Layout layout = layout_of(x);
+  const Tensor in = dense(x, layout), grad_in = dense(grad, layout);
+  const auto floats = [&](torch::headeronly::IntHeaderOnlyArrayRef shape) {
+    return torch::stable::empty(shape, ScalarType::Float, std::nullopt, x.device());
+  };
+  Tensor grad_x = empty_map(x, x.size(1), x.size(2), x.size(3), layout);
+  Tensor grad_weight = floats(weight.sizes());
+  Tensor grad_scale = floats({channels}), grad_shift = floats({channels});
+  const FeatureMap map = map_of(in, layout);
+  const Tensor workspace = floats({Backend::depthwise_backward_workspace(map, channels)});
+  run(map_of(grad_in, layout), map, map_of(grad_x, layout),
+      Depthwise3x3Gradients{static_cast<float*>(grad_weight.data_ptr()),
+                            static_cast<float*>(grad_scale.data_ptr()),
+                            static_cast<float*>(grad_shift.data_ptr())},
+      static_cast<float*>(workspace.data_ptr()), backend.where);
+  return {grad_x, grad_weight, grad_scale, grad_shift};
+}
+
+template <class Backend>
+DepthwiseGradients dw_conv3x3_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                       const Tensor& scale, const Tensor& shift, int64_t stride,
+                                       bool relu) {
+  const auto dw = checked_dw_conv3x3<Backend>(x, weight, scale, shift, stride, relu);
+  check_gradient(grad, x, stride);
+  return depthwise_backward<Backend>(
+      grad, x, weight, x.size(1),
+      [&](const FeatureMap& grad_in, const FeatureMap& in, auto... rest) {
+        Backend::dw_conv3x3_backward(grad_in, in, dw, rest...);
+      });
+}
+
+template <class Backend>
+DepthwiseGradients split_dw_cat_shuffle_backward(const Tensor& grad, const Tensor& x,
+                                                 const Tensor& weight, const Tensor& scale,
+                                                 const Tensor& shift) {
+  const auto dw = checked_split<Backend>(x, weight, scale, shift);
+  check_gradient(grad, x, 1);
+  return depthwise_backward<Backend>(
+      grad, x, weight, x.size(1) / 2,
+      [&](const FeatureMap& grad_in, const FeatureMap& in, auto... rest) {
+        Backend::split_dw_cat_shuffle_backward(grad_in, in, dw, rest...);
+      });
 }
 
 template <class Library>
@@ -77,6 +171,13 @@ void define_ops(Library& m) {
       "dw_conv3x3(Tensor x, Tensor weight, Tensor scale, Tensor shift, int stride=1, "
       "bool relu=False) -> Tensor");
   m.def("split_dw_cat_shuffle(Tensor x, Tensor weight, Tensor scale, Tensor shift) -> Tensor");
+  m.def("cat_shuffle_backward(Tensor grad) -> (Tensor, Tensor)");
+  m.def(
+      "dw_conv3x3_backward(Tensor grad, Tensor x, Tensor weight, Tensor scale, Tensor shift, "
+      "int stride=1, bool relu=False) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "split_dw_cat_shuffle_backward(Tensor grad, Tensor x, Tensor weight, Tensor scale, "
+      "Tensor shift) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 // Networks of the GPU backends; gpu_ops.h has the bodies.
@@ -95,6 +196,9 @@ void implement_ops(Library& m) {
   m.impl("cat_shuffle", TORCH_BOX(&cat_shuffle<Backend>));
   m.impl("dw_conv3x3", TORCH_BOX(&dw_conv3x3<Backend>));
   m.impl("split_dw_cat_shuffle", TORCH_BOX(&split_dw_cat_shuffle<Backend>));
+  m.impl("cat_shuffle_backward", TORCH_BOX(&cat_shuffle_backward<Backend>));
+  m.impl("dw_conv3x3_backward", TORCH_BOX(&dw_conv3x3_backward<Backend>));
+  m.impl("split_dw_cat_shuffle_backward", TORCH_BOX(&split_dw_cat_shuffle_backward<Backend>));
 }
 
 }  // namespace snv2::binding

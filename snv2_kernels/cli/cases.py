@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import snv2_kernels as snv2
 from snv2_kernels.backends import DEVICES
 from snv2_kernels.cli.common import DTYPES, FORMATS, WIDTHS
+from snv2_kernels.cli.rule import EAGER_FACTOR
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Case", "all_cases"]
 
 Shape = tuple[int, int, int, int]
+Results = Tensor | tuple[Tensor, ...]
 
 # The first shape of each list is one that a network has, the second an odd one: --quick runs
 # these two.
@@ -78,26 +81,30 @@ _EMULATED_SIZES = [(64, 64), (33, 45)]  # the emulator takes thousands of times 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison; ``run`` gives our result, eager PyTorch's and the exact one."""
+    """One comparison; ``run`` gives our result, eager PyTorch's and the exact one, each a tensor or
+    several."""
 
     name: str
-    kind: str  # "op", "unit" or "network": says which bound holds
+    kind: str  # "op", "gradient", "unit" or "network": says which bound holds
     dtype: str
     memory_format: str
-    run: Callable[[], tuple[Tensor, Tensor, Tensor]]
+    run: Callable[[], tuple[Results, Results, Results]]
 
     def errors(self) -> tuple[float, float]:
-        """Errors of our result and of eager PyTorch's.
+        """Errors of our result and of eager PyTorch's; of several, those of the worst one.
 
         Raises:
             TypeError: if our result has another dtype than the input.
             ValueError: if it has the wrong shape.
         """
         with torch.no_grad():
-            ours, eager, exact = self.run()
-        if ours.dtype != DTYPES[self.dtype]:
-            raise TypeError(f"the result is {ours.dtype}")
-        return max_error(ours, exact), max_error(eager, exact)
+            ours, eager, exact = (r if isinstance(r, tuple) else (r,) for r in self.run())
+        errors = []
+        for a, b, c in zip(ours, eager, exact, strict=True):
+            if a.dtype != DTYPES[self.dtype]:
+                raise TypeError(f"the result is {a.dtype}")
+            errors.append((max_error(a, c), max_error(b, c)))
+        return max(errors, key=lambda e: (math.isnan(e[0]), e[0] - EAGER_FACTOR * e[1]))
 
 
 def all_cases(backend: str, quick: bool) -> list[Case]:
@@ -114,10 +121,13 @@ def _op_cases(backend: str, quick: bool) -> Iterator[Case]:
     for op, options, shapes in _OPS:
         suffix = f" stride {options['stride']}" if options else ""
         for shape, (dtype, fmt) in itertools.product(shapes[: 2 if quick else None], _variants()):
-            run = functools.partial(
-                _run_op, backend, op, options, _input(backend, shape, DTYPES[dtype], FORMATS[fmt])
-            )
-            yield Case(f"{op}{suffix} {_text(shape)}", "op", dtype, fmt, run)
+            x = _input(backend, shape, DTYPES[dtype], FORMATS[fmt])
+            for name, kind, function in (
+                (op, "op", _run_op),
+                (f"{op}_backward", "gradient", _run_backward),
+            ):
+                run = functools.partial(function, backend, op, options, x)
+                yield Case(f"{name}{suffix} {_text(shape)}", kind, dtype, fmt, run)
 
 
 def _unit_cases(backend: str, quick: bool) -> Iterator[Case]:
@@ -187,6 +197,27 @@ def _run_op(
     exact = function(*(t.double() for t in arguments), **options, backend="reference")
     eager = function(*arguments, **options, backend="reference")
     return function(*arguments, **options, backend=backend), eager, exact
+
+
+@torch.enable_grad()
+def _run_backward(
+    backend: str, op: str, options: dict[str, int], x: Tensor
+) -> tuple[Results, Results, Results]:
+    """All gradients of an op, of a sum of its result with random weights."""
+    arguments = [t.to(x.dtype) for t in _op_arguments(op, x)]
+
+    def gradients(name: str, dtype: torch.dtype) -> Results:
+        inputs = [t.detach().to(dtype).requires_grad_() for t in arguments]
+        out = getattr(snv2.ops, op)(*inputs, **options, backend=name)
+        n, c, h, w = out.shape
+        weights = _input(backend, (n, c, h, w), x.dtype, torch.contiguous_format)
+        return torch.autograd.grad(out, inputs, weights.to(dtype))
+
+    return (
+        gradients(backend, x.dtype),
+        gradients("reference", x.dtype),
+        gradients("reference", torch.float64),
+    )
 
 
 def _run_module(

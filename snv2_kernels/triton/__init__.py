@@ -1,7 +1,7 @@
 """The Triton kernels. Importing this package takes Triton and defines ``torch.ops.snv2_triton``;
 :mod:`snv2_kernels.ops` does so when the backend is first used."""
 
-from snv2_kernels.triton import network
+from snv2_kernels.triton import backward, network  # noqa: F401  # they define their ops
 from snv2_kernels.triton.ops import INTERPRETED
 from snv2_kernels.triton.tiles import ProductTile, Tile, use_tile
 from snv2_kernels.triton.tuning import autotune, load_tiles, save_tiles

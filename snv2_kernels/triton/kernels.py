@@ -32,6 +32,17 @@ def _tile(pixels, channels, BP: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
+def _tap(p_x, i: tl.constexpr, o_h, o_w, m_p, m_c, height, width, x_p):
+    """The inputs at tap ``i``, zero where there are none, and where there are."""
+    b_h = o_h + (i // 3 - 1)
+    b_w = o_w + (i % 3 - 1)
+    m_tap = m_p & (b_h >= 0) & (b_h < height) & (b_w >= 0) & (b_w < width)
+    m_x = m_tap[:, None] & m_c[None, :]
+    p_tap = p_x + ((i // 3 - 1) * width + (i % 3 - 1)) * x_p
+    return tl.load(p_tap, mask=m_x, other=0.0).to(tl.float32), m_x
+
+
+@triton.jit
 def _depthwise(
     p_x,  # [BP, BC], the tap in the middle
     weight,  # [C, 9]
@@ -49,11 +60,7 @@ def _depthwise(
 ):
     b_y = tl.zeros(p_x.shape, tl.float32)  # [BP, BC]
     for i in tl.static_range(9):
-        b_h = o_h + (i // 3 - 1)
-        b_w = o_w + (i % 3 - 1)
-        m_tap = m_p & (b_h >= 0) & (b_h < height) & (b_w >= 0) & (b_w < width)
-        p_tap = p_x + ((i // 3 - 1) * width + (i % 3 - 1)) * x_p
-        b_x = tl.load(p_tap, mask=m_tap[:, None] & m_c[None, :], other=0.0).to(tl.float32)
+        b_x, _ = _tap(p_x, i, o_h, o_w, m_p, m_c, height, width, x_p)
         b_y += b_x * tl.load(weight + o_c * 9 + i, mask=m_c, other=0.0)[None, :]
     b_scale = tl.load(scale + o_c, mask=m_c, other=0.0)
     b_shift = tl.load(shift + o_c, mask=m_c, other=0.0)

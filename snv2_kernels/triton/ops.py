@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from snv2_kernels.ops import KERNEL_DTYPES, _empty_map, _format, register_python_parts
+from snv2_kernels.ops import KERNEL_DTYPES, _empty_map, _format
 from snv2_kernels.triton import kernels
 from snv2_kernels.triton.tiles import Tile, choose_tile, map_tiles
 from snv2_kernels.triton.tuning import tile_for
@@ -49,7 +49,7 @@ def check_pixels(x: Tensor) -> None:
     check(x.shape[2] > 0 and x.shape[3] > 0, "x must have at least one pixel")
 
 
-def _check_parameters(x: Tensor, channels: int, **parameters: Tensor) -> None:
+def check_parameters(x: Tensor, channels: int, **parameters: Tensor) -> None:
     for name, t in parameters.items():
         check(
             t.dtype == torch.float32 and t.is_contiguous() and t.device == x.device,
@@ -136,7 +136,7 @@ def dw_conv3x3(
     check_pixels(x)
     check(stride in (1, 2), f"stride must be 1 or 2, got {stride}")
     _, c, h, w = x.shape
-    _check_parameters(x, c, weight=weight, scale=scale, shift=shift)
+    check_parameters(x, c, weight=weight, scale=scale, shift=shift)
     y = _empty_map(x, c, (h - 1) // stride + 1, (w - 1) // stride + 1)
     x, x_strides = planar(x)
     _launch(
@@ -152,7 +152,7 @@ def split_dw_cat_shuffle(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor
     check_pixels(x)
     _, c, h, w = x.shape
     check(c % 2 == 0, f"x must have an even number of channels, got {c}")
-    _check_parameters(x, c // 2, weight=weight, scale=scale, shift=shift)
+    check_parameters(x, c // 2, weight=weight, scale=scale, shift=shift)
     y = _empty_map(x, c, h, w)
     x, x_strides = planar(x)
     _launch(
@@ -163,7 +163,7 @@ def split_dw_cat_shuffle(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor
     return y
 
 
-def define(function: Callable[..., Tensor | None], mutates: tuple[str, ...] = ()) -> None:
+def define(function: Callable[..., Any], mutates: tuple[str, ...] = ()) -> None:
     """An op of the function's name and signature."""
     decorator: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
     decorator(f"snv2_triton::{function.__name__}", function, mutates_args=mutates)
@@ -171,4 +171,3 @@ def define(function: Callable[..., Tensor | None], mutates: tuple[str, ...] = ()
 
 for _function in (cat_shuffle, dw_conv3x3, split_dw_cat_shuffle):
     define(_function)
-register_python_parts("snv2_triton")

@@ -39,6 +39,30 @@ SNV2_API void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const Feat
 SNV2_API void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw,
                                    const FeatureMap& out, const ParallelFor& parallel_for);
 
+// Gradients. The maps are dense and of one layout and dtype; the parameters' gradients are summed
+// in an order that depends on shapes alone. A NaN or an infinity in grad or x reaches what the
+// formula multiplies it with, as in PyTorch, but ReLU passes no gradient where its input is not
+// above zero.
+
+// grad_a[:, i] = grad[:, 2i]; grad_b[:, i] = grad[:, 2i + 1]
+SNV2_API void cat_shuffle_backward(const FeatureMap& grad, const FeatureMap& grad_a,
+                                   const FeatureMap& grad_b, const ParallelFor& parallel_for);
+
+// Floats of workspace that the two functions below need for a convolution of `channels` on x.
+SNV2_API int64_t depthwise_backward_workspace(const FeatureMap& x, int64_t channels);
+
+// Of dw_conv3x3(x, dw), from the gradient of its result.
+SNV2_API void dw_conv3x3_backward(const FeatureMap& grad, const FeatureMap& x,
+                                  const Depthwise3x3& dw, const FeatureMap& grad_x,
+                                  const Depthwise3x3Gradients& grads, float* workspace,
+                                  const ParallelFor& parallel_for);
+
+// Of split_dw_cat_shuffle(x, dw), from the gradient of its result.
+SNV2_API void split_dw_cat_shuffle_backward(const FeatureMap& grad, const FeatureMap& x,
+                                            const Depthwise3x3& dw, const FeatureMap& grad_x,
+                                            const Depthwise3x3Gradients& grads, float* workspace,
+                                            const ParallelFor& parallel_for);
+
 // Bytes run_network needs for this input with this many threads.
 SNV2_API int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height, int64_t width,
                                  int64_t threads);

@@ -31,6 +31,19 @@ SNV2_API void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const Feat
 SNV2_API void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw,
                                    const FeatureMap& out, Stream stream);
 
+// Gradients; csrc/include/snv2/cpu.h says of what. Those with parameters are two kernels.
+SNV2_API void cat_shuffle_backward(const FeatureMap& grad, const FeatureMap& grad_a,
+                                   const FeatureMap& grad_b, Stream stream);
+SNV2_API int64_t depthwise_backward_workspace(const FeatureMap& x, int64_t channels);
+SNV2_API void dw_conv3x3_backward(const FeatureMap& grad, const FeatureMap& x,
+                                  const Depthwise3x3& dw, const FeatureMap& grad_x,
+                                  const Depthwise3x3Gradients& grads, float* workspace,
+                                  Stream stream);
+SNV2_API void split_dw_cat_shuffle_backward(const FeatureMap& grad, const FeatureMap& x,
+                                            const Depthwise3x3& dw, const FeatureMap& grad_x,
+                                            const Depthwise3x3Gradients& grads, float* workspace,
+                                            Stream stream);
+
 // Networks ---------------------------------------------------------------------------------
 
 // Choices that are made by rule where they are 0 or cannot be had, for tuning.

@@ -44,6 +44,18 @@ struct Depthwise3x3 {
   bool relu;
 };
 
+// Gradients of a Depthwise3x3's parameters: what is written.
+struct Depthwise3x3Gradients {
+  float* weight;  // [C, 3, 3]
+  float* scale;   // [C]
+  float* shift;   // [C]
+};
+
+// What they are made of, for each channel: the sums over all pixels of gradient x input at each
+// tap, and of the gradient, both where the ReLU let it through. With the sums at the taps s,
+//   weight = scale s,  scale = sum of weight s,  shift = the last sum.
+inline constexpr int64_t kDepthwiseSums = 10;
+
 // The caller's thread pool; the library owns no threads. `run` calls body(arg, i) once for
 // each i in [0, count), in any order, on any threads, and returns when all calls have.
 struct ParallelFor {
