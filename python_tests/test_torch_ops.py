@@ -82,17 +82,6 @@ def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format, namespa
         torch.library.opcheck(op.default, args)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["unit-s1", "unit-s2"])
-def test_opcheck_of_triton_units(kind: str, dtype: torch.dtype) -> None:
-    with running_on("triton"):
-        model, x = plain_and_input(kind)
-        unit = snv2.fuse(model)
-        weights = unit._pack("triton", dtype, x.device)
-        x = x[:1, :, :4, :5].to(dtype)
-        torch.library.opcheck(operators("triton").unit.default, (x, *weights.arguments))
-
-
 def test_opcheck_of_conformance() -> None:
     cases = _native.conformance_cases()
     for index in (0, len(cases) // 2, len(cases) - 1):
