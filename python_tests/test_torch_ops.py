@@ -97,6 +97,13 @@ def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format, namespa
         torch.library.opcheck(op.default, args)
 
 
+def test_opcheck_of_conformance() -> None:
+    cases = _native.conformance_cases()
+    for index in (0, len(cases) // 2, len(cases) - 1):
+        words = torch.zeros(cases[index][1], dtype=torch.int32)
+        torch.library.opcheck(torch.ops.snv2_emulated.conformance.default, (words, index))
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("view", VIEWS)
 def test_fake_results_of_views_have_the_strides_of_real_ones(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snv2_kernels import _native
 from snv2_kernels.backends import resolve
 from snv2_kernels.models import channel_shuffle
 
@@ -361,6 +362,11 @@ def _gpu_network_out_fake(
     return None
 
 
+def _conformance_fake(words: Tensor, index: int) -> Tensor:
+    _, _, out_words = _native.conformance_cases()[index]
+    return words.new_empty(out_words)
+
+
 # Gradients ------------------------------------------------------------------------------------
 
 
@@ -448,3 +454,4 @@ for _namespace in ("snv2", "snv2_emulated"):
     torch.library.register_fake(f"{_namespace}::gpu_network", _gpu_network_fake)
     torch.library.register_fake(f"{_namespace}::gpu_network_out", _gpu_network_out_fake)
     torch.library.register_autograd(f"{_namespace}::gpu_network", _no_gradient)
+torch.library.register_fake("snv2_emulated::conformance", _conformance_fake)

@@ -104,14 +104,14 @@ class Backward {
     for (int64_t i = 0; i < kStep; ++i) to[i] = to[pitch_ - kStep + i] = 0.0f;
     to += kStep;
     if (spread > 1) std::fill_n(to, pitch_ - 2 * kStep, 0.0f);
-    if (kStep == 1 && spread == 1) return read_floats(from, 1, map.width, to);
+    if (kStep == 1 && spread == 1) return read_elements(from, 1, map.width, to);
     for (int64_t p = 0; p < map.width; ++p) {
       const T* pixel = from + p * map.pixel_stride();
       float* lanes = to + p * spread * kStep;
       if (channels_ == kPanel) {
-        read_floats(pixel, every, kPanel, lanes);
+        read_elements(pixel, every, kPanel, lanes);
       } else {
-        read_floats(pixel, every, channels_, lanes);
+        read_elements(pixel, every, channels_, lanes);
         std::fill(lanes + channels_, lanes + kStep, 0.0f);
       }
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -73,15 +74,17 @@ def function_name(node: Any) -> str:
     """``"cat"`` for torch.cat, Tensor's methods and aten's operators alike; empty for others."""
     if not isinstance(node, Node) or node.op not in ("call_function", "call_method"):
         return ""
-    if isinstance(node.target, str):
-        return node.target
-    if isinstance(node.target, torch._ops.OpOverload):
-        return (
-            node.target._schema.name.rpartition("::")[2] if node.target.namespace == "aten" else ""
-        )
-    if node.target is torch.nn.functional.max_pool2d:  # a function that chooses another
+    target = node.target
+    if isinstance(target, str):
+        return target
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, _, name = target._schema.name.partition("::")
+        return name if namespace == "aten" else ""
+    if target is F.max_pool2d:  # a function that chooses another
         return "max_pool2d"
-    return str(getattr(node.target, "__name__", ""))
+    name = getattr(target, "__name__", "")
+    known = (torch, F, torch._C._nn, operator)
+    return name if any(getattr(space, name, None) is target for space in known) else ""
 
 
 def origins_of(node: Node) -> Value | None:

@@ -212,12 +212,8 @@ def _layer(node: Node) -> Layer | None:
 def _kind(given: dict[str, Any], weight: Tensor) -> str | None:
     """pw, dw or stem, for those that the kernels compute."""
     outputs, depth, *window = weight.shape
-    kernel, stride, groups, padding = (
-        _all(window),
-        _all(given["stride"]),
-        given["groups"],
-        given["padding"],
-    )
+    kernel, stride = _all(window), _all(given["stride"])
+    groups, padding = given["groups"], given["padding"]
     if padding == "same" and stride == 1 and kernel in (1, 3):
         padding = kernel // 2
     if _all(given["dilation"]) != 1 or (kernel, _all(padding)) not in ((1, 0), (3, 1)):
