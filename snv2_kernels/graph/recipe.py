@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.packing.common import Builder, ConvBn
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ def read_channels(text: str) -> list[int]:
 # Writing --------------------------------------------------------------------------------------
 
 
-@torch.compiler.assume_constant_result
+@constant_to_dynamo
 def _write(*steps: tuple[Any, ...]) -> str:
     return json.dumps(steps, separators=(",", ":"))
 
 
-@torch.compiler.assume_constant_result
+@constant_to_dynamo
 def _written(channels: Sequence[int]) -> str:
     return write_channels(list(channels))
 

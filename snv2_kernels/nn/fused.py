@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from snv2_kernels.backends import DEVICES, resolve, use_backend
+from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.nn.watch import Watch, forget, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 
@@ -30,6 +31,9 @@ class Weights:
 
     def __init__(self) -> None:
         self._made: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._made)
 
     def get(
         self, module: FusedModule, backend: str, dtype: torch.dtype, device: torch.device
@@ -164,7 +168,7 @@ def _outside_kernels(x: Any) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # Dynamo guards both levels by itself
+@constant_to_dynamo  # Dynamo guards both levels by itself
 def _inside_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
