@@ -1,0 +1,434 @@
+// Plans of the CPU backend against loops in double.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "cpu_testing.h"
+
+namespace {
+
+using snv2::Step;
+using snv2::StepKind;
+
+// Two numbers that bfloat16 has, the first in the lower half.
+float pair_of(float first, float second) {
+  uint32_t bits[2];
+  std::memcpy(&bits[0], &first, 4), std::memcpy(&bits[1], &second, 4);
+  CHECK((bits[0] | bits[1]) << 16 == 0);
+  const uint32_t word = bits[0] >> 16 | bits[1];
+  float pair;
+  std::memcpy(&pair, &word, 4);
+  return pair;
+}
+
+// A plan as the packing code makes it: import, a stride-2 unit, two stride-1 units, export.
+struct Packer {
+  DType element;
+  std::vector<int64_t> tables;
+  std::vector<float> weights;
+  std::vector<Step> steps;
+
+  int64_t planes() const { return snv2::planes_in_word(element); }
+
+  int64_t add_table(const std::vector<int64_t>& entries) {
+    tables.insert(tables.end(), entries.begin(), entries.end());
+    return static_cast<int64_t>(tables.size() - entries.size());
+  }
+  int64_t add_weights(const std::vector<float>& w, const std::vector<float>& bias) {
+    const int64_t outputs = static_cast<int64_t>(bias.size());
+    const int64_t depth = static_cast<int64_t>(w.size()) / outputs;
+    const int64_t offset = static_cast<int64_t>(weights.size());
+    weights.resize(weights.size() + static_cast<size_t>(snv2::packed_floats(outputs, depth)));
+    for (int64_t o = 0; o < outputs; ++o) {
+      float* panel = &weights[offset + (o / 16) * (depth + 1) * 16 + o % 16];
+      panel[0] = bias[o];
+      for (int64_t k = 0; k < depth; ++k) panel[(k + 1) * 16] = w[o * depth + k];
+    }
+    return offset;
+  }
+  // A matrix whose column k is that of plane columns[k].
+  int64_t add_product(const std::vector<float>& w, const std::vector<float>& bias,
+                      const std::vector<int64_t>& columns) {
+    const int64_t outputs = static_cast<int64_t>(bias.size());
+    const int64_t depth = static_cast<int64_t>(columns.size());
+    std::vector<float> words;
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int64_t k = 0; k < depth; k += planes()) {
+        const float* const row = &w[o * depth];
+        words.push_back(planes() == 1 ? row[columns[k]]
+                                      : pair_of(row[columns[k]], row[columns[k + 1]]));
+      }
+    return add_weights(words, bias);
+  }
+  // The words of a map's planes and, in their order, which of the given planes is in each.
+  std::vector<int64_t> gather(const std::vector<int64_t>& given, std::vector<int64_t>& columns) {
+    std::vector<int64_t> words;
+    columns.clear();
+    for (const int64_t plane : given) {
+      if (plane % planes() != 0) continue;
+      words.push_back(plane);
+      for (int64_t i = 0; i < planes(); ++i) {
+        const auto found = std::find(given.begin(), given.end(), plane + i);
+        CHECK(found != given.end(), "half a word is read");
+        columns.push_back(found - given.begin());
+      }
+    }
+    return words;
+  }
+  std::vector<int64_t> words(int64_t in, int64_t out, int64_t halvings) const {
+    std::vector<int64_t> result = {snv2::kPlanMagic,
+                                   static_cast<int64_t>(steps.size()),
+                                   in,
+                                   out,
+                                   halvings,
+                                   0,
+                                   static_cast<int64_t>(element)};
+    const auto* raw = reinterpret_cast<const int64_t*>(steps.data());
+    result.insert(result.end(), raw, raw + steps.size() * snv2::kStepWords);
+    result.insert(result.end(), tables.begin(), tables.end());
+    return result;
+  }
+};
+
+using Values = std::vector<double>;  // [C][H][W]
+
+Values pw(const Values& x, const std::vector<float>& w, const std::vector<float>& bias,
+          int64_t pixels) {
+  const int64_t outputs = static_cast<int64_t>(bias.size());
+  const int64_t depth = static_cast<int64_t>(w.size()) / outputs;
+  Values y(outputs * pixels);
+  for (int64_t o = 0; o < outputs; ++o)
+    for (int64_t p = 0; p < pixels; ++p) {
+      double sum = bias[o];
+      for (int64_t k = 0; k < depth; ++k) sum += x[k * pixels + p] * w[o * depth + k];
+      y[o * pixels + p] = std::max(sum, 0.0);
+    }
+  return y;
+}
+
+Values dw(const Values& x, const std::vector<float>& w, const std::vector<float>& bias, int64_t h,
+          int64_t width, int64_t stride) {
+  const int64_t oh = snv2::conv3x3_extent(h, stride), ow = snv2::conv3x3_extent(width, stride);
+  Values y;
+  for (size_t c = 0; c < bias.size(); ++c)
+    for (int64_t p = 0; p < oh * ow; ++p) {
+      double sum = bias[c];
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        const int64_t yy = p / ow * stride + tap / 3 - 1, xx = p % ow * stride + tap % 3 - 1;
+        if (yy >= 0 && xx >= 0 && yy < h && xx < width) {
+          sum += x[(c * h + yy) * width + xx] * w[c * 9 + tap];
+        }
+      }
+      y.push_back(sum);
+    }
+  return y;
+}
+
+// Two entries of +-1/2 in each row, so that a unit's results have at most two bits more than its
+// input.
+std::vector<float> few_bits(int64_t rows, int64_t columns) {
+  std::vector<float> weights(static_cast<size_t>(rows * columns));
+  for (int64_t row = 0; row < rows; ++row)
+    for (int i = 0; i < 2; ++i) {
+      weights[row * columns + static_cast<int64_t>(generator() % columns)] =
+          generator() % 2 ? 0.5f : -0.5f;
+    }
+  return weights;
+}
+
+// One tap of +-1 in each.
+std::vector<float> one_tap(int64_t channels) {
+  std::vector<float> weights(static_cast<size_t>(channels * 9));
+  for (int64_t c = 0; c < channels; ++c) {
+    weights[c * 9 + static_cast<int64_t>(generator() % 9)] = generator() % 2 ? 1.0f : -1.0f;
+  }
+  return weights;
+}
+
+std::vector<float> halves(int64_t count) {
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = 0.5f * (static_cast<float>(generator() % 3) - 1.0f);
+  return values;
+}
+
+// Of bfloat16 with numbers that it has, sums included: c must be a multiple of 8 then, in even.
+struct Stage {
+  Packer packer;
+  int64_t channels;  // in and out
+  Values expected(const std::vector<float>& x, int64_t h, int64_t w) const;
+
+  struct Unit {
+    std::vector<float> w1, b1, wd, bd, w2, b2, pd, pbd, pw, pb;
+  };
+  std::vector<Unit> units;
+
+  explicit Stage(int64_t in, int64_t c, DType element = DType::kFloat32)
+      : packer{element, {}, {}, {}}, channels(2 * c) {
+    const bool exact = element == DType::kBFloat16;
+    const auto matrix = [&](int64_t rows, int64_t columns) {
+      return exact ? few_bits(rows, columns) : random(rows * columns, 0.2f);
+    };
+    const auto bias = [&](int64_t count) { return exact ? halves(count) : random(count); };
+    const auto taps = [&](int64_t count) {
+      return exact ? one_tap(count) : random(count * 9, 0.3f);
+    };
+    const auto zeros_if_exact = [&](int64_t count) {
+      return exact ? std::vector<float>(static_cast<size_t>(count)) : random(count);
+    };
+    const auto range = [](int64_t first, int64_t count) {
+      std::vector<int64_t> entries;
+      for (int64_t i = 0; i < count; ++i) entries.push_back(first + i);
+      return entries;
+    };
+    const int64_t panels = snv2::panels_of(c);
+    Step import{};
+    import.kind = StepKind::kImport;
+    import.new_buffer = 1, import.buffer_panels = snv2::panels_of(in);
+    import.in_channels = import.out_channels = in;
+    import.in_table = packer.add_table(range(0, in));
+    packer.steps.push_back(import);
+    std::vector<int64_t> table = range(0, in);
+    for (int i = 0; i < 3; ++i) {
+      const int64_t k = i == 0 ? in : c;
+      Unit u{matrix(c, k), bias(c), taps(c), zeros_if_exact(c), matrix(c, c), bias(c), {},
+             {},           {},      {}};
+      Step step{};
+      step.kind = StepKind::kUnit;
+      step.stride = i == 0 ? 2 : 1;
+      const std::vector<int64_t> main(i == 0 ? table.begin() : table.begin() + c, table.end());
+      std::vector<int64_t> columns;
+      step.in_table = packer.add_table(packer.gather(main, columns));
+      step.in_channels = k / packer.planes();
+      step.mid_channels = step.out_channels = c;
+      step.pw1_weights = packer.add_product(u.w1, u.b1, columns);
+      step.dw_weights = packer.add_weights(u.wd, u.bd);
+      step.pw2_weights = packer.add_product(u.w2, u.b2, range(0, c));
+      std::vector<int64_t> first(table.begin(), table.begin() + (i == 0 ? 0 : c));
+      if (i == 0) {
+        step.new_buffer = 1, step.buffer_panels = 4 * panels;
+        u.pd = taps(in), u.pbd = zeros_if_exact(in);
+        u.pw = matrix(c, in), u.pb = bias(c);
+        step.proj_panels = snv2::panels_of(in), step.proj_channels = c;
+        step.proj_depth = in / packer.planes();
+        step.proj_panel_table = packer.add_table(range(0, step.proj_panels));
+        step.proj_table = packer.add_table(packer.gather(range(0, in), columns));
+        auto spread = u.pd, shift = u.pbd;
+        spread.resize(step.proj_panels * 16 * 9), shift.resize(step.proj_panels * 16);
+        step.proj_dw_weights = packer.add_weights(spread, shift);
+        step.proj_pw_weights = packer.add_product(u.pw, u.pb, columns);
+        first = range(0, c);
+      }
+      step.out_panel = (i + 1) * panels;
+      packer.steps.push_back(step);
+      table.clear();
+      for (int64_t j = 0; j < c; ++j) {
+        table.push_back(first[j]);
+        table.push_back(step.out_panel * 16 + j);
+      }
+      units.push_back(u);
+    }
+    Step leave{};
+    leave.kind = StepKind::kExport;
+    leave.in_channels = leave.out_channels = 2 * c;
+    leave.in_table = packer.add_table(table);
+    packer.steps.push_back(leave);
+  }
+};
+
+Values Stage::expected(const std::vector<float>& x, int64_t h, int64_t w) const {
+  Values map(x.begin(), x.end());
+  for (size_t i = 0; i < units.size(); ++i) {
+    const Unit& u = units[i];
+    const int64_t stride = i == 0 ? 2 : 1;
+    const int64_t oh = snv2::conv3x3_extent(h, stride), ow = snv2::conv3x3_extent(w, stride);
+    const size_t half = i == 0 ? 0 : map.size() / 2;
+    const Values main(map.begin() + half, map.end());
+    const Values b =
+        pw(dw(pw(main, u.w1, u.b1, h * w), u.wd, u.bd, h, w, stride), u.w2, u.b2, oh * ow);
+    const Values a = i == 0 ? pw(dw(map, u.pd, u.pbd, h, w, 2), u.pw, u.pb, oh * ow)
+                            : Values(map.begin(), map.begin() + half);
+    map.clear();
+    for (int64_t c = 0; c < channels / 2; ++c) {
+      for (const Values* from : {&a, &b}) {
+        map.insert(map.end(), from->begin() + c * oh * ow, from->begin() + (c + 1) * oh * ow);
+      }
+    }
+    h = oh, w = ow;
+  }
+  return map;
+}
+
+TEST(stage_matches_loops_for_any_number_of_threads) {
+  struct Case {
+    int64_t in, c, n, h, w;
+  };
+  for (const Case& s : {Case{24, 58, 1, 17, 20},
+                        {20, 29, 5, 7, 7},
+                        {3, 116, 2, 14, 13},
+                        {5, 3, 1, 1, 1},
+                        {16, 40, 1, 2, 1}}) {
+    const Stage stage(s.in, s.c);
+    const auto words = stage.packer.words(s.in, 2 * s.c, 1);
+    const snv2::Plan plan(words.data(), static_cast<int64_t>(words.size()),
+                          static_cast<int64_t>(stage.packer.weights.size()));
+    Map x(s.n, s.in, s.h, s.w, Layout::kContiguous);
+    x.randomize();
+    const int64_t image = s.in * s.h * s.w;
+    std::vector<Values> expected;
+    for (int64_t n = 0; n < s.n; ++n) {
+      expected.push_back(stage.expected(
+          {x.values.begin() + n * image, x.values.begin() + (n + 1) * image}, s.h, s.w));
+    }
+    on_each_isa([&](const char* isa) {
+      for (const int64_t threads : {1, 2, 3, 8}) {
+        const int64_t bytes = snv2::cpu::workspace_bytes(plan, s.n, s.h, s.w, threads);
+        std::vector<float> memory(static_cast<size_t>(bytes / 4), kNan);
+        Map y(s.n, 2 * s.c, (s.h + 1) / 2, (s.w + 1) / 2, Layout::kContiguous);
+        for (const auto pool : {std_threads, one_thread, late_threads}) {
+          std::fill(memory.begin(), memory.end(), kNan);
+          Map y(s.n, 2 * s.c, (s.h + 1) / 2, (s.w + 1) / 2, Layout::kContiguous);
+          snv2::cpu::run_network(plan, stage.packer.weights.data(), x.map, y.map, memory.data(),
+                                 bytes, pool(threads));
+          for (int64_t n = 0; n < s.n; ++n)
+            for (size_t i = 0; i < expected[n].size(); ++i) {
+              const double want = expected[n][i];
+              CHECK(close(y.values[n * expected[n].size() + i], want, 10 + std::abs(want)),
+                    "%s, %d threads", isa, static_cast<int>(threads));
+            }
+        }
+        CHECK_THROWS(snv2::cpu::run_network(plan, stage.packer.weights.data(), x.map, y.map,
+                                            memory.data(), bytes - 64, std_threads(threads)));
+      }
+    });
+  }
+}
+
+// All numbers on the way have few bits, so that nothing is rounded and the results are equal.
+TEST(bfloat16_stage_equals_loops_for_any_number_of_threads) {
+  struct Case {
+    int64_t in, c, n, h, w;
+  };
+  for (const Case& s : {Case{24, 56, 1, 17, 20},
+                        {20, 40, 5, 7, 7},
+                        {2, 104, 2, 14, 13},
+                        {6, 8, 1, 1, 1},
+                        {16, 64, 3, 2, 1},
+                        {34, 24, 1, 5, 31}}) {
+    const Stage stage(s.in, s.c, DType::kBFloat16);
+    const auto words = stage.packer.words(s.in, 2 * s.c, 1);
+    const snv2::Plan plan(words.data(), static_cast<int64_t>(words.size()),
+                          static_cast<int64_t>(stage.packer.weights.size()));
+    const int64_t image = s.in * s.h * s.w;
+    const std::vector<float> input = halves(s.n * image);
+    std::vector<uint16_t> x, y(s.n * 2 * s.c * ((s.h + 1) / 2) * ((s.w + 1) / 2));
+    for (const float value : input) {
+      const float pair = pair_of(0, value);
+      uint32_t bits;
+      std::memcpy(&bits, &pair, 4);
+      x.push_back(static_cast<uint16_t>(bits >> 16));
+    }
+    const FeatureMap x_map{x.data(), DType::kBFloat16, Layout::kContiguous, s.n, s.in, s.h, s.w};
+    const FeatureMap y_map{y.data(), DType::kBFloat16, Layout::kContiguous, s.n,
+                           2 * s.c,  (s.h + 1) / 2,    (s.w + 1) / 2};
+    on_each_isa([&](const char* isa) {
+      for (const int64_t threads : {1, 2, 3, 8}) {
+        const int64_t bytes = snv2::cpu::workspace_bytes(plan, s.n, s.h, s.w, threads);
+        std::vector<float> memory(static_cast<size_t>(bytes / 4), kNan);
+        std::fill(y.begin(), y.end(), 0x7fff);
+        const auto run = [&] {
+          snv2::cpu::run_network(plan, stage.packer.weights.data(), x_map, y_map, memory.data(),
+                                 bytes, std_threads(threads));
+        };
+        if (!snv2::cpu::has_bfloat16()) {
+          CHECK_THROWS(run());
+          continue;
+        }
+        run();
+        for (int64_t n = 0; n < s.n; ++n) {
+          const Values expected = stage.expected(
+              {input.begin() + n * image, input.begin() + (n + 1) * image}, s.h, s.w);
+          for (size_t i = 0; i < expected.size(); ++i) {
+            const uint32_t bits = uint32_t{y[n * expected.size() + i]} << 16;
+            float actual;
+            std::memcpy(&actual, &bits, 4);
+            CHECK(actual == expected[i], "%s, %d threads: %f, not %f", isa,
+                  static_cast<int>(threads), actual, expected[i]);
+          }
+        }
+      }
+    });
+  }
+}
+
+void broken_plans(DType element) {
+  const Stage stage(20, element == DType::kFloat32 ? 29 : 32, element);
+  const auto words = stage.packer.words(20, stage.channels, 1);
+  const auto weight_count = static_cast<int64_t>(stage.packer.weights.size());
+  const auto count = static_cast<int64_t>(words.size());
+  CHECK_THROWS(snv2::Plan(nullptr, 0, 0));
+  for (int64_t size = 0; size < count; ++size) {
+    CHECK_THROWS(snv2::Plan(words.data(), size, weight_count));
+  }
+  CHECK_THROWS(snv2::Plan(words.data(), count, weight_count - 1));
+  // Any one word made huge or negative is refused, unless it is one that the step does not use.
+  int accepted = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    for (const int64_t value :
+         {int64_t{-1}, int64_t{1} << 40, std::numeric_limits<int64_t>::max()}) {
+      auto broken = words;
+      broken[i] = value;
+      try {
+        const snv2::Plan plan(broken.data(), count, weight_count);
+        ++accepted;
+      } catch (const std::exception&) {
+      }
+    }
+  }
+  CHECK(accepted < 3 * (5 * snv2::kStepWords), "%d accepted", accepted);
+}
+
+TEST(broken_plans_are_refused) {
+  for (const DType element : {DType::kFloat32, DType::kBFloat16}) broken_plans(element);
+}
+
+TEST(kernel_times_are_of_the_calls_between) {
+  const Stage stage(20, 29);
+  const auto words = stage.packer.words(20, 58, 1);
+  const float* const weights = stage.packer.weights.data();
+  const snv2::Plan plan(words.data(), static_cast<int64_t>(words.size()),
+                        static_cast<int64_t>(stage.packer.weights.size()));
+  Map x(2, 20, 9, 9, Layout::kContiguous), y(2, 58, 5, 5, Layout::kContiguous);
+  x.randomize();
+  const int64_t bytes = snv2::cpu::workspace_bytes(plan, 2, 9, 9, 2);
+  std::vector<float> memory(static_cast<size_t>(bytes / 4));
+  const auto run = [&] {
+    snv2::cpu::run_network(plan, weights, x.map, y.map, memory.data(), bytes, std_threads(2));
+  };
+  on_each_isa([&](const char* isa) {
+    snv2::cpu::start_kernel_times();
+    run();
+    snv2::cpu::start_kernel_times();
+    run();
+    CHECK(std::strcmp(snv2::cpu::isa(), isa) == 0);
+    const auto times = snv2::cpu::stop_kernel_times();
+    for (const Step& step : stage.packer.steps) {
+      if (step.kind != StepKind::kUnit) continue;
+      const auto begins = [&](const snv2::cpu::KernelTime& time) {
+        return time.weights == weights + step.pw1_weights && time.calls == 2;
+      };
+      CHECK(std::count_if(times.begin(), times.end(), begins) == 1, "%s", isa);
+    }
+    for (const snv2::cpu::KernelTime& time : times) CHECK(time.nanoseconds > 0);
+    run();
+    CHECK(snv2::cpu::stop_kernel_times().empty());
+    CHECK(snv2::cpu::run_multiply_adds(1000) >= 1000);
+    if (snv2::cpu::has_bfloat16()) {
+      CHECK(snv2::cpu::run_multiply_adds(1000, DType::kBFloat16) >= 1000);
+    } else {
+      CHECK_THROWS(snv2::cpu::run_multiply_adds(1000, DType::kBFloat16));
+    }
+  });
+}
+
+}  // namespace
