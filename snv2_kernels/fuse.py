@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -60,9 +60,7 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
     return fused
 
 
-def _fused_copy(
-    model: nn.Module, verify: bool = True
-) -> tuple[nn.Module, dict[nn.Module, str]]:
+def _fused_copy(model: nn.Module, verify: bool = True) -> tuple[nn.Module, dict[nn.Module, str]]:
     """The copy, and why modules in it that hold the layers of a unit were not recognised.
 
     Parts that are fused already keep their backend.
@@ -77,7 +75,8 @@ def _fused_copy(
     copies: dict[int, nn.Module] = {}
     fused = clone_tree(model, new_class, copies)
     for key, recognition in found.items():
-        copies[key]._recognition = replace(recognition, structure=structure(copies[key]))
+        copy: Any = copies[key]
+        copy._recognition = replace(recognition, structure=structure(copy))
     for module in fused.modules():
         if isinstance(module, FusedModule):
             module._shares_parameters = True
@@ -170,9 +169,9 @@ def explain(model: nn.Module) -> Explanation:
         owner = _owner(fused, name)
         if owner not in seen:
             seen.add(owner)
-            module = fused.get_submodule(owner)
-            reason = reasons.get(module, "not recognised as a ShuffleNet V2 unit")
-            parts.append(Part(owner, type(module).__name__, reason))
+            part = fused.get_submodule(owner)
+            reason = reasons.get(part, "not recognised as a ShuffleNet V2 unit")
+            parts.append(Part(owner, type(part).__name__, reason))
     return Explanation(tuple(parts))
 
 

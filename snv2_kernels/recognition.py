@@ -19,9 +19,17 @@ from snv2_kernels.graph.record import Recording, plain_copy, record
 from snv2_kernels.nn.fused import FusedModule, Unsupported
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.packing import Builder
-from snv2_kernels.testing import max_error, randomize_
+from snv2_kernels.testing import max_error
 
-__all__ = ["Recognition", "Recognized", "find", "holds_unit", "is_depthwise", "recognized_class", "structure"]
+__all__ = [
+    "Recognition",
+    "Recognized",
+    "find",
+    "holds_unit",
+    "is_depthwise",
+    "recognized_class",
+    "structure",
+]
 
 _CHECKED_SIZE = (2, 9, 7)  # batch, height, width
 _LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
@@ -188,29 +196,32 @@ def _describe(module: nn.Module, run: Run, channels: int) -> Recognition:
 
 
 def _verify(module: nn.Module, recognition: Recognition) -> None:
-    copied = plain_copy(module, _own_float64)
-    randomize_(copied)
-    n, h, w = _CHECKED_SIZE
-    shape = (n, recognition.in_channels, h, w)
+    """Raise unless the recipe computes what the module does, on copies with random numbers: the
+    module's own may be zeros, which hide an error."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+    def random(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
+        if t.dim() > 1:
+            return normal(*t.shape) * (2 / max(t[0].numel(), 1)) ** 0.5
+        return 0.5 + normal(*t.shape).abs()  # a variance is positive
+
+    copied = plain_copy(module, random)
+    n, h, w = _CHECKED_SIZE
+    x = normal(n, recognition.in_channels, h, w)
     with torch.no_grad(), torch.device("cpu"):
         try:
             expected = copied(x.clone())
             actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
-            error = max_error(actual, expected)
+            off = max_error(actual, expected)
         except Exception as error:  # whatever a module's code may raise
             raise _NotRecognized(f"its recognition cannot be verified: {error}") from None
-    if not error <= _LARGEST_ERROR:
-        raise _NotRecognized(f"its recognition failed verification: off by {error:.1e}")
-
-
-def _own_float64(t: Tensor) -> Tensor:
-    if not t.is_floating_point():
-        return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
-    generator = torch.Generator().manual_seed(t.numel())
-    values = torch.rand(t.shape, generator=generator, dtype=torch.float64, device="cpu")
-    return values + 0.5
+    if not off <= _LARGEST_ERROR:
+        raise _NotRecognized(f"its recognition failed verification: off by {off:.1e}")
 
 
 # The drop-in ----------------------------------------------------------------------------------
@@ -312,12 +323,12 @@ def recognized_class(
     Raises:
         _NotRecognized: if the class, or an instance's attribute, has a name that the drop-in needs.
     """
-    made: type[Recognized] = getattr(original, "_original", None) and original or _derived(original)
+    if issubclass(original, Recognized):
+        return original
     for name in _reserved():
-        if name in attributes or name in dir(original):
-            if issubclass(original, FusedModule):
-                continue
+        if name in attributes or hasattr(original, name):
             raise _NotRecognized(f"its attribute {name!r} has another meaning in a drop-in")
+    made: type[Recognized] = _derived(original)
     return made
 
 
@@ -327,7 +338,7 @@ def _reserved() -> frozenset[str]:
 
 
 @functools.cache
-def _derived(original: type[nn.Module]) -> type[Recognized]:
+def _derived(original: Any) -> Any:
     names = {"_original": original, "__module__": original.__module__}
     try:
         made = type(original.__name__, (Recognized, original), names)

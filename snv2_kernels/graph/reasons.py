@@ -58,7 +58,11 @@ def _window(node: Node) -> str | None:
         return f"depthwise {kernel[0]}x{kernel[1]}"
     if outputs != _argument(node, 6, "groups", 1):
         return "a depthwise multiplier"
-    for position, name, allowed in ((5, "dilation", (1,)), (4, "padding", (1,)), (3, "stride", (1, 2))):
+    for position, name, allowed in (
+        (5, "dilation", (1,)),
+        (4, "padding", (1,)),
+        (3, "stride", (1, 2)),
+    ):
         value = _argument(node, position, name, {"padding": 0}.get(name, 1))
         values = {*value} if isinstance(value, tuple | list) else {value}
         if not values & set(allowed) or len(values) > 1:
@@ -72,39 +76,44 @@ def _activation(node: Node | None) -> str | None:
     return None if name == "relu" else _ACTIVATIONS.get(name)
 
 
-def _users(node: Node) -> tuple[Node, list[Node]]:
-    """The end of a convolution and its batch norm, and what reads it."""
+def _users(node: Node) -> list[Node]:
+    """What reads the result of a convolution and its batch norm."""
     users = list(node.users)
     if len(users) == 1 and function_name(users[0]) == "batch_norm":
-        return users[0], list(users[0].users)
-    return node, users
+        return list(users[0].users)
+    return users
 
 
 def _after(node: Node) -> str | None:
-    _, users = _users(node)
+    users = _users(node)
     if len(users) > 1:
-        if any(function_name(user) in _POOLS for user in users):
-            return "squeeze-and-excite between dw and pw2"
-        return "the depthwise convolution's result is read more than once"
-    if not users:
+        what = "the depthwise convolution's result is read more than once"
+        return "squeeze-and-excite between dw and pw2" if _is_pooled(users) else what
+    if not users or not _is_pointwise(users[0]):
+        return _instead(users[0]) if users else None
+    users = _users(users[0])
+    activations = [a for a in map(_activation, users) if a is not None]
+    if activations:
+        return f"activation {activations[0]}"
+    if not users or any(_is_relu(user) for user in users):
         return None
-    (user,) = users
-    if not _is_pointwise(user):
-        activation = _activation(user) or ("ReLU" if "relu" in function_name(user) else None)
-        if activation is not None:
-            return f"activation {activation} after the depthwise convolution"
-        if _shape(user) is None:
-            return f"{function_name(user)} after the depthwise convolution"
-        return "no pointwise convolution after the depthwise one"
-    _, users = _users(user)
-    for last in users:
-        if (activation := _activation(last)) is not None:
-            return f"activation {activation}"
-    if users and not any(function_name(last).strip("_") == "relu" for last in users):
-        if any(function_name(last) in _POOLS for last in users):
-            return "squeeze-and-excite after pw2"
-        return f"no activation after pw2, but {function_name(users[0]) or 'the end'}"
-    return None
+    return "squeeze-and-excite after pw2" if _is_pooled(users) else "no activation after pw2"
+
+
+def _instead(node: Node) -> str:
+    """What stands where pw2 should."""
+    activation = "ReLU" if _is_relu(node) else _activation(node)
+    if activation is not None:
+        return f"activation {activation} after the depthwise convolution"
+    return f"{function_name(node)} after the depthwise convolution"
+
+
+def _is_relu(node: Node) -> bool:
+    return function_name(node).strip("_") == "relu"
+
+
+def _is_pooled(users: list[Node]) -> bool:
+    return any(function_name(user) in _POOLS for user in users)
 
 
 def _before(node: Node) -> str | None:

@@ -62,7 +62,7 @@ def record(module: nn.Module, in_channels: int) -> Recording:
         recorder = _Recorder(shapes)
         recorder.own(copied)
         n, h, w = _SIZE
-        open_sizes = StatelessSymbolicContext(
+        open_sizes: Any = StatelessSymbolicContext(
             [DimDynamic.DYNAMIC, DimDynamic.STATIC, DimDynamic.DYNAMIC, DimDynamic.DYNAMIC]
         )
         x = torch.empty(n, in_channels, h, w, device="meta")
@@ -88,9 +88,7 @@ def record(module: nn.Module, in_channels: int) -> Recording:
     return recording
 
 
-def plain_copy(
-    module: nn.Module, tensor: Callable[[Tensor], Tensor] | None = None
-) -> nn.Module:
+def plain_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
     """A copy in eval mode without hooks, on other tensors.
 
     Args:
@@ -130,8 +128,8 @@ def inner_state(module: nn.Module) -> dict[str, Any]:
 
 
 def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
-    for name in after:
-        if name not in before or before[name] is not after[name]:
+    for name, value in after.items():
+        if name not in before or before[name] is not value:
             raise Untraceable(f"its forward sets {name!r}")
 
 
@@ -201,8 +199,7 @@ class _Recorder(TorchFunctionMode):
         self._guards += len(self._shapes.guards) - guards
         if "dropout" in name and out is args[0]:
             return out
-        written = name in ("__setitem__",)
-        if not written and not _has_tensors(out):
+        if name != "__setitem__" and not _has_tensors(out):
             return out
 
         def traced(value: Any) -> Any:
