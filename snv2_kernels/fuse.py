@@ -189,5 +189,5 @@ def _owner(model: nn.Module, name: str) -> str:
         parent
         for parent in above
         if type(model.get_submodule(parent)) not in (nn.Sequential, nn.ModuleList)
-    ]
-    return next((p for p in own if holds_unit(model.get_submodule(p))), own[0] if own else "")
+    ] + [""]
+    return next((p for p in own if holds_unit(model.get_submodule(p))), own[0])

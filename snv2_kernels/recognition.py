@@ -16,7 +16,7 @@ from snv2_kernels.graph.reasons import why_no_unit
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.graph.recognize import Run, recognize, writes
 from snv2_kernels.graph.record import Recording, plain_copy, record
-from snv2_kernels.nn.fused import FusedModule, Unsupported
+from snv2_kernels.nn.fused import Unsupported
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.packing import Builder
 from snv2_kernels.testing import max_error
@@ -201,7 +201,8 @@ def _verify(module: nn.Module, recognition: Recognition) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        numbers: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        return numbers
 
     def random(t: Tensor) -> Tensor:
         if not t.is_floating_point():
@@ -213,7 +214,7 @@ def _verify(module: nn.Module, recognition: Recognition) -> None:
     copied = plain_copy(module, random)
     n, h, w = _CHECKED_SIZE
     x = normal(n, recognition.in_channels, h, w)
-    with torch.no_grad(), torch.device("cpu"):
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
         try:
             expected = copied(x.clone())
             actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
@@ -232,7 +233,10 @@ _OWN = ("_packed_state", "_backend", "_shares_parameters", "_recognition", "trai
 def structure(module: nn.Module) -> dict[str, Any]:
     """All that a forward may depend on but the numbers. Equal ones compute the same."""
     return {
-        name: (getattr(type(child), "_original", type(child)), dict(_attributes(child)))
+        name: (
+            child._original if isinstance(child, Recognized) else type(child),
+            dict(_attributes(child)),
+        )
         for name, child in module.named_modules(remove_duplicate=False)
     }
 
@@ -328,7 +332,8 @@ def recognized_class(
     for name in _reserved():
         if name in attributes or hasattr(original, name):
             raise _NotRecognized(f"its attribute {name!r} has another meaning in a drop-in")
-    made: type[Recognized] = _derived(original)
+    hashable: Any = original
+    made: type[Recognized] = _derived(hashable)
     return made
 
 

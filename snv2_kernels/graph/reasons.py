@@ -54,6 +54,8 @@ def _window(node: Node) -> str | None:
     shape = _shape(node)
     assert shape is not None
     outputs, _, *kernel = shape
+    if function_name(_argument(node, 0, "input")) == "pad":
+        return "padding apart from the depthwise convolution"
     if kernel != [3, 3]:
         return f"depthwise {kernel[0]}x{kernel[1]}"
     if outputs != _argument(node, 6, "groups", 1):
@@ -121,8 +123,6 @@ def _before(node: Node) -> str | None:
     assert isinstance(before, Node)
     if (activation := _activation(before)) is not None:
         return f"activation {activation}"
-    if function_name(before) == "pad":
-        return "padding apart from the depthwise convolution"
     if function_name(before) in ("batch_norm", "conv2d"):
         return "no activation between pw1 and dw"
     return None

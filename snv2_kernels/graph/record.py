@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import (
@@ -24,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
+from snv2_kernels.graph.recognize import writes
 from snv2_kernels.nn.fused import clone_tree
 
 __all__ = ["Recording", "Untraceable", "inner_state", "plain_copy", "record"]
@@ -57,35 +59,45 @@ def record(module: nn.Module, in_channels: int) -> Recording:
     A parameter or buffer is a get_attr node with its name as target. The module is left as it is.
     """
     shapes = ShapeEnv(duck_shape=False)
-    with FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True) as mode:
+    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+    n, h, w = _SIZE
+    real = torch.empty(n, in_channels, h, w, device="meta")
+    open_sizes: Any = StatelessSymbolicContext(
+        [DimDynamic.DYNAMIC, DimDynamic.STATIC, DimDynamic.DYNAMIC, DimDynamic.DYNAMIC]
+    )
+    sizes = mode.from_tensor(real, source=ConstantSource("x"), symbolic_context=open_sizes).shape
+    with mode:
+        x = torch.empty(sizes, device="cpu")
         copied = plain_copy(module)
-        recorder = _Recorder(shapes)
-        recorder.own(copied)
-        n, h, w = _SIZE
-        open_sizes: Any = StatelessSymbolicContext(
-            [DimDynamic.DYNAMIC, DimDynamic.STATIC, DimDynamic.DYNAMIC, DimDynamic.DYNAMIC]
-        )
-        x = torch.empty(n, in_channels, h, w, device="meta")
-        x = mode.from_tensor(x, symbolic_context=open_sizes)
-        x = torch.empty(x.shape, device="cpu")
+    recorder = _Recorder(shapes)
+    recorder.own(copied)
     recording = Recording(recorder.graph, recorder.input(x))
     for name, child in copied.named_modules():
         child.register_forward_pre_hook(_noting(recording.channels, name))
     before = inner_state(copied)
     try:
-        with torch.no_grad(), mode, recorder:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), mode, recorder:
             out = copied(x)
         _check_unchanged(before, inner_state(copied))
         recorder.check_sizes()
         recording.out = recorder.node_of(out)
         if recording.out is None:
             raise Untraceable(f"returns {type(out).__name__}, not one map")
+        _erase_unread(recording)
     except Untraceable as error:
         recording.error = str(error)
     except Exception as error:  # whatever a module's code may raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         recording.error = f"cannot be traced: {first}"
     return recording
+
+
+def _erase_unread(recording: Recording) -> None:
+    """What was only asked for its size would pass for a reader of a map."""
+    for node in reversed(recording.graph.nodes):
+        kept = node in (recording.source, recording.out) or node.users or writes(node)
+        if not kept:
+            recording.graph.erase_node(node)
 
 
 def plain_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
@@ -203,6 +215,8 @@ class _Recorder(TorchFunctionMode):
             return out
 
         def traced(value: Any) -> Any:
+            if isinstance(value, torch.SymInt):
+                return str(value)  # sizes are read from the examples
             node = self.node_of(value)
             return value if node is None else node
 
