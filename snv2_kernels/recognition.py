@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -208,7 +209,7 @@ def _verify(module: nn.Module, recognition: Recognition) -> None:
         if not t.is_floating_point():
             return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
         if t.dim() > 1:
-            return normal(*t.shape) * (2 / max(t[0].numel(), 1)) ** 0.5
+            return normal(*t.shape) * math.sqrt(2 * len(t) / max(t.numel(), 1))
         return 0.5 + normal(*t.shape).abs()  # a variance is positive
 
     copied = plain_copy(module, random)
