@@ -60,14 +60,16 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
     return fused
 
 
-def _fused_copy(model: nn.Module, verify: bool = True) -> tuple[nn.Module, dict[nn.Module, str]]:
+def _fused_copy(
+    model: nn.Module, verify: bool = True, explained: bool = False
+) -> tuple[nn.Module, dict[nn.Module, str]]:
     """The copy, and why modules in it that hold the layers of a unit were not recognised.
 
     Parts that are fused already keep their backend.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    found, reasons = find(model, _is_known, verify)
+    found, reasons = find(model, _is_known, verify, explained)
 
     def new_class(module: nn.Module) -> type[nn.Module]:
         return recognized_class(type(module)) if id(module) in found else _fused_class(module)
@@ -154,7 +156,7 @@ def explain(model: nn.Module) -> Explanation:
     Raises:
         TypeError: if ``model`` is not a module.
     """
-    fused, reasons = _fused_copy(model)
+    fused, reasons = _fused_copy(model, explained=True)
     fused.eval()  # flags only, and the copies have their own
     parts: list[Part] = []
     inside: list[str] = []  # prefixes of recognised parts

@@ -67,7 +67,7 @@ def holds_unit(module: nn.Module) -> bool:
 
 
 def find(
-    model: nn.Module, is_known: Callable[[nn.Module], bool], verify: bool
+    model: nn.Module, is_known: Callable[[nn.Module], bool], verify: bool, reasons_of_all: bool
 ) -> tuple[dict[int, Recognition], dict[int, str]]:
     """Modules of ``model`` that compute runs of units, outermost first, by id.
 
@@ -75,6 +75,7 @@ def find(
         model: left as it is.
         is_known: whether a module needs no recognition.
         verify: see :func:`snv2_kernels.fuse`.
+        reasons_of_all: also of modules inside one that computes no unit anywhere.
 
     Returns:
         What was recognised, and why others that hold the convolutions of a unit were not.
@@ -93,6 +94,9 @@ def find(
                 reasons[id(module)] = str(error)
                 if error.channels is not None:
                     name, channels = "", error.channels
+                    if error.no_unit and not reasons_of_all:
+                        for inner in channels:
+                            reasons.setdefault(id(module.get_submodule(inner)), str(error))
             else:
                 found[id(module)] = recognition
                 if recognition.kind == "unit":
@@ -107,9 +111,12 @@ def find(
 class _NotRecognized(Exception):
     """The message is the reason in a few words."""
 
-    def __init__(self, reason: str, channels: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, reason: str, channels: dict[str, int] | None = None, no_unit: bool = False
+    ) -> None:
         super().__init__(reason)
         self.channels = channels  # what is known of the inputs of submodules
+        self.no_unit = no_unit  # nor in any of these submodules
 
 
 def _recognize(
@@ -143,7 +150,8 @@ def _recognize(
     if farthest is None:
         raise _NotRecognized("its input channels cannot be told")
     reason = farthest.error or why_no_unit(farthest.graph)
-    raise _NotRecognized(reason, farthest.channels)
+    no_unit = farthest.error is None and not recognize(farthest.graph)
+    raise _NotRecognized(reason, farthest.channels, no_unit)
 
 
 def _guesses(module: nn.Module) -> list[int]:

@@ -75,6 +75,12 @@ def _window(node: Node) -> str | None:
 def _activation(node: Node | None) -> str | None:
     """The name of an activation that is no ReLU, as of torch's module for it."""
     name = function_name(node).strip("_").replace("_", "")
+    if (
+        node is not None
+        and name == "hardtanh"
+        and {0.0, 6.0} <= {*node.args, *node.kwargs.values()}
+    ):
+        return "ReLU6"
     return None if name == "relu" else _ACTIVATIONS.get(name)
 
 
