@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -12,17 +12,27 @@ from snv2_kernels import models
 from snv2_kernels.backends import check_backend
 from snv2_kernels.nn import FusedModule, InvertedResidual, ShuffleNetV2, Stage
 from snv2_kernels.nn.fused import clone_tree
+from snv2_kernels.recognition import (
+    Recognized,
+    find,
+    holds_unit,
+    is_depthwise,
+    recognized_class,
+    structure,
+)
 
 __all__ = ["Explanation", "Part", "explain", "fuse"]
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def fuse(model: nn.Module, backend: str = "auto") -> nn.Module:
+def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Module:
     """A new module with the same outputs and state_dict, faster in ``eval()`` mode.
 
     Recognised are torchvision's and this package's ``InvertedResidual``, ``nn.Sequential`` runs
-    of them, and ``ShuffleNetV2``, anywhere in ``model``. The rest is copied as it is, and
+    of them, and ``ShuffleNetV2``, anywhere in ``model``; and every other module whose forward
+    computes such units, one or several in sequence, however it is written: its class derives from
+    the module's own and keeps its attributes and submodules. The rest is copied as it is, and
     :func:`explain` tells which is which.
 
     Parameters and buffers are shared with ``model``, which is left as it was: training one
@@ -31,30 +41,52 @@ def fuse(model: nn.Module, backend: str = "auto") -> nn.Module:
     the parameters of those parts in both, as with any two modules that share.
 
     Args:
-        model: any module.
+        model: any module. To recognise modules of other classes their forwards are run on copies,
+            on tensors without values.
         backend: ``"auto"``, or the backend that the fused modules should run on.
+        verify: whether what was recognised in a module of another class is compared with its own
+            forward, once, on a copy with random numbers in float64 and a random input
+            [2, C, 9, 7], on the CPU. One that differs is left as it is.
 
     Raises:
         TypeError: if ``model`` is not a module.
         ValueError, RuntimeError: if ``backend`` does not exist or is not available.
     """
     check_backend(backend)
-    fused = _fused_copy(model)
+    fused, _ = _fused_copy(model, verify)
     for module in fused.modules():
         if isinstance(module, FusedModule):
             module._backend = backend
     return fused
 
 
-def _fused_copy(model: nn.Module) -> nn.Module:
-    """Parts that are fused already keep their backend."""
+def _fused_copy(
+    model: nn.Module, verify: bool = True, explained: bool = False
+) -> tuple[nn.Module, dict[nn.Module, str]]:
+    """The copy, and why modules in it that hold the layers of a unit were not recognised.
+
+    Parts that are fused already keep their backend.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    fused = clone_tree(model, _fused_class)
+    found, reasons = find(model, _is_known, verify, explained)
+
+    def new_class(module: nn.Module) -> type[nn.Module]:
+        return recognized_class(type(module)) if id(module) in found else _fused_class(module)
+
+    copies: dict[int, nn.Module] = {}
+    fused = clone_tree(model, new_class, copies)
+    for key, recognition in found.items():
+        copy: Any = copies[key]
+        copy._recognition = replace(recognition, structure=structure(copy))
     for module in fused.modules():
         if isinstance(module, FusedModule):
             module._shares_parameters = True
-    return fused
+    return fused, {copies[key]: reason for key, reason in reasons.items()}
+
+
+def _is_known(module: nn.Module) -> bool:
+    return isinstance(module, FusedModule) or _fused_class(module) is not type(module)
 
 
 def _is_plain(module: nn.Module, name: str) -> bool:
@@ -124,34 +156,40 @@ def explain(model: nn.Module) -> Explanation:
     Raises:
         TypeError: if ``model`` is not a module.
     """
-    fused = _fused_copy(model)
+    fused, reasons = _fused_copy(model, explained=True)
     fused.eval()  # flags only, and the copies have their own
     parts: list[Part] = []
     inside: list[str] = []  # prefixes of recognised parts
     for name, module in fused.named_modules():
         if isinstance(module, FusedModule):
-            kind = _KINDS.get(type(module), type(module).__name__)
-            parts.append(Part(name, kind, module.reason()))
+            parts.append(Part(name, _kind(module), module.reason()))
             inside.append(f"{name}." if name else "")
     seen: set[str] = set()
     for name, module in fused.named_modules():
-        if not _is_depthwise(module) or any(name.startswith(prefix) for prefix in inside):
+        if not is_depthwise(module) or any(name.startswith(prefix) for prefix in inside):
             continue
         owner = _owner(fused, name)
         if owner not in seen:
             seen.add(owner)
-            kind = type(fused.get_submodule(owner)).__name__
-            parts.append(Part(owner, kind, "not recognised as a ShuffleNet V2 unit"))
+            part = fused.get_submodule(owner)
+            reason = reasons.get(part, "not recognised as a ShuffleNet V2 unit")
+            parts.append(Part(owner, type(part).__name__, reason))
     return Explanation(tuple(parts))
 
 
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+def _kind(module: FusedModule) -> str:
+    if isinstance(module, Recognized) and module._recognition is not None:
+        return module._recognition.kind
+    return _KINDS.get(type(module), type(module).__name__)
 
 
 def _owner(model: nn.Module, name: str) -> str:
-    """The nearest module above ``name`` that is not one of torch's containers."""
-    parent = name.rpartition(".")[0]
-    while parent and type(model.get_submodule(parent)) in (nn.Sequential, nn.ModuleList):
-        parent = parent.rpartition(".")[0]
-    return parent
+    """The nearest module above ``name`` that has the convolutions of a unit, else the nearest,
+    apart from torch's containers."""
+    above = [name[:i] for i, letter in enumerate(name) if letter == "."][::-1]
+    own = [
+        parent
+        for parent in above
+        if type(model.get_submodule(parent)) not in (nn.Sequential, nn.ModuleList)
+    ] + [""]
+    return next((p for p in own if holds_unit(model.get_submodule(p))), own[0])

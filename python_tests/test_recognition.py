@@ -1,0 +1,713 @@
+"""fuse() and explain() on units of classes that are not known, as they are written in the wild."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from _cases import (
+    assert_accurate,
+    assert_close,
+    draw,
+    drawn,
+    norms,
+    run_fused,
+    runs_fused,
+    same_state,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import snv2_kernels as snv2
+from snv2_kernels import recognition
+from snv2_kernels.nn import FusedModule
+from snv2_kernels.testing import float64_reference, randomize_
+
+# Styles ---------------------------------------------------------------------------------------
+
+
+class MegviiUnit(nn.Module):
+    """The authors': shuffled at the input, branches of unequal widths at stride 2."""
+
+    def __init__(self, inp: int, oup: int, mid: int, *, stride: int) -> None:
+        super().__init__()
+        self.stride, self.mid_channels, self.inp = stride, mid, inp
+        outputs = oup - inp
+        self.branch_main = nn.Sequential(
+            nn.Conv2d(inp, mid, 1, 1, 0, bias=False), nn.BatchNorm2d(mid), nn.ReLU(inplace=True),
+            nn.Conv2d(mid, mid, 3, stride, 1, groups=mid, bias=False), nn.BatchNorm2d(mid),
+            nn.Conv2d(mid, outputs, 1, 1, 0, bias=False), nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )  # fmt: skip
+        self.branch_proj = None
+        if stride == 2:
+            self.branch_proj = nn.Sequential(
+                nn.Conv2d(inp, inp, 3, stride, 1, groups=inp, bias=False), nn.BatchNorm2d(inp),
+                nn.Conv2d(inp, inp, 1, 1, 0, bias=False), nn.BatchNorm2d(inp),
+                nn.ReLU(inplace=True),
+            )  # fmt: skip
+
+    def forward(self, old_x: Tensor) -> Tensor:
+        if self.stride == 1:
+            x_proj, x = self.channel_shuffle(old_x)
+            return torch.cat((x_proj, self.branch_main(x)), 1)
+        assert self.branch_proj is not None
+        return torch.cat((self.branch_proj(old_x), self.branch_main(old_x)), 1)
+
+    def channel_shuffle(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        batchsize, num_channels, height, width = x.data.size()
+        assert num_channels % 4 == 0
+        x = x.reshape(batchsize * num_channels // 2, 2, height * width)
+        x = x.permute(1, 0, 2)
+        x = x.reshape(2, -1, num_channels // 2, height, width)
+        return x[0], x[1]
+
+
+class MegviiStage(nn.Module):
+    """As in the authors' network, where the units of all stages are one list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            MegviiUnit(10, 28, 14, stride=2), *(MegviiUnit(14, 28, 14, stride=1) for _ in range(2))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    batch, channels, height, width = x.size()
+    x = x.view(batch, groups, channels // groups, height, width)
+    return torch.transpose(x, 1, 2).contiguous().view(batch, -1, height, width)
+
+
+def conv_bn(i: int, o: int, k: int = 1, s: int = 1, g: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(i, o, k, s, k // 2, groups=g, bias=False), nn.BatchNorm2d(o)]
+
+
+class Renamed(nn.Module):
+    """torchvision's, under other names, with functional activations."""
+
+    def __init__(self, inp: int, oup: int, stride: int) -> None:
+        super().__init__()
+        half = oup // 2
+        self.s = stride
+        self.squash = nn.Sequential(*conv_bn(inp if stride > 1 else half, half))
+        self.spread = nn.Sequential(*conv_bn(half, half, 3, stride, half))
+        self.mix = nn.Sequential(*conv_bn(half, half))
+        self.drop = nn.Dropout2d(0.1)
+        if stride > 1:
+            self.short = nn.Sequential(
+                *conv_bn(inp, inp, 3, stride, inp), *conv_bn(inp, half), nn.ReLU()
+            )
+        else:
+            self.short = nn.Sequential()
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=1) if self.s == 1 else (x, x)
+        right = F.relu(self.squash(right), inplace=True)
+        right = torch.relu(self.drop(self.mix(self.spread(right))))
+        return shuffle(torch.cat([self.short(left), right], dim=1), 2)
+
+
+class ConvBNReLU(nn.Module):
+    def __init__(
+        self, i: int, o: int, k: int = 1, s: int = 1, g: int = 1, act: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(i, o, k, s, (k - 1) // 2, groups=g, bias=False)
+        self.norm = nn.BatchNorm2d(o, eps=1e-3)
+        self.activate = nn.ReLU(inplace=True) if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activate(self.norm(self.conv(x)))
+
+
+class Wrapped(nn.Module):
+    """As detectors write it: layers in modules of their own, nn.ChannelShuffle."""
+
+    def __init__(self, inp: int, oup: int, stride: int) -> None:
+        super().__init__()
+        half = oup // 2
+        self.main = nn.Sequential(
+            ConvBNReLU(inp if stride > 1 else half, half),
+            ConvBNReLU(half, half, 3, stride, half, act=False),
+            ConvBNReLU(half, half),
+        )
+        self.proj = None
+        if stride > 1:
+            self.proj = nn.Sequential(
+                ConvBNReLU(inp, inp, 3, stride, inp, act=False), ConvBNReLU(inp, half)
+            )
+        self.shuffle = nn.ChannelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.proj is None:
+            x1, x2 = torch.split(x, x.shape[1] // 2, dim=1)
+            return self.shuffle(torch.cat((x1, self.main(x2)), 1))
+        return self.shuffle(torch.cat((self.proj(x), self.main(x)), 1))
+
+
+class WithInnerForward(nn.Module):
+    """As OpenMMLab's: a function inside the forward, checkpoints."""
+
+    def __init__(self, inp: int, oup: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.with_cp = stride, False
+        features = oup // 2
+        if stride > 1:
+            self.branch1 = nn.Sequential(
+                ConvBNReLU(inp, inp, 3, stride, inp, act=False), ConvBNReLU(inp, features)
+            )
+        self.branch2 = nn.Sequential(
+            ConvBNReLU(inp if stride > 1 else features, features),
+            ConvBNReLU(features, features, 3, stride, features, act=False),
+            ConvBNReLU(features, features),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        def _inner_forward(x: Tensor) -> Tensor:
+            if self.stride > 1:
+                out = torch.cat((self.branch1(x), self.branch2(x)), dim=1)
+            else:
+                channels = x.shape[1] // 2
+                x1, x2 = x[:, :channels, :, :], x[:, channels:, :, :]
+                out = torch.cat((x1, self.branch2(x2)), dim=1)
+            return shuffle(out, 2)
+
+        if self.with_cp and x.requires_grad:
+            return torch.utils.checkpoint.checkpoint(_inner_forward, x)
+        return _inner_forward(x)
+
+
+class Listed(nn.Module):
+    """Units in a ModuleList and layers in another, slices of fixed sizes, folded batch norms."""
+
+    def __init__(self, inp: int, oup: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.half = stride, oup // 2
+        entry = inp if stride > 1 else self.half
+        self.layers = nn.ModuleList([
+            nn.Conv2d(entry, self.half, 1), nn.ReLU(),
+            nn.Conv2d(self.half, self.half, 3, stride, 1, groups=self.half),
+            nn.Conv2d(self.half, self.half, 1), nn.ReLU(),
+        ])  # fmt: skip
+        self.side = nn.ModuleList()
+        if stride > 1:
+            self.side.extend(
+                [nn.Conv2d(inp, inp, 3, 2, 1, groups=inp), nn.Conv2d(inp, self.half, 1)]
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, rest = (x, x) if self.stride > 1 else (x[:, self.half :], x[:, : self.half])
+        for layer in self.layers:
+            y = layer(y)
+        for layer in self.side:
+            rest = layer(rest)
+        return shuffle(torch.cat([y, rest.relu() if self.stride > 1 else rest], 1), 2)
+
+
+class Loop(nn.Module):
+    def __init__(self, units: list[nn.Module]) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+
+def three(unit: Callable[..., nn.Module]) -> list[nn.Module]:
+    return [unit(10, 28, 2), unit(28, 28, 1), unit(28, 28, 1)]
+
+
+STYLES: dict[str, Callable[[], nn.Module]] = {
+    "megvii": MegviiStage,
+    "renamed": lambda: nn.Sequential(*three(Renamed)),
+    "wrapped": lambda: nn.Sequential(*three(Wrapped)),
+    "nested": lambda: nn.Sequential(*three(Wrapped)[:1], nn.Sequential(*three(Wrapped)[1:])),
+    "inner-forward": lambda: Loop(three(WithInnerForward)),
+    "listed": lambda: Loop(three(Listed)),
+}
+each_style = pytest.mark.parametrize("style", STYLES)
+
+
+def styled(style: str) -> tuple[nn.Module, Tensor]:
+    return randomize_(STYLES[style]()).eval(), draw(2, 10, 9, 11)
+
+
+def check(model: nn.Module, x: Tensor, kind: str) -> nn.Module:
+    """The whole model runs as one op, within the rule for its kind."""
+    fused = snv2.fuse(model)
+    assert str(snv2.explain(fused)).splitlines()[0] == f"(model): {kind}: fused"
+    with torch.no_grad():
+        exact = float64_reference(model)(x)
+        assert_accurate(kind, run_fused(fused, x), model(x), exact)
+    return fused
+
+
+@each_style
+def test_stage(style: str) -> None:
+    model, x = styled(style)
+    before = copy.deepcopy(model)
+    fused = check(model, x, "stage")
+    lines = str(snv2.explain(model)).splitlines()
+    assert sum(": unit: fused" in line for line in lines) == 3
+    assert not any("not fused" in line for line in lines)
+    assert same_state(fused, model)
+    assert same_state(before, model)
+    assert isinstance(fused, type(model))
+    assert repr(fused) == repr(model)
+    assert all(a is b for a, b in zip(fused.parameters(), model.parameters(), strict=True))
+    for n, h, w in ((1, 1, 1), (3, 8, 5)):
+        assert_close(fused, model, draw(n, 10, h, w))
+
+
+@each_style
+def test_units_alone(style: str) -> None:
+    model, _ = styled(style)
+    units = [
+        m
+        for m in model.modules()
+        if isinstance(m, (MegviiUnit, Renamed, Wrapped, WithInnerForward, Listed))
+    ]
+    for unit, channels in zip(units, (10, 28, 28), strict=True):
+        check(unit, draw(2, channels, 7, 6), "unit")
+
+
+def test_network_of_another_class() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = ConvBNReLU(3, 10, 3, 2)
+            self.body = Loop(three(Wrapped))
+            self.last, self.fc = ConvBNReLU(28, 40), nn.Linear(40, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.last(self.body(F.max_pool2d(self.stem(x), 3, 2, 1)))
+            return self.fc(x.mean([2, 3]))
+
+    model = randomize_(Network()).eval()
+    fused = check(model, draw(2, 3, 33, 41), "network")
+    assert "body: stage: fused" in str(snv2.explain(fused))
+    engine = snv2.Engine(fused, (2, 3, 33, 41))
+    x = draw(2, 3, 33, 41)
+    assert_close(engine, model, x)
+
+
+# A drop-in as any module ----------------------------------------------------------------------
+
+
+def test_train_mode_is_the_module() -> None:
+    model, x = styled("wrapped")
+    fused = snv2.fuse(model)
+    twin = copy.deepcopy(model).train()
+    fused.train()
+    assert torch.equal(fused(x), twin(x))
+    assert all(
+        map(
+            torch.equal,
+            (n.running_mean for n in norms(model)),
+            (n.running_mean for n in norms(twin)),
+        )
+    )
+    assert runs_fused(fused.eval(), x)
+    assert_close(fused, twin.eval(), x)
+    in_training = snv2.fuse(model.train())
+    assert all(m.training for m in in_training.modules())
+    assert runs_fused(in_training.eval(), x)
+
+
+def test_changes_show() -> None:
+    model, x = styled("wrapped")
+    fused = snv2.fuse(model)
+    assert_close(fused, model, x)
+    with torch.no_grad():
+        model[0].main[0].conv.weight.mul_(2)
+    assert runs_fused(fused, x)
+    assert_close(fused, model, x)
+    for m in (fused, model):
+        m[1].main[2].norm.eps = 0.5
+    assert_close(fused, model, x)
+    assert runs_fused(fused, x)
+    for m in (fused, model):
+        m[2].main[0].activate = nn.Hardswish().eval()
+    assert_close(fused, model, x)
+    assert fused.reason() == "activation Hardswish"
+    assert not runs_fused(fused[2], draw(1, 28, 3, 3))
+    for m in (fused, model):
+        m[2].main[0].activate = nn.ReLU().eval()
+    assert_close(fused, model, x)
+    assert runs_fused(fused, x)
+
+
+def test_changed_constant_shows() -> None:
+    """It is an attribute that only the forward's own code reads."""
+    model, x = styled("renamed")
+    fused = snv2.fuse(model[:1].eval())
+    assert runs_fused(fused, x)
+    fused[0].short, fused[0].s = nn.Sequential(), 1
+    with pytest.raises(RuntimeError, match="channels"):  # the module's own complaint
+        fused(x)
+
+
+def test_hooks() -> None:
+    model, x = styled("wrapped")
+    fused = snv2.fuse(model)
+    seen = []
+    handle = fused[1].main.register_forward_hook(lambda *_: seen.append(1))
+    assert "has hooks" in fused.reason()
+    assert_close(fused, model, x)
+    assert seen
+    handle.remove()
+    assert runs_fused(fused, x)
+    model[1].main.register_forward_hook(lambda *_: seen.append(2))
+    seen.clear()
+    assert "has hooks" in str(snv2.explain(model))
+    assert not seen
+
+
+def test_copies_and_files() -> None:
+    model, x = styled("megvii")
+    fused = snv2.fuse(model)
+    with torch.no_grad():
+        expected = run_fused(fused, x)
+        stream = io.BytesIO()
+        torch.save(fused, stream)
+        stream.seek(0)
+        for other in (
+            copy.deepcopy(fused),
+            pickle.loads(pickle.dumps(fused)),
+            torch.load(stream, weights_only=False),
+        ):
+            assert type(other) is type(fused)
+            assert torch.equal(run_fused(other, x), expected)
+
+
+def test_gradients() -> None:
+    model, x = styled("wrapped")
+    fused = snv2.fuse(model)
+    grads = []
+    for m in (fused, model):
+        y = x.clone().requires_grad_()
+        inputs = [y, *m.parameters()]
+        grads.append(torch.autograd.grad(m(y).square().mean(), inputs))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_dtypes(dtype: torch.dtype) -> None:
+    model, x = styled("listed")
+    model, x = model.to(dtype), x.to(dtype)
+    fused = snv2.fuse(model)
+    exact = float64_reference(model)(x)
+    with torch.no_grad():
+        assert_accurate("stage", fused(x), model(x), exact)
+    assert runs_fused(fused, x) == (dtype != torch.float64)
+
+
+def test_autocast() -> None:
+    for unit, channels in zip(three(Wrapped), (10, 28, 28), strict=True):
+        randomize_(unit).eval()
+        x = draw(2, channels, 7, 9)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert snv2.fuse(unit)(x).dtype == unit(x).dtype
+
+
+def test_fused_twice_and_sliced() -> None:
+    model, x = styled("renamed")
+    once = snv2.fuse(model)
+    twice = snv2.fuse(once)
+    assert [type(m) for m in twice.modules()] == [type(m) for m in once.modules()]
+    assert torch.equal(twice(x), once(x))
+    assert runs_fused(twice, x)
+    assert str(snv2.explain(once)) == str(snv2.explain(model))
+    half = once[:2].eval()
+    assert_close(half, model[:2].eval(), x)
+    assert runs_fused(half, x)
+
+
+def test_unit_in_two_places() -> None:
+    unit = randomize_(Wrapped(28, 28, 1)).eval()
+    model, x = Loop([unit, unit]), draw(2, 28, 9, 11)
+    fused = check(model.eval(), x, "stage")
+    assert fused.units[0] is fused.units[1]
+
+
+def test_other_arguments_run_plain() -> None:
+    class Optional(Wrapped):
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return super().forward(x) * scale if scale != 1.0 else super().forward(x)
+
+    unit, x = randomize_(Optional(28, 28, 1)).eval(), draw(2, 28, 9, 11)
+    fused = check(unit, x, "unit")
+    assert torch.equal(fused(x, 3.0), unit(x, 3.0))
+    assert torch.equal(fused(x, scale=3.0), unit(x, scale=3.0))
+    assert torch.equal(fused(x=x), unit(x))
+
+
+def test_compiled_and_exported() -> None:
+    model, x = styled("wrapped")
+    fused = snv2.fuse(model)
+    with torch.no_grad():
+        exported = torch.export.export(fused, (x,)).module()
+        assert_close(exported, model, x)
+        torch.compiler.reset()
+        assert_close(torch.compile(fused, backend="eager", fullgraph=True), model, x)
+
+
+def test_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = STYLES["megvii"]().eval()
+    fused = snv2.fuse(model)
+    assert str(snv2.explain(model)).splitlines()[0] == (
+        "(model): stage: not fused: there are no kernels for device meta"
+    )
+    fused.to_empty(device="cpu")
+    randomize_(fused)
+    model = model.to_empty(device="cpu")
+    model.load_state_dict(fused.state_dict())
+    x = draw(2, 10, 9, 11)
+    assert runs_fused(fused, x)
+    assert_close(fused, model, x)
+
+
+# Drawn units ----------------------------------------------------------------------------------
+
+SPLITS: dict[str, Callable[[Tensor, int], Any]] = {
+    "chunk": lambda x, c: x.chunk(2, 1),
+    "split": lambda x, c: torch.split(x, [c, x.shape[1] - c], 1),
+    "slices": lambda x, c: (x[:, :c], x[:, c:]),
+    "last-first": lambda x, c: (x[:, -c:], x[:, :-c]),
+    "even-odd": lambda x, c: (x[:, ::2], x[:, 1::2]),
+    "narrow": lambda x, c: (x.narrow(1, 0, c), x.narrow(1, c, c)),
+    "unbind": lambda x, c: x.unflatten(1, (2, c)).unbind(1),
+}
+JOINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "shuffle": lambda a, b: shuffle(torch.cat([a, b], 1), 2),
+    "main-first": lambda a, b: shuffle(torch.cat([b, a], 1), 2),
+    "cat": lambda a, b: torch.cat([a, b], 1),
+    "stack": lambda a, b: torch.stack([a, b], 2).flatten(1, 2),
+    "function": lambda a, b: F.channel_shuffle(torch.cat([a, b], 1), 2),
+}
+RELUS: list[Callable[[Tensor], Tensor]] = [
+    F.relu, torch.relu, Tensor.relu, torch.relu_, nn.ReLU(), nn.ReLU(inplace=True),
+]  # fmt: skip
+
+
+class Drawn(nn.Module):
+    def __init__(
+        self, half: int, mid: int, split: str, join: str, relu: int, bias: bool, norm: bool
+    ) -> None:
+        super().__init__()
+        self.half, self.split, self.join, self.relu = half, SPLITS[split], JOINS[join], RELUS[relu]
+
+        def layer(i: int, o: int, k: int = 1, g: int = 1) -> nn.Module:
+            conv = nn.Conv2d(i, o, k, 1, k // 2, groups=g, bias=bias)
+            return nn.Sequential(conv, nn.BatchNorm2d(o)) if norm else conv
+
+        self.a, self.b, self.c = layer(half, mid), layer(mid, mid, 3, mid), layer(mid, half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, y = self.split(x, self.half)
+        y = self.relu(self.c(self.b(self.relu(self.a(y)))))
+        return self.join(first, y)
+
+
+@settings(drawn, max_examples=12)
+@given(
+    half=st.integers(2, 40), mid=st.integers(2, 40), split=st.sampled_from(sorted(SPLITS)),
+    join=st.sampled_from(sorted(JOINS)), relu=st.integers(0, len(RELUS) - 1), bias=st.booleans(),
+    norm=st.booleans(), size=st.tuples(*[st.integers(1, 9)] * 3),
+)  # fmt: skip
+def test_drawn_unit(size: tuple[int, int, int], **kwargs: Any) -> None:
+    model = randomize_(Drawn(**kwargs)).eval()
+    n, h, w = size
+    check(model, draw(n, 2 * kwargs["half"], h, w), "unit")
+
+
+def test_unequal_split() -> None:
+    class Unequal(Drawn):
+        def __init__(self) -> None:
+            super().__init__(9, 12, "split", "cat", 0, False, True)
+            self.parts = [20, 9]
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, y = x.split(self.parts, 1)
+            return torch.cat([F.relu(self.c(self.b(F.relu(self.a(y))))), first], 1)
+
+    check(randomize_(Unequal()).eval(), draw(2, 29, 7, 5), "unit")
+
+
+# What is no unit ------------------------------------------------------------------------------
+
+
+class Near(nn.Module):
+    """A unit but for one thing."""
+
+    def __init__(self, what: str, **dw: Any) -> None:
+        super().__init__()
+        self.what = what
+        self.pw1, self.bn1 = conv_bn(14, 14)
+        self.dw, self.bn2 = conv_bn(14, 14, 3, 1, 14)
+        if dw:
+            self.dw = nn.Conv2d(14, 14, **{"kernel_size": 3, "padding": 1, "groups": 14, **dw})
+        self.pw2, self.bn3 = conv_bn(14, 14)
+        self.act = {"leaky": nn.LeakyReLU(), "silu": nn.SiLU()}.get(what, nn.ReLU())
+        self.se = nn.Conv2d(14, 14, 1)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        if self.what == "size" and x.shape[2] > 5:
+            return x
+        if self.what == "values" and x.sum() > 0:
+            return x
+        if self.what == "counts":
+            self.calls += 1
+        a, b = x.chunk(2, 1)
+        b = self.act(self.bn1(self.pw1(b)))
+        b = self.bn2(self.dw(b))
+        if self.what == "se":
+            b = b * torch.sigmoid(self.se(b.mean([2, 3], keepdim=True)))
+        if self.what == "relu":
+            b = F.relu(b)
+        b = self.bn3(self.pw2(b))
+        if self.what != "linear":
+            b = self.act(b)
+        if self.what == "padding":
+            a = a[:, :, 1:-1, 1:-1]
+        y = shuffle(torch.cat([a, b], 1), 2)
+        if self.what == "written":
+            x.mul_(2)
+        return (y, a) if self.what == "tuple" else y + x if self.what == "added" else y
+
+
+NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "leaky": (lambda: Near("leaky"), "activation LeakyReLU"),
+    "silu": (lambda: Near("silu"), "activation SiLU"),
+    "5x5": (lambda: Near("", kernel_size=5, padding=2), "depthwise 5x5"),
+    "dilation": (lambda: Near("", padding=2, dilation=2), "depthwise with dilation (2, 2)"),
+    "padding": (lambda: Near("padding", padding=0), "depthwise with padding (0, 0)"),
+    "reflected": (
+        lambda: Near("padded", padding_mode="reflect"),
+        "padding apart from the depthwise convolution",
+    ),
+    "se": (lambda: Near("se"), "squeeze-and-excite between dw and pw2"),
+    "relu": (lambda: Near("relu"), "activation ReLU after the depthwise convolution"),
+    "linear": (lambda: Near("linear"), "no activation after pw2"),
+    "added": (lambda: Near("added"), "not recognised as a ShuffleNet V2 unit"),
+    "written": (lambda: Near("written"), "not recognised as a ShuffleNet V2 unit"),
+    "size": (lambda: Near("size"), "its control flow depends on the size of its input"),
+    "values": (lambda: Near("values"), "cannot be traced: "),
+    "tuple": (lambda: Near("tuple"), "returns tuple, not one map"),
+    "counts": (lambda: Near("counts"), "its forward sets 'calls'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NEAR)
+def test_near_miss_stays_plain(what: str) -> None:
+    make, reason = NEAR[what]
+    model = randomize_(make()).eval()
+    state = copy.deepcopy(vars(model))
+    fused, x = snv2.fuse(model), draw(2, 28, 9, 7)
+    assert not any(isinstance(m, FusedModule) for m in fused.modules())
+    assert str(snv2.explain(model)).startswith(f"(model): Near: not fused: {reason}")
+    assert vars(model)["calls"] == state["calls"]
+    with torch.no_grad():
+        out, expected = fused(x.clone()), model(x.clone())
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+def test_other_groups_of_the_shuffle_are_right() -> None:
+    class Four(Wrapped):
+        def __init__(self) -> None:
+            super().__init__(28, 28, 1)
+            self.shuffle = nn.ChannelShuffle(4)
+
+    check(randomize_(Four()).eval(), draw(2, 28, 9, 11), "unit")
+
+
+def test_statistics_of_the_batch() -> None:
+    model = Wrapped(28, 28, 1).eval()
+    model.main[0].norm = nn.BatchNorm2d(28 // 2, track_running_stats=False)
+    assert not isinstance(snv2.fuse(model), FusedModule)
+
+
+def test_name_that_a_drop_in_needs() -> None:
+    class Named(Wrapped):
+        def _run(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self._run(x)
+
+    model = randomize_(Named(28, 28, 1)).eval()
+    assert "'_run' has another meaning" in str(snv2.explain(model))
+    assert_close(snv2.fuse(model), model, draw(2, 28, 9, 11))
+
+
+def test_one_that_differs_leaves_the_others() -> None:
+    model = Loop([Wrapped(28, 28, 1), Near("leaky"), Wrapped(28, 28, 1)])
+    randomize_(model).eval()
+    lines = str(snv2.explain(model)).splitlines()
+    assert lines == [
+        "units.0: unit: fused",
+        "units.2: unit: fused",
+        "units.1: Near: not fused: activation LeakyReLU",
+    ]
+    assert_close(snv2.fuse(model), model, draw(2, 28, 9, 11))
+
+
+def test_wrong_recognition_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = randomize_(Wrapped(28, 28, 1)).eval(), draw(2, 28, 9, 11)
+    describe = recognition._describe
+
+    def wrong(*args: Any) -> Any:
+        right = describe(*args)
+        return dataclasses.replace(right, recipe=right.recipe.replace("14:28", "0:14"))
+
+    monkeypatch.setattr(recognition, "_describe", wrong)
+    assert not isinstance(snv2.fuse(model), FusedModule)
+    assert_close(snv2.fuse(model), model, x)
+    assert "failed verification" in str(snv2.explain(model))
+    assert isinstance(snv2.fuse(model, verify=False), FusedModule)
+
+
+def test_wrong_recognition_is_caught_where_numbers_hide_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Wrapped(28, 28, 1).eval()
+    nn.init.zeros_(model.main[2].norm.weight)
+    describe = recognition._describe
+
+    def swapped(*args: Any) -> Any:
+        right = describe(*args)
+        names = list(right.names)
+        names[0], names[-5] = names[-5], names[0]  # weights of pw1 and pw2
+        return dataclasses.replace(right, names=tuple(names))
+
+    monkeypatch.setattr(recognition, "_describe", swapped)
+    assert "failed verification" in str(snv2.explain(model))
+
+
+def test_parameters_stay_untouched() -> None:
+    for style in itertools.islice(STYLES, 2):
+        model, _ = styled(style)
+        state = {key: (t.data_ptr(), t._version) for key, t in model.state_dict().items()}
+        rng = torch.get_rng_state()
+        snv2.explain(model)
+        snv2.fuse(model)
+        assert torch.equal(torch.get_rng_state(), rng)
+        assert {k: (t.data_ptr(), t._version) for k, t in model.state_dict().items()} == state

@@ -1,0 +1,362 @@
+"""Modules that compute a run of units, whatever their class, and the drop-in in their place."""
+
+from __future__ import annotations
+
+import functools
+import math
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from snv2_kernels.graph.reasons import why_no_unit
+from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
+from snv2_kernels.graph.recognize import Run, recognize, writes
+from snv2_kernels.graph.record import Recording, plain_copy, record
+from snv2_kernels.nn.fused import Unsupported
+from snv2_kernels.nn.network import PlannedModule
+from snv2_kernels.packing import Builder
+from snv2_kernels.testing import max_error
+
+__all__ = [
+    "Recognition",
+    "Recognized",
+    "find",
+    "holds_unit",
+    "is_depthwise",
+    "recognized_class",
+    "structure",
+]
+
+_CHECKED_SIZE = (2, 9, 7)  # batch, height, width
+_LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
+_MOST_GUESSES = 10
+_CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict)  # without a forward
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What a module computes, and where its numbers are."""
+
+    kind: str  # unit, stage or network
+    recipe: str
+    names: tuple[str, ...]  # of the recipe's state among parameters and buffers
+    in_channels: int
+    splits_input: bool
+    structure: dict[str, Any]  # of the module that this is true of
+
+    def state(self, module: nn.Module) -> list[Tensor]:
+        return [attrgetter(name)(module) for name in self.names]
+
+
+# Finding --------------------------------------------------------------------------------------
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+
+
+def holds_unit(module: nn.Module) -> bool:
+    """Whether a module has the convolutions of a unit."""
+    convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    return any(map(is_depthwise, convs)) and sum(c.kernel_size == (1, 1) for c in convs) > 1
+
+
+def find(
+    model: nn.Module, is_known: Callable[[nn.Module], bool], verify: bool, reasons_of_all: bool
+) -> tuple[dict[int, Recognition], dict[int, str]]:
+    """Modules of ``model`` that compute runs of units, outermost first, by id.
+
+    Args:
+        model: left as it is.
+        is_known: whether a module needs no recognition.
+        verify: see :func:`snv2_kernels.fuse`.
+        reasons_of_all: also of modules inside one that computes no unit anywhere.
+
+    Returns:
+        What was recognised, and why others that hold the convolutions of a unit were not.
+    """
+    found: dict[int, Recognition] = {}
+    reasons: dict[int, str] = {}
+
+    def visit(module: nn.Module, channels: dict[str, int], name: str) -> None:
+        if id(module) in found or id(module) in reasons or not holds_unit(module):
+            return
+        if not is_known(module) and type(module) not in _CONTAINERS:
+            try:
+                recognition, channels = _recognize(module, channels.get(name), verify)
+                name = ""
+            except _NotRecognized as error:
+                reasons[id(module)] = str(error)
+                if error.channels is not None:
+                    name, channels = "", error.channels
+                    if error.no_unit and not reasons_of_all:
+                        for inner in channels:
+                            reasons.setdefault(id(module.get_submodule(inner)), str(error))
+            else:
+                found[id(module)] = recognition
+                if recognition.kind == "unit":
+                    return
+        for child_name, child in module.named_children():
+            visit(child, channels, f"{name}.{child_name}" if name else child_name)
+
+    visit(model, {}, "")
+    return found, reasons
+
+
+class _NotRecognized(Exception):
+    """The message is the reason in a few words."""
+
+    def __init__(
+        self, reason: str, channels: dict[str, int] | None = None, no_unit: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.channels = channels  # what is known of the inputs of submodules
+        self.no_unit = no_unit  # nor in any of these submodules
+
+
+def _recognize(
+    module: nn.Module, in_channels: int | None = None, verify: bool = False
+) -> tuple[Recognition, dict[str, int]]:
+    """What a module computes, and the channels of the inputs of its submodules.
+
+    Raises:
+        _NotRecognized: if that is no run of units.
+    """
+    if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule):
+        raise _NotRecognized(f"a {type(module).__mro__[1].__name__}")
+    for name, child in module.named_modules():
+        if "forward" in vars(child):
+            raise _NotRecognized(f"{name or 'the module'} has a forward of its own")
+    recognized_class(type(module), tuple(vars(module)) + tuple(module._modules))
+    farthest: Recording | None = None
+    for channels in [in_channels] if in_channels else _guesses(module):
+        recording = record(module, channels)
+        if recording.error is None:
+            run = _whole_run(recording)
+            if run is not None and _reads_all(run, channels):
+                recognition = _describe(module, run, channels)
+                if verify:
+                    _verify(module, recognition)
+                return recognition, recording.channels
+        if farthest is None or len(farthest.graph.nodes) < len(recording.graph.nodes):
+            farthest = recording
+        if recording.error is None and run is None:
+            break
+    if farthest is None:
+        raise _NotRecognized("its input channels cannot be told")
+    reason = farthest.error or why_no_unit(farthest.graph)
+    no_unit = farthest.error is None and not recognize(farthest.graph)
+    raise _NotRecognized(reason, farthest.channels, no_unit)
+
+
+def _guesses(module: nn.Module) -> list[int]:
+    """Numbers of channels that the input may have. With the wrong one the first convolution
+    raises."""
+    first = [m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)]
+    numbers = [c for own in dict.fromkeys(first) for c in (own, 2 * own)]
+    for value in vars(module).values():
+        parts = value if isinstance(value, tuple | list) else [value]
+        if parts and all(type(part) is int and part > 0 for part in parts):
+            numbers.append(sum(parts))
+    return [c for c in dict.fromkeys(numbers) if c > 1][:_MOST_GUESSES]
+
+
+def _whole_run(recording: Recording) -> Run | None:
+    """The run that is all that was recorded."""
+    for run in recognize(recording.graph):
+        if run.source is recording.source and run.out is recording.out:
+            nodes = {node for unit in run.units for node in unit.nodes}
+            nodes.update(run.ends, *(layer.nodes for layer in run.layers))
+            if not any(writes(node) and node not in nodes for node in recording.graph.nodes):
+                return run
+    return None
+
+
+def _reads_all(run: Run, channels: int) -> bool:
+    """Whether each input channel has its place: only then was the right number guessed."""
+    unit = run.units[0]
+    return run.stem is not None or sorted(unit.main + unit.passthrough) == list(range(channels))
+
+
+def _describe(module: nn.Module, run: Run, channels: int) -> Recognition:
+    builder: Any = RecipeBuilder()  # of nodes in the place of tensors
+    run.tell(builder)
+    names = tuple(node.target for node in builder.state if node.op == "get_attr")
+    own = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    if len(names) != len(builder.state) or not own.issuperset(names):
+        raise _NotRecognized("weights that are not its parameters")
+    kind = "network" if run.head else "unit" if len(run.units) == 1 and not run.stem else "stage"
+    return Recognition(
+        kind=kind,
+        recipe=builder.text,
+        names=names,
+        in_channels=channels,
+        splits_input=run.stem is None and run.units[0].projection is None,
+        structure=structure(module),
+    )
+
+
+# Checking -------------------------------------------------------------------------------------
+
+
+def _verify(module: nn.Module, recognition: Recognition) -> None:
+    """Raise unless the recipe computes what the module does, on copies with random numbers: the
+    module's own may be zeros, which hide an error."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        numbers: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        return numbers
+
+    def random(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
+        if t.dim() > 1:
+            return normal(*t.shape) * math.sqrt(2 * len(t) / max(t.numel(), 1))
+        return 0.5 + normal(*t.shape).abs()  # a variance is positive
+
+    copied = plain_copy(module, random)
+    n, h, w = _CHECKED_SIZE
+    x = normal(n, recognition.in_channels, h, w)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        try:
+            expected = copied(x.clone())
+            actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
+            off = max_error(actual, expected)
+        except Exception as error:  # whatever a module's code may raise
+            raise _NotRecognized(f"its recognition cannot be verified: {error}") from None
+    if not off <= _LARGEST_ERROR:
+        raise _NotRecognized(f"its recognition failed verification: off by {off:.1e}")
+
+
+# The drop-in ----------------------------------------------------------------------------------
+
+_OWN = ("_packed_state", "_backend", "_shares_parameters", "_recognition", "training")
+
+
+def structure(module: nn.Module) -> dict[str, Any]:
+    """All that a forward may depend on but the numbers. Equal ones compute the same."""
+    return {
+        name: (
+            child._original if isinstance(child, Recognized) else type(child),
+            dict(_attributes(child)),
+        )
+        for name, child in module.named_modules(remove_duplicate=False)
+    }
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if name not in _OWN and name not in _base_attributes():
+            simple = value is None or callable(value) or isinstance(value, str | int | float)
+            yield name, value if simple else _frozen(value)
+    for registry in (module._parameters, module._buffers):
+        for name, t in registry.items():
+            yield name, None if t is None else tuple(t.shape)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_frozen(part) for part in value]
+    return value if isinstance(value, str | int | float | None) else type(value)
+
+
+@functools.cache
+def _base_attributes() -> frozenset[str]:
+    return frozenset(vars(nn.Module()))
+
+
+_later: Any = weakref.WeakKeyDictionary()  # recognitions of modules that have changed
+
+
+class Recognized(PlannedModule):
+    """A drop-in for a module that was recognised by what it computes.
+
+    Its class derives from the module's own too, and is made by :func:`recognized_class`.
+    """
+
+    _original: ClassVar[type[nn.Module]]
+    _recognition: Recognition | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs:
+            return super().forward(args[0])
+        return self._original.forward(self, *args, **kwargs)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        out: Tensor = self._original.forward(self, x)
+        return out
+
+    def _current(self) -> Recognition:
+        """Of the module as it is now."""
+        now = structure(self)
+        for known in (self._recognition, _later.get(self)):
+            if known is not None and known.structure == now:
+                return known
+        try:
+            hint = None if self._recognition is None else self._recognition.in_channels
+            recognition, _ = _recognize(self, hint, verify=True)
+        except _NotRecognized as error:
+            raise Unsupported(str(error)) from None
+        _later[self] = recognition
+        return recognition
+
+    def _in_channels(self) -> int:
+        return self._current().in_channels
+
+    def _splits_input(self) -> bool:
+        return self._recognition is None or self._recognition.splits_input
+
+    def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
+        assert not taps
+        now = self._current()
+        Recipe.read(now.recipe).tell(builder, now.state(self))
+
+    def _in_graph(self, x: Tensor) -> Tensor:
+        raise Unsupported("a module that changes has no guards")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _without_state, (self._original,), self.__getstate__()
+
+
+def _without_state(original: type[nn.Module]) -> nn.Module:
+    return object.__new__(recognized_class(original))
+
+
+def recognized_class(
+    original: type[nn.Module], attributes: tuple[str, ...] = ()
+) -> type[Recognized]:
+    """The class of the drop-in for modules of a class.
+
+    Raises:
+        _NotRecognized: if the class, or an instance's attribute, has a name that the drop-in needs.
+    """
+    if issubclass(original, Recognized):
+        return original
+    for name in _reserved():
+        if name in attributes or hasattr(original, name):
+            raise _NotRecognized(f"its attribute {name!r} has another meaning in a drop-in")
+    hashable: Any = original
+    made: type[Recognized] = _derived(hashable)
+    return made
+
+
+@functools.cache
+def _reserved() -> frozenset[str]:
+    return frozenset(dir(Recognized)) - frozenset(dir(nn.Module))
+
+
+@functools.cache
+def _derived(original: Any) -> Any:
+    names = {"_original": original, "__module__": original.__module__}
+    try:
+        made = type(original.__name__, (Recognized, original), names)
+    except TypeError as error:  # a metaclass of its own, or a layout that does not fit
+        raise _NotRecognized(f"its class cannot be derived from: {error}") from None
+    made.__qualname__ = original.__qualname__
+    return made
