@@ -1,0 +1,180 @@
+"""fuse() and explain() on what is almost a unit, and on what was recognised wrongly."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from _cases import assert_close, draw
+from test_recognition import STYLES, Loop, Wrapped, check, conv_bn, shuffle, styled
+from torch import Tensor, nn
+
+import snv2_kernels as snv2
+from snv2_kernels import recognition
+from snv2_kernels.nn import FusedModule
+from snv2_kernels.testing import randomize_
+
+
+class Near(nn.Module):
+    """A unit but for one thing."""
+
+    def __init__(self, what: str, **dw: Any) -> None:
+        super().__init__()
+        self.what = what
+        self.pw1, self.bn1 = conv_bn(14, 14)
+        self.dw, self.bn2 = conv_bn(14, 14, 3, 1, 14)
+        if dw:
+            self.dw = nn.Conv2d(14, 14, **{"kernel_size": 3, "padding": 1, "groups": 14, **dw})
+        self.pw2, self.bn3 = conv_bn(14, 14)
+        self.act = {"leaky": nn.LeakyReLU(), "silu": nn.SiLU()}.get(what, nn.ReLU())
+        self.se = nn.Conv2d(14, 14, 1)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        if self.what == "size" and x.shape[2] > 5:
+            return x
+        if self.what == "values" and x.sum() > 0:
+            return x
+        if self.what == "counts":
+            self.calls += 1
+        a, b = x.chunk(2, 1)
+        b = self.act(self.bn1(self.pw1(b)))
+        b = self.bn2(self.dw(b))
+        if self.what == "se":
+            b = b * torch.sigmoid(self.se(b.mean([2, 3], keepdim=True)))
+        if self.what == "relu":
+            b = F.relu(b)
+        b = self.bn3(self.pw2(b))
+        if self.what != "linear":
+            b = self.act(b)
+        if self.what == "padding":
+            a = a[:, :, 1:-1, 1:-1]
+        y = shuffle(torch.cat([a, b], 1), 2)
+        if self.what == "written":
+            x.mul_(2)
+        return (y, a) if self.what == "tuple" else y + x if self.what == "added" else y
+
+
+NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "leaky": (lambda: Near("leaky"), "activation LeakyReLU"),
+    "silu": (lambda: Near("silu"), "activation SiLU"),
+    "5x5": (lambda: Near("", kernel_size=5, padding=2), "depthwise 5x5"),
+    "dilation": (lambda: Near("", padding=2, dilation=2), "depthwise with dilation (2, 2)"),
+    "padding": (lambda: Near("padding", padding=0), "depthwise with padding (0, 0)"),
+    "reflected": (
+        lambda: Near("padded", padding_mode="reflect"),
+        "padding apart from the depthwise convolution",
+    ),
+    "se": (lambda: Near("se"), "squeeze-and-excite between dw and pw2"),
+    "relu": (lambda: Near("relu"), "activation ReLU after the depthwise convolution"),
+    "linear": (lambda: Near("linear"), "no activation after pw2"),
+    "added": (lambda: Near("added"), "not recognised as a ShuffleNet V2 unit"),
+    "written": (lambda: Near("written"), "not recognised as a ShuffleNet V2 unit"),
+    "size": (lambda: Near("size"), "its control flow depends on the size of its input"),
+    "values": (lambda: Near("values"), "cannot be traced: "),
+    "tuple": (lambda: Near("tuple"), "returns tuple, not one map"),
+    "counts": (lambda: Near("counts"), "its forward sets 'calls'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NEAR)
+def test_near_miss_stays_plain(what: str) -> None:
+    make, reason = NEAR[what]
+    model = randomize_(make()).eval()
+    state = copy.deepcopy(vars(model))
+    fused, x = snv2.fuse(model), draw(2, 28, 9, 7)
+    assert not any(isinstance(m, FusedModule) for m in fused.modules())
+    assert str(snv2.explain(model)).startswith(f"(model): Near: not fused: {reason}")
+    assert vars(model)["calls"] == state["calls"]
+    with torch.no_grad():
+        out, expected = fused(x.clone()), model(x.clone())
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+def test_other_groups_of_the_shuffle_are_right() -> None:
+    class Four(Wrapped):
+        def __init__(self) -> None:
+            super().__init__(28, 28, 1)
+            self.shuffle = nn.ChannelShuffle(4)
+
+    check(randomize_(Four()).eval(), draw(2, 28, 9, 11), "unit")
+
+
+def test_statistics_of_the_batch() -> None:
+    model = Wrapped(28, 28, 1).eval()
+    model.main[0].norm = nn.BatchNorm2d(28 // 2, track_running_stats=False)
+    assert not isinstance(snv2.fuse(model), FusedModule)
+
+
+def test_name_that_a_drop_in_needs() -> None:
+    class Named(Wrapped):
+        def _run(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self._run(x)
+
+    model = randomize_(Named(28, 28, 1)).eval()
+    assert "'_run' has another meaning" in str(snv2.explain(model))
+    assert_close(snv2.fuse(model), model, draw(2, 28, 9, 11))
+
+
+def test_one_that_differs_leaves_the_others() -> None:
+    model = Loop([Wrapped(28, 28, 1), Near("leaky"), Wrapped(28, 28, 1)])
+    randomize_(model).eval()
+    lines = str(snv2.explain(model)).splitlines()
+    assert lines == [
+        "units.0: unit: fused",
+        "units.2: unit: fused",
+        "units.1: Near: not fused: activation LeakyReLU",
+    ]
+    assert_close(snv2.fuse(model), model, draw(2, 28, 9, 11))
+
+
+def test_wrong_recognition_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = randomize_(Wrapped(28, 28, 1)).eval(), draw(2, 28, 9, 11)
+    describe = recognition._describe
+
+    def wrong(*args: Any) -> Any:
+        right = describe(*args)
+        return dataclasses.replace(right, recipe=right.recipe.replace("14:28", "0:14"))
+
+    monkeypatch.setattr(recognition, "_describe", wrong)
+    assert not isinstance(snv2.fuse(model), FusedModule)
+    assert_close(snv2.fuse(model), model, x)
+    assert "failed verification" in str(snv2.explain(model))
+    assert isinstance(snv2.fuse(model, verify=False), FusedModule)
+
+
+def test_wrong_recognition_is_caught_where_numbers_hide_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Wrapped(28, 28, 1).eval()
+    nn.init.zeros_(model.main[2].norm.weight)
+    describe = recognition._describe
+
+    def swapped(*args: Any) -> Any:
+        right = describe(*args)
+        names = list(right.names)
+        names[0], names[-5] = names[-5], names[0]  # weights of pw1 and pw2
+        return dataclasses.replace(right, names=tuple(names))
+
+    monkeypatch.setattr(recognition, "_describe", swapped)
+    assert "failed verification" in str(snv2.explain(model))
+
+
+def test_parameters_stay_untouched() -> None:
+    for style in itertools.islice(STYLES, 2):
+        model, _ = styled(style)
+        state = {key: (t.data_ptr(), t._version) for key, t in model.state_dict().items()}
+        rng = torch.get_rng_state()
+        snv2.explain(model)
+        snv2.fuse(model)
+        assert torch.equal(torch.get_rng_state(), rng)
+        assert {k: (t.data_ptr(), t._version) for k, t in model.state_dict().items()} == state
