@@ -103,20 +103,20 @@ def variants(  # noqa: PLR0912
     """Constants of each instance of a kernel but for its tile, strides of 1 among them, which a
     launch finds out; those that take the most registers first."""
     one = "c" if channels_last else "p"
+    ones = {f"{m}_{one}": 1 for m in ("x", "y", "a", "b", "t")}
     if name == "dw_conv3x3":
         for stride in (1, 2):
             yield {"STRIDE": stride, "RELU": stride == 1, f"x_{one}": 1, f"y_{one}": 1}
     elif name in ("cat_shuffle", "split_dw_cat_shuffle"):
-        strides = {f"{m}_{one}": 1 for m in ("x", "a", "b", "y")}
-        yield {"CHANNELS_LAST": channels_last, **strides}
+        yield {"CHANNELS_LAST": channels_last, **ones}
     elif name == "cat_shuffle_backward":
-        yield {f"{m}_{one}": 1 for m in ("g", "a", "b")}
+        yield ones
     elif name == "depthwise_cut":
         for stride in (1, 2):
-            yield {"STRIDE": stride, "RELU": True, "PASSTHROUGH": stride == 1}
+            yield {"STRIDE": stride, "RELU": True, "PASSTHROUGH": stride == 1, **ones}
     elif name == "depthwise_input":
         for stride in (1, 2):
-            yield {"STRIDE": stride}
+            yield {"STRIDE": stride, **ones}
     elif name == "stem":
         for is_bytes in (True, False):
             yield {"BYTES": is_bytes, f"x_{one}": 1}

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import (
@@ -65,6 +64,8 @@ def record(module: nn.Module, in_channels: int) -> Recording:
     open_sizes: Any = StatelessSymbolicContext(
         [DimDynamic.DYNAMIC, DimDynamic.STATIC, DimDynamic.DYNAMIC, DimDynamic.DYNAMIC]
     )
+    from torch._dynamo.source import ConstantSource  # it brings Dynamo, and with it Triton
+
     sizes = mode.from_tensor(real, source=ConstantSource("x"), symbolic_context=open_sizes).shape
     with mode:
         x = torch.empty(sizes, device="cpu")
