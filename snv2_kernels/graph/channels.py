@@ -83,7 +83,7 @@ def function_name(node: Any) -> str:
     if target is F.max_pool2d:  # a function that chooses another
         return "max_pool2d"
     name = getattr(target, "__name__", "")
-    known = (torch, F, torch._C._nn, operator)
+    known = (torch, Tensor, F, torch._C._nn, operator)
     return name if any(getattr(space, name, None) is target for space in known) else ""
 
 
