@@ -216,6 +216,14 @@ def triton() -> Iterator[types.ModuleType]:
 
 
 @pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """What other tests compiled is forgotten, and what this one does."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def gpu() -> Iterator[None]:
     """Skips the test where there is no GPU; new tensors lie on it."""
     with on_the_gpu():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,12 +31,7 @@ from snv2_kernels.graph.recipe import read_channels, write_channels
 from snv2_kernels.graph.recognize import recognize
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def compiled(model: Any, **options: Any) -> tuple[Any, CompileCounterWithBackend]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _cases import assert_close, draw
-from test_recognition import STYLES, Loop, Wrapped, check, conv_bn, shuffle, styled
+from _styles import STYLES, Loop, Wrapped, check, conv_bn, shuffle, styled
 from torch import Tensor, nn
 
 import snv2_kernels as snv2

@@ -267,7 +267,8 @@ TEST(stage_matches_loops_for_any_number_of_threads) {
                         {20, 29, 5, 7, 7},
                         {3, 116, 2, 14, 13},
                         {5, 3, 1, 1, 1},
-                        {16, 40, 1, 2, 1}}) {
+                        {16, 40, 1, 2, 1},
+                        {9, 41, 1, 9, 5}}) {
     const Stage stage(s.in, s.c);
     const auto words = stage.packer.words(s.in, 2 * s.c, 1);
     const snv2::Plan plan(words.data(), static_cast<int64_t>(words.size()),
