@@ -182,6 +182,7 @@ def test_edit_after_compiling_shows(kind: str, edit: str) -> None:
 
 
 def test_weights_are_packed_once_and_freed(packed: list[str]) -> None:
+    gc.collect()  # what other tests have left
     _, module, x = drop_in("stage")
     fast, _ = compiled(module, "aot_eager")
     before = len(beside)

@@ -327,7 +327,11 @@ def test_cpu_device() -> None:
     ("model", "error", "message"),
     [
         (nn.Conv2d(3, 8, 3).eval(), TypeError, "model: Conv2d is not a network, stage or unit"),
-        (nn.Sequential(small_network()).eval(), TypeError, "model: Sequential is not a network"),
+        (
+            nn.Sequential(small_network(), nn.Softmax(1)).eval(),
+            TypeError,
+            "model: Sequential is not a network",
+        ),
         (small_network().train(), ValueError, r"model: expected eval\(\) mode"),
         (3, TypeError, "model: expected a torch.nn.Module"),
         (snv2.models.InvertedResidual(6, 6, 3).eval(), ValueError, "model: .*stride 3"),
@@ -337,6 +341,13 @@ def test_cpu_device() -> None:
 def test_model_that_does_not_fit(model: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         snv2.Engine(model, (1, 3, 32, 32))
+
+
+def test_container_around_a_network() -> None:
+    model = small_network()
+    x = draw(1, 3, 32, 32)
+    out = snv2.Engine(nn.Sequential(model).eval(), (1, 3, 32, 32))(x)
+    assert torch.equal(out, snv2.Engine(model, (1, 3, 32, 32))(x))
 
 
 def test_submodule_in_train_mode_or_with_hooks() -> None:
