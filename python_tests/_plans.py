@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from snv2_kernels import _native
 from snv2_kernels.packing import Builder, GpuPlan
 from snv2_kernels.packing.gpu import GpuStep
+from snv2_kernels.packing.units import RELU, Layer, Unit
 
 # Units ----------------------------------------------------------------------------------------
 
@@ -56,17 +57,13 @@ class GeneralUnit(nn.Module):
         return torch.cat([first, main], 1)[:, self.order]
 
     def add_to(self, builder: Builder) -> None:
-        projection: Any = tuple(tuple(pair) for pair in self.projection) or None
-        builder.add_unit(
-            self.stride,
-            tuple(self.pw1),
-            tuple(self.dw),
-            tuple(self.pw2),
-            self.main,
-            self.passthrough,
-            self.order,
-            projection,
-        )
+        branch = Layer(*self.pw1, RELU), Layer(*self.dw, kernel=3), Layer(*self.pw2, RELU)
+        projection = None
+        if self.projection:
+            dw, pw = self.projection
+            projection = Layer(*dw, kernel=3), Layer(*pw, RELU)
+        lists = self.main, self.passthrough, self.order
+        builder.add_unit(Unit(self.stride, branch, *lists, projection))
 
 
 def tell(builder: Builder, channels: int, units: nn.Sequential) -> None:

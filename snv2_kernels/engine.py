@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from snv2_kernels.backends import resolve
 from snv2_kernels.fuse import fuse
-from snv2_kernels.nn.fused import Unsupported
 from snv2_kernels.nn.network import PlannedModule, ShuffleNetV2
 from snv2_kernels.nn.watch import why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
+from snv2_kernels.packing.units import Unsupported
 from snv2_kernels.runners import CpuRunner, GpuRunner, Launch, Pixels, TritonRunner
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from snv2_kernels.graph.reasons import why_no_unit
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.graph.recognize import Run, recognize, writes
 from snv2_kernels.graph.record import Recording, plain_copy, record
-from snv2_kernels.nn.fused import Unsupported
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.packing import Builder
+from snv2_kernels.packing.units import Unsupported
 from snv2_kernels.testing import max_error
 
 __all__ = [

@@ -366,7 +366,7 @@ TEST(kinds) {
   p.steps[1].proj_channels = 0;
   refused(p, "step 1: proj_channels");
   p = network(DType::kFloat32);
-  p.steps[1].activation = static_cast<snv2::Activation>(1);
+  p.steps[1].activation = snv2::Activation::kSilu;
   refused(p, "step 1: activation");
   p = network(DType::kFloat32);
   p.steps[1].kind = static_cast<GpuStepKind>(4);

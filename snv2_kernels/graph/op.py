@@ -15,10 +15,11 @@ from torch import Tensor
 
 from snv2_kernels.backends import resolve
 from snv2_kernels.graph.recipe import Recipe
-from snv2_kernels.nn.fused import Unsupported, Weights
+from snv2_kernels.nn.fused import Weights
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.nn.watch import beside, optimizer_steps
 from snv2_kernels.ops import _plan_fake
+from snv2_kernels.packing.units import Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

@@ -5,12 +5,14 @@ the *state*, in the order in which the recipe's layers take them. It is JSON, a 
 
     ["import", channels]
     ["stem", layer]
-    ["unit", stride, pw1, dw, pw2, main, passthrough, order, projection]
+    ["unit", stride, branch, main, passthrough, order, projection]
     ["head", layer, linear, classes]
 
-as :class:`snv2_kernels.packing.Builder` is told them. A layer is ``[letters, eps]``, a letter for
-each tensor of the convolution and its batch norm that is there (``_LETTERS``); a list of channels
-is a text such as ``"0:58|58:116"`` (:func:`write_channels`).
+as :class:`snv2_kernels.packing.Builder` is told them. A branch or projection is a list of layers,
+where a gate is a list of its two. A layer is ``[letters, eps, activation, slope, dilation]``: a
+letter for each tensor of the convolution, its batch norm and its activation that is there
+(``_LETTERS``), and the slope of a leaky ReLU. A list of channels is a text such as
+``"0:58|58:116"`` (:func:`write_channels`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snv2_kernels.graph.constant import constant_to_dynamo
-from snv2_kernels.packing.common import Builder, ConvBn
+from snv2_kernels.packing.common import Builder
+from snv2_kernels.packing.units import Activation, Gate, Layer, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,8 +42,9 @@ _LETTERS = {
     "b": "batch norm's bias",
     "m": "running_mean",
     "v": "running_var",
+    "a": "weight of a PReLU",
 }
-Layer = tuple[str, float]
+Written = tuple[str, float, str, float, int]  # a layer
 
 # Channels -------------------------------------------------------------------------------------
 
@@ -113,53 +117,49 @@ class RecipeBuilder(Builder):
         text: str = _write(*self._steps)
         return text
 
-    def _layer(self, pair: ConvBn) -> Layer:
-        conv, bn = pair
+    def _layer(self, layer: Layer) -> Written:
+        conv, bn, act = layer.conv, layer.bn, layer.activation
         self.weights.append(conv.weight)
-        tensors = (conv.weight, conv.bias, bn.weight, bn.bias, bn.running_mean, bn.running_var)
+        learned = act.slope if act.kind == "prelu" else None
+        slope = 0.0 if act.slope is None or act.kind == "prelu" else act.slope
+        norm = bn.weight, bn.bias, bn.running_mean, bn.running_var
+        tensors = conv.weight, conv.bias, *norm, learned
         letters = ""
         for letter, tensor in zip(_LETTERS, tensors, strict=True):
             if tensor is not None:
                 letters += letter
                 self.state.append(tensor)
-        return letters, _constant(bn.eps)
+        return letters, _constant(bn.eps), act.kind, slope, layer.dilation
 
     def add_import(self, channels: int) -> None:
         super().add_import(channels)
         self._steps.append(("import", channels))
 
-    def add_stem(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-        super().add_stem(conv, bn)
-        self._steps.append(("stem", self._layer((conv, bn))))
+    def add_stem(self, layer: Layer) -> None:
+        super().add_stem(layer)
+        self._steps.append(("stem", self._layer(layer)))
 
-    def add_unit(
-        self,
-        stride: int,
-        pw1: ConvBn,
-        dw: ConvBn,
-        pw2: ConvBn,
-        main: Sequence[int],
-        passthrough: Sequence[int],
-        order: Sequence[int],
-        projection: tuple[ConvBn, ConvBn] | None = None,
-    ) -> None:
-        super().add_unit(stride, pw1, dw, pw2, main, passthrough, order, projection)
-        layers = self._layer(pw1), self._layer(dw), self._layer(pw2)
-        lists = _written(main), _written(passthrough), _written(order)
-        side = None
-        if projection is not None:
-            side = self._layer(projection[0]), self._layer(projection[1])
-        self._steps.append(("unit", stride, *layers, *lists, side))
+    def add_unit(self, unit: Unit[Layer]) -> None:
+        super().add_unit(unit)
+        branch = [
+            [self._layer(part.reduce), self._layer(part.expand)]
+            if isinstance(part, Gate)
+            else self._layer(part)
+            for part in unit.branch
+        ]
+        lists = _written(unit.main), _written(unit.passthrough), _written(unit.order)
+        side = [self._layer(layer) for layer in unit.projection or ()]
+        self._steps.append(("unit", unit.stride, branch, *lists, side))
 
-    def add_head(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, fc: nn.Linear) -> None:
-        super().add_head(conv, bn, fc)
-        layer = self._layer((conv, bn))
+    def add_head(self, layer: Layer, fc: nn.Linear) -> None:
+        super().add_head(layer, fc)
+        written = self._layer(layer)
         self.weights.append(fc.weight)
         self.state.append(fc.weight)
         if fc.bias is not None:
             self.state.append(fc.bias)
         linear = "W" if fc.bias is None else "WB"
-        self._steps.append(("head", layer, linear, fc.out_features))
+        self._steps.append(("head", written, linear, fc.out_features))
 
 
 # Reading --------------------------------------------------------------------------------------
@@ -174,15 +174,15 @@ class _State:
     def take(self, letters: str) -> dict[str, Tensor]:
         return {letter: next(self._next) for letter in letters}
 
-    def conv_bn(self, layer: Layer, depthwise: bool = False, stride: int = 1) -> ConvBn:
-        """As modules, on these tensors."""
-        letters, eps = layer
+    def layer(self, written: Written, stride: int = 1, depthwise: bool = True) -> Layer:
+        """As modules, on these tensors; a window larger than 1x1 is a depthwise one or a stem's."""
+        letters, eps, kind, slope, dilation = written
         tensors = self.take(letters)
         weight = tensors["W"]
         out_channels, depth, kernel, _ = weight.shape
-        groups = out_channels if depthwise else 1
+        groups = out_channels if depthwise and kernel > 1 else 1
         conv = nn.Conv2d(
-            depth * groups, out_channels, kernel, stride, kernel // 2,
+            depth * groups, out_channels, kernel, stride if kernel > 1 else 1, kernel // 2 * dilation, dilation,
             groups=groups, bias="B" in tensors, device="meta",
         )  # fmt: skip
         bn = nn.BatchNorm2d(out_channels, eps, affine="w" in tensors, device="meta")
@@ -191,7 +191,21 @@ class _State:
         # Without a batch norm, one that changes nothing.
         bn.running_mean = tensors.get("m", weight.new_zeros(out_channels))
         bn.running_var = tensors.get("v", weight.new_ones(out_channels))
-        return conv, bn
+        learned = {"prelu": tensors.get("a"), "leaky_relu": slope}.get(kind)
+        return Layer(conv, bn, Activation(kind, learned), kernel, dilation)
+
+    def branch(self, written: Sequence[Any], stride: int) -> tuple[Layer | Gate[Layer], ...]:
+        parts: list[Layer | Gate[Layer]] = []
+        for part in written:
+            if isinstance(part[0], list):
+                reduce, expand = part
+                parts.append(Gate(self.layer(reduce), self.layer(expand)))
+                continue
+            layer = self.layer(part, stride)
+            parts.append(layer)
+            if layer.kernel > 1:
+                stride = 1  # of those that follow
+        return tuple(parts)
 
     def linear(self, letters: str) -> nn.Linear:
         tensors = self.take(letters)
@@ -217,8 +231,8 @@ class Recipe:
         units = [step for step in self._steps if step[0] == "unit"]
         strides: list[int] = [step[1] for step in units]
         self.halvings = strides.count(2) + (2 if first[0] == "stem" else 0)
-        self._lists = {text: read_channels(text) for step in units for text in step[5:8]}
-        self.out_channels: int = last[3] if self.classify else len(self._lists[last[7]])
+        self._lists = {text: read_channels(text) for step in units for text in step[3:6]}
+        self.out_channels: int = last[3] if self.classify else len(self._lists[last[5]])
 
     @staticmethod
     @functools.lru_cache(maxsize=1024)
@@ -232,21 +246,15 @@ class Recipe:
             if kind == "import":
                 builder.add_import(*rest)
             elif kind == "stem":
-                builder.add_stem(*state.conv_bn(rest[0], stride=2))
+                builder.add_stem(state.layer(rest[0], 2, depthwise=False))
             elif kind == "unit":
-                stride, pw1, dw, pw2, main, passthrough, order, side = rest
-                branch = (
-                    state.conv_bn(pw1), state.conv_bn(dw, True, stride), state.conv_bn(pw2)
-                )  # fmt: skip
-                projection = None
-                if side is not None:
-                    projection = state.conv_bn(side[0], True, stride), state.conv_bn(side[1])
-                read = self._lists
-                builder.add_unit(
-                    stride, *branch, read[main], read[passthrough], read[order], projection
-                )
+                stride, branch, *lists, side = rest
+                main, passthrough, order = (self._lists[text] for text in lists)
+                parts, ends = state.branch(branch, stride), state.branch(side, stride)
+                projection: Any = ends or None
+                builder.add_unit(Unit(stride, parts, main, passthrough, order, projection))
             else:
-                builder.add_head(*state.conv_bn(rest[0]), state.linear(rest[1]))
+                builder.add_head(state.layer(rest[0]), state.linear(rest[1]))
 
     def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The formula in plain PyTorch."""
@@ -265,38 +273,37 @@ class _Formula(Builder):
     def add_import(self, channels: int) -> None:
         pass
 
-    def add_stem(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-        self.value = F.max_pool2d(_conv_bn(self.value, (conv, bn)).relu(), 3, 2, 1)
+    def add_stem(self, layer: Layer) -> None:
+        self.value = F.max_pool2d(_apply(layer, self.value), 3, 2, 1)
 
-    def add_unit(
-        self,
-        stride: int,
-        pw1: ConvBn,
-        dw: ConvBn,
-        pw2: ConvBn,
-        main: Sequence[int],
-        passthrough: Sequence[int],
-        order: Sequence[int],
-        projection: tuple[ConvBn, ConvBn] | None = None,
-    ) -> None:
+    def add_unit(self, unit: Unit[Layer]) -> None:
         x = self.value
-        y = _conv_bn(_channels(x, main), pw1).relu()
-        y = _conv_bn(_conv_bn(y, dw), pw2).relu()
-        if projection is None:
-            first = _channels(x, passthrough)
+        y = _channels(x, unit.main)
+        for part in unit.branch:
+            if isinstance(part, Gate):
+                scale = _apply(part.reduce, y.mean([2, 3], keepdim=True))
+                y = y * _apply(part.expand, scale)
+            else:
+                y = _apply(part, y)
+        if unit.projection is None:
+            first = _channels(x, unit.passthrough)
         else:
-            first = _conv_bn(_conv_bn(x, projection[0]), projection[1]).relu()
-        self.value = _channels(torch.cat([first, y], 1), order)
+            dw, pw = unit.projection
+            first = _apply(pw, _apply(dw, x))
+        self.value = _channels(torch.cat([first, y], 1), unit.order)
 
-    def add_head(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, fc: nn.Linear) -> None:
-        features = _conv_bn(self.value, (conv, bn)).relu().mean([2, 3])
+    def add_head(self, layer: Layer, fc: nn.Linear) -> None:
+        features = _apply(layer, self.value).mean([2, 3])
         self.value = F.linear(features, fc.weight, fc.bias)
 
 
-def _conv_bn(x: Tensor, pair: ConvBn) -> Tensor:
-    conv, bn = pair
-    y = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, 1, conv.groups)
-    return F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, False, 0.0, bn.eps)
+def _apply(layer: Layer, x: Tensor) -> Tensor:
+    conv, bn = layer.conv, layer.bn
+    y = F.conv2d(
+        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+    )  # fmt: skip
+    norm = bn.running_mean, bn.running_var, bn.weight, bn.bias
+    return layer.activation(F.batch_norm(y, *norm, False, 0.0, bn.eps))
 
 
 def _channels(x: Tensor, channels: Sequence[int]) -> Tensor:

@@ -19,6 +19,8 @@ from torch.fx import Graph, Node
 
 from snv2_kernels.graph.channels import Follower, Origin, Value, example, function_name
 from snv2_kernels.ops import KERNEL_DTYPES
+from snv2_kernels.packing import units
+from snv2_kernels.packing.units import IDENTITY, RELU
 
 if TYPE_CHECKING:
     from snv2_kernels.packing import Builder
@@ -64,9 +66,12 @@ class Layer:
     relu: bool
     nodes: tuple[Node, ...]
 
-    @property
-    def pair(self) -> Any:
-        return self.conv, self.norm
+    def told(self) -> units.Layer:
+        """For a builder that takes nodes for tensors."""
+        conv: Any = self.conv
+        norm: Any = self.norm
+        kernel = 3 if self.kind == "dw" else 1
+        return units.Layer(conv, norm, RELU if self.relu else IDENTITY, kernel)
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,12 @@ class Unit:
     nodes: frozenset[Node]  # between the two, and out
 
     def tell(self, builder: Builder) -> None:
-        branch = self.pw1.pair, self.dw.pair, self.pw2.pair
+        branch = self.pw1.told(), self.dw.told(), self.pw2.told()
         side = None
         if self.projection is not None:
-            side = self.projection[0].pair, self.projection[1].pair
-        builder.add_unit(self.stride, *branch, self.main, self.passthrough, self.order, side)
+            side = self.projection[0].told(), self.projection[1].told()
+        lists = self.main, self.passthrough, self.order
+        builder.add_unit(units.Unit(self.stride, branch, *lists, side))
 
 
 @dataclass
@@ -125,27 +131,27 @@ class Run:
         if self.stem is None:
             builder.add_import(self.units[0].in_channels)
         else:
-            builder.add_stem(*self.stem.pair)
+            builder.add_stem(self.stem.told())
         for unit in self.units:
             unit.tell(builder)
         if self.head is not None:
-            (conv, norm), linear = self.head[0].pair, self.head[1]
-            builder.add_head(conv, norm, linear)  # type: ignore[arg-type]
+            layer, linear = self.head
+            builder.add_head(layer.told(), linear)  # type: ignore[arg-type]
 
 
 def recognize(graph: Graph) -> list[Run]:
     """All runs of units in a graph that the kernels cover, in its order."""
-    units = _Units(graph)
+    found = _Units(graph)
     runs: list[Run] = []
-    for unit in units.found:
+    for unit in found.units:
         last = runs[-1].units[-1] if runs else None
         if last is not None and last.out is unit.source and _only_users(unit):
             runs[-1].units.append(unit)
         else:
             runs.append(Run([unit]))
     for run in runs:
-        _add_stem(run, units.layers)
-        _add_head(run, units.layers)
+        _add_stem(run, found.layers)
+        _add_head(run, found.layers)
     return [run for run in runs if _is_covered(run)]
 
 
@@ -244,7 +250,7 @@ class _Units:
     """Goes through a graph once."""
 
     def __init__(self, graph: Graph) -> None:
-        self.found: list[Unit] = []
+        self.units: list[Unit] = []
         self.layers: dict[Node, Layer] = {}  # by their last node
         self._follower = Follower()
         for node in graph.nodes:
@@ -257,7 +263,7 @@ class _Units:
                 if unit is None:
                     self._follower.cut(node)
                 else:
-                    self.found.append(unit)
+                    self.units.append(unit)
                     self._follower.cut(unit.out)
 
     def _before(self, layer: Layer, kind: str, relu: bool) -> Layer | None:

@@ -6,9 +6,10 @@ do not cover (float64, a replaced submodule, hooks inside, tracing) runs the pla
 torch.compile and torch.export keep the kernels (:mod:`snv2_kernels.graph`).
 """
 
-from snv2_kernels.nn.fused import FusedModule, Unsupported
+from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.network import InvertedResidual, ShuffleNetV2, Stage
 from snv2_kernels.nn.split import SplitDepthwiseShuffle
+from snv2_kernels.packing.units import Unsupported
 
 __all__ = [
     "FusedModule",

@@ -14,15 +14,12 @@ from snv2_kernels.backends import DEVICES, resolve, use_backend
 from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.nn.watch import Watch, forget, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
+from snv2_kernels.packing.units import Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["FusedModule", "Packed", "Unsupported", "clone_tree"]
-
-
-class Unsupported(Exception):
-    """A module that the kernels do not cover; the message is the reason in a few words."""
 
 
 class Weights:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snv2_kernels import _native, models
 from snv2_kernels.graph.recipe import RecipeBuilder
-from snv2_kernels.nn.fused import FusedModule, Unsupported
+from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.ops import KERNEL_DTYPES, OPERATORS, run_plan
 from snv2_kernels.packing import (
     Builder,
@@ -22,7 +22,7 @@ from snv2_kernels.packing import (
     TritonPlan,
     triton_plan,
 )
-from snv2_kernels.packing.common import ConvBn
+from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Layer, Unit, Unsupported
 from snv2_kernels.runners import device_fields
 
 __all__ = ["InvertedResidual", "PlannedModule", "ShuffleNetV2", "Stage"]
@@ -35,7 +35,8 @@ def _conv_bn(
     kernel: int,
     stride: int = 1,
     depthwise: bool = False,
-) -> ConvBn:
+    activation: Activation = IDENTITY,
+) -> Layer:
     """The pair, if it is the convolution the kernels compute."""
     if type(conv) is not nn.Conv2d:
         raise Unsupported(f"{name}: {type(conv).__name__} is not a plain Conv2d")
@@ -60,7 +61,7 @@ def _conv_bn(
         raise Unsupported(f"{name}: a depthwise multiplier")
     if bn.num_features != conv.out_channels:
         raise Unsupported(f"{name}: the batch norm has {bn.num_features} channels")
-    return conv, bn  # type: ignore[return-value]
+    return Layer(conv, bn, activation, kernel)  # type: ignore[arg-type]
 
 
 def _sequence(name: str, module: nn.Module, length: int) -> list[nn.Module]:
@@ -198,34 +199,35 @@ class InvertedResidual(PlannedModule, models.InvertedResidual):
         if self.stride not in (1, 2):
             raise Unsupported(f"stride {self.stride}")
         pw1, bn1, act1, dw, bn2, pw2, bn3, act2 = _sequence("branch2", self.branch2, 8)
-        first = _conv_bn("branch2.0", pw1, bn1, 1)
+        first = _conv_bn("branch2.0", pw1, bn1, 1, activation=RELU)
         depthwise = _conv_bn("branch2.3", dw, bn2, 3, self.stride, depthwise=True)
-        last = _conv_bn("branch2.5", pw2, bn3, 1)
+        last = _conv_bn("branch2.5", pw2, bn3, 1, activation=RELU)
         _check_relu("branch2.2", act1)
         _check_relu("branch2.7", act2)
-        width = last[0].out_channels
+        width = last.channels
         if not (
-            first[0].out_channels == depthwise[0].in_channels == last[0].in_channels
-            and (self.stride == 2 or first[0].in_channels == width)
+            first.channels == depthwise.conv.in_channels == last.conv.in_channels
+            and (self.stride == 2 or first.conv.in_channels == width)
         ):
             raise Unsupported("branch2: the widths do not fit together")
         order = [j for i in range(width) for j in (i, width + i)]
         if self.stride == 1:
             main, passthrough = range(width, 2 * width), range(width)
-            builder.add_unit(1, first, depthwise, last, main, passthrough, order)
+            builder.add_unit(Unit(1, (first, depthwise, last), main, passthrough, order))
             return
         dw, bn1, pw, bn2, act = _sequence("branch1", self.branch1, 5)
         projection = (
             _conv_bn("branch1.0", dw, bn1, 3, 2, depthwise=True),
-            _conv_bn("branch1.2", pw, bn2, 1),
+            _conv_bn("branch1.2", pw, bn2, 1, activation=RELU),
         )
         _check_relu("branch1.4", act)
-        inp = first[0].in_channels
-        if not (projection[0][0].in_channels == projection[1][0].in_channels == inp) or (
-            projection[1][0].out_channels != width
+        inp = first.conv.in_channels
+        if any(layer.conv.in_channels != inp for layer in projection) or (
+            projection[1].channels != width
         ):
             raise Unsupported("branch1: the widths do not fit together")
-        builder.add_unit(2, first, depthwise, last, range(inp), [], order, projection)
+        unit = Unit(2, (first, depthwise, last), range(inp), [], order, projection)
+        builder.add_unit(unit)
 
 
 class Stage(PlannedModule, nn.Sequential):
@@ -309,7 +311,7 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
 
     def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
         conv, bn, act = _sequence("conv1", self.conv1, 3)
-        stem = _conv_bn("conv1", conv, bn, 3, 2)
+        stem = _conv_bn("conv1", conv, bn, 3, 2, activation=RELU)
         _check_relu("conv1.2", act)
         pool: Any = self.maxpool
         window = [getattr(pool, name, None) for name in ("kernel_size", "stride", "padding")]
@@ -318,13 +320,13 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
         if pool.ceil_mode or pool.return_indices:
             raise Unsupported("maxpool: ceil_mode or return_indices")
         conv, bn, act = _sequence("conv5", self.conv5, 3)
-        features = _conv_bn("conv5", conv, bn, 1)
+        features = _conv_bn("conv5", conv, bn, 1, activation=RELU)
         _check_relu("conv5.2", act)
-        if type(self.fc) is not nn.Linear or self.fc.in_features != features[0].out_channels:
+        if type(self.fc) is not nn.Linear or self.fc.in_features != features.channels:
             raise Unsupported(f"fc: {type(self.fc).__name__} is not the Linear of conv5's features")
 
-        builder.add_stem(*stem)
-        channels = stem[0].out_channels
+        builder.add_stem(stem)
+        channels = stem.channels
         for name in self._tap_names():
             stage: nn.Module = getattr(self, name)
             if not isinstance(stage, Stage):
@@ -338,6 +340,6 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
             channels = builder.channels
             if name in taps:
                 builder.add_result()
-        if features[0].in_channels != channels:
-            raise Unsupported(f"conv5: takes {features[0].in_channels} channels, not {channels}")
-        builder.add_head(*features, self.fc)
+        if features.conv.in_channels != channels:
+            raise Unsupported(f"conv5: takes {features.conv.in_channels} channels, not {channels}")
+        builder.add_head(features, self.fc)

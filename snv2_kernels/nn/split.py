@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from snv2_kernels.models import channel_shuffle
-from snv2_kernels.nn.fused import FusedModule, Unsupported
+from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.network import _conv_bn
 from snv2_kernels.ops import KERNEL_DTYPES, OPERATORS, operators, split_dw_cat_shuffle
 from snv2_kernels.packing import fold_bn
-from snv2_kernels.packing.common import ConvBn
+from snv2_kernels.packing.units import Layer, Unsupported
 
 __all__ = ["SplitDepthwiseShuffle"]
 
@@ -47,18 +47,19 @@ class SplitDepthwiseShuffle(FusedModule):
         main = self.bn(self.dw(main)).relu()
         return channel_shuffle(torch.cat([passthrough, main], 1), 2)
 
-    def _parts(self) -> ConvBn:
+    def _parts(self) -> Layer:
         return _conv_bn("dw", self.dw, self.bn, 3, depthwise=True)
 
     def _in_channels(self) -> int:
-        return 2 * self._parts()[0].in_channels
+        return 2 * self._parts().conv.in_channels
 
     def _check_supported(self) -> None:
         self._parts()
 
     def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> _Weights:
-        conv, bn = self._parts()
-        scale, shift = fold_bn(bn)
+        layer = self._parts()
+        conv = layer.conv
+        scale, shift = fold_bn(layer.bn)
         if conv.bias is not None:
             shift = (shift.double() + conv.bias.detach().double() * scale.double()).float()
         return conv.weight.detach().float().contiguous(), scale.float(), shift.float()

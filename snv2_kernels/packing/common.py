@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Gate, Layer, Unit, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,23 +16,21 @@ if TYPE_CHECKING:
 __all__ = [
     "BasePlan",
     "Builder",
-    "ConvBn",
     "Folded",
     "FoldedHead",
     "FoldedStem",
-    "FoldedUnit",
     "FoldingBuilder",
     "Work",
+    "fold",
     "fold_bn",
     "fold_conv_bn",
     "fold_fc",
     "half",
     "halvings_of",
     "map_shape",
+    "paper_branch",
+    "relu_only",
 ]
-
-ConvBn = tuple[nn.Conv2d, nn.BatchNorm2d]
-Folded = tuple[Tensor, Tensor]  # weight [O, K] and bias [O], float64
 
 
 def fold_bn(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def _fold_bn64(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Folded:
+def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """``bn(conv(x))`` as one convolution: weight [O, I * kH * kW] and bias [O] in float64."""
     scale, shift = _fold_bn64(bn)
     weight = conv.weight.detach().double().flatten(1) * scale[:, None]
@@ -81,7 +81,7 @@ def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Folded:
     return weight, shift
 
 
-def fold_fc(fc: nn.Linear) -> Folded:
+def fold_fc(fc: nn.Linear) -> tuple[Tensor, Tensor]:
     """The weight [O, I] and bias [O] of a linear layer in float64."""
     weight = fc.weight.detach().double()
     bias = weight.new_zeros(fc.out_features) if fc.bias is None else fc.bias.detach().double()
@@ -169,40 +169,31 @@ class Builder:
         """The user's feature map, [N, channels, H, W]."""
         self.channels = self.in_channels = channels
 
-    def add_stem(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-        """``maxpool(relu(bn(conv(x))))``: conv 3x3 stride 2, max-pool 3x3 stride 2."""
-        self.in_channels, self.channels = conv.in_channels, conv.out_channels
-        self.work += [Work(2, 0, 9 * conv.in_channels * conv.out_channels), Work(2, 0, 0)]
+    def add_stem(self, layer: Layer) -> None:
+        """``maxpool(layer(x))``: convolution 3x3 stride 2, max-pool 3x3 stride 2."""
+        self.in_channels, self.channels = layer.conv.in_channels, layer.channels
+        self.work += [Work(2, 0, 9 * self.in_channels * self.channels), Work(2, 0, 0)]
 
-    def add_unit(
-        self,
-        stride: int,
-        pw1: ConvBn,
-        dw: ConvBn,
-        pw2: ConvBn,
-        main: Sequence[int],
-        passthrough: Sequence[int],
-        order: Sequence[int],
-        projection: tuple[ConvBn, ConvBn] | None = None,
-    ) -> None:
-        """One unit, in general index lists.
-
-        Args:
-            stride: of the depthwise convolutions, 1 or 2.
-            pw1, dw, pw2: the main branch, ``relu(pw2(dw(relu(pw1(x[:, main])))))``, each with
-                its batch norm.
-            main: logical channels the main branch reads.
-            passthrough: logical channels that go through untouched; empty with a projection.
-            order: output channel ``j`` is entry ``order[j]`` of ``cat([first, main result])``,
-                where ``first`` is the passthrough or the projection's result.
-            projection: ``(dw, pw)`` of ``relu(pw(dw(x)))``, over all logical channels.
-        """
-        mid, width = pw1[0].out_channels, pw2[0].out_channels
-        per_output = mid * (9 + width)
-        if projection is not None:
-            per_output += self.channels * (9 + projection[1][0].out_channels)
-        self.work.append(Work(stride, len(main) * mid, per_output))
-        self.channels = len(order)
+    def add_unit(self, unit: Unit[Layer]) -> None:
+        """One unit, in general index lists."""
+        per_input = per_output = per_image = 0
+        depth, strided = len(unit.main), False
+        for part in unit.branch:
+            if isinstance(part, Gate):
+                per_image += 2 * part.reduce.channels * depth
+                continue
+            strided = strided or part.kernel > 1
+            multiply_adds = part.channels * (part.kernel**2 if part.kernel > 1 else depth)
+            if strided:
+                per_output += multiply_adds
+            else:
+                per_input += multiply_adds
+            depth = part.channels
+        if unit.projection is not None:
+            dw, pw = unit.projection
+            per_output += self.channels * (dw.kernel**2 + pw.channels)
+        self.work.append(Work(unit.stride, per_input, per_output, per_image))
+        self.channels = len(unit.order)
         self.units += 1
 
     def add_result(self) -> None:
@@ -213,11 +204,25 @@ class Builder:
         """
         raise ValueError("plans of this kind have only one result")
 
-    def add_head(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, fc: nn.Linear) -> None:
-        """``fc(relu(bn(conv(x))).mean([2, 3]))``."""
-        features = conv.out_channels
+    def add_head(self, layer: Layer, fc: nn.Linear) -> None:
+        """``fc(layer(x).mean([2, 3]))``, the layer pointwise."""
+        features = layer.channels
         self.work.append(Work(1, self.channels * features, 0, features * fc.out_features))
         self.channels = fc.out_features
+
+
+class Folded(NamedTuple):
+    """A :class:`Layer` as numbers, in float64 on the CPU."""
+
+    weight: Tensor  # [O, I * kH * kW]
+    bias: Tensor  # [O]
+    activation: Activation = IDENTITY
+    kernel: int = 1
+    dilation: int = 1
+
+    @property
+    def channels(self) -> int:
+        return len(self.bias)
 
 
 @dataclass
@@ -232,22 +237,41 @@ class FoldedHead:
     fc: Folded
 
 
-@dataclass
-class FoldedUnit:
-    stride: int
-    pw1: Folded
-    dw: Folded
-    pw2: Folded
-    main: list[int]
-    passthrough: list[int]
-    order: list[int]
-    projection: tuple[Folded, Folded] | None
-    tapped: bool = False
+def fold(layer: Layer) -> Folded:
+    weight, bias = fold_conv_bn(layer.conv, layer.bn)
+    activation = layer.activation
+    if isinstance(activation.slope, Tensor):
+        activation = replace(activation, slope=activation.slope.detach().double().cpu())
+    return Folded(weight.cpu(), bias.cpu(), activation, layer.kernel, layer.dilation)
 
 
-def _fold(pair: ConvBn) -> Folded:
-    weight, bias = fold_conv_bn(*pair)
-    return weight.cpu(), bias.cpu()
+def paper_branch(unit: Unit[Folded]) -> tuple[Folded, Folded, Folded]:
+    """pw, dw 3x3 and pw of a unit with ReLU alone, which all kernels cover.
+
+    Raises:
+        Unsupported: for any other.
+    """
+    if any(isinstance(part, Gate) for part in unit.branch):
+        raise Unsupported("squeeze-and-excite")
+    layers = list(unit.layers())
+    kernels = [layer.kernel for layer in layers]
+    if kernels != [1, 3, 1] + ([] if unit.projection is None else [3, 1]):
+        raise Unsupported(f"a branch of windows {kernels[: len(unit.branch)]}")
+    for layer in layers:
+        if layer.dilation != 1:
+            raise Unsupported(f"dilation {layer.dilation}")
+        if layer.activation != (RELU if layer.kernel == 1 else IDENTITY):
+            where = "" if layer.kernel == 1 else " after the depthwise convolution"
+            raise Unsupported(f"activation {layer.activation.kind}{where}")
+    pw1, dw, pw2 = layers[:3]
+    return pw1, dw, pw2
+
+
+def relu_only(layer: Folded) -> Folded:
+    """A layer with ReLU; raises :class:`Unsupported` for any other."""
+    if layer.activation != RELU:
+        raise Unsupported(f"activation {layer.activation.kind}")
+    return layer
 
 
 class FoldingBuilder(Builder):
@@ -256,30 +280,18 @@ class FoldingBuilder(Builder):
     def __init__(self) -> None:
         super().__init__()
         self._stem: FoldedStem | None = None
-        self._units: list[FoldedUnit] = []
+        self._units: list[Unit[Folded]] = []
         self._head: FoldedHead | None = None
 
-    def add_stem(self, conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-        self._stem = FoldedStem(_fold((conv, bn)), conv.in_channels)
-        super().add_stem(conv, bn)
+    def add_stem(self, layer: Layer) -> None:
+        self._stem = FoldedStem(fold(layer), layer.conv.in_channels)
+        super().add_stem(layer)
 
-    def add_unit(
-        self,
-        stride: int,
-        pw1: ConvBn,
-        dw: ConvBn,
-        pw2: ConvBn,
-        main: Sequence[int],
-        passthrough: Sequence[int],
-        order: Sequence[int],
-        projection: tuple[ConvBn, ConvBn] | None = None,
-    ) -> None:
-        folded = None if projection is None else (_fold(projection[0]), _fold(projection[1]))
-        lists = list(main), list(passthrough), list(order)
-        self._units.append(FoldedUnit(stride, _fold(pw1), _fold(dw), _fold(pw2), *lists, folded))
-        super().add_unit(stride, pw1, dw, pw2, main, passthrough, order, projection)
+    def add_unit(self, unit: Unit[Layer]) -> None:
+        self._units.append(unit.map(fold))
+        super().add_unit(unit)
 
-    def add_head(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, fc: nn.Linear) -> None:
+    def add_head(self, layer: Layer, fc: nn.Linear) -> None:
         weight, bias = fold_fc(fc)
-        self._head = FoldedHead(_fold((conv, bn)), (weight.cpu(), bias.cpu()))
-        super().add_head(conv, bn, fc)
+        self._head = FoldedHead(fold(layer), Folded(weight.cpu(), bias.cpu()))
+        super().add_head(layer, fc)

@@ -23,14 +23,17 @@ from snv2_kernels.packing.common import (
     Folded,
     FoldedHead,
     FoldedStem,
-    FoldedUnit,
     FoldingBuilder,
     half,
     halvings_of,
+    paper_branch,
+    relu_only,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from snv2_kernels.packing.units import Unit
 
 __all__ = ["PANEL", "Plan", "PlanBuilder", "Product", "Step", "pack_panels"]
 
@@ -150,6 +153,9 @@ class PlanBuilder(FoldingBuilder):
         Args:
             element: of the maps: float32, or bfloat16, which runs where the instruction set in use
                 has it.
+
+        Raises:
+            Unsupported: for what the kernels do not cover.
         """
         if element not in _ELEMENTS:
             raise ValueError(f"element: expected float32 or bfloat16, got {element}")
@@ -186,7 +192,7 @@ class PlanBuilder(FoldingBuilder):
     def _readers(self) -> list[list[tuple[int, ...]]]:
         """The products that read each channel of each result, results in the order in which they
         are written."""
-        channels = self.in_channels if self._stem is None else len(self._stem.conv[1])
+        channels = self.in_channels if self._stem is None else self._stem.conv.channels
         table: list[list[int]] = [[] for _ in range(channels)]  # readers of each logical channel
         results = [table]
         products = 0
@@ -202,9 +208,9 @@ class PlanBuilder(FoldingBuilder):
             first = [table[c] for c in unit.passthrough]
             if unit.projection is not None:
                 read(range(len(table)))
-                first = [[] for _ in unit.projection[1][1]]
+                first = [[] for _ in range(unit.projection_channels)]
                 results.append(first)
-            result: list[list[int]] = [[] for _ in unit.pw2[1]]
+            result: list[list[int]] = [[] for _ in range(unit.branch_channels)]
             results.append(result)
             joined = first + result
             table = [joined[j] for j in unit.order]
@@ -245,11 +251,11 @@ class _Writer:
 
     def _add_product(self, folded: Folded, rows: Sequence[int], columns: Sequence[int]) -> int:
         """The matrix for a map and a result whose planes hold those columns and rows."""
-        weight, bias = folded
+        weight, bias = folded.weight, folded.bias
         times = torch.bincount(torch.tensor(columns))
         weight = (weight / times)[:, columns]
         packed = pack_panels(weight[rows], bias[rows], self._element)
-        return self._add_weights(packed, folded[0])
+        return self._add_weights(packed, folded.weight)
 
     def _start_buffer(self, step: Step) -> None:
         step.new_buffer = 1
@@ -305,18 +311,19 @@ class _Writer:
             for c in channels[first : first + self._in_word]
         ]
         step.out_channels = len(rows)
-        step.pw1_weights = self._add_product(stem.conv, rows, columns)
+        step.pw1_weights = self._add_product(relu_only(stem.conv), rows, columns)
         self.steps.append(step)
 
-    def unit(self, unit: FoldedUnit) -> None:
+    def unit(self, unit: Unit[Folded]) -> None:
+        pw1, dw, pw2 = paper_branch(unit)
         step = Step(_UNIT, stride=unit.stride)
         words, columns = self._gather([self._table[c] for c in unit.main])
-        middle = self._doubled(len(unit.pw1[1]))
+        middle = self._doubled(pw1.channels)
         step.in_channels, step.in_table = len(words), self._add_table(words)
         step.mid_channels = len(middle)
-        step.pw1_weights = self._add_product(unit.pw1, middle, columns)
-        weight, bias = unit.dw
-        step.dw_weights = self._add_weights(pack_panels(weight[middle], bias[middle]), weight)
+        step.pw1_weights = self._add_product(pw1, middle, columns)
+        packed = pack_panels(dw.weight[middle], dw.bias[middle])
+        step.dw_weights = self._add_weights(packed, dw.weight)
         if unit.projection is not None:
             depthwise = self._add_projection(step, unit.projection[0])
         if unit.stride == 2:
@@ -328,7 +335,7 @@ class _Writer:
             step.proj_pw_weights = self._add_product(unit.projection[1], rows, depthwise)
         step.out_panel, rows, result = self._place()
         step.out_channels = len(rows)
-        step.pw2_weights = self._add_product(unit.pw2, rows, middle)
+        step.pw2_weights = self._add_product(pw2, rows, middle)
         joined = first + result
         self._table = [joined[j] for j in unit.order]
         self.steps.append(step)
@@ -341,7 +348,7 @@ class _Writer:
         rank = {panel: i for i, panel in enumerate(panels)}
         words = [rank[word // PANEL] * PANEL + word % PANEL for word in words]
         planes = [word + i for word in words for i in range(self._in_word)]
-        weight, bias = dw
+        weight, bias = dw.weight, dw.bias
         spread_weight = weight.new_zeros(len(panels) * PANEL, 9)
         spread_bias = bias.new_zeros(len(panels) * PANEL)
         spread_weight[planes], spread_bias[planes] = weight[columns], bias[columns]
@@ -353,10 +360,10 @@ class _Writer:
 
     def head(self, head: FoldedHead) -> None:
         words, columns = self._gather(self._table)
-        features, classes = self._doubled(len(head.conv[1])), range(len(head.fc[1]))
+        features, classes = self._doubled(head.conv.channels), range(head.fc.channels)
         step = Step(_HEAD, in_channels=len(words), in_table=self._add_table(words))
         step.mid_channels, step.out_channels = len(features), len(classes)
-        step.pw1_weights = self._add_product(head.conv, features, columns)
+        step.pw1_weights = self._add_product(relu_only(head.conv), features, columns)
         step.pw2_weights = self._add_product(head.fc, classes, features)
         self.steps.append(step)
 

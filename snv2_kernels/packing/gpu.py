@@ -19,20 +19,23 @@ from torch import Tensor, nn
 from snv2_kernels import _native
 from snv2_kernels.packing.common import (
     BasePlan,
-    ConvBn,
+    Folded,
     FoldedHead,
     FoldedStem,
-    FoldedUnit,
     FoldingBuilder,
+    paper_branch,
+    relu_only,
 )
+from snv2_kernels.packing.units import ACTIVATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from snv2_kernels.packing.units import Layer, Unit
+
 __all__ = ["GpuPlan", "GpuPlanBuilder", "GpuStep", "pack_tiles", "unpack_tiles"]
 
 COPY, STEM, UNIT, HEAD = range(4)
-RELU = 0
 CALLERS_MAP, NO_BUFFER = -1, -2
 NO_RESULT = -1
 
@@ -78,7 +81,7 @@ class GpuStep:
 
     kind: int
     stride: int = 1
-    activation: int = RELU
+    activation: int = ACTIVATIONS.index("relu")
     in_buffer: int = CALLERS_MAP
     out_buffer: int = NO_BUFFER
     out_planes: int = 0
@@ -221,36 +224,30 @@ class _Map:
         return free
 
 
-def _columns(unit: FoldedUnit, channels: Sequence[int]) -> Tensor:
+def _columns(weight: Tensor, main: Sequence[int], channels: Sequence[int]) -> Tensor:
     """pw1's weight with a column for each of ``channels``, zero for those not in the main half."""
-    weight = unit.pw1[0].new_zeros(unit.pw1[0].shape[0], len(channels))
+    columns = weight.new_zeros(len(weight), len(channels))
     place = {c: k for k, c in enumerate(channels)}
-    weight[:, [place[c] for c in unit.main]] = unit.pw1[0]
-    return weight
+    columns[:, [place[c] for c in main]] = weight
+    return columns
 
 
 class GpuPlanBuilder(FoldingBuilder):
     """Collects steps; :meth:`build`, which knows them all, decides where planes lie."""
 
-    def add_unit(
-        self,
-        stride: int,
-        pw1: ConvBn,
-        dw: ConvBn,
-        pw2: ConvBn,
-        main: Sequence[int],
-        passthrough: Sequence[int],
-        order: Sequence[int],
-        projection: tuple[ConvBn, ConvBn] | None = None,
-    ) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self._tapped: set[int] = set()  # units whose map is a result
+
+    def add_unit(self, unit: Unit[Layer]) -> None:
         """See :meth:`Builder.add_unit`.
 
         Raises:
             ValueError: for a projection at stride 1, or none at stride 2.
         """
-        if (projection is not None) != (stride == 2):
+        if (unit.projection is not None) != (unit.stride == 2):
             raise ValueError("projection: expected one at stride 2, and none at stride 1")
-        super().add_unit(stride, pw1, dw, pw2, main, passthrough, order, projection)
+        super().add_unit(unit)
 
     def add_result(self) -> None:
         """The map so far is a result too, written in logical order by the unit that makes it.
@@ -260,7 +257,7 @@ class GpuPlanBuilder(FoldingBuilder):
         """
         if not self._units or self._head is not None:
             raise ValueError("only the map that a unit makes can be a result")
-        self._units[-1].tapped = True
+        self._tapped.add(len(self._units) - 1)
 
     # Steps ------------------------------------------------------------------------------------
 
@@ -274,6 +271,7 @@ class GpuPlanBuilder(FoldingBuilder):
             device: of the arrays.
 
         Raises:
+            Unsupported: for what the kernels do not cover.
             OverflowError: if a weight times its batch norm's scale is beyond ``dtype``.
         """
         if dtype not in _DTYPES:
@@ -295,7 +293,7 @@ class GpuPlanBuilder(FoldingBuilder):
             halvings += unit.stride == 2
             last = self._head is None and i == len(self._units) - 1
             step, after = _write_unit(unit, place, arrays, last)
-            if last or unit.tapped:
+            if last or i in self._tapped:
                 step.result = len(results)
                 step.result_channels = len(unit.order)
                 step.result_table = arrays.table(_result_table(unit, place))
@@ -350,7 +348,7 @@ def _write_copy(channels: int, arrays: _Arrays) -> tuple[GpuStep, _Map]:
 
 
 def _write_stem(stem: FoldedStem, arrays: _Arrays) -> tuple[GpuStep, _Map]:
-    weight, bias = stem.conv
+    weight, bias, *_ = relu_only(stem.conv)
     step = GpuStep(STEM, out_buffer=0, in_channels=stem.in_channels, out_channels=len(bias))
     step.in_table = arrays.table(range(stem.in_channels))
     step.pw1_weights, step.pw1_bias = arrays.matrix(weight), arrays.bias(bias)
@@ -359,23 +357,25 @@ def _write_stem(stem: FoldedStem, arrays: _Arrays) -> tuple[GpuStep, _Map]:
     return step, _Map(0, planes, _Room(len(planes)))
 
 
-def _write_unit(unit: FoldedUnit, place: _Map, arrays: _Arrays, last: bool) -> tuple[GpuStep, _Map]:
+def _write_unit(
+    unit: Unit[Folded], place: _Map, arrays: _Arrays, last: bool
+) -> tuple[GpuStep, _Map]:
+    pw1, dw, pw2 = paper_branch(unit)
     step = GpuStep(UNIT, stride=unit.stride, in_buffer=place.buffer)
     gather = place.by_plane(range(len(place.table)) if unit.projection else unit.main)
     step.in_channels = len(gather)
     step.in_table = arrays.table(place.planes(gather))
-    step.mid_channels, step.out_channels = len(unit.pw1[1]), len(unit.pw2[1])
-    step.pw1_weights, step.pw1_bias = (
-        arrays.matrix(_columns(unit, gather)),
-        arrays.bias(unit.pw1[1]),
-    )
-    step.dw = arrays.depthwise(*unit.dw)
-    step.pw2_weights, step.pw2_bias = arrays.matrix(unit.pw2[0]), arrays.bias(unit.pw2[1])
+    step.mid_channels, step.out_channels = pw1.channels, pw2.channels
+    step.pw1_weights = arrays.matrix(_columns(pw1.weight, unit.main, gather))
+    step.pw1_bias = arrays.bias(pw1.bias)
+    step.dw = arrays.depthwise(dw.weight, dw.bias)
+    step.pw2_weights, step.pw2_bias = arrays.matrix(pw2.weight), arrays.bias(pw2.bias)
     if unit.projection is not None:
-        (dw_weight, dw_bias), (weight, bias) = unit.projection
-        step.proj_channels = len(bias)
-        step.proj_dw = arrays.depthwise(dw_weight[gather], dw_bias[gather])
-        step.proj_weights, step.proj_bias = arrays.matrix(weight[:, gather]), arrays.bias(bias)
+        dw, pw = unit.projection
+        step.proj_channels = pw.channels
+        step.proj_dw = arrays.depthwise(dw.weight[gather], dw.bias[gather])
+        step.proj_weights = arrays.matrix(pw.weight[:, gather])
+        step.proj_bias = arrays.bias(pw.bias)
     if last:
         return step, _Map(NO_BUFFER)
     if unit.stride == 2:
@@ -389,16 +389,16 @@ def _write_unit(unit: FoldedUnit, place: _Map, arrays: _Arrays, last: bool) -> t
     return step, after
 
 
-def _result_table(unit: FoldedUnit, place: _Map) -> list[int]:
+def _result_table(unit: Unit[Folded], place: _Map) -> list[int]:
     """Which row of its results, or -1 - which plane, is each output channel of a unit."""
-    rows = range(len(unit.pw2[1]) + (len(unit.projection[1][1]) if unit.projection else 0))
+    rows = range(unit.projection_channels + unit.branch_channels)
     joined = [-1 - plane for plane in place.planes(unit.passthrough)] + list(rows)
     return [joined[j] for j in unit.order]
 
 
 def _write_head(head: FoldedHead, place: _Map, arrays: _Arrays) -> GpuStep:
     gather = place.by_plane(range(len(place.table)))
-    weight, bias = head.conv
+    weight, bias, *_ = relu_only(head.conv)
     step = GpuStep(HEAD, in_buffer=place.buffer, in_channels=len(gather))
     step.in_table = arrays.table(place.planes(gather))
     step.mid_channels, step.out_channels = len(bias), len(head.fc[1])

@@ -40,8 +40,6 @@ enum class GpuStepKind : int64_t {
   kHead = 3,  // relu(1x1), mean over pixels, linear: planes -> caller's [N, out_channels]
 };
 
-enum class Activation : int64_t { kRelu = 0 };
-
 inline constexpr int64_t kCallersMap = -1;  // as a buffer: the tensor that the network is given
 inline constexpr int64_t kNoBuffer = -2;    // nothing is kept in planes
 inline constexpr int64_t kNoResult = -1;    // as a result: none of the caller's

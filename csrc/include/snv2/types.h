@@ -16,6 +16,19 @@ enum class DType : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 // Order of a dense [N, C, H, W] feature map in memory.
 enum class Layout : int64_t { kContiguous = 0, kChannelsLast = 1 };
 
+// torch.nn.functional's of that name; the order is that of snv2_kernels.packing.units.ACTIVATIONS.
+enum class Activation : int64_t {
+  kRelu = 0,
+  kIdentity,
+  kRelu6,
+  kLeakyRelu,
+  kPrelu,
+  kSilu,
+  kHardswish,
+  kSigmoid,
+  kHardsigmoid,
+};
+
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // A dense 4-D tensor in the caller's memory.

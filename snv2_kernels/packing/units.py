@@ -1,0 +1,139 @@
+"""What a unit is, for all who build, write down, recognise or pack one.
+
+A unit splits its input by channels, sends the main half through a *branch* of layers and joins the
+result with what passes through, or with a projection of the whole input::
+
+    first = x[:, passthrough] if projection is None else pw(dw(x))
+    y = torch.cat([first, branch(x[:, main])], 1)[:, order]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "ACTIVATIONS",
+    "IDENTITY",
+    "RELU",
+    "Activation",
+    "Gate",
+    "Layer",
+    "Unit",
+    "Unsupported",
+]
+
+# In the order of snv2::Activation.
+ACTIVATIONS = (
+    "relu", "identity", "relu6", "leaky_relu", "prelu", "silu", "hardswish", "sigmoid",
+    "hardsigmoid",
+)  # fmt: skip
+
+
+class Unsupported(Exception):
+    """What the kernels do not cover; the message is the reason in a few words."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """``torch.nn.functional``'s function of that name, or ``"identity"``."""
+
+    kind: str
+    # leaky_relu: a float; prelu: its weight, [1] or [C]
+    slope: Any = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.kind == "identity":
+            return x
+        function: Callable[..., Tensor] = getattr(F, self.kind)
+        return function(x) if self.slope is None else function(x, self.slope)
+
+
+IDENTITY = Activation("identity")
+RELU = Activation("relu")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """``activation(bn(conv(x)))``. With a window of 1x1 the convolution is pointwise, with a larger
+    one depthwise, and both keep height and width but for the stride of their unit. (The stem's is
+    neither; it is no part of a unit.)"""
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d
+    activation: Activation = IDENTITY
+    kernel: int = 1
+    dilation: int = 1
+
+    @property
+    def channels(self) -> int:
+        return self.conv.out_channels
+
+
+class _HasChannels(Protocol):
+    @property
+    def channels(self) -> int: ...  # of the result
+
+
+L = TypeVar("L", bound=_HasChannels)
+M = TypeVar("M", bound=_HasChannels)
+
+
+@dataclass(frozen=True)
+class Gate(Generic[L]):
+    """Squeeze-and-excite: ``x * expand(reduce(x.mean([2, 3], keepdim=True)))``, both pointwise."""
+
+    reduce: L
+    expand: L
+
+
+@dataclass(frozen=True)
+class Unit(Generic[L]):
+    """A unit whose layers are ``L``: modules or nodes (:class:`Layer`), or folded numbers.
+
+    Attributes:
+        stride: of the first depthwise convolution of the branch, and of the projection's: 1 or 2.
+        branch: layers and gates, one after the other; pw, dw, pw in the paper.
+        main: logical channels that the branch reads.
+        passthrough: logical channels that go through untouched; empty with a projection.
+        order: output channel ``j`` is entry ``order[j]`` of ``cat([first, branch result])``.
+        projection: dw and pw, over all logical channels.
+    """
+
+    stride: int
+    branch: tuple[L | Gate[L], ...]
+    main: Sequence[int]
+    passthrough: Sequence[int]
+    order: Sequence[int]
+    projection: tuple[L, L] | None = None
+
+    @property
+    def branch_channels(self) -> int:
+        """Of the branch's result."""
+        return next(p.channels for p in reversed(self.branch) if not isinstance(p, Gate))
+
+    @property
+    def projection_channels(self) -> int:
+        return 0 if self.projection is None else self.projection[1].channels
+
+    def map(self, f: Callable[[L], M]) -> Unit[M]:
+        """The same unit with ``f`` of each layer."""
+        branch = tuple(
+            Gate(f(part.reduce), f(part.expand)) if isinstance(part, Gate) else f(part)
+            for part in self.branch
+        )
+        side = None if self.projection is None else (f(self.projection[0]), f(self.projection[1]))
+        return Unit(self.stride, branch, self.main, self.passthrough, self.order, side)
+
+    def layers(self) -> Iterator[L]:
+        """Of the branch, gates included, then of the projection."""
+        for part in self.branch:
+            if isinstance(part, Gate):
+                yield from (part.reduce, part.expand)
+            else:
+                yield part
+        yield from self.projection or ()
