@@ -182,8 +182,8 @@ class _State:
         out_channels, depth, kernel, _ = weight.shape
         groups = out_channels if depthwise and kernel > 1 else 1
         conv = nn.Conv2d(
-            depth * groups, out_channels, kernel, stride if kernel > 1 else 1, kernel // 2 * dilation, dilation,
-            groups=groups, bias="B" in tensors, device="meta",
+            depth * groups, out_channels, kernel, stride if kernel > 1 else 1,
+            kernel // 2 * dilation, dilation, groups=groups, bias="B" in tensors, device="meta",
         )  # fmt: skip
         bn = nn.BatchNorm2d(out_channels, eps, affine="w" in tensors, device="meta")
         _set(conv, weight=weight, bias=tensors.get("B"))
