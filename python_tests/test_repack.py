@@ -11,6 +11,7 @@ from _cases import FP32_BOUND, assert_agrees, convs, drop_in, each_drop_in, norm
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
+from snv2_kernels.nn.watch import Watch
 from snv2_kernels.testing import max_error, randomize_
 
 
@@ -273,3 +274,19 @@ def _plain_copy(module: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     plain = snv2.models.InvertedResidual(34, 34, 1).eval()
     plain.load_state_dict(module.state_dict())
     return plain, x
+
+
+def test_looking_for_hooks_hides_no_change() -> None:
+    module = nn.Sequential(nn.BatchNorm2d(2)).eval()
+    watch = Watch(module)
+    assert not watch.runs_plain()
+    module[0].train()
+    assert watch.runs_plain()
+    assert watch.holds()  # the mode is none of its business
+    module[0].eval()
+    handle = module[0].register_forward_hook(lambda *_: None)
+    assert watch.runs_plain()
+    handle.remove()
+    module[0].eps = 1.0
+    assert not watch.runs_plain()
+    assert not watch.holds()

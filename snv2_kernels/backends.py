@@ -233,10 +233,12 @@ def resolve(device: torch.device, requested: str | None = None) -> str:
         RuntimeError: if a backend was asked for that this installation lacks.
     """
     # A compiled function keeps the choice that held when it was compiled.
-    override = None if torch.compiler.is_compiling() else _override.get()
-    name = override or requested
+    compiling = torch.compiler.is_compiling()
+    name = (None if compiling else _override.get()) or requested
     if name in (None, "auto"):
-        name = os.environ.get("SNV2_BACKEND") or "auto"
+        # The compiler sets a guard on what it sees of os.environ.
+        wanted = os.environ.get("SNV2_BACKEND") if compiling else _native.requested_backend()
+        name = wanted or "auto"
     if name == "auto":
         return _fastest(device)
     # The common cases need no look-up.

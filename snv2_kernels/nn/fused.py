@@ -271,7 +271,7 @@ class FusedModule(nn.Module):
             run = _Run(self, packed, weights, dtype, backend)
             out: Tensor = _Recompute.apply(run, x, *packed.watch.parameters)
             return out
-        return self._run(weights, x.to(dtype), backend)
+        return self._run(weights, x if x.dtype == dtype else x.to(dtype), backend)
 
     def _compiled(self, x: Tensor) -> Tensor:
         """The forward under Dynamo, which sets guards on all that is looked at here, and under
