@@ -11,6 +11,7 @@ from snv2_kernels.models.large import (
     se_shufflenet_v2_164,
     shufflenet_v2_50,
 )
+from snv2_kernels.models.loading import load
 from snv2_kernels.models.megvii import MegviiShuffleNetV2, MegviiUnit, megvii_shufflenet_v2
 from snv2_kernels.models.plus import ShuffleNetV2Plus, XceptionUnit, shufflenet_v2_plus
 from snv2_kernels.models.shufflenetv2 import (
@@ -34,6 +35,7 @@ __all__ = [
     "StarUnit",
     "XceptionUnit",
     "channel_shuffle",
+    "load",
     "megvii_shufflenet_v2",
     "se_shufflenet_v2_164",
     "shufflenet_v2_50",

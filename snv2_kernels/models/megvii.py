@@ -146,6 +146,7 @@ class MegviiShuffleNetV2(nn.Module):
     ) -> None:
         super().__init__()
         check_lists(stages_repeats, stages_out_channels, stages=3, others=2)
+        self._stage_out_channels = list(stages_out_channels)
         channels, *widths, features = stages_out_channels
         self.first_conv = nn.Sequential(
             nn.Conv2d(3, channels, 3, 2, 1, bias=False),
