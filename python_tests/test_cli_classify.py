@@ -139,10 +139,10 @@ def test_classify_weights_that_do_not_fit(
 
 @pytest.mark.parametrize(
     ("make", "resize"),
-    [(lambda: WIDTHS["x2.0"](num_classes=8), 232),
+    [(lambda: WIDTHS["x1.5"](num_classes=8), 232),
      (lambda: models.MegviiShuffleNetV2([1, 2, 1], [8, 12, 20, 32, 40], 8), 256),
      (lambda: models.ShuffleNetV2Plus([1] * 4, [8, 12, 20, 32, 48, 40], [0, 1, 2, 3], 8), 256)],
-    ids=["x2.0", "megvii", "plus"],
+    ids=["x1.5", "megvii", "plus"],
 )  # fmt: skip
 def test_classify_with_other_layouts(
     tmp_path: Path, picture: Path, make: Callable[[], Any], resize: int
