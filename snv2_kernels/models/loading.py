@@ -69,7 +69,10 @@ def read_state(path: str | os.PathLike[str]) -> Any:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises anything, OSError too
-            raise ValueError(f"{os.fspath(path)}: not a state_dict saved by torch.save") from error
+            other = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            what = f" (has {other[1]}, expected tensors and plain data)" if other else ""
+            message = f"{os.fspath(path)}: not a state_dict saved by torch.save{what}"
+            raise ValueError(message) from error
 
 
 def from_state(checkpoint: Any, source: str) -> nn.Module:
@@ -122,11 +125,19 @@ class _Shapes:
             raise ValueError(f"{key} has shape {shape}, expected {dims} positive sizes")
         return shape[dim]
 
-    def count(self, prefix: str) -> int:
-        """How many numbers follow ``prefix`` in names, whichever they are."""
+    def numbers(self, prefix: str) -> set[int]:
+        """The numbers that follow ``prefix`` in names."""
         prefix = self._spell(prefix)
-        numbers = {n[len(prefix) :].split(".")[0] for n in self._state if n.startswith(prefix)}
-        return sum(number.isdecimal() for number in numbers)
+        words = {n[len(prefix) :].split(".")[0] for n in self._state if n.startswith(prefix)}
+        return {int(word) for word in words if word.isdecimal()}
+
+    def units(self, prefix: str) -> int:
+        """How many units there are under ``prefix``, which are numbered from 0."""
+        found = self.numbers(prefix)
+        gap = next((i for i in range(len(found)) if i not in found), None)
+        if gap is not None:
+            raise ValueError(f"{self._spell(prefix)}{gap} is missing")
+        return len(found)
 
 
 def _same(name: str) -> str:
@@ -181,7 +192,7 @@ def _torchvision(
     stages = ("stage2", "stage3", "stage4")
     widths = [2 * shapes.size(f"{s}.0.branch2.{last_pw}.weight") for s in stages]
     return ShuffleNetV2(
-        [shapes.count(f"{s}.") for s in stages],
+        [shapes.units(f"{s}.") for s in stages],
         [shapes.size("conv1.0.weight"), *widths, shapes.size("conv5.0.weight")],
         shapes.size("fc.weight", dims=2),
         unit,
@@ -195,11 +206,11 @@ def _star(shapes: _Shapes) -> ShuffleNetV2:
 def _large(shapes: _Shapes) -> ShuffleNetV2Large:
     stages = ("stage2", "stage3", "stage4", "stage5")
     widths = [2 * shapes.size(f"{s}.0.branch2.5.weight") for s in stages]
-    convs = shapes.count("conv1.") // 2  # each with its batch norm
+    convs = len(shapes.numbers("conv1.")) // 2  # each with its batch norm
     squeeze = "stage2.0.se.fc1.weight" in shapes
     return ShuffleNetV2Large(
         [shapes.size(f"conv1.{3 * i}.weight") for i in range(convs)],
-        [shapes.count(f"{s}.") for s in stages],
+        [shapes.units(f"{s}.") for s in stages],
         [*widths, shapes.size("conv6.0.weight")],
         shapes.size("fc.weight", dims=2),
         squeeze,
@@ -213,8 +224,8 @@ def _authors_stages(
     """Repeats, channels and classes; each unit with a projection begins a stage."""
     repeats: list[int] = []
     channels = [shapes.size("first_conv.0.weight")]
-    for i in range(shapes.count("features.")):
-        if i == 0 or shapes.count(f"features.{i}.branch_proj."):
+    for i in range(shapes.units("features.")):
+        if i == 0 or shapes.numbers(f"features.{i}.branch_proj."):
             projected = shapes.size(f"features.{i}.branch_proj.2.weight")
             main = shapes.size(f"features.{i}.branch_main.{last_pw(i)}.weight")
             repeats.append(0)
@@ -243,7 +254,7 @@ def _plus(shapes: _Shapes) -> ShuffleNetV2Plus:
             raise ValueError(f"{key} has {rows} rows, expected one of {KERNELS}")
         return KERNELS.index(rows)
 
-    architecture = [kind(i) for i in range(shapes.count("features."))]
+    architecture = [kind(i) for i in range(shapes.units("features."))]
     repeats, channels, classes = _authors_stages(
         shapes, 4, lambda i: 12 if architecture[i] == XCEPTION else 5
     )
