@@ -362,7 +362,5 @@ def test_no_code_is_run(tmp_path: Path) -> None:
     contents = {"ShuffleNetV2": torchvision_form(), "exec": {"state_dict": {}, "extra": Evil()}}
     for name, content in contents.items():
         torch.save(content, path)
-        with pytest.raises(
-            ValueError, match=rf"not a state_dict .*has \S+{name}, expected tensors"
-        ):
+        with pytest.raises(ValueError, match=rf"not a state_dict .*has \S*{name}, expected"):
             models.load(path)
