@@ -12,6 +12,7 @@ from _cases import FP32_BOUND, draw
 from _styles import MegviiUnit as RestatedUnit
 from torch import Tensor, nn
 
+import snv2_kernels as snv2
 from snv2_kernels import models
 from snv2_kernels.floor import multiply_adds
 from snv2_kernels.testing import max_error, randomize_
@@ -241,6 +242,29 @@ def test_dropout_is_the_authors() -> None:
     with torch.device("meta"):
         rates = [models.megvii_shufflenet_v2(size).dropout.p for size in SIZES]
     assert rates == [0, 0, 0, 0.2]
+
+
+# Fused ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [(lambda: models.MegviiShuffleNetV2([2, 2, 1], [8, 12, 20, 32, 40], 5), 224),
+     (lambda: models.ShuffleNetV2Plus([2, 1, 1, 2], [8, 12, 20, 32, 48, 40], [0, 0, 1, 3, 2, 0], 5),
+      224),
+     (lambda: models.ShuffleNetV2([2, 1, 1], [8, 12, 20, 32, 40], 5, models.StarUnit), 64),
+     (lambda: models.ShuffleNetV2Large([8], [2, 2, 1, 1], [12, 16, 20, 24, 32], 5), 64),
+     (lambda: models.ShuffleNetV2Large([8], [2, 1, 1, 1], [12, 16, 20, 24, 8], 5, True, True), 64)],
+    ids=["megvii", "plus", "star", "v2-50", "SE-v2-164"],
+)  # fmt: skip
+def test_fused_outputs_agree(make: Callable[[], nn.Module], size: int) -> None:
+    model = randomize_(make()).eval()
+    fused = snv2.fuse(model)
+    if isinstance(model, models.MegviiShuffleNetV2):
+        assert "features: stage: fused" in str(snv2.explain(fused)).splitlines()
+    x = draw(2, 3, size, size)
+    with torch.no_grad():
+        assert max_error(fused(x), model(x)) < FP32_BOUND
 
 
 # Bad input --------------------------------------------------------------------------------------

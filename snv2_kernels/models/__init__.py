@@ -1,7 +1,8 @@
 """ShuffleNet V2 and its relatives as plain PyTorch.
 
 Ma, Zhang, Zheng, Sun: *ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture
-Design*, ECCV 2018 (arXiv:1807.11164), "the paper" in this package. :func:`load` makes the network that weights belong to.
+Design*, ECCV 2018 (arXiv:1807.11164), "the paper" in this package. :func:`load` makes the network
+that weights belong to.
 """
 
 from snv2_kernels.models.blocks import channel_shuffle
