@@ -276,6 +276,7 @@ def test_fused_outputs_agree(make: Callable[[], nn.Module], size: int) -> None:
      (lambda: models.MegviiUnit(8, 12, 1), "inp, oup: .* inp=8, oup=12"),
      (lambda: models.MegviiUnit(9, 9, 1), "inp, oup: .* inp=9, oup=9"),
      (lambda: models.MegviiUnit(12, 12, 2), "inp, oup: .* oup > inp, got inp=12, oup=12"),
+     (lambda: models.MegviiUnit(8, 12, 2, 4), "kernel: expected an odd number, got 4"),
      (lambda: models.XceptionUnit(8, 12, 0), "stride: expected 1 or 2, got 0"),
      (lambda: models.StarUnit(8, 12, 1), "inp, oup: .* inp=8, oup=12"),
      (lambda: models.LargeUnit(8, 12, 3), "stride: expected 1 or 2, got 3"),

@@ -46,8 +46,9 @@ class MegviiUnit(nn.Module):
             ``branch_main``.
 
     Raises:
-        ValueError: if the stride is out of range, if ``inp`` and ``oup`` are not an equal, even
-            number at stride 1, or if no channels are left for the main branch at stride 2.
+        ValueError: if the stride is out of range or ``kernel`` not odd, if ``inp`` and ``oup`` are
+            not an equal, even number at stride 1, or if no channels are left for the main branch at
+            stride 2.
     """
 
     branch_main: nn.Sequential
@@ -65,6 +66,8 @@ class MegviiUnit(nn.Module):
         super().__init__()
         if stride not in (1, 2):
             raise ValueError(f"stride: expected 1 or 2, got {stride}")
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel: expected an odd number, got {kernel}")
         if stride == 1 and (inp != oup or inp % 2):
             raise ValueError(
                 f"inp, oup: a unit of stride 1 needs an even inp == oup, got inp={inp}, oup={oup}"
