@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
+PYTORCHCV ?= pytorchcv==0.0.74
 
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
@@ -131,9 +132,9 @@ $(VENV)/.torch:
 	$(BIN)/pip install $(TORCH)
 	touch $@
 
-# torchvision is a test's reference; without its own choice of torch, and with the one package
-# it imports.
+# torchvision and pytorchcv are references of tests; without their own choice of torch, and with
+# the one package that torchvision imports.
 $(INSTALLED): $(VENV)/.torch pyproject.toml setup.py CMakeLists.txt $(NATIVE)
-	$(BIN)/pip install --no-deps $(TORCHVISION)
+	$(BIN)/pip install --no-deps $(TORCHVISION) $(PYTORCHCV)
 	$(BIN)/pip install -e ".[dev]"
 	touch $@

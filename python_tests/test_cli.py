@@ -22,6 +22,7 @@ from snv2_kernels.cli.common import DTYPES
 from snv2_kernels.cli.images import preprocess, read_image
 from snv2_kernels.cli.rule import allowed_error, upper_bound
 from snv2_kernels.cli.summary import CASE, summary_of, versus_line
+from snv2_kernels.testing import randomize_
 
 # Start ----------------------------------------------------------------------------------------
 
@@ -361,6 +362,21 @@ def test_bench_on_a_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ima
     assert not torch.equal(seen[0][0], seen[0][1])
     if image == "picture":
         assert torch.equal(seen[0][0], preprocess(read_image(picture), 37, 32))
+
+
+@pytest.mark.parametrize(("stages", "name"), [([1, 1, 1], "ShuffleNetV2"), ([4, 8, 4], "x0.5")])
+def test_bench_takes_the_network_of_the_weights(
+    tmp_path: Path, stages: list[int], name: str
+) -> None:
+    model = snv2.models.ShuffleNetV2(stages, [24, 48, 96, 192, 1024], 10)
+    torch.save({"state_dict": randomize_(model).state_dict()}, tmp_path / "weights.pth")
+    options = ["--size", 32, "--repeats", 1, "--peer", "eager"]
+    path = tmp_path / "out.json"
+    result = run("bench", *options, "--weights", tmp_path / "weights.pth", "--json", path)
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert written["settings"]["widths"] == [name]
+    assert [row["width"] for row in written["rows"]] == [name]
 
 
 @pytest.mark.parametrize(

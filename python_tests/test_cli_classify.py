@@ -12,6 +12,7 @@ import pytest
 import torch
 from _cli import Image, noisy_image, run, save_picture, save_weights
 
+from snv2_kernels import models
 from snv2_kernels.cli import weights
 from snv2_kernels.cli.classify import class_names, resize_of
 from snv2_kernels.cli.common import WIDTHS
@@ -116,12 +117,13 @@ def _without_fc(state: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(_without_fc, "does not fit width x0.5: fc.bias is missing"),
+    [(_without_fc, "fc.bias is missing"),
      (lambda s: {**s, "more": torch.ones(1)}, "more is not a name of this network"),
-     (lambda s: {**s, "fc.bias": torch.ones(7)}, "fc.weight has shape (1000, 1024), expected (7, "),
-     (lambda s: {"model": s}, "not a state_dict (names and tensors)"),
+     (lambda s: {**s, "fc.bias": torch.ones(7)}, "fc.bias has shape (7,), expected (1000,)"),
+     (lambda s: {"more": s}, "not a state_dict (names and tensors)"),
      (lambda s: torch.ones(3), "not a state_dict (names and tensors)"),
-     (lambda s: WIDTHS["x2.0"]().state_dict(), "it fits --width x2.0")],
+     (lambda s: WIDTHS["x2.0"]().state_dict(), "does not fit width x0.5; it fits --width x2.0"),
+     (lambda s: models.shufflenet_v2_star("0.5x").state_dict(), "it fits a ShuffleNetV2 ")],
 )  # fmt: skip
 def test_classify_weights_that_do_not_fit(
     tmp_path: Path, state_file: Path, picture: Path, change: Callable[..., Any], message: str
@@ -133,6 +135,36 @@ def test_classify_weights_that_do_not_fit(
     (line,) = result.output.splitlines()
     assert line.startswith(f"Error: {path}: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("make", "resize"),
+    [(lambda: WIDTHS["x1.5"](num_classes=8), 232),
+     (lambda: models.MegviiShuffleNetV2([1, 2, 1], [8, 12, 20, 32, 40], 8), 256),
+     (lambda: models.ShuffleNetV2Plus([1] * 4, [8, 12, 20, 32, 48, 40], [0, 1, 2, 3], 8), 256)],
+    ids=["x1.5", "megvii", "plus"],
+)  # fmt: skip
+def test_classify_with_other_layouts(
+    tmp_path: Path, picture: Path, make: Callable[[], Any], resize: int
+) -> None:
+    """The width is the file's, the pixels what its authors trained on."""
+    model = randomize_(make()).eval()
+    [*_, last] = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    with torch.no_grad():
+        last.weight *= 1e-3 if resize == 256 else 1e-2
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    result = run("classify", "--weights", tmp_path / "weights.pth", picture)
+    assert result.exit_code == 0, result.output
+    x = preprocess(read_image(picture), resize, 224)
+    if resize == 256:
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        x = (x * std[:, None, None] + mean[:, None, None])[[2, 1, 0]] * 255
+    with torch.no_grad():
+        expected = model(x[None])[0].softmax(0).topk(5)
+    assert len(set(expected.values.tolist())) == 5, "a network that does not tell classes apart"
+    names, probabilities = zip(*top(result), strict=True)
+    assert list(names) == [str(i) for i in expected.indices.tolist()]
+    assert torch.tensor(probabilities).allclose(expected.values, rtol=0, atol=1e-4)
 
 
 def test_classify_damaged_weights_file(tmp_path: Path, state_file: Path, picture: Path) -> None:

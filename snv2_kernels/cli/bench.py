@@ -26,7 +26,7 @@ from snv2_kernels.cli.results import (
 )
 from snv2_kernels.cli.rule import upper_bound
 from snv2_kernels.cli.summary import label_of, summary_of, summary_table, versus_line
-from snv2_kernels.cli.weights import WeightsError, load_model, read_state
+from snv2_kernels.cli.weights import WeightsError, load_model, width_of
 from snv2_kernels.engine import Engine
 from snv2_kernels.floor import measure_floor, multiply_adds
 from snv2_kernels.layers import layer_times
@@ -36,9 +36,8 @@ from snv2_kernels.testing import randomize_
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from snv2_kernels.models import ShuffleNetV2
 
 __all__ = ["bench"]
 
@@ -77,12 +76,12 @@ def _images(image: str | None, size: int, batch: int) -> Tensor:
     return torch.stack([picture.roll(rows, 1) for rows in range(batch)])
 
 
-def _models(widths: tuple[str, ...], weights: str | None) -> dict[str, ShuffleNetV2]:
+def _models(widths: tuple[str, ...], weights: str | None) -> dict[str, nn.Module]:
     if weights is None:
-        return {width: randomize_(WIDTHS[width]().eval()) for width in widths}
+        return {width: randomize_(WIDTHS[width]().eval()) for width in widths or ("x1.0",)}
     try:
-        state = read_state(weights)
-        return {width: load_model(width, state, weights) for width in widths}
+        models = [load_model(weights, width) for width in widths or (None,)]
+        return {width_of(model) or type(model).__name__: model for model in models}
     except WeightsError as error:
         raise click.BadParameter(str(error), param_hint="--weights") from None
 
@@ -112,7 +111,7 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
 
 
 @click.command()
-@_several("width", list(WIDTHS), ["x1.0"], "Width of the network.")
+@_several("width", list(WIDTHS), [], "Width of the network; by default the weights', or x1.0.")
 @click.option(
     "--batch", "batches", multiple=True, default=[1], show_default=True,
     type=click.IntRange(min=1), help="Images in a call. May be repeated.",
@@ -138,7 +137,7 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
 )  # fmt: skip
 @click.option(
     "--weights", type=click.Path(exists=True, dir_okay=False),
-    help="A state_dict saved by torch.save; by default weights are random.",
+    help="Weights that snv2.models.load takes, of ShuffleNet V2 or a relative; by default random.",
 )  # fmt: skip
 @click.option("--layers", is_flag=True, help="Time each kernel of the engine on the CPU as well.")
 @click.option(
@@ -192,10 +191,10 @@ def bench(
 def _run(settings: dict[str, Any]) -> dict[str, Any]:
     """Measure every combination and print each as it is done, until Ctrl-C."""
     console = output()
-    result = new_result(settings)
+    models = _models(settings["widths"], settings["weights"])
+    result = new_result(settings | {"widths": tuple(models)})
     size = settings["size"]
     images = _images(settings["image"], size, max(settings["batches"]))
-    models = _models(settings["widths"], settings["weights"])
     names = (f"{name} {version}" for name, version in result["versions"].items())
     console.print(f"{result['machine']['cpu']}, {size} x {size}, {', '.join(names)}")
     # What each dtype is multiplied in.

@@ -10,11 +10,13 @@ import click
 import torch
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 import snv2_kernels
 from snv2_kernels.cli.common import WIDTHS, output
-from snv2_kernels.cli.images import ImageError, preprocess, read_image
-from snv2_kernels.cli.weights import WeightsError, load_model, published_state, read_state
+from snv2_kernels.cli.images import ImageError, authors_pixels, preprocess, read_image
+from snv2_kernels.cli.weights import WeightsError, load_model, published_model, width_of
+from snv2_kernels.models import MegviiShuffleNetV2, ShuffleNetV2Plus
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +33,7 @@ def class_names(classes: int) -> list[str]:
     return names if classes == len(names) else [str(index) for index in range(classes)]
 
 
-def resize_of(width: str) -> int:
+def resize_of(width: str | None) -> int:
     """Pixels of the shorter side before the crop, as the published weights of a width want."""
     return 232 if width in ("x1.5", "x2.0") else 256
 
@@ -40,35 +42,39 @@ def resize_of(width: str) -> int:
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--weights", type=click.Path(exists=True, dir_okay=False),
-    help="A state_dict saved by torch.save; by default torchvision's ImageNet weights, which are "
-    "downloaded on first use.",
+    help="Weights that snv2.models.load takes, of ShuffleNet V2 or a relative; by default "
+    "torchvision's for ImageNet, which are downloaded on first use.",
 )  # fmt: skip
 @click.option(
-    "--width", default="x1.0", show_default=True, type=click.Choice(list(WIDTHS)),
-    help="Width of the network.",
+    "--width", type=click.Choice(list(WIDTHS)),
+    help="Width of the network; by default that of the weights, or x1.0.",
 )  # fmt: skip
-def classify(images: tuple[str, ...], weights: str | None, width: str) -> None:
+def classify(images: tuple[str, ...], weights: str | None, width: str | None) -> None:
     """Show the five likeliest classes of each IMAGE.
 
-    Images are resized, cropped and normalised as for torchvision's weights. The exit code is 1
-    if an image cannot be read; the others are classified.
+    Images are resized, cropped and normalised as for torchvision's weights, for weights in the
+    authors' layout as for theirs. The exit code is 1 if an image cannot be read; the others are
+    classified.
     """
     console = output()
     try:
-        state = published_state(width) if weights is None else read_state(weights)
-        model = load_model(width, state, weights or "published weights")
+        model = load_model(weights, width) if weights else published_model(width or "x1.0")
     except WeightsError as error:
         raise click.ClickException(str(error)) from None
     fused = snv2_kernels.fuse(model)
-    names = class_names(model.fc.out_features)
+    *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
+    names = class_names(last.out_features)
+    authors = isinstance(model, MegviiShuffleNetV2 | ShuffleNetV2Plus)
+    resize = 256 if authors else resize_of(width_of(model))
     failed = False
     for path in images:
         try:
-            x = preprocess(read_image(path), resize_of(width), _CROP)
+            image = read_image(path)
         except ImageError as error:
             click.echo(f"Error: {error}", err=True)
             failed = True
             continue
+        x = (authors_pixels if authors else preprocess)(image, resize, _CROP)
         with torch.inference_mode():
             probabilities = fused(x[None]).softmax(1)[0]
         console.print(path, soft_wrap=True)

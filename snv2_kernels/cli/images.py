@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-__all__ = ["ImageError", "preprocess", "read_image", "sample_path"]
+__all__ = ["ImageError", "authors_pixels", "preprocess", "read_image", "sample_path"]
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -53,6 +53,16 @@ def preprocess(image: Image, resize: int, crop: int) -> Tensor:
     Returns:
         float32 [3, crop, crop].
     """
+    x = _pixels(image, resize, crop) / 255
+    return (x - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+
+
+def authors_pixels(image: Image, resize: int, crop: int) -> Tensor:
+    """:func:`preprocess` as the authors' published weights want it: blue first, 0 to 255."""
+    return _pixels(image, resize, crop).flip(0)
+
+
+def _pixels(image: Image, resize: int, crop: int) -> Tensor:
     from PIL.Image import Resampling
 
     width, height = image.size
@@ -62,8 +72,7 @@ def preprocess(image: Image, resize: int, crop: int) -> Tensor:
     resized = image.resize((width, height), Resampling.BILINEAR)
     left, top = round((width - crop) / 2), round((height - crop) / 2)
     pixels = np.array(resized.crop((left, top, left + crop, top + crop)))  # [crop, crop, 3]
-    x = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
-    return (x - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float()
 
 
 def sample_path() -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from snv2_kernels.cli.common import WIDTHS
+from snv2_kernels.models import InvertedResidual, MegviiUnit, load
+from snv2_kernels.models.blocks import WIDTHS as CHANNELS
+from snv2_kernels.models.loading import from_state
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from torch import nn
 
-    from snv2_kernels.models import ShuffleNetV2
-
-__all__ = ["PUBLISHED", "WeightsError", "load_model", "published_state", "read_state"]
+__all__ = ["PUBLISHED", "WeightsError", "load_model", "published_model", "width_of"]
 
 # torchvision's ImageNet weights.
 _SITE = "https://download.pytorch.org/models"
@@ -30,31 +29,16 @@ class WeightsError(Exception):
     """Weights cannot be had or do not fit; the message says why, in one line."""
 
 
-def read_state(path: str | Path) -> Any:
-    """What is in a file that ``torch.save`` wrote; tensors only, no code is run.
-
-    Raises:
-        WeightsError: if it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            try:
-                return torch.load(file, map_location="cpu", weights_only=True)
-            except Exception as error:  # a damaged file raises anything, OSError too
-                raise WeightsError(f"{path}: not a state_dict saved by torch.save") from error
-    except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}") from error
-
-
-def published_state(width: str) -> Any:
-    """torchvision's weights for ImageNet, downloaded into torch.hub's cache on first use.
+def published_model(width: str) -> nn.Module:
+    """A network with torchvision's weights for ImageNet, downloaded into torch.hub's cache on first
+    use.
 
     Raises:
         WeightsError: if they are neither in the cache nor to be had.
     """
     url = PUBLISHED[width]
     try:
-        return torch.hub.load_state_dict_from_url(
+        state = torch.hub.load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True
         )
     except OSError as error:  # URLError and its kind
@@ -63,42 +47,36 @@ def published_state(width: str) -> Any:
     except Exception as error:  # a wrong hash, or unpickling a damaged file
         cached = f"{torch.hub.get_dir()}/checkpoints/{url.rpartition('/')[2]}"
         raise WeightsError(f"{url}: damaged; delete {cached}, if there, and try again") from error
+    return from_state(state, url)
 
 
-def load_model(width: str, state: Any, source: str) -> ShuffleNetV2:
-    """A network in ``eval()`` mode with weights, and as many classes as they have.
+def load_model(path: str, width: str | None = None) -> nn.Module:
+    """The network of a file of weights, in ``eval()`` mode.
 
     Args:
-        width: a key of :data:`~snv2_kernels.cli.common.WIDTHS`.
-        state: the state_dict.
-        source: where ``state`` came from, for messages.
+        path: a file that :func:`snv2_kernels.models.load` takes.
+        width: the width that it should have, if one.
 
     Raises:
-        WeightsError: if keys or shapes do not fit.
+        WeightsError: if the file cannot be read, or its keys or shapes do not fit.
     """
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise WeightsError(f"{source}: not a state_dict (names and tensors)")
-    misfit = _misfit(width, state)
-    if misfit is not None:
-        others = [name for name in WIDTHS if _misfit(name, state) is None]
-        hint = f"; it fits --width {others[0]}" if others else ""
-        raise WeightsError(f"{source}: does not fit width {width}: {misfit}{hint}")
-    model = WIDTHS[width](num_classes=state["fc.bias"].shape[0])
-    model.load_state_dict(state, strict=False)
-    return model.eval()
+    try:
+        model = load(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    found = width_of(model)
+    if width not in (None, found):
+        what = f"it fits --width {found}" if found else f"it fits a {type(model).__name__} alone"
+        raise WeightsError(f"{path}: does not fit width {width}; {what}")
+    return model
 
 
-def _misfit(width: str, state: dict[str, Tensor]) -> str | None:
-    """The first key or shape of a state_dict that does not fit, None if all do."""
-    bias = state.get("fc.bias")
-    classes = bias.shape[0] if bias is not None and bias.dim() == 1 else 1000
-    with torch.device("meta"):
-        expected = WIDTHS[width](num_classes=classes).state_dict()
-    for name, tensor in expected.items():
-        # Counters of batches play no part in inference, and older files lack them.
-        if name not in state and not name.endswith("num_batches_tracked"):
-            return f"{name} is missing"
-        if name in state and state[name].shape != tensor.shape:
-            return f"{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-    unexpected = next((name for name in state if name not in expected), None)
-    return None if unexpected is None else f"{unexpected} is not a name of this network"
+def width_of(model: nn.Module) -> str | None:
+    """The key of :data:`PUBLISHED` for a network in torchvision's or the authors' form, None for
+    other widths and relatives."""
+    channels = getattr(model, "_stage_out_channels", None)
+    units = sum(type(module) in (InvertedResidual, MegviiUnit) for module in model.modules())
+    size = next((size for size, widths in CHANNELS.items() if widths == channels), None)
+    return f"x{size[:-1]}" if size is not None and units == 16 else None

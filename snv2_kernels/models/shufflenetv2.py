@@ -1,9 +1,7 @@
-"""ShuffleNet V2 as plain PyTorch: the reference that every kernel is checked against.
+"""ShuffleNet V2 in torchvision's form: the reference that every kernel is checked against.
 
-Ma, Zhang, Zheng, Sun: *ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture
-Design*, ECCV 2018 (arXiv:1807.11164), section 4. Constructors, submodule names and state_dict
-keys are torchvision's, so its published weights load, and a model built here gives the same
-output to the bit.
+Section 4 of the paper. Constructors, submodule names and state_dict keys are torchvision's, so its
+published weights load, and a model built here gives the same output to the bit.
 """
 
 from collections.abc import Callable
@@ -12,35 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.models.blocks import WIDTHS, channel_shuffle, check_lists, depthwise, pointwise
+
 __all__ = [
     "InvertedResidual",
     "ShuffleNetV2",
-    "channel_shuffle",
     "shufflenet_v2_x0_5",
     "shufflenet_v2_x1_0",
     "shufflenet_v2_x1_5",
     "shufflenet_v2_x2_0",
 ]
-
-
-def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Interleave ``groups`` equal runs of channels.
-
-    ``y[:, i * groups + g] = x[:, g * (C // groups) + i]`` for ``x`` of shape [N, C, H, W].
-
-    Raises:
-        RuntimeError: from torch, if C is not a multiple of ``groups``.
-    """
-    n, c, h, w = x.shape
-    return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
-
-
-def _depthwise(channels: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
-
-
-def _pointwise(inp: int, oup: int) -> nn.Conv2d:
-    return nn.Conv2d(inp, oup, 1, bias=False)
 
 
 class InvertedResidual(nn.Module):
@@ -82,19 +61,19 @@ class InvertedResidual(nn.Module):
         self.branch1 = nn.Sequential()
         if stride > 1:
             self.branch1 = nn.Sequential(
-                _depthwise(inp, stride),
+                depthwise(inp, stride),
                 nn.BatchNorm2d(inp),
-                _pointwise(inp, width),
+                pointwise(inp, width),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
             )
         self.branch2 = nn.Sequential(
-            _pointwise(inp if stride > 1 else width, width),
+            pointwise(inp if stride > 1 else width, width),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
-            _depthwise(width, stride),
+            depthwise(width, stride),
             nn.BatchNorm2d(width),
-            _pointwise(width, width),
+            pointwise(width, width),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
         )
@@ -139,13 +118,8 @@ class ShuffleNetV2(nn.Module):
         inverted_residual: Callable[..., nn.Module] = InvertedResidual,
     ) -> None:
         super().__init__()
-        if len(stages_repeats) != 3:
-            raise ValueError(f"stages_repeats: expected 3 integers, got {len(stages_repeats)}")
-        if len(stages_out_channels) != 5:
-            raise ValueError(
-                f"stages_out_channels: expected 5 integers, got {len(stages_out_channels)}"
-            )
-        self._stage_out_channels = stages_out_channels
+        check_lists(stages_repeats, stages_out_channels, stages=3, others=2)
+        self._stage_out_channels = list(stages_out_channels)
         channels = stages_out_channels[0]
         self.conv1 = nn.Sequential(
             nn.Conv2d(3, channels, 3, 2, 1, bias=False),
@@ -162,7 +136,7 @@ class ShuffleNetV2(nn.Module):
             channels = width
         features = stages_out_channels[4]
         self.conv5 = nn.Sequential(
-            _pointwise(channels, features), nn.BatchNorm2d(features), nn.ReLU(inplace=True)
+            pointwise(channels, features), nn.BatchNorm2d(features), nn.ReLU(inplace=True)
         )
         self.fc = nn.Linear(features, num_classes)
 
@@ -174,25 +148,21 @@ class ShuffleNetV2(nn.Module):
         return out
 
 
-def _widths(c2: int, c3: int, c4: int, features: int) -> tuple[list[int], list[int]]:
-    return [4, 8, 4], [24, c2, c3, c4, features]
-
-
 def shufflenet_v2_x0_5(num_classes: int = 1000, **kwargs: Any) -> ShuffleNetV2:
     """ShuffleNet V2 0.5x: 1.37 M parameters, 40.5 M multiply-adds at 224 x 224."""
-    return ShuffleNetV2(*_widths(48, 96, 192, 1024), num_classes=num_classes, **kwargs)
+    return ShuffleNetV2([4, 8, 4], WIDTHS["0.5x"], num_classes=num_classes, **kwargs)
 
 
 def shufflenet_v2_x1_0(num_classes: int = 1000, **kwargs: Any) -> ShuffleNetV2:
     """ShuffleNet V2 1.0x: 2.28 M parameters, 144.9 M multiply-adds at 224 x 224."""
-    return ShuffleNetV2(*_widths(116, 232, 464, 1024), num_classes=num_classes, **kwargs)
+    return ShuffleNetV2([4, 8, 4], WIDTHS["1.0x"], num_classes=num_classes, **kwargs)
 
 
 def shufflenet_v2_x1_5(num_classes: int = 1000, **kwargs: Any) -> ShuffleNetV2:
     """ShuffleNet V2 1.5x: 3.50 M parameters, 295.8 M multiply-adds at 224 x 224."""
-    return ShuffleNetV2(*_widths(176, 352, 704, 1024), num_classes=num_classes, **kwargs)
+    return ShuffleNetV2([4, 8, 4], WIDTHS["1.5x"], num_classes=num_classes, **kwargs)
 
 
 def shufflenet_v2_x2_0(num_classes: int = 1000, **kwargs: Any) -> ShuffleNetV2:
     """ShuffleNet V2 2.0x: 7.39 M parameters, 583.3 M multiply-adds at 224 x 224."""
-    return ShuffleNetV2(*_widths(244, 488, 976, 2048), num_classes=num_classes, **kwargs)
+    return ShuffleNetV2([4, 8, 4], WIDTHS["2.0x"], num_classes=num_classes, **kwargs)
