@@ -5,6 +5,7 @@ import click
 import snv2_kernels
 from snv2_kernels.cli.bench import bench
 from snv2_kernels.cli.classify import classify
+from snv2_kernels.cli.compare import compare
 from snv2_kernels.cli.info import info
 from snv2_kernels.cli.verify import verify
 
@@ -17,5 +18,5 @@ def app() -> None:
     """ShuffleNet V2 units and networks as fused kernels for PyTorch."""
 
 
-for command in (info, verify, bench, classify):
+for command in (info, verify, bench, compare, classify):
     app.add_command(command)
