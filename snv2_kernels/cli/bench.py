@@ -13,8 +13,8 @@ import click
 import torch
 
 from snv2_kernels.benchmarking import Comparison
-from snv2_kernels.cli.compare import show_comparison
 from snv2_kernels.cli.common import DTYPES, WIDTHS, output, progress
+from snv2_kernels.cli.compare import show_comparison
 from snv2_kernels.cli.images import ImageError, preprocess, read_image, sample_path
 from snv2_kernels.cli.plot import check_plot_path, plot
 from snv2_kernels.cli.results import (

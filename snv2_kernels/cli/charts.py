@@ -1,5 +1,8 @@
-"""Charts of a result as SVG that stands inside a page: text stays text, and what is neither line nor
-bar has the colour of the page's text, so that one picture serves light and dark pages."""
+"""Charts of a result as SVG that stands inside a page.
+
+Text stays text, and what is neither line nor bar has the colour of the page's text, so that one
+picture serves light and dark pages.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from snv2_kernels.cli.plot import draw_bars
 from snv2_kernels.cli.summary import CASE, label_of
@@ -38,7 +42,7 @@ __all__ = [
 ]
 
 _INK = "#010203"  # replaced by the colour of the text around
-_WIDTH = 6.4
+_WIDTH = 5.2
 # Okabe and Ito's colours, which differ to every eye, on white as on black.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a000", "#8a8f98")
 _MARKERS = "osD^vPX*"
@@ -65,6 +69,14 @@ def svg(figure: Figure, name: str) -> str:
     drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", drawn)
     drawn = re.sub(r"(\d\.\d{2})\d+", r"\1", drawn)  # a hundredth of a point is enough
     return re.sub(r"\n\s*", "\n", drawn)
+
+
+def _logarithmic(*axes: Any) -> None:
+    """Ticks as numbers, without exponents."""
+    for axis in axes:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _colours(names: Iterable[str]) -> dict[str, str]:
@@ -95,7 +107,7 @@ def ratios_chart(cases: Sequence[Mapping[str, Any]]) -> Figure:
             [f"{label_of([c[k] for k in CASE])}\nvs {c['fastest_peer']}" for c in cases], fontsize=8
         )
         axes.invert_yaxis()
-        axes.set_xlabel("times as fast as the fastest other (whiskers: p10 to p90 of the rounds)")
+        axes.set_xlabel("times as fast as the fastest other way")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return figure
 
@@ -120,6 +132,7 @@ def throughput_chart(rows: Sequence[Row]) -> Figure:
                 marker=_MARKERS[number % len(_MARKERS)], color=colour, label=peer,
             )  # fmt: skip
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("batch")
         axes.set_ylabel("images/s")
@@ -138,7 +151,7 @@ def _stack(
     axes.set_yticks(range(len(labels)))
     axes.set_yticklabels(labels, fontsize=size)
     axes.invert_yaxis()
-    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=4, fontsize=8)
+    axes.figure.legend(loc="outside upper center", ncols=4, fontsize=8)
 
 
 def kinds_chart(cases: Sequence[Layers]) -> Figure:
@@ -199,6 +212,7 @@ def roofline_chart(cases: Sequence[Layers], floor: Floor) -> Figure:
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
+        _logarithmic(axes.xaxis, axes.yaxis)
         axes.set_xlabel("multiply-adds for each byte that has to be moved")
         axes.set_ylabel("G multiply-adds/s")
         axes.annotate(f"peak: {peak:.0f} G/s", (span[-1], peak), xytext=(0, 4),
@@ -265,7 +279,9 @@ def table8_chart(rows: Sequence[Table8]) -> Figure:
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(4.2)
         timed = [row for row in rows if row["per_s"] and row["multiply_adds"]]
-        markers = {p: _MARKERS[i % 8] for i, p in enumerate(dict.fromkeys(r["peer"] for r in timed))}
+        markers = {
+            p: _MARKERS[i % 8] for i, p in enumerate(dict.fromkeys(r["peer"] for r in timed))
+        }
         for model, colour in _colours(row["model"] for row in timed).items():
             for peer, marker in markers.items():
                 found = [row for row in timed if (row["model"], row["peer"]) == (model, peer)]
@@ -277,7 +293,8 @@ def table8_chart(rows: Sequence[Table8]) -> Figure:
                     )  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
+        _logarithmic(axes.xaxis, axes.yaxis)
         axes.set_xlabel("million multiply-adds")
         axes.set_ylabel("images/s")
-        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return figure

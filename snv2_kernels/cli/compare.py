@@ -15,7 +15,7 @@ from snv2_kernels.cli.summary import case_of, label_of
 from snv2_kernels.peers import OURS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from snv2_kernels.cli.schema import Result
 
@@ -147,11 +147,6 @@ def differences_of(before: Result, after: Result) -> Differences:
     )
 
 
-def _words(key: Key) -> str:
-    section, case, peer = key
-    return f"{section}: {case}: {peer}"
-
-
 def show_comparison(before_path: str, after_path: str) -> None:
     """Print how two files differ.
 
@@ -162,8 +157,8 @@ def show_comparison(before_path: str, after_path: str) -> None:
         before, after = read_result(before_path), read_result(after_path)
     except ResultError as error:
         raise click.ClickException(str(error)) from None
-    console = output()
     found = differences_of(before, after)
+    console = output()
     console.print(f"A: {before_path}\nB: {after_path}")
     if found.setups:
         table = Table(title="measured differently", title_justify="left")
@@ -175,35 +170,36 @@ def show_comparison(before_path: str, after_path: str) -> None:
         console.print(table)
     for name, keys in (("A", found.only_before), ("B", found.only_after)):
         if keys:
-            console.print()
-            console.print(f"only in {name}:")
-            for key in keys:
-                console.print(f"  {_words(key)}")
+            console.print(f"\nonly in {name}:")
+        for key in keys:
+            console.print(f"  {': '.join(key)}")
     console.print()
     if not found.changes:
         console.print("nothing was measured in both")
         return
+    console.print(_table_of(found.changes))
+    for peer, mean in found.geometric_means().items():
+        name = f"{peer} (ours)" if peer in OURS else peer
+        console.print(f"geometric mean, {name}: {mean:.3f}x")
+    verdicts = [change.verdict for change in found.changes]
+    console.print(
+        f"{len(verdicts)} compared: {verdicts.count('faster')} faster, "
+        f"{verdicts.count('slower')} slower, the others within p10 to p90 of each other or not to "
+        "be told"
+    )
+
+
+def _table_of(changes: Iterable[Change]) -> Table:
     table = Table(title="A's median over B's: above 1 B is faster", title_justify="left")
     for heading in ("", "case", "peer"):
         table.add_column(heading)
     for heading in ("A ms", "B ms", "ratio"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    for change in found.changes:
+    for change in changes:
         times = (f"{ms:.3f}" for ms in (change.before_ms, change.after_ms))
         table.add_row(*change.key, *times, f"{change.ratio:.2f}x", change.verdict)
-    console.print(table)
-    for peer, mean in found.geometric_means().items():
-        name = f"{peer} (ours)" if peer in OURS else peer
-        console.print(f"geometric mean, {name}: {mean:.3f}x")
-    count = {word: 0 for word in ("faster", "slower")}
-    for change in found.changes:
-        if change.verdict in count:
-            count[change.verdict] += 1
-    console.print(
-        f"{len(found.changes)} compared: {count['faster']} faster, {count['slower']} slower, "
-        "the others within p10 to p90 of each other or not to be told"
-    )
+    return table
 
 
 @click.command()

@@ -25,7 +25,8 @@ def render(files: list[tuple[str, Result]]) -> str:
     """
     import jinja2
 
-    from snv2_kernels.cli.page import Chart, Fold, Table, sections_of
+    from snv2_kernels.cli.page import sections_of
+    from snv2_kernels.cli.page_parts import Chart, Fold, Table
 
     bundle = importlib.resources.files("itables") / "html" / "dt_bundle.js"
     environment = jinja2.Environment(
@@ -42,7 +43,11 @@ def render(files: list[tuple[str, Result]]) -> str:
 
 @click.command()
 @click.argument(
-    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False), metavar="FILES..."
+    "files",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILES...",
 )
 @click.option(
     "-o", "--output", "page", default="report.html", show_default=True,

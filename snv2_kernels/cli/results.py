@@ -149,7 +149,9 @@ def layers_tables_of(layers: Layers, title: str) -> Iterator[Table]:
             members = [row for row in rows if row[key] == name]
             taken, least = (sum(row[k] for row in members) for k in ("ms", "floor_ms"))
             share = f"{least / taken:.0%}" if taken else "-"
-            table.add_row(name, f"{taken:.3f}", f"{taken / whole:.1%}", share, f"{taken - least:.3f}")
+            table.add_row(
+                name, f"{taken:.3f}", f"{taken / whole:.1%}", share, f"{taken - least:.3f}"
+            )
         yield table
 
 
