@@ -125,7 +125,7 @@ bench: $(INSTALLED) $(MEASURED)
 	$(BIN)/snv2 report out/bench.json $(MEASURED) -o out/report.html
 
 # What the CUDA kernels move, counted by the emulator.
-out/gpu.json: $(INSTALLED) FORCE
+out/gpu.json: $(INSTALLED) benchmarks/predict.py
 	mkdir -p out
 	$(BIN)/python benchmarks/predict.py --json $@
 
@@ -133,8 +133,6 @@ out/gpu.json: $(INSTALLED) FORCE
 report: $(INSTALLED)
 	$(BIN)/snv2 report benchmarks/results/*.json -o out/report.html
 	$(BIN)/python tools/readme_table.py
-
-FORCE:
 
 # How long a million operations of a warp take on the emulator.
 bench-emulator: $(INSTALLED)
