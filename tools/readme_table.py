@@ -7,6 +7,7 @@ networks. The table stands between two comments in README.md; nothing of it is w
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 from snv2_kernels.cli import charts
@@ -73,9 +74,12 @@ def section(path: Path, result: Result) -> str:
     name = path.relative_to(ROOT).as_posix()
     lines = [
         BEGIN,
-        f"{WIDTH}, {size} x {size}, float32, batch 1 on {machine['cpu']} ({machine['isa']}), "
-        f"PyTorch {result['versions']['torch'].partition('+')[0]}: medians of {samples} "
-        f"interleaved rounds, from [{name}]({name}):",
+        textwrap.fill(
+            f"{WIDTH}, {size} x {size}, float32, batch 1 on {machine['cpu']} ({machine['isa']}), "
+            f"PyTorch {result['versions']['torch'].partition('+')[0]}: medians of {samples} "
+            f"interleaved rounds, from [{path.name}]({name}):",
+            100,
+        ),
         "",
         f"| | error against float64 |{heads}",
         f"|---|---|{'---|---|' * len(threads)}",
@@ -84,7 +88,7 @@ def section(path: Path, result: Result) -> str:
             for peer in dict.fromkeys(row["peer"] for row in rows)
         ),
         "",
-        *words_of(result),
+        *(textwrap.fill(f"- {said}", 100, subsequent_indent="  ") for said in words_of(result)),
         "",
         "![How many times as fast as the fastest other way snv2.fuse and snv2.Engine are, in every "
         "case](docs/results.svg)",

@@ -120,8 +120,8 @@ def gpu(result: Result, name: str) -> Iterator[Section]:
     section.words.append(
         "Counted by the emulator, which runs the kernels without a GPU: the same on every machine, "
         "and no measurement of time. The least is the maps and weights once. Counted is what all "
-        "CTAs load and store; each reads the weights, all but the first from L2. Described is what the "
-        "host code that launches a kernel says of it."
+        "CTAs load and store; each reads the weights, all but the first from L2. Described is what "
+        "the host code that launches a kernel says of it."
     )
     cells = [
         [

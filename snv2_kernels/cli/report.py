@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.resources
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def render(files: list[tuple[str, Result]]) -> str:
     kinds = {Table: "table", Chart: "chart", Fold: "fold"}
     environment.filters["kind"] = lambda part: kinds[type(part)]
     page = environment.get_template("report.html.j2")
-    # The bundle stands in a script element, which this would end.
-    datatables = bundle.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    # In base64, since the bundle has characters that are none of HTML's.
+    datatables = base64.b64encode(bundle.read_bytes()).decode("ascii")
     return page.render(sections=sections_of(files), files=files, datatables=datatables) + "\n"
 
 
