@@ -142,7 +142,8 @@ def _times(result: Result, name: str) -> Iterator[Section]:
         f"ShuffleNet V2 on {size} x {size}. Ways take turns, one call each in random order; each "
         "timed call follows one that is not timed. Nothing is timed whose output was not checked "
         "against float64. The floor is the longer of two times: that of the multiply-adds at the "
-        "measured peak, and that of input and weights at the measured rate of copies in caches."
+        "measured peak, and that of input and weights at the measured rate of copies in caches. "
+        "p99 of fewer than 100 samples is about their maximum."
     )
     cells = [
         [
@@ -363,13 +364,16 @@ def _origin(files: Sequence[tuple[str, Result]]) -> Section:
 
 def sections_of(files: Sequence[tuple[str, Result]]) -> list[Section]:
     """All of the page: summaries of all files first, then what each file has, then its origin."""
-    several = len(files) > 1
     makers = (_summary, _times, _layers, _startup, guidelines, table8, gpu)
     made = []
     for make in makers:
-        for index, (path, result) in enumerate(files):
-            for section in make(result, f"f{index}"):
-                if several:
-                    section.title += f" ({Path(path).name}, {_where(result)})"
-                made.append(section)
+        alike = [
+            (section, path, result)
+            for index, (path, result) in enumerate(files)
+            for section in make(result, f"f{index}")
+        ]
+        for section, path, result in alike:
+            if len(alike) > 1:
+                section.title += f" ({Path(path).name}, {_where(result)})"
+            made.append(section)
     return [*made, _origin(files)]
