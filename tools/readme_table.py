@@ -28,10 +28,10 @@ PEERS = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
 } | {peer: f"`{name}`" for peer, name in NAMES.items()}
-# A picture of its own does not know the colour of the page around.
+# A picture of its own does not know the colour of the page around, so it brings one.
 STYLE = (
-    "<style>svg { color: #1f2328 } "
-    "@media (prefers-color-scheme: dark) { svg { color: #e6edf3 } }</style>"
+    "<style>svg { color: #1f2328; background: #ffffff } @media (prefers-color-scheme: dark) "
+    "{ svg { color: #e6edf3; background: #0d1117 } }</style>"
 )
 
 
