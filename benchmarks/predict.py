@@ -214,7 +214,6 @@ def counted(width: str, dtype: torch.dtype) -> list[Counted]:
 def write_counts(path: str) -> None:
     result = new_result({"size": SIZE})
     result["gpu"] = [row for width in WIDTHS for row in counted(width, torch.float16)]
-    result["interrupted"] = False
     write_result(result, path)
 
 

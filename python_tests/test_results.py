@@ -42,7 +42,7 @@ def test_a_new_result_is_one(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_result(new_result({"size": 32}), path)
     read = read_result(path)
-    assert read["interrupted"]
+    assert not read["interrupted"]
     assert read["machine"]["clock_mhz"] is None or read["machine"]["clock_mhz"] > 1
     assert read["machine"]["memory_gb"] > 0.1
     assert read["command"].startswith("snv2")

@@ -234,6 +234,7 @@ def _run(settings: dict[str, Any], json_path: str | None) -> Result:
     for floor in dict.fromkeys(floors.values()):
         console.print(str(floor))
     result |= {"rows": [], "layers": [], "startup": [], "summary": {}}
+    result["interrupted"] = True  # until it is not
 
     def save() -> None:
         result["summary"] = summary_of(result["rows"])

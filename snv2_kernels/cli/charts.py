@@ -255,9 +255,10 @@ def memory_chart(rows: Sequence[Startup]) -> Figure:
 def guideline_chart(rows: Sequence[Guideline]) -> Figure:
     """Ratios of one table at one size on one device beside the paper's, setting by setting."""
     settings = list(dict.fromkeys(row["setting"] for row in rows))
-    series: dict[str, dict[str, float | None]] = {"paper": {}}
+    series: dict[str, dict[str, float | None]] = {}
     for row in rows:
-        series["paper"][row["setting"]] = row["paper_ratio"]
+        if row["paper_ratio"] is not None:
+            series.setdefault("paper", {})[row["setting"]] = row["paper_ratio"]
         series.setdefault(row["peer"], {})[row["setting"]] = row["ratio"]
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(3.0)
@@ -265,7 +266,7 @@ def guideline_chart(rows: Sequence[Guideline]) -> Figure:
         for number, (name, ratios) in enumerate(series.items()):
             at = np.arange(len(settings)) + width * (number - (len(series) - 1) / 2)
             heights = [ratios.get(setting) or 0 for setting in settings]
-            colour = _COLOURS[-1] if name == "paper" else _COLOURS[(number - 1) % 7]
+            colour = _COLOURS[-1] if name == "paper" else _COLOURS[number % 7]
             axes.bar(at, heights, width, color=colour, label=name)
         axes.axhline(1, color=_INK, linewidth=1)
         axes.set_xticks(range(len(settings)), settings)

@@ -76,7 +76,10 @@ def _timed(result: Result) -> Iterator[tuple[Key, Mapping[str, Any]]]:
             where.append(f"threads {line['threads']}")
         yield (line["table"], ", ".join(where), line["peer"]), line
     for net in result.get("table8", []):
-        yield ("Table 8", f"{net['model']} {net['size']}, {net['input']}", net["peer"]), net
+        what = f"{net['model']} {net['size']}, {net['input']}"
+        if net.get("threads"):
+            what += f", threads {net['threads']}"
+        yield ("Table 8", what, net["peer"]), net
 
 
 def _medians(result: Result) -> dict[Key, Mapping[str, Any]]:

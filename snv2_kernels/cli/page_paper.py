@@ -31,8 +31,9 @@ def guidelines(result: Result, name: str) -> Iterator[Section]:
     section = Section(f"{name}-guidelines", "The paper's guidelines")
     section.words.append(
         "Tables 1 to 4 of the paper measured here: how much a setting costs at equal multiply-adds "
-        "(G1: unequal widths, G2: groups, G3: fragments, G4: element-wise operations). A ratio "
-        "is the speed beside the table's first setting; the paper's are those of its own devices."
+        "(G1: unequal widths, G2: groups, G3: fragments, G4: element-wise operations), and the same "
+        "question for ShuffleNet V2's units. A ratio is the speed beside the table's first setting "
+        "run in the same way; the paper's are those of its own devices."
     )
     for key, group in groups_of(rows, ("table", "device", "batch", "threads")):
         table, device, batch, threads = key
@@ -61,6 +62,7 @@ def guidelines(result: Result, name: str) -> Iterator[Section]:
             text(row["batch"]), text(row.get("threads")), text(row["peer"]),
             number(row["median_ms"], "{:.3f}"),
             span(row.get("percentiles_ms", {}), "{:.3f}"),
+            number(row.get("speedup"), "{:.2f}x"),
             number(row["ratio"], "{:.2f}x"), number(row["paper_ratio"], "{:.2f}x"),
             number(row["paper_per_s"], "{:,.4g}"), text(row.get("reason") or ""),
         ]
@@ -68,7 +70,8 @@ def guidelines(result: Result, name: str) -> Iterator[Section]:
     ]  # fmt: skip
     headings = (
         "table", "setting", "channels", "device", "batch", "threads", "peer", "median, ms",
-        "p10 - p90, ms", "ratio here", "ratio in the paper", "a second in the paper",
+        "p10 - p90, ms", "beside eager", "ratio here", "ratio in the paper",
+        "a second in the paper",
         "not measured because",
     )  # fmt: skip
     section.parts.append(table_of("Guidelines beside the paper's numbers", headings, cells))
@@ -97,15 +100,17 @@ def table8(result: Result, name: str) -> Iterator[Section]:
         [
             text(row["model"]), text(row["size"]), count(row["input"]),
             number(row["multiply_adds"] and row["multiply_adds"] / 1e6, "{:,.0f}"),
-            text(row["peer"]), number(row["median_ms"], "{:.3f}"),
-            number(row["per_s"], "{:,.4g}"), number(row["ratio"], "{:.2f}x"),
+            text(row.get("threads")), text(row["peer"]), number(row["median_ms"], "{:.3f}"),
+            number(row["per_s"], "{:,.4g}"), number(row.get("speedup"), "{:.2f}x"),
+            number(row["ratio"], "{:.2f}x"),
             number(row["paper_per_s"], "{:,.4g}"), number(row["paper_ratio"], "{:.2f}x"),
             text(row.get("reason") or ""),
         ]
         for row in rows
     ]  # fmt: skip
     headings = (
-        "model", "size", "input", "M multiply-adds", "peer", "median, ms", "images/s", "ratio here",
+        "model", "size", "input", "M multiply-adds", "threads", "peer", "median, ms", "images/s",
+        "beside eager", "ratio here",
         "a second in the paper", "ratio in the paper", "not measured because",
     )  # fmt: skip
     section.parts.append(table_of("Table 8 beside the paper's numbers", headings, cells))

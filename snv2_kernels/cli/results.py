@@ -40,10 +40,7 @@ _T = TypeVar("_T")
 
 
 def new_result(settings: dict[str, Any]) -> Result:
-    """A result without rows: where it is measured, with what, and how.
-
-    It counts as interrupted until whoever fills it says otherwise.
-    """
+    """A result without rows: where it is measured, with what, and how."""
     return {
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -52,7 +49,7 @@ def new_result(settings: dict[str, Any]) -> Result:
         "versions": versions() | peer_versions(),
         "commit": commit(),
         "settings": settings,
-        "interrupted": True,
+        "interrupted": False,
     }
 
 

@@ -126,7 +126,8 @@ class Guideline(TypedDict):
     error: NotRequired[float | None]
     median_ms: float | None
     percentiles_ms: NotRequired[Percentiles]
-    ratio: float | None
+    ratio: float | None  # of its speed to that of the table's first setting, by the same peer
+    speedup: NotRequired[float | None]  # eager's median over this one
     paper_per_s: float | None
     paper_ratio: float | None
     reason: NotRequired[str | None]
@@ -139,11 +140,13 @@ class Table8(TypedDict):
     size: str
     input: int
     multiply_adds: float | None
+    threads: NotRequired[int | None]
     peer: str
     median_ms: float | None
     percentiles_ms: NotRequired[Percentiles]
     per_s: float | None
-    ratio: float | None
+    ratio: float | None  # of its speed to that of ShuffleNet v2 1.0x, by the same peer
+    speedup: NotRequired[float | None]  # eager's median over this one
     paper_per_s: float | None
     paper_ratio: float | None
     reason: NotRequired[str | None]
