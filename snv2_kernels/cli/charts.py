@@ -269,7 +269,7 @@ def guideline_chart(rows: Sequence[Guideline]) -> Figure:
             colour = _COLOURS[-1] if name == "paper" else _COLOURS[number % 7]
             axes.bar(at, heights, width, color=colour, label=name)
         axes.axhline(1, color=_INK, linewidth=1)
-        axes.set_xticks(range(len(settings)), settings)
+        axes.set_xticks(range(len(settings)), settings, fontsize=8)
         axes.set_ylabel(f"speed beside {settings[0]}")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, fontsize=8)
     return figure
