@@ -32,8 +32,8 @@ def guidelines(result: Result, name: str) -> Iterator[Section]:
     section.words.append(
         "Tables 1 to 4 of the paper measured here: how much a setting costs at equal multiply-adds "
         "(G1: unequal widths, G2: groups, G3: fragments, G4: element-wise operations), and the "
-        "same question for ShuffleNet V2's units. A ratio is the speed beside the table's first setting "
-        "run in the same way; the paper's are those of its own devices."
+        "same question for ShuffleNet V2's units. A ratio is the speed beside the table's first "
+        "setting run in the same way; the paper's are those of its own devices."
     )
     for key, group in groups_of(rows, ("table", "device", "batch", "threads")):
         table, device, batch, threads = key
