@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: run test test-python test-slow test-cpp test-cuda-build test-sanitize test-tsan \
-  test-aarch64 test-gpu test-gpu-sanitize bench-emulator cuda cuda-all lint format bench clean
+  test-aarch64 test-gpu test-gpu-sanitize bench-emulator cuda cuda-all lint format bench report clean
 
 run: $(INSTALLED)
 	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last \
@@ -109,13 +109,31 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
-# With the inference engines of the extra `peers`.
-bench: $(INSTALLED)
+# All ways to run the network side by side, with the inference engines of the extra `peers`, and a
+# page of it: some 15 minutes on two cores. QUICK=1 takes three.
+ifdef QUICK
+BENCH := --width x1.0 --threads 1 --threads 2 --repeats 10 --layers
+else
+BENCH := --width x0.5 --width x1.0 --width x1.5 --width x2.0 --batch 1 --batch 8 \
+  --threads 1 --threads 2 --layers --startup
+MEASURED := out/gpu.json
+endif
+
+bench: $(INSTALLED) $(MEASURED)
 	$(BIN)/pip install -e ".[peers]"
 	mkdir -p out
-	$(BIN)/snv2 bench --width x0.5 --width x1.0 --width x1.5 --width x2.0 --batch 1 --batch 8 \
-	  --threads 1 --threads 2 --layers \
-	  --json out/bench.json --plot out/bench.png
+	$(BIN)/snv2 bench $(BENCH) --json out/bench.json
+	$(BIN)/snv2 report out/bench.json $(MEASURED) -o out/report.html
+
+# What the CUDA kernels move, counted by the emulator.
+out/gpu.json: $(INSTALLED) benchmarks/predict.py
+	mkdir -p out
+	$(BIN)/python benchmarks/predict.py --json $@
+
+# The page of the committed results, README's table and its picture.
+report: $(INSTALLED)
+	$(BIN)/snv2 report benchmarks/results/*.json -o out/report.html
+	$(BIN)/python tools/readme_table.py
 
 # How long a million operations of a warp take on the emulator.
 bench-emulator: $(INSTALLED)

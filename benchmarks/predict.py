@@ -2,10 +2,15 @@
 
 ``python benchmarks/predict.py`` writes docs/arithmetic.md. Nothing here is measured: the numbers of
 the GPUs are stated below, those of the launches come from the code that makes them.
+
+``python benchmarks/predict.py --json FILE`` writes what units inside a stage move on the emulator
+beside what they have to, for `snv2 report`.
 """
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +18,10 @@ import torch
 
 import snv2_kernels as snv2
 from snv2_kernels import _native
+from snv2_kernels.cli.results import new_result
+from snv2_kernels.cli.schema import Counted, write_result
 from snv2_kernels.packing import GpuPlan
+from snv2_kernels.testing import randomize_
 
 PAGE = Path(__file__).parents[1] / "docs" / "arithmetic.md"
 WIDTHS = ("x0_5", "x1_0", "x1_5", "x2_0")
@@ -165,5 +173,52 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _stage_counts(channels: int, units: int, size: int, dtype: torch.dtype) -> Counter[str]:
+    stage = snv2.nn.Stage(*(snv2.nn.InvertedResidual(channels, channels, 1) for _ in range(units)))
+    x = torch.randn(1, channels, size, size, dtype=dtype)
+    randomize_(stage).eval().to(dtype)
+    _native.reset_emulator_counters()
+    with torch.no_grad(), snv2.use_backend("cuda-emulated"):
+        stage(x)
+    return Counter(_native.emulator_counters())
+
+
+def counted(width: str, dtype: torch.dtype) -> list[Counted]:
+    """What a unit inside each stage moves at batch 1: the emulator's count, what the launch is
+    described as, and the least, its maps and weights."""
+    plan = plan_of(width)
+    rows: list[Counted] = []
+    channels = getattr(snv2.models, f"shufflenet_v2_{width}")()._stage_out_channels[1:4]
+    launches = _native.describe_network(plan.words.numpy(), 1, SIZE, SIZE)
+    first = 1  # behind the stem
+    for stage, (outputs, units) in enumerate(zip(channels, (4, 8, 4), strict=True)):
+        size, half = SIZE >> 3 + stage, outputs // 2
+        counts = _stage_counts(outputs, 3, size, dtype)
+        counts.subtract(_stage_counts(outputs, 2, size, dtype))
+        weights = 2 * half * half + 9 * half
+        launch = launches[first + 1]
+        first += units
+        rows.append({
+            "kernel": "unit", "shape": f"{width.replace('_', '.')}, stage {stage + 2}: "
+            f"{outputs} x {size} x {size}",
+            "dtype": str(dtype).removeprefix("torch."), "batch": 1,
+            "least_bytes": (2 * half * size * size + weights) * dtype.itemsize,
+            "described_bytes": launch["read_bytes"] + launch["written_bytes"]
+            + launch["weight_bytes"],
+            "counted_bytes": counts["global_load_bytes"] + counts["global_store_bytes"],
+            "multiply_adds": weights * size * size,
+        })  # fmt: skip
+    return rows
+
+
+def write_counts(path: str) -> None:
+    result = new_result({"size": SIZE})
+    result["gpu"] = [row for width in WIDTHS for row in counted(width, torch.float16)]
+    write_result(result, path)
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    if sys.argv[1:2] == ["--json"]:
+        write_counts(sys.argv[2])
+    else:
+        PAGE.write_text(page())

@@ -22,6 +22,7 @@ from snv2_kernels.cli.common import DTYPES
 from snv2_kernels.cli.images import preprocess, read_image
 from snv2_kernels.cli.rule import allowed_error, upper_bound
 from snv2_kernels.cli.summary import CASE, summary_of, versus_line
+from snv2_kernels.startup import FirstResult
 from snv2_kernels.testing import randomize_
 
 # Start ----------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def test_bench_writes_json_and_plot(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     written = json.loads(json_path.read_text())
-    assert written["schema"] == 2
+    assert written["schema"] == 3
     assert written["versions"]["torch"] == torch.__version__
     assert written["machine"]["isa"] in written["machine"]["available_isas"]
     assert not written["interrupted"]
@@ -181,7 +182,10 @@ def test_bench_writes_json_and_plot(tmp_path: Path) -> None:
         p = row["percentiles_ms"]
         assert 0 < p["p0"] <= p["p10"] <= row["median_ms"] == p["p50"] <= p["p90"] <= p["p100"]
         assert (row["speedup"] == 1) or row["peer"] != "eager"
-        assert row["peak_share"] > 0
+        assert row["floor_share"] > 0
+        assert row["images_per_s"] == pytest.approx(row["batch"] / row["median_ms"] * 1e3, rel=1e-4)
+        ours = row["peer"] in peers.OURS
+        assert set(row["paired"]) == ({*names} - {row["peer"]} if ours else set())
     elements = ["float32", "bfloat16"] if _native.cpu_has_bfloat16() else ["float32"]
     assert [(floor["threads"], floor["element"]) for floor in written["floor"]] == [
         (1, element) for element in elements
@@ -214,10 +218,11 @@ def test_bench_threads(tmp_path: Path) -> None:
         assert f"vs fastest peer (eager): fused {fused:.2f}x" in result.output
 
 
-def _timed(width: str, threads: int, **medians: float | None) -> list[dict[str, Any]]:
+def _timed(width: str, threads: int, **medians: float | None) -> list[Any]:
+    paired = {"ncnn": {"p10": 1.5, "p50": 2.0, "p90": 2.5}}
     return [
         {"width": width, "batch": 1, "dtype": "fp32", "threads": threads, "peer": peer,
-         "median_ms": median}
+         "median_ms": median, "paired": paired if peer == "fused" else {}}
         for peer, median in medians.items()
     ]  # fmt: skip
 
@@ -236,7 +241,9 @@ def test_summary() -> None:
     assert second["speedup"] == {"fused": 2.0, "engine": 1.0}
     assert summary["geometric_mean"] == pytest.approx({"fused": 2.0, "engine": 2.0})
     assert summary["minimum"] == {"fused": 2.0, "engine": 1.0}
-    assert versus_line(rows[:5]) == "vs fastest peer (ncnn): fused 2.00x, engine 4.00x"
+    assert first["paired"] == {"fused": {"p10": 1.5, "p50": 2.0, "p90": 2.5}, "engine": {}}
+    line = "vs fastest peer (ncnn): fused 2.00x (1.50 - 2.50), engine 4.00x"
+    assert versus_line(rows[:5]) == line
     assert versus_line(rows[8:10]) is None
 
 
@@ -267,15 +274,69 @@ def test_bench_layers(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "engine, x0.5, batch 1, fp32, 1 thread: by kernel" in result.output
     written = json.loads(path.read_text())
-    layers, (floor,) = written["layers"], written["floor"]
-    assert (layers[0]["step"], layers[-1]["step"]) == ("stem", "outside")
-    for row in layers:
-        assert [row[key] for key in CASE] == ["x0.5", 1, "fp32", 1]
-        least_ms = row["multiply_adds"] / floor["multiply_adds_per_s"] * 1e3
-        assert row["loss_ms"] == pytest.approx(row["milliseconds"] - least_ms)
+    (layers,), (floor,) = written["layers"], written["floor"]
+    assert [layers[key] for key in CASE] == ["x0.5", 1, "fp32", 1]
+    kernels = layers["kernels"]
+    assert (kernels[0]["step"], kernels[-1]["step"]) == ("stem", "outside")
+    rate = floor["cached_copy_bytes_per_s"]
+    for kernel in kernels:
+        least = (
+            kernel["multiply_adds"] / floor["multiply_adds_per_s"],
+            kernel["moved_bytes"] / rate,
+        )
+        assert kernel["floor_ms"] == pytest.approx(max(least) * 1e3, rel=1e-3)
     (engine,) = written["rows"]
-    total = sum(row["multiply_adds"] for row in layers) / floor["multiply_adds_per_s"] * 1e3
-    assert engine["peak_share"] == pytest.approx(total / engine["median_ms"])
+    parameters = 1_366_792  # of x0.5
+    least_ms = 1e3 * max(
+        sum(kernel["multiply_adds"] for kernel in kernels) / floor["multiply_adds_per_s"],
+        4 * (parameters + 3 * 32 * 32) / rate,
+    )
+    assert engine["floor_share"] == pytest.approx(least_ms / engine["median_ms"], rel=1e-3)
+
+
+def test_bench_startup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of x1.0 if it is there; Ctrl-C keeps the peers before it."""
+    asked: list[tuple[Any, ...]] = []
+
+    def first(peer: str, width: str, **how: Any) -> list[FirstResult]:
+        asked.append((peer, width, *how.values()))
+        if peer == "engine":
+            raise KeyboardInterrupt
+        if peer == "jit":
+            return [FirstResult("no luck")]
+        memory = {"before": 300.0, "to_first_result": 20.0, "calls": None}
+        return [FirstResult(None, {"import torch": ms, "first call": 1.0}, memory)
+                for ms in (3000.0, 1000.0, 2000.0)]  # fmt: skip
+
+    monkeypatch.setattr("snv2_kernels.cli.bench.first_results", first)
+    path = tmp_path / "out.json"
+    names = ["--peer", "eager", "--peer", "jit", "--peer", "engine"]
+    result = run(*_SMALL, "--width", "x1.0", *names, "--startup", "--threads", 1, "--json", path)
+    assert result.exit_code == 130
+    assert asked == [(peer, "x1.0", 1, 32, torch.float32, 1) for peer in ("eager", "jit", "engine")]
+    written = json.loads(path.read_text())
+    assert written["interrupted"]
+    assert len(written["rows"]) == 6
+    eager, jit = written["startup"]
+    assert eager["median_ms"] == eager["percentiles_ms"]["p50"] == 2001
+    assert eager["phases_ms"]["import torch"] == 2000
+    assert eager["memory_mb"]["to_first_result"] == 20
+    assert (jit["reason"], jit["median_ms"], jit["samples"]) == ("no luck", None, 0)
+    assert "no luck" in result.output
+
+
+def test_bench_leaves_finished_cases_when_it_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object) -> None:
+        raise SystemExit("the machine went away")
+
+    monkeypatch.setattr("snv2_kernels.cli.bench.layer_times", broken)
+    path = tmp_path / "out.json"
+    run(*_SMALL, "--peer", "engine", "--layers", "--json", path)
+    written = json.loads(path.read_text())
+    assert written["interrupted"]
+    assert [row["samples"] for row in written["rows"]] == [2]
 
 
 @pytest.mark.parametrize(("busy", "waits"), [(3, 4), (1000, 50)])
@@ -384,7 +445,7 @@ def test_bench_takes_the_network_of_the_weights(
     [("--image", "missing.png", "no such file"), ("--plot", "out.xyz", "expected an ending"),
      ("--json", "nowhere/out.json", "no such directory"), ("--width", "x9", "x0.5"),
      ("--weights", "missing.pth", "does not exist"), ("--weights", __file__, "not a state_dict"),
-     ("--batch", 0, "0"), ("--dtype", "int8", "fp16")],
+     ("--batch", 0, "0"), ("--dtype", "int8", "fp16"), ("--peer", "tensorrt", "onnxruntime")],
 )  # fmt: skip
 def test_bench_option_errors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, value: object, message: str

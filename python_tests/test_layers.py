@@ -11,7 +11,7 @@ from _cases import needs_bfloat16
 
 import snv2_kernels as snv2
 from snv2_kernels import _native
-from snv2_kernels.floor import measure_floor, multiply_adds
+from snv2_kernels.floor import Floor, least_bytes, measure_floor, multiply_adds
 from snv2_kernels.layers import layer_times
 from snv2_kernels.runners import CpuRunner
 
@@ -76,6 +76,9 @@ def test_a_product_that_begins_no_kernel_is_part_of_the_one_before(
     monkeypatch.setattr(_native, "stop_kernel_times", without_pw2)
     layers, _ = layer_times(engine, x, calls=1)
     assert layers[1].kernel == "pw1 + dw + pw2"
+    # x0.5's first unit of stride 2 at 64 x 64: 24 channels of 16 x 16 in, 24 of 8 x 8 out
+    weights = 24 * 24 + 24 * 9 + 24 * 24
+    assert layers[1].moved_bytes == 4 * (24 * 16 * 16 + 24 * 8 * 8 + weights)
     assert layers[-1].kernel == "conv5 + mean + fc"
     assert sum(layer.multiply_adds for layer in layers) == engine.report().multiply_adds
 
@@ -84,6 +87,15 @@ def test_layer_times_of_another_backend() -> None:
     engine: Any = SimpleNamespace(_runner=None)
     with pytest.raises(ValueError, match="engine: expected one of the cpu backend"):
         layer_times(engine, torch.empty(1, 3, 8, 8), calls=1)
+
+
+def test_least_time() -> None:
+    floor = Floor(1, "float32", 1e9, copy_bytes_per_s=1e8, cached_copy_bytes_per_s=1e9)
+    assert floor.least_ms(2_000_000, 1_000_000) == 2
+    assert floor.least_ms(1_000_000, 2_000_000) == 2
+    network = snv2.models.shufflenet_v2_x0_5().half()
+    x = torch.empty(2, 3, 8, 8, dtype=torch.float16)
+    assert least_bytes(network, x) == 2 * (1_366_792 + 2 * 3 * 8 * 8)
 
 
 ELEMENTS = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
@@ -98,5 +110,6 @@ def test_floor(element: torch.dtype) -> None:
     # No processor is outside of this; a loop that the compiler took away would be.
     assert 1e8 < floor.multiply_adds_per_s < 1e12
     assert 1e8 < floor.copy_bytes_per_s < 1e12
+    assert 1e8 < floor.cached_copy_bytes_per_s < 1e13
     assert measure_floor(1, element) is floor
     assert f"torch.{floor.element}" == str(element)

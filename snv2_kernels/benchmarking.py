@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["Comparison", "Measurement", "one_line", "wait_until_idle"]
+__all__ = ["Comparison", "Measurement", "one_line", "percentiles_of", "wait_until_idle"]
 
 # Profiling executors and autotuners settle within this many calls.
 _WARM_UP_CALLS = 3
 # Systems count the time of a running thread in steps of up to 10 ms.
 _IDLE_SECONDS = 0.01
 _MAX_WAITS = 50
-_PERCENTILES = (0, 5, 10, 25, 50, 75, 90, 95, 100)
+_PERCENTILES = (0, 10, 50, 90, 99, 100)
+_RATIO_PERCENTILES = (10, 50, 90)
 
 
 def one_line(error: BaseException) -> str:
@@ -51,6 +52,14 @@ def wait_until_idle() -> None:
             return
 
 
+def percentiles_of(values: Sequence[float], points: Sequence[int]) -> dict[str, float]:
+    """``{"p50": ...}`` for each of ``points``; empty without values."""
+    if not values:
+        return {}
+    found = np.percentile(values, points).tolist()
+    return {f"p{point}": value for point, value in zip(points, found, strict=True)}
+
+
 @dataclass
 class Measurement:
     """What is known about one peer."""
@@ -62,15 +71,20 @@ class Measurement:
 
     def percentiles(self) -> dict[str, float]:
         """Milliseconds at p0 (the minimum) to p100; empty without samples."""
-        if not self.samples:
-            return {}
-        values = np.percentile(self.samples, _PERCENTILES).tolist()
-        return {f"p{p}": value for p, value in zip(_PERCENTILES, values, strict=True)}
+        return percentiles_of(self.samples, _PERCENTILES)
 
     @property
     def median(self) -> float | None:
         """Milliseconds, None without samples."""
         return self.percentiles().get("p50")
+
+    def paired(self, other: Measurement) -> dict[str, float]:
+        """How often this peer's time the other's was, in rounds that both have: p10, p50, p90.
+
+        What slows the machine for a while slows both, so these spread less than the times.
+        """
+        rounds = zip(other.samples, self.samples, strict=False)
+        return percentiles_of([theirs / ours for theirs, ours in rounds], _RATIO_PERCENTILES)
 
 
 class Comparison:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from snv2_kernels.engine import Engine
+    from snv2_kernels.packing.cpu import Product
 
 __all__ = ["Layer", "layer_times"]
 
@@ -25,6 +26,7 @@ class Layer:
     step: str  # "stem", "stage2.0" to "stage4.3", "head"
     kernel: str  # the products that it computes, as "pw1 + dw"
     multiply_adds: int
+    moved_bytes: int  # at least: the maps that it reads and writes, and its weights
     milliseconds: float  # of all threads, over their number
 
 
@@ -57,15 +59,21 @@ def layer_times(engine: Engine, x: Tensor, calls: int) -> tuple[list[Layer], flo
     samples.sort(key=lambda sample: sample[0])
     del samples[(calls + 1) // 2 :]
     layers: list[Layer] = []
-    weights = runner.plan.weights
+    plan = runner.plan
+    size = plan.element.itemsize
+    last: Product | None = None
     batch, _, height, width = engine.input_shape
-    for product in runner.plan.products(height, width):
-        address = weights.data_ptr() + product.weights * weights.element_size()
+    for product in plan.products(height, width):
+        address = plan.weights.data_ptr() + product.weights * plan.weights.element_size()
         work = batch * product.multiply_adds
+        moved = size * (batch * (product.read + product.written) + product.parameters)
         if address in samples[0][1]:
             mean = statistics.fmean(kernels[address] for _, kernels in samples)
-            layers.append(Layer(product.step, product.name, work, mean))
+            layers.append(Layer(product.step, product.name, work, moved, mean))
         else:
+            assert last is not None  # what lies between the two is not moved
             layers[-1].kernel += f" + {product.name}"
             layers[-1].multiply_adds += work
+            layers[-1].moved_bytes += moved - size * batch * (last.written + product.read)
+        last = product
     return layers, statistics.fmean(whole for whole, _ in samples)

@@ -1,4 +1,4 @@
-"""The command line: ``snv2 info | verify | bench | classify``."""
+"""The command line: ``snv2 info | verify | bench | compare | report | classify``."""
 
 import sys
 
@@ -12,6 +12,8 @@ def main() -> None:
     """
     try:
         import click  # noqa: F401
+        import psutil  # noqa: F401
+        import pydantic  # noqa: F401
         import rich  # noqa: F401
     except ImportError as missing:
         print(

@@ -5,39 +5,45 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 import torch
 
 from snv2_kernels.benchmarking import Comparison
 from snv2_kernels.cli.common import DTYPES, WIDTHS, output, progress
+from snv2_kernels.cli.compare import show_comparison
 from snv2_kernels.cli.images import ImageError, preprocess, read_image, sample_path
 from snv2_kernels.cli.plot import check_plot_path, plot
 from snv2_kernels.cli.results import (
-    layer_rows_of,
-    layer_tables_of,
+    layers_of,
+    layers_tables_of,
     new_result,
     rows_of,
+    startup_of,
+    startup_table_of,
     table_of,
 )
 from snv2_kernels.cli.rule import upper_bound
+from snv2_kernels.cli.schema import Result, write_result
 from snv2_kernels.cli.summary import label_of, summary_of, summary_table, versus_line
 from snv2_kernels.cli.weights import WeightsError, load_model, width_of
 from snv2_kernels.engine import Engine
-from snv2_kernels.floor import measure_floor, multiply_adds
+from snv2_kernels.floor import least_bytes, measure_floor, multiply_adds
 from snv2_kernels.layers import layer_times
 from snv2_kernels.nn.network import plan_element
 from snv2_kernels.peers import PEERS
+from snv2_kernels.startup import first_results
 from snv2_kernels.testing import randomize_
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from torch import Tensor, nn
 
+    from snv2_kernels.cli.schema import Floor as FloorRow
+    from snv2_kernels.floor import Floor
 
 __all__ = ["bench"]
 
@@ -141,6 +147,15 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
 )  # fmt: skip
 @click.option("--layers", is_flag=True, help="Time each kernel of the engine on the CPU as well.")
 @click.option(
+    "--startup", is_flag=True,
+    help="Start each peer in processes of its own as well: time to the first result, and memory. "
+    "Of x1.0, or the first width, with the first batch and dtype and the last number of threads.",
+)  # fmt: skip
+@click.option(
+    "--compare", nargs=2, type=click.Path(exists=True, dir_okay=False), metavar="A.json B.json",
+    help="Measure nothing; say how two results differ, as `snv2 compare` does.",
+)  # fmt: skip
+@click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, writable=True), callback=_output_file,
     help="Write the results to this file.",
 )  # fmt: skip
@@ -159,6 +174,8 @@ def bench(
     image: str | None,
     weights: str | None,
     layers: bool,
+    startup: bool,
+    compare: tuple[str, str] | None,
     json_path: str | None,
     plot_path: str | None,
 ) -> None:
@@ -166,80 +183,134 @@ def bench(
 
     Every output is checked against float64 first. Each timed call follows one that is not timed,
     after the threads of the call before have stopped spinning. Peers are set for low latency; ncnn
-    takes the images of a batch one by one. The peak is what the kernels' instruction set multiplies
-    and adds in registers, in as many threads and in float32, or for bf16 in that where it can.
-    Ctrl-C keeps what has been measured.
+    takes the images of a batch one by one. The floor is the longer of two times: that of the
+    multiply-adds at what the kernels' instruction set multiplies and adds in registers, in as many
+    threads and in float32, or for bf16 in that where it can; and that of input and weights at the
+    rate of copies in caches. Both rates are measured in the same run. Ctrl-C keeps what has been
+    measured.
     """
+    if compare is not None:
+        show_comparison(*compare)
+        return
     before = torch.get_num_threads()
     try:
         settings = {
             "widths": widths, "batches": batches, "dtypes": dtypes, "peers": peers, "size": size,
             "threads": threads or (before,), "repeats": repeats, "image": image,
-            "weights": weights, "layers": layers,
+            "weights": weights, "layers": layers, "startup": startup,
         }  # fmt: skip
-        result = _run(settings)
+        result = _run(settings, json_path)
     finally:
         torch.set_num_threads(before)
-    if json_path is not None:
-        Path(json_path).write_text(json.dumps(result, indent=2) + "\n")
     if plot_path is not None and result["rows"]:
         plot(result, plot_path)
     if result["interrupted"]:
         sys.exit(_INTERRUPTED)
 
 
-def _run(settings: dict[str, Any]) -> dict[str, Any]:
-    """Measure every combination and print each as it is done, until Ctrl-C."""
+def _run(settings: dict[str, Any], json_path: str | None) -> Result:
+    """Measure every combination and print each as it is done, until Ctrl-C.
+
+    The file has each case as soon as it is there, so that a run that is killed leaves it too.
+    """
     console = output()
     models = _models(settings["widths"], settings["weights"])
     result = new_result(settings | {"widths": tuple(models)})
-    size = settings["size"]
-    images = _images(settings["image"], size, max(settings["batches"]))
+    images = _images(settings["image"], settings["size"], max(settings["batches"]))
     names = (f"{name} {version}" for name, version in result["versions"].items())
+    size = settings["size"]
     console.print(f"{result['machine']['cpu']}, {size} x {size}, {', '.join(names)}")
     # What each dtype is multiplied in.
     elements = {name: plan_element(DTYPES[name]) for name in settings["dtypes"]}
     floors = {
-        (threads, element): measure_floor(threads, element)
+        (threads, name): measure_floor(threads, element)
         for threads in settings["threads"]
-        for element in elements.values()
+        for name, element in elements.items()
     }
-    result["floor"] = [dataclasses.asdict(floor) for floor in floors.values()]
-    for floor in floors.values():
+    result["floor"] = [
+        cast("FloorRow", dataclasses.asdict(floor)) for floor in dict.fromkeys(floors.values())
+    ]
+    for floor in dict.fromkeys(floors.values()):
         console.print(str(floor))
+    result |= {"rows": [], "layers": [], "startup": [], "summary": {}}
+    result["interrupted"] = True  # until it is not
+
+    def save() -> None:
+        result["summary"] = summary_of(result["rows"])
+        if json_path is not None:
+            write_result(result, json_path)
+
     keys = ("batches", "dtypes", "threads")
     try:
         with progress() as bar:
             for case in itertools.product(models, *(settings[key] for key in keys)):
                 width, batch, dtype, threads = case
                 torch.set_num_threads(threads)
-                model = copy.deepcopy(models[width]).to(DTYPES[dtype])
-                x = images[:batch].to(DTYPES[dtype])
-                bound = upper_bound("network", DTYPES[dtype])
-                comparison = Comparison(model, x, settings["peers"], bound)
-                try:
-                    _measure(comparison, settings["repeats"], bar, label_of(case))
-                finally:
-                    peak = floors[threads, elements[dtype]].multiply_adds_per_s
-                    least_ms = multiply_adds(models[width], x) / peak * 1e3
-                    rows = rows_of(comparison.rows.values(), case, bound, least_ms)
-                    result["rows"] += rows
-                    console.print()
-                    console.print(table_of(rows, label_of(case)))
-                    console.print(versus_line(rows) or "")
-                if settings["layers"]:
-                    engine = Engine(model, input_shape=(batch, 3, size, size))
-                    layers, whole_ms = layer_times(engine, x, settings["repeats"])
-                    rows = layer_rows_of(layers, whole_ms, case, peak)
-                    result["layers"] += rows
-                    for table in layer_tables_of(rows, label_of(case)):
-                        console.print()
-                        console.print(table)
+                model, x = models[width], images[:batch].to(DTYPES[dtype])
+                floor = floors[threads, dtype]
+                _time_case(result, case, model, x, floor, settings, bar)
+                save()
+            if settings["startup"]:
+                _start_peers(result, settings, bar)
+        result["interrupted"] = False
     except KeyboardInterrupt:
-        result["interrupted"] = True
         console.print("interrupted; what was measured is above", style="yellow")
-    result["summary"] = summary_of(result["rows"])
+    finally:
+        save()
     if len(result["summary"]["cases"]) > 1:
         console.print()
         console.print(summary_table(result["summary"]))
     return result
+
+
+def _time_case(
+    result: Result, case: tuple[str, int, str, int], model: nn.Module, x: Tensor,
+    floor: Floor, settings: dict[str, Any], bar: Progress,
+) -> None:  # fmt: skip
+    """Add one case to the result and print it, as far as it gets."""
+    _, _, dtype, _ = case
+    console = output()
+    model = copy.deepcopy(model).to(DTYPES[dtype])
+    bound = upper_bound("network", DTYPES[dtype])
+    comparison = Comparison(model, x, settings["peers"], bound)
+    try:
+        _measure(comparison, settings["repeats"], bar, label_of(case))
+    finally:
+        floor_ms = floor.least_ms(multiply_adds(model, x), least_bytes(model, x))
+        rows = rows_of(comparison.rows.values(), case, bound, floor_ms)
+        result["rows"] += rows
+        console.print()
+        console.print(table_of(rows, label_of(case)))
+        console.print(versus_line(rows) or "")
+    if settings["layers"]:
+        n, c, h, w = x.shape
+        engine = Engine(model, input_shape=(n, c, h, w))
+        layers, whole_ms = layer_times(engine, x, settings["repeats"])
+        result["layers"].append(layers_of(layers, whole_ms, case, floor))
+        for table in layers_tables_of(result["layers"][-1], label_of(case)):
+            console.print()
+            console.print(table)
+
+
+def _start_peers(result: Result, settings: dict[str, Any], bar: Progress) -> None:
+    """Add fresh processes of each peer to the result and print them, as far as it gets."""
+    widths, peers = settings["widths"], settings["peers"]
+    width = "x1.0" if "x1.0" in widths else widths[0]
+    batch, dtype, threads = settings["batches"][0], settings["dtypes"][0], settings["threads"][-1]
+    case = (width, batch, dtype, threads)
+    task = bar.add_task("", total=len(peers))
+    try:
+        for peer in peers:
+            bar.update(task, description=f"{label_of(case)}: starting {peer}")
+            runs = first_results(
+                peer, width, batch=batch, size=settings["size"], dtype=DTYPES[dtype],
+                threads=threads,
+            )  # fmt: skip
+            result["startup"].append(startup_of(runs, peer, case))
+            bar.advance(task)
+    finally:
+        bar.remove_task(task)
+        if result["startup"]:
+            console = output()
+            console.print()
+            console.print(startup_table_of(result["startup"], label_of(case)))

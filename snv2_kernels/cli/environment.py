@@ -7,7 +7,9 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 
 import snv2_kernels
@@ -39,12 +41,24 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def machine() -> dict[str, str | int | list[str]]:
-    """The CPU, its cores, the operating system and the instruction sets of the kernels."""
+def _clock_mhz() -> float | None:
+    """The clock of the cores now, None where the system does not tell."""
+    try:
+        clock = psutil.cpu_freq()
+    except (OSError, RuntimeError, NotImplementedError):
+        return None
+    return clock.current if clock else None
+
+
+def machine() -> dict[str, Any]:
+    """The CPU, its cores, clock and memory, the operating system and the instruction sets of the
+    kernels."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count() or 1,
         "usable_cores": _usable_cores(),
+        "clock_mhz": _clock_mhz(),
+        "memory_gb": psutil.virtual_memory().total / 1e9,
         "os": platform.platform(),
         "isa": _native.cpu_isa(),
         "available_isas": list(_native.available_cpu_isas()),

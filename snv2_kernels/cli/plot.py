@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snv2_kernels.cli.summary import cases_of, label_of
 from snv2_kernels.peers import OURS
 
-__all__ = ["check_plot_path", "plot"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from snv2_kernels.cli.schema import Result, Row
+
+__all__ = ["check_plot_path", "draw_bars", "plot"]
 
 _COLUMNS = 2
 
@@ -29,7 +34,7 @@ def check_plot_path(path: str) -> None:
         raise ValueError(f"{path}: expected an ending out of {', '.join(endings)}")
 
 
-def plot(result: dict[str, Any], path: str) -> None:
+def plot(result: Result, path: str) -> None:
     """One panel of bars for each combination of width, batch, dtype and threads.
 
     Args:
@@ -38,14 +43,14 @@ def plot(result: dict[str, Any], path: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    groups = list(cases_of(result["rows"]))
+    groups = list(cases_of(result.get("rows", [])))
     columns = min(_COLUMNS, len(groups))
     lines = math.ceil(len(groups) / columns)
     figure = Figure(figsize=(6.4 * columns, 0.8 + 2.8 * lines), layout="constrained")
     panels: list[Any] = figure.subplots(lines, columns, squeeze=False).flatten().tolist()
     for axes, (case, rows) in zip(panels, groups, strict=False):
         axes.set_title(label_of(case), fontsize=10)
-        _bars(axes, rows)
+        draw_bars(axes, rows)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
     machine, settings = result["machine"], result["settings"]
@@ -57,7 +62,8 @@ def plot(result: dict[str, Any], path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
+def draw_bars(axes: Any, rows: Sequence[Row], ink: str = "black") -> None:
+    """Bars of the peers of one case: medians, and whiskers from p10 to p90."""
     peers = [row["peer"] for row in rows]
     medians = [row["median_ms"] or 0.0 for row in rows]
     colours = ["tab:green" if row["peer"] in OURS else "tab:grey" for row in rows]
@@ -66,7 +72,7 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
         percentiles = row["percentiles_ms"]
         spread[0].append(median - percentiles.get("p10", median))
         spread[1].append(percentiles.get("p90", median) - median)
-    axes.barh(peers, medians, xerr=spread, color=colours, capsize=2)
+    axes.barh(peers, medians, xerr=spread, color=colours, ecolor=ink, capsize=2)
     axes.invert_yaxis()
     longest = max((end + over for end, over in zip(medians, spread[1], strict=True)), default=0)
     axes.set_xlim(0, 1.4 * longest or 1)  # the labels need room

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.table import Table
 
 from snv2_kernels.peers import OURS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["CASE", "cases_of", "label_of", "summary_of", "summary_table", "versus_line"]
+    from snv2_kernels.cli.schema import Row
+
+__all__ = [
+    "CASE",
+    "case_of",
+    "cases_of",
+    "label_of",
+    "summary_of",
+    "summary_table",
+    "versus_line",
+]
+
+_C = TypeVar("_C", bound="Mapping[str, Any]")
 
 # What a row shares with those that it is compared with.
 CASE = ("width", "batch", "dtype", "threads")
@@ -25,13 +37,18 @@ def label_of(case: Sequence[Any]) -> str:
     return f"{width}, batch {batch}, {dtype}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def cases_of(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...], list[Any]]]:
+def case_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the row shares with those that it is compared with."""
+    return tuple(row[key] for key in CASE)
+
+
+def cases_of(rows: Iterable[_C]) -> Iterator[tuple[tuple[Any, ...], list[_C]]]:
     """The rows case by case."""
-    for case, group in itertools.groupby(rows, key=lambda row: tuple(row[key] for key in CASE)):
+    for case, group in itertools.groupby(rows, key=case_of):
         yield case, list(group)
 
 
-def _versus(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _versus(rows: Sequence[Row]) -> dict[str, Any] | None:
     """One case; None if nothing of ours or nothing of the others was timed."""
     medians = {row["peer"]: row["median_ms"] for row in rows if row["median_ms"] is not None}
     others = {peer: median for peer, median in medians.items() if peer not in OURS}
@@ -39,17 +56,20 @@ def _versus(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not others or not ours:
         return None
     fastest = min(others, key=others.__getitem__)
+    paired = {row["peer"]: row["paired"].get(fastest, {}) for row in rows if row["peer"] in ours}
     return {
         "fastest_peer": fastest,
         "fastest_ms": others[fastest],
         "speedup": {peer: others[fastest] / median for peer, median in ours.items()},
+        "paired": paired,
     }
 
 
-def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
     """Every case beside its fastest peer, geometric means and minima over all cases.
 
     ``speedup`` is the median of the fastest peer over ours; peers are all that are not ours.
+    ``paired`` is the same ratio round by round, at p10, p50 and p90.
     """
     cases = []
     for case, group in cases_of(rows):
@@ -66,12 +86,19 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def versus_line(rows: list[dict[str, Any]]) -> str | None:
-    """One case in a line, None where there is nothing to compare."""
+def _spread(paired: dict[str, float]) -> str:
+    return f" ({paired['p10']:.2f} - {paired['p90']:.2f})" if paired else ""
+
+
+def versus_line(rows: Sequence[Row]) -> str | None:
+    """One case in a line, with p10 - p90 of the rounds; None where there is nothing to compare."""
     versus = _versus(rows)
     if versus is None:
         return None
-    ours = ", ".join(f"{peer} {ratio:.2f}x" for peer, ratio in versus["speedup"].items())
+    ours = ", ".join(
+        f"{peer} {ratio:.2f}x{_spread(versus['paired'][peer])}"
+        for peer, ratio in versus["speedup"].items()
+    )
     return f"vs fastest peer ({versus['fastest_peer']}): {ours}"
 
 

@@ -94,6 +94,9 @@ class Product:
     name: str
     weights: int  # offset of its weights
     multiply_adds: int  # of one image
+    parameters: int  # elements of its matrix
+    read: int  # elements of one image's map
+    written: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,32 +118,46 @@ class Plan(BasePlan):
         """All convolutions and linear layers in the order in which weights are packed."""
         products: list[Product] = []
 
-        def add(step: str, name: str, weights: int, pixels: int) -> None:
+        def add(step: str, name: str, weights: int, pixels: int, read: int, written: int) -> None:
             rows, columns = self.shapes[weights]
-            products.append(Product(step, name, weights, rows * columns * pixels))
+            size = rows * columns
+            products.append(Product(step, name, weights, size * pixels, size, read, written))
+
+        def pointwise(step: str, name: str, weights: int, pixels: int) -> None:
+            rows, columns = self.shapes[weights]
+            add(step, name, weights, pixels, columns * pixels, rows * pixels)
+
+        def depthwise(step: str, name: str, weights: int, before: int, pixels: int) -> None:
+            channels, _ = self.shapes[weights]
+            add(step, name, weights, pixels, channels * before, channels * pixels)
 
         stage, unit = 1, 0
         for step in self.steps:
             pixels = height * width
             if step.kind == _STEM:
                 height, width = half(height), half(width)
-                add("stem", "conv", step.pw1_weights, height * width)
+                convolved = height * width
                 height, width = half(height), half(width)
+                rows, _ = self.shapes[step.pw1_weights]
+                pooled = rows * height * width
+                add("stem", "conv", step.pw1_weights, convolved, 3 * pixels, pooled)
             elif step.kind == _UNIT:
                 unit += 1
                 if step.stride == 2:
                     stage, unit = stage + 1, 0
                     height, width = half(height), half(width)
                 where = f"stage{stage}.{unit}"
-                add(where, "pw1", step.pw1_weights, pixels)
-                add(where, "dw", step.dw_weights, height * width)
-                add(where, "pw2", step.pw2_weights, height * width)
+                after = height * width
+                pointwise(where, "pw1", step.pw1_weights, pixels)
+                depthwise(where, "dw", step.dw_weights, pixels, after)
+                pointwise(where, "pw2", step.pw2_weights, after)
                 if step.proj_channels:
-                    add(where, "projection dw", step.proj_dw_weights, height * width)
-                    add(where, "projection pw", step.proj_pw_weights, height * width)
+                    depthwise(where, "projection dw", step.proj_dw_weights, pixels, after)
+                    pointwise(where, "projection pw", step.proj_pw_weights, after)
             elif step.kind == _HEAD:
-                add("head", "conv5 + mean", step.pw1_weights, pixels)
-                add("head", "fc", step.pw2_weights, 1)
+                rows, columns = self.shapes[step.pw1_weights]
+                add("head", "conv5 + mean", step.pw1_weights, pixels, columns * pixels, rows)
+                pointwise("head", "fc", step.pw2_weights, 1)
         return products
 
 
