@@ -188,3 +188,13 @@ def test_explain_leaves_the_model_as_it_was() -> None:
 def test_not_a_module(function: Any, model: object) -> None:
     with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got"):
         function(model)
+
+
+def test_nothing_is_recorded_of_units_known_by_their_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(*_: object) -> None:
+        pytest.fail("a unit was recorded, which takes a second for a network")
+
+    monkeypatch.setattr("snv2_kernels.recognition.record", record)
+    fused = snv2.fuse(snv2.models.shufflenet_v2_x0_5())
+    snv2.fuse(fused)
+    assert isinstance(fused.stage2[0], snv2.nn.InvertedResidual)

@@ -69,7 +69,7 @@ def _fused_copy(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    found, reasons = find(model, _is_known, verify, explained)
+    found, reasons = find(model, _is_known, _is_unit, verify, explained)
 
     def new_class(module: nn.Module) -> type[nn.Module]:
         return recognized_class(type(module)) if id(module) in found else _fused_class(module)

@@ -67,13 +67,18 @@ def holds_unit(module: nn.Module) -> bool:
 
 
 def find(
-    model: nn.Module, is_known: Callable[[nn.Module], bool], verify: bool, reasons_of_all: bool
+    model: nn.Module,
+    is_known: Callable[[nn.Module], bool],
+    is_unit: Callable[[nn.Module], bool],
+    verify: bool,
+    reasons_of_all: bool,
 ) -> tuple[dict[int, Recognition], dict[int, str]]:
     """Modules of ``model`` that compute runs of units, outermost first, by id.
 
     Args:
         model: left as it is.
         is_known: whether a module needs no recognition.
+        is_unit: whether a module that needs none is a unit, which holds no others.
         verify: see :func:`snv2_kernels.fuse`.
         reasons_of_all: also of modules inside one that computes no unit anywhere.
 
@@ -84,7 +89,9 @@ def find(
     reasons: dict[int, str] = {}
 
     def visit(module: nn.Module, channels: dict[str, int], name: str) -> None:
-        if id(module) in found or id(module) in reasons or not holds_unit(module):
+        if id(module) in found or id(module) in reasons:
+            return
+        if is_unit(module) or not holds_unit(module):
             return
         if not is_known(module) and type(module) not in _CONTAINERS:
             try:

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = ["Follower", "Origin", "Value", "example", "function_name", "origins_of"]
 
@@ -226,6 +225,9 @@ def _is(a: Any, b: Any) -> bool:
     """Whether two sizes are the same whatever the input is."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
+    # Only now: it takes half a second to import.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
     return bool(statically_known_true(a == b))
 
 
