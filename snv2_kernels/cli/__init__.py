@@ -1,4 +1,4 @@
-"""The command line: ``snv2 info | verify | bench | classify``."""
+"""The command line: ``snv2 info | verify | bench | guidelines | table8 | classify``."""
 
 import sys
 

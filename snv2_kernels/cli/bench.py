@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from snv2_kernels.benchmarking import Comparison
+from snv2_kernels.benchmarking import Comparison, Turns
 from snv2_kernels.cli.common import DTYPES, WIDTHS, output, progress
 from snv2_kernels.cli.images import ImageError, preprocess, read_image, sample_path
 from snv2_kernels.cli.plot import check_plot_path, plot
@@ -87,7 +87,7 @@ def _models(widths: tuple[str, ...], weights: str | None) -> dict[str, ShuffleNe
         raise click.BadParameter(str(error), param_hint="--weights") from None
 
 
-def _measure(comparison: Comparison, repeats: int, bar: Progress, label: str) -> None:
+def _measure(comparison: Turns, repeats: int, bar: Progress, label: str) -> None:
     """Prepare and time all peers."""
     task = bar.add_task(label, total=len(comparison.rows) + repeats)
     try:
