@@ -62,13 +62,7 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
     for i, (peer, ratios) in enumerate(series.items()):
         colour = colours.get(peer, "tab:grey")
         places = [labels.index(label) + i * thickness for label in ratios]
-        axes.barh(
-            places,
-            list(ratios.values()),
-            thickness,
-            label=peer,
-            color=colours.get(peer, "tab:grey"),
-        )
+        axes.barh(places, list(ratios.values()), thickness, label=peer, color=colour)
         for place, ratio in zip(places, ratios.values(), strict=True):
             axes.annotate(
                 f"{ratio:.2f}", (ratio, place), xytext=(3, 0), textcoords="offset points",
