@@ -12,7 +12,8 @@ _PAPER = "the paper"
 
 
 def plot_ratios(rows: list[dict[str, Any]], name: str, result: dict[str, Any], path: str) -> None:
-    """One panel of bars for each scale or stage and number of threads.
+    """One panel of bars for each scale or stage and number of threads: ratios where the paper has
+    them too, else milliseconds.
 
     Args:
         rows: of one table.
@@ -34,11 +35,12 @@ def plot_ratios(rows: list[dict[str, Any]], name: str, result: dict[str, Any], p
         title += [where] if panel[0]["device"] == "cpu" else []
         ax.set_title(", ".join(title), fontsize=10)
         _bars(ax, panel)
-    first, machine = rows[0], result["machine"]
+    first = rows[0]
     base = "ShuffleNet v2 1.0x" if "model" in first else f'"{first["setting"]}"'
+    what = f"speed, {base} run in the same way = 1" if _compared(rows) else "milliseconds"
     figure.suptitle(
-        f"{name}: speed over that of {base} in the same way of running, batch {first['batch']}\n"
-        f"{machine['device']}, PyTorch {result['versions']['torch']}",
+        f"{name}: {what}\nbatch {first['batch']}, {result['machine']['device']}, "
+        f"PyTorch {result['versions']['torch']}",
         fontsize=10,
     )
     figure.savefig(path, dpi=150)
@@ -48,25 +50,30 @@ def _label(row: dict[str, Any]) -> str:
     return row["setting"] if "setting" in row else f"{row['model']} {row['size']}"
 
 
+def _compared(rows: list[dict[str, Any]]) -> bool:
+    return any(row["paper_per_s"] is not None for row in rows)
+
+
 def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
     labels = list(dict.fromkeys(map(_label, rows)))
+    compared = _compared(rows)
     series: dict[str, dict[str, float]] = {}
     for row in rows:
-        if row["ratio"] is not None:
-            series.setdefault(row["peer"], {})[_label(row)] = row["ratio"]
-    paper = {_label(row): row["paper_ratio"] for row in rows if row["paper_ratio"] is not None}
-    if paper:
-        series[_PAPER] = paper
+        value = row["ratio"] if compared else row["median_ms"]
+        if value is not None:
+            series.setdefault(row["peer"], {})[_label(row)] = value
+    if compared:
+        series[_PAPER] = {_label(row): row["paper_ratio"] for row in rows if row["paper_ratio"]}
     colours = {_PAPER: "tab:orange", OURS[0]: "tab:green", OURS[1]: "tab:olive"}
     thickness = 0.8 / max(len(series), 1)
-    for i, (peer, ratios) in enumerate(series.items()):
+    for i, (peer, values) in enumerate(series.items()):
         colour = colours.get(peer, "tab:grey")
-        places = [labels.index(label) + i * thickness for label in ratios]
-        axes.barh(places, list(ratios.values()), thickness, label=peer, color=colour)
-        for place, ratio in zip(places, ratios.values(), strict=True):
+        places = [labels.index(label) + i * thickness for label in values]
+        axes.barh(places, list(values.values()), thickness, label=peer, color=colour)
+        for place, value in zip(places, values.values(), strict=True):
             axes.annotate(
-                f"{ratio:.2f}", (ratio, place), xytext=(3, 0), textcoords="offset points",
-                va="center", fontsize=7,
+                f"{value:.2f}" if compared else f"{value:.3g}", (value, place), xytext=(3, 0),
+                textcoords="offset points", va="center", fontsize=7,
             )  # fmt: skip
     axes.set_yticks([at + 0.4 - thickness / 2 for at in range(len(labels))], labels, fontsize=8)
     axes.invert_yaxis()
