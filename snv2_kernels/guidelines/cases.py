@@ -139,7 +139,8 @@ class _Network:
         return self._exact
 
     def multiply_adds(self) -> int:
-        return multiply_adds(self._make().eval(), torch.empty(1, *self._shape[1:], device="meta"))
+        with torch.device("meta"):
+            return multiply_adds(self._make().eval(), torch.empty(1, *self._shape[1:]))
 
     def run_by(self, peer: str) -> Callable[[], Callable[[], Tensor]]:
         return lambda: peers_of(self._device)[peer](self.model, self.x)
