@@ -193,9 +193,9 @@ def test_networks_are_of_the_published_size(torchvision: object, speed: Speed) -
 def test_networks_have_scores_of_each_image(make: Callable[..., nn.Module]) -> None:
     model = randomize_(make(0.5, num_classes=7)).eval()
     x = torch.randn(2, 3, 64, 50)
-    y = model(x)
+    y = model(x).detach()
     assert y.shape == (2, 7)
-    assert max_error(model(x[1:]), y[1:]) < BOUND
+    assert max_error(model(x[1:]).detach(), y[1:]) < BOUND
     assert not torch.allclose(y[0], y[1])
 
 
@@ -204,7 +204,7 @@ def test_networks_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(Unavailable, match="torchvision cannot be imported"):
         make_network("MobileNet v2", "1.0")
-    group = table8_group(CPU, 1, ["eager"], extent=32)
+    group = table8_group(CPU, 1, ["eager"], extent=33)  # counts are kept for each extent
     works = {e.about["model"]: e.about["multiply_adds"] for e in group.entries}
     assert works["MobileNet v2"] is None
     turns = group.turns(CPU, BOUND)

@@ -109,6 +109,14 @@ def _over(value: float | None, base: float | None) -> float | None:
     return value / base if value and base else None
 
 
+@functools.cache
+def _count(
+    maker: Callable[..., nn.Module], arguments: tuple[Any, ...], shape: tuple[int, ...]
+) -> int:
+    with torch.device("meta"):
+        return multiply_adds(maker(*arguments).eval(), torch.empty(1, *shape))
+
+
 class _Network:
     """A network and its input, made when the first peer asks.
 
@@ -117,14 +125,19 @@ class _Network:
     """
 
     def __init__(
-        self, make: Callable[[], nn.Module], shape: Sequence[int], device: torch.device
+        self,
+        maker: Callable[..., nn.Module],
+        arguments: tuple[Any, ...],
+        shape: tuple[int, ...],
+        device: torch.device,
     ) -> None:
-        self._make, self._shape, self._device = make, shape, device
+        self._maker, self._arguments = maker, arguments
+        self._shape, self._device = shape, device
 
     @functools.cached_property
     def model(self) -> nn.Module:
         with torch.inference_mode(False):
-            return randomize_(self._make()).eval().to(self._device)
+            return randomize_(self._maker(*self._arguments)).eval().to(self._device)
 
     @functools.cached_property
     def x(self) -> Tensor:
@@ -139,8 +152,8 @@ class _Network:
         return self._exact
 
     def multiply_adds(self) -> int:
-        with torch.device("meta"):
-            return multiply_adds(self._make().eval(), torch.empty(1, *self._shape[1:]))
+        """Of one image."""
+        return _count(self._maker, self._arguments, self._shape[1:])
 
     def run_by(self, peer: str) -> Callable[[], Callable[[], Tensor]]:
         return lambda: peers_of(self._device)[peer](self.model, self.x)
@@ -175,8 +188,9 @@ def guideline_groups(
             entries = []
             for row in paper:
                 channels = channels_of(table, row.setting, row.channels, scale)
-                make = functools.partial(guideline_network, table, row.setting, channels)
-                network = _Network(make, (batch, channels[0], side, side), device)
+                arguments = (table, row.setting, channels)
+                shape = (batch, channels[0], side, side)
+                network = _Network(guideline_network, arguments, shape, device)
                 about = {
                     "table": table, "setting": row.setting, "column": f"x{scale}",
                     "channels": list(channels), "extent": side,
@@ -204,9 +218,9 @@ def _unit_groups(
         side = extent or side
         entries = []
         for setting in SETTINGS:
-            make = functools.partial(unit_network, setting, channels, UNIT_TABLES[table])
+            arguments = (setting, channels, UNIT_TABLES[table])
             entering = channels // 2 if setting in ("main branch", "convolutions") else channels
-            network = _Network(make, (batch, entering, side, side), device)
+            network = _Network(unit_network, arguments, (batch, entering, side, side), device)
             about = {
                 "table": table, "setting": setting, "column": stage, "channels": [entering],
                 "extent": side, "multiply_adds": network.multiply_adds(), "paper_per_s": None,
@@ -250,8 +264,8 @@ def table8_group(
         if quick and seen[speed.model] > 2:
             continue
         side = extent or speed.extent
-        make = functools.partial(make_network, speed.model, speed.size)
-        network = _Network(make, (batch, 3, side, side), device)
+        arguments = (speed.model, speed.size)
+        network = _Network(make_network, arguments, (batch, 3, side, side), device)
         try:
             work = network.multiply_adds()
         except Unavailable:  # which each peer's row will say
