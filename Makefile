@@ -113,17 +113,22 @@ format: $(INSTALLED)
 # page of it: some 15 minutes on two cores. QUICK=1 takes three.
 ifdef QUICK
 BENCH := --width x1.0 --threads 1 --threads 2 --repeats 10 --layers
+TABLES := --quick
 else
 BENCH := --width x0.5 --width x1.0 --width x1.5 --width x2.0 --batch 1 --batch 8 \
-  --threads 1 --threads 2 --layers --startup
-MEASURED := out/gpu.json
+  --threads 1 --threads 2 --repeats 20 --layers --startup
+TABLES := --repeats 10
+COUNTED := out/gpu.json
 endif
 
-bench: $(INSTALLED) $(MEASURED)
+bench: $(INSTALLED) $(COUNTED)
 	$(BIN)/pip install -e ".[peers]"
 	mkdir -p out
 	$(BIN)/snv2 bench $(BENCH) --json out/bench.json
-	$(BIN)/snv2 report out/bench.json $(MEASURED) -o out/report.html
+	$(BIN)/snv2 guidelines $(TABLES) --json out/guidelines.json
+	$(BIN)/snv2 table8 $(TABLES) --json out/table8.json
+	$(BIN)/snv2 report out/bench.json out/guidelines.json out/table8.json $(COUNTED) \
+	  -o out/report.html
 
 # What the CUDA kernels move, counted by the emulator.
 out/gpu.json: $(INSTALLED) benchmarks/predict.py

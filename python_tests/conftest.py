@@ -22,11 +22,8 @@ if not torch.cuda.is_available():
 import snv2_kernels as snv2
 from snv2_kernels import _native
 from snv2_kernels.backends import DEVICES
-
-# A CPU build of torch beside PyPI's torchvision lacks the operators that torchvision's binary
-# would define, and its import fails for their absence. The models need none of them.
-_torchvision_ops = torch.library.Library("torchvision", "DEF")
-
+from snv2_kernels.guidelines.networks import torchvision_models
+from snv2_kernels.peers import Unavailable
 
 _INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a second for more
 
@@ -77,15 +74,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def torchvision() -> types.ModuleType:
-    for schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        try:
-            _torchvision_ops.define(schema)
-        except RuntimeError:  # a torchvision that brought its own
-            break
-    return pytest.importorskip("torchvision")
+    try:
+        torchvision_models()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    return importlib.import_module("torchvision")
 
 
 @pytest.fixture(autouse=True)

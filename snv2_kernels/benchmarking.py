@@ -9,6 +9,7 @@ output was not checked first.
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 import warnings
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["Comparison", "Measurement", "one_line", "percentiles_of", "wait_until_idle"]
+__all__ = ["Comparison", "Measurement", "Turns", "one_line", "percentiles_of", "wait_until_idle"]
 
 # Profiling executors and autotuners settle within this many calls.
 _WARM_UP_CALLS = 3
@@ -87,11 +88,99 @@ class Measurement:
         return percentiles_of([theirs / ours for theirs, ours in rounds], _RATIO_PERCENTILES)
 
 
-class Comparison:
-    """A model on one input, run by several peers.
+class Turns:
+    """Calls that are timed side by side.
 
-    Prepare each peer, then time as many rounds as wanted; :attr:`rows` holds what is known at
+    Add and prepare each, then time as many rounds as wanted; :attr:`rows` holds what is known at
     any moment, so that an interrupted run keeps what it has.
+
+    Args:
+        device: where the calls run. On a GPU a sample is the mean of ``burst`` calls between two
+            waits for it, on a CPU that of one.
+        burst: see ``device``.
+    """
+
+    def __init__(self, device: torch.device | None = None, burst: int = 20) -> None:
+        self.rows: dict[str, Measurement] = {}
+        self._gpu = device is not None and device.type == "cuda"
+        self._calls = burst if self._gpu else 1
+        self._entries: dict[str, _Entry] = {}
+        self._ready: dict[str, Callable[[], Tensor]] = {}
+        self._random = random.Random(0)
+
+    def add(
+        self,
+        name: str,
+        build: Callable[[], Callable[[], Tensor]],
+        exact: Callable[[], Tensor],
+        bound: float,
+    ) -> None:
+        """One more that takes turns.
+
+        Args:
+            name: its key in :attr:`rows`.
+            build: makes it ready, and returns what is timed.
+            exact: its output in float64.
+            bound: the largest error that its output may have.
+        """
+        self.rows[name] = Measurement(name)
+        self._entries[name] = _Entry(build, exact, bound)
+
+    @torch.inference_mode()
+    def prepare(self, name: str) -> None:
+        """Build one, warm it up and check its output; a failure becomes its row's reason."""
+        row, entry = self.rows[name], self._entries[name]
+        try:
+            with warnings.catch_warnings():
+                # The jit API is deprecated, and tracers doubt what the check below settles.
+                warnings.simplefilter("ignore")
+                call = entry.build()
+                for _ in range(_WARM_UP_CALLS):
+                    out = call()
+            row.error = max_error(out, entry.exact())
+        except Unavailable as error:
+            row.reason = str(error)
+            return
+        except Exception as error:  # compilers raise anything, and the others go on
+            row.reason = one_line(error)
+            return
+        if row.error <= entry.bound:
+            self._ready[name] = call
+        else:
+            row.reason = f"wrong output: error {row.error:.1e}, allowed {entry.bound:.1e}"
+
+    @torch.inference_mode()
+    def time_round(self) -> None:
+        """Time each that is ready once."""
+        names = list(self._ready)
+        self._random.shuffle(names)
+        for name in names:
+            call = self._ready[name]
+            if not self._gpu:
+                wait_until_idle()
+            call()
+            self._wait()
+            start = time.perf_counter_ns()
+            for _ in range(self._calls):
+                call()
+            self._wait()
+            elapsed = time.perf_counter_ns() - start
+            self.rows[name].samples.append(elapsed / self._calls / 1e6)
+
+    def _wait(self) -> None:
+        if self._gpu:
+            torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    build: Callable[[], Callable[[], Tensor]]
+    exact: Callable[[], Tensor]
+    bound: float
+
+
+class Comparison(Turns):
+    """A model on one input, run by several peers.
 
     Args:
         model: in ``eval()`` mode, in the dtype of ``x``.
@@ -101,46 +190,7 @@ class Comparison:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, peers: Sequence[str], bound: float) -> None:
-        self.rows = {name: Measurement(name) for name in peers}
-        self._model = model
-        self._x = x
-        self._bound = bound
-        self._exact = float64_reference(model)(x)
-        self._ready: dict[str, Callable[[], Tensor]] = {}
-        self._random = random.Random(0)
-
-    @torch.inference_mode()
-    def prepare(self, name: str) -> None:
-        """Build a peer, warm it up and check its output; a failure becomes its row's reason."""
-        row = self.rows[name]
-        try:
-            with warnings.catch_warnings():
-                # The jit API is deprecated, and tracers doubt what the check below settles.
-                warnings.simplefilter("ignore")
-                call = PEERS[name](self._model, self._x)
-                for _ in range(_WARM_UP_CALLS):
-                    out = call()
-            row.error = max_error(out, self._exact)
-        except Unavailable as error:
-            row.reason = str(error)
-            return
-        except Exception as error:  # compilers raise anything, and the other peers go on
-            row.reason = one_line(error)
-            return
-        if row.error <= self._bound:
-            self._ready[name] = call
-        else:
-            row.reason = f"wrong output: error {row.error:.1e}, allowed {self._bound:.1e}"
-
-    @torch.inference_mode()
-    def time_round(self) -> None:
-        """Time one call of each peer that is ready."""
-        names = list(self._ready)
-        self._random.shuffle(names)
-        for name in names:
-            call = self._ready[name]
-            wait_until_idle()
-            call()
-            start = time.perf_counter_ns()
-            call()
-            self.rows[name].samples.append((time.perf_counter_ns() - start) / 1e6)
+        super().__init__(x.device)
+        exact = float64_reference(model)(x)
+        for name in peers:
+            self.add(name, functools.partial(PEERS[name], model, x), lambda: exact, bound)

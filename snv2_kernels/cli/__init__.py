@@ -1,4 +1,5 @@
-"""The command line: ``snv2 info | verify | bench | compare | report | classify``."""
+"""The command line: ``snv2 info | verify | bench | compare | report | guidelines | table8 |
+classify``."""
 
 import sys
 

@@ -6,8 +6,10 @@ import snv2_kernels
 from snv2_kernels.cli.bench import bench
 from snv2_kernels.cli.classify import classify
 from snv2_kernels.cli.compare import compare
+from snv2_kernels.cli.guidelines import guidelines
 from snv2_kernels.cli.info import info
 from snv2_kernels.cli.report import report
+from snv2_kernels.cli.table8 import table8
 from snv2_kernels.cli.verify import verify
 
 __all__ = ["app"]
@@ -19,5 +21,5 @@ def app() -> None:
     """ShuffleNet V2 units and networks as fused kernels for PyTorch."""
 
 
-for command in (info, verify, bench, compare, report, classify):
+for command in (info, verify, bench, compare, report, guidelines, table8, classify):
     app.add_command(command)

@@ -6,14 +6,21 @@ import copy
 import dataclasses
 import itertools
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 import torch
 
 from snv2_kernels.benchmarking import Comparison
-from snv2_kernels.cli.common import DTYPES, WIDTHS, output, progress
+from snv2_kernels.cli.common import (
+    DTYPES,
+    INTERRUPTED,
+    WIDTHS,
+    measure,
+    output,
+    output_file,
+    progress,
+)  # fmt: skip
 from snv2_kernels.cli.compare import show_comparison
 from snv2_kernels.cli.images import ImageError, preprocess, read_image, sample_path
 from snv2_kernels.cli.plot import check_plot_path, plot
@@ -47,17 +54,6 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
-
-
-def _output_file(
-    context: click.Context, parameter: click.Parameter, path: str | None
-) -> str | None:
-    """A path that can be written, so that no run is lost for a mistyped one."""
-    if path is not None and not Path(path).resolve().parent.is_dir():
-        raise click.BadParameter(f"{path}: no such directory")
-    return path
-
 
 def _plot_file(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
     if path is not None:
@@ -65,7 +61,7 @@ def _plot_file(context: click.Context, parameter: click.Parameter, path: str | N
             check_plot_path(path)
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
-    return _output_file(context, parameter, path)
+    return output_file(context, parameter, path)
 
 
 def _images(image: str | None, size: int, batch: int) -> Tensor:
@@ -90,22 +86,6 @@ def _models(widths: tuple[str, ...], weights: str | None) -> dict[str, nn.Module
         return {width_of(model) or type(model).__name__: model for model in models}
     except WeightsError as error:
         raise click.BadParameter(str(error), param_hint="--weights") from None
-
-
-def _measure(comparison: Comparison, repeats: int, bar: Progress, label: str) -> None:
-    """Prepare and time all peers."""
-    task = bar.add_task(label, total=len(comparison.rows) + repeats)
-    try:
-        for peer in comparison.rows:
-            bar.update(task, description=f"{label}: preparing {peer}")
-            comparison.prepare(peer)
-            bar.advance(task)
-        bar.update(task, description=f"{label}: timing")
-        for _ in range(repeats):
-            comparison.time_round()
-            bar.advance(task)
-    finally:
-        bar.remove_task(task)
 
 
 def _several(name: str, choices: list[str], default: list[str], text: str) -> Any:
@@ -156,7 +136,7 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
     help="Measure nothing; say how two results differ, as `snv2 compare` does.",
 )  # fmt: skip
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, writable=True), callback=_output_file,
+    "--json", "json_path", type=click.Path(dir_okay=False, writable=True), callback=output_file,
     help="Write the results to this file.",
 )  # fmt: skip
 @click.option(
@@ -205,7 +185,7 @@ def bench(
     if plot_path is not None and result["rows"]:
         plot(result, plot_path)
     if result["interrupted"]:
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 def _run(settings: dict[str, Any], json_path: str | None) -> Result:
@@ -274,7 +254,7 @@ def _time_case(
     bound = upper_bound("network", DTYPES[dtype])
     comparison = Comparison(model, x, settings["peers"], bound)
     try:
-        _measure(comparison, settings["repeats"], bar, label_of(case))
+        measure(comparison, settings["repeats"], bar, label_of(case))
     finally:
         floor_ms = floor.least_ms(multiply_adds(model, x), least_bytes(model, x))
         rows = rows_of(comparison.rows.values(), case, bound, floor_ms)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,7 +16,11 @@ from snv2_kernels import models
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["DTYPES", "FORMATS", "WIDTHS", "output", "progress"]
+    from snv2_kernels.benchmarking import Turns
+
+__all__ = [
+    "DTYPES", "FORMATS", "INTERRUPTED", "WIDTHS", "measure", "output", "output_file", "progress",
+]  # fmt: skip
 
 WIDTHS: dict[str, Callable[..., models.ShuffleNetV2]] = {
     "x0.5": models.shufflenet_v2_x0_5,
@@ -25,6 +31,7 @@ WIDTHS: dict[str, Callable[..., models.ShuffleNetV2]] = {
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
+INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 _FILE_COLUMNS = 160
 
 
@@ -49,3 +56,26 @@ def progress() -> Progress:
         refresh_per_second=2,  # drawing takes time from what is measured
         disable=not console.is_terminal,
     )
+
+
+def output_file(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+    """A path that can be written, so that no run is lost for a mistyped one."""
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise click.BadParameter(f"{path}: no such directory")
+    return path
+
+
+def measure(comparison: Turns, repeats: int, bar: Progress, label: str) -> None:
+    """Prepare and time all peers."""
+    task = bar.add_task(label, total=len(comparison.rows) + repeats)
+    try:
+        for peer in comparison.rows:
+            bar.update(task, description=f"{label}: preparing {peer}")
+            comparison.prepare(peer)
+            bar.advance(task)
+        bar.update(task, description=f"{label}: timing")
+        for _ in range(repeats):
+            comparison.time_round()
+            bar.advance(task)
+    finally:
+        bar.remove_task(task)

@@ -10,15 +10,18 @@ from snv2_kernels.peers.engines import Unavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor, nn
 
-__all__ = ["OURS", "PEERS", "Unavailable"]
+    Peer = Callable[[nn.Module, Tensor], Callable[[], Tensor]]
+
+__all__ = ["GPU_PEERS", "OURS", "PEERS", "Unavailable", "peers_of"]
 
 OURS = ("fused", "engine")
 
 # Each makes ready to run a model in eval() mode on one input, in as many threads as PyTorch is set
 # to; a call runs it once. The model and the input stay as they are.
-PEERS: dict[str, Callable[[nn.Module, Tensor], Callable[[], Tensor]]] = {
+PEERS: dict[str, Peer] = {
     "eager": pytorch.eager,
     "channels_last": pytorch.channels_last,
     "jit": pytorch.jit,
@@ -29,3 +32,20 @@ PEERS: dict[str, Callable[[nn.Module, Tensor], Callable[[], Tensor]]] = {
     "fused": pytorch.fused,
     "engine": pytorch.engine,
 }
+
+GPU_PEERS: dict[str, Peer] = {
+    "eager": pytorch.eager,
+    "channels_last": pytorch.channels_last,
+    "cuda_graph": pytorch.cuda_graph,
+    "cuda_graph_channels_last": pytorch.cuda_graph_channels_last,
+    "max_autotune": pytorch.max_autotune,
+    "fused": pytorch.fused,
+    "engine": pytorch.engine,
+}
+
+
+def peers_of(
+    device: torch.device,
+) -> dict[str, Peer]:
+    """The ways to run a network on a device."""
+    return GPU_PEERS if device.type == "cuda" else PEERS

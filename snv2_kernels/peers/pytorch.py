@@ -10,11 +10,22 @@ from torch import Tensor, nn
 
 from snv2_kernels.engine import Engine
 from snv2_kernels.fuse import fuse
+from snv2_kernels.peers.engines import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["channels_last", "compiled", "eager", "engine", "fused", "jit"]
+__all__ = [
+    "channels_last",
+    "compiled",
+    "cuda_graph",
+    "cuda_graph_channels_last",
+    "eager",
+    "engine",
+    "fused",
+    "jit",
+    "max_autotune",
+]
 
 
 def eager(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
@@ -41,6 +52,44 @@ def compiled(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     torch.compiler.reset()  # else a second shape would be compiled with dynamic sizes
     module = torch.compile(model, dynamic=False, options={"freezing": True})
     return lambda: module(x)
+
+
+def max_autotune(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """torch.compile in the mode max-autotune with frozen weights: on a GPU it measures tiles and
+    replays a CUDA graph."""
+    torch.compiler.reset()
+    options = {**torch._inductor.list_mode_options("max-autotune"), "freezing": True}
+    module = torch.compile(model, dynamic=False, options=options)
+    return lambda: module(x)
+
+
+def cuda_graph(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """The model as one CUDA graph; a call copies the input to where the graph reads it."""
+    if x.device.type != "cuda":
+        raise Unavailable(f"CUDA graphs need a GPU, not {x.device}")
+    buffer = x.clone()  # keeps the memory format
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # libraries choose their kernels now, which a capture does not allow
+            model(buffer)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        out: Tensor = model(buffer)
+
+    def call() -> Tensor:
+        buffer.copy_(x)
+        graph.replay()
+        return out
+
+    return call
+
+
+def cuda_graph_channels_last(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """The same with weights and input channels-last."""
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return cuda_graph(model, x.contiguous(memory_format=torch.channels_last))
 
 
 def fused(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
