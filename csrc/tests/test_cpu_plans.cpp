@@ -8,8 +8,11 @@
 
 namespace {
 
+using snv2::Branch;
 using snv2::Step;
 using snv2::StepKind;
+
+constexpr int64_t kIdentity = static_cast<int64_t>(snv2::Activation::kIdentity);
 
 // Two numbers that bfloat16 has, the first in the lower half.
 float pair_of(float first, float second) {
@@ -185,8 +188,8 @@ struct Stage {
     Step import{};
     import.kind = StepKind::kImport;
     import.new_buffer = 1, import.buffer_panels = snv2::panels_of(in);
-    import.in_channels = import.out_channels = in;
-    import.in_table = packer.add_table(range(0, in));
+    import.main.in_channels = import.main.out_channels = in;
+    import.main.in_table = packer.add_table(range(0, in));
     packer.steps.push_back(import);
     std::vector<int64_t> table = range(0, in);
     for (int i = 0; i < 3; ++i) {
@@ -198,40 +201,50 @@ struct Stage {
       step.stride = i == 0 ? 2 : 1;
       const std::vector<int64_t> main(i == 0 ? table.begin() : table.begin() + c, table.end());
       std::vector<int64_t> columns;
-      step.in_table = packer.add_table(packer.gather(main, columns));
-      step.in_channels = k / packer.planes();
-      step.mid_channels = step.out_channels = c;
-      step.pw1_weights = packer.add_product(u.w1, u.b1, columns);
-      step.dw_weights = packer.add_weights(u.wd, u.bd);
-      step.pw2_weights = packer.add_product(u.w2, u.b2, range(0, c));
+      Branch& branch = step.main;
+      branch.parts = snv2::kExpand | snv2::kDepthwise | snv2::kProject;
+      branch.window = 3, branch.dilation = 1;
+      branch.dw.activation = kIdentity;
+      branch.in_table = packer.add_table(packer.gather(main, columns));
+      branch.in_channels = k / packer.planes();
+      branch.mid_channels = branch.out_channels = c;
+      branch.pw1.weights = packer.add_product(u.w1, u.b1, columns);
+      branch.dw.weights = packer.add_weights(u.wd, u.bd);
+      branch.table = packer.add_table(packer.gather(range(0, c), columns));
+      branch.depth = snv2::ceil_div(c, packer.planes());
+      branch.pw2.weights = packer.add_product(u.w2, u.b2, range(0, c));
       std::vector<int64_t> first(table.begin(), table.begin() + (i == 0 ? 0 : c));
       if (i == 0) {
         step.new_buffer = 1, step.buffer_panels = 4 * panels;
         u.pd = taps(in), u.pbd = zeros_if_exact(in);
         u.pw = matrix(c, in), u.pb = bias(c);
-        step.proj_panels = snv2::panels_of(in), step.proj_channels = c;
-        step.proj_depth = in / packer.planes();
-        step.proj_panel_table = packer.add_table(range(0, step.proj_panels));
-        step.proj_table = packer.add_table(packer.gather(range(0, in), columns));
+        Branch& projection = step.projection;
+        projection = branch;
+        projection.parts = snv2::kDepthwise | snv2::kProject;
+        projection.in_channels = snv2::panels_of(in), projection.out_channels = c;
+        projection.mid_channels = projection.in_channels * 16;
+        projection.depth = in / packer.planes();
+        projection.in_table = packer.add_table(range(0, projection.in_channels));
+        projection.table = packer.add_table(packer.gather(range(0, in), columns));
         auto spread = u.pd, shift = u.pbd;
-        spread.resize(step.proj_panels * 16 * 9), shift.resize(step.proj_panels * 16);
-        step.proj_dw_weights = packer.add_weights(spread, shift);
-        step.proj_pw_weights = packer.add_product(u.pw, u.pb, columns);
+        spread.resize(projection.mid_channels * 9), shift.resize(projection.mid_channels);
+        projection.dw.weights = packer.add_weights(spread, shift);
+        projection.pw2.weights = packer.add_product(u.pw, u.pb, columns);
         first = range(0, c);
       }
-      step.out_panel = (i + 1) * panels;
+      branch.out_panel = (i + 1) * panels;
       packer.steps.push_back(step);
       table.clear();
       for (int64_t j = 0; j < c; ++j) {
         table.push_back(first[j]);
-        table.push_back(step.out_panel * 16 + j);
+        table.push_back(branch.out_panel * 16 + j);
       }
       units.push_back(u);
     }
     Step leave{};
     leave.kind = StepKind::kExport;
-    leave.in_channels = leave.out_channels = 2 * c;
-    leave.in_table = packer.add_table(table);
+    leave.main.in_channels = leave.main.out_channels = 2 * c;
+    leave.main.in_table = packer.add_table(table);
     packer.steps.push_back(leave);
   }
 };
@@ -416,7 +429,7 @@ TEST(kernel_times_are_of_the_calls_between) {
     for (const Step& step : stage.packer.steps) {
       if (step.kind != StepKind::kUnit) continue;
       const auto begins = [&](const snv2::cpu::KernelTime& time) {
-        return time.weights == weights + step.pw1_weights && time.calls == 2;
+        return time.weights == weights + step.main.pw1.weights && time.calls == 2;
       };
       CHECK(std::count_if(times.begin(), times.end(), begins) == 1, "%s", isa);
     }
