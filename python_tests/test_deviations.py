@@ -64,7 +64,7 @@ def test_activation_of_each_layer(place: Place, act: str, stride: int) -> None:
             acts[layer] = act
         channels = WIDTHS[i % len(WIDTHS)]
         kind = "unit" if i < places else "stage"
-        check(place, [paper_unit(channels, stride, acts)], (1, channels, 9, 7), kind)
+        check(place, [paper_unit(channels, stride, acts)], (2, channels, 15, 9), kind)
 
 
 def test_stage_of_mixed_activations(place: Place) -> None:
