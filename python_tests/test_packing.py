@@ -25,7 +25,7 @@ import snv2_kernels as snv2
 from snv2_kernels import _native
 from snv2_kernels.ops import run_plan
 from snv2_kernels.packing import Plan, PlanBuilder, fold_conv_bn
-from snv2_kernels.packing.cpu import PANEL, Step, pack_panels
+from snv2_kernels.packing.cpu_plan import PANEL, Step, pack_panels
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 # fold_bn --------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from snv2_kernels import _native
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.ops import operators
 from snv2_kernels.packing import Plan
-from snv2_kernels.packing.cpu import Step
+from snv2_kernels.packing.cpu_plan import Step
 
 OPS = torch.ops.snv2
 
