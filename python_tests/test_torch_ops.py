@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
@@ -68,6 +69,7 @@ def depthwise_arguments(channels: int, count: int) -> list[Tensor]:
     ][:count]  # fmt: skip
 
 
+@functools.cache  # nobody changes it
 def plan_of(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Plan, Tensor]:
     model, x = plain_and_input(kind)
     fused = snv2.fuse(model)
