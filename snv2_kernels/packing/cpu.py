@@ -108,7 +108,7 @@ def _names(branch: Sequence[Folded | Gate[Folded]]) -> Iterator[str]:
 
 
 def _check_depthwise(layer: Folded) -> None:
-    if layer.kernel % 2 == 0 or layer.kernel > _native.MAX_WINDOW:
+    if layer.kernel not in range(3, _native.MAX_WINDOW + 1, 2):
         raise Unsupported(f"a depthwise window of {layer.kernel}")
     if layer.dilation > _native.MAX_DILATION:
         raise Unsupported(f"dilation {layer.dilation}")
