@@ -22,8 +22,13 @@ class Checker : public PlanChecker {
   // Words of consecutive channels.
   int64_t words_of(int64_t channels) const { return ceil_div(channels, word_planes_); }
 
-  void weights(int64_t offset, int64_t outputs, int64_t depth, const char* what) const {
-    range(offset, packed_floats(outputs, depth), weight_count_, what);
+  void layer(const Layer& layer, int64_t outputs, int64_t depth, const char* what) const {
+    range(layer.weights, packed_floats(outputs, depth), weight_count_, what);
+    const auto activation = static_cast<Activation>(layer.activation);
+    require(layer.activation >= 0 && activation <= Activation::kHardsigmoid, what);
+    if (activation == Activation::kLeakyRelu || activation == Activation::kPrelu) {
+      range(layer.slopes, panels_of(outputs) * kPanel, weight_count_, what);
+    }
   }
 
   void panels(int64_t first, int64_t channels, int64_t limit, const char* what) const {
@@ -35,28 +40,67 @@ class Checker : public PlanChecker {
   int64_t word_planes_;
 };
 
-void check_unit(const Step& step, int64_t in_panels, int64_t out_panels, const Checker& check) {
+void check_branch(const Step& step, const Branch& branch, int64_t in_panels, int64_t out_panels,
+                  Checker& check) {
+  const bool expands = (branch.parts & kExpand) != 0;
+  const bool depthwise = (branch.parts & kDepthwise) != 0;
+  const bool projects = (branch.parts & kProject) != 0;
+  check.require(branch.parts == (branch.parts & (kExpand | kDepthwise | kProject)), "parts");
+  check.require(depthwise || (projects && !expands && step.stride == 1), "parts");
+  check.count(branch.in_channels, "in_channels");
+  check.count(branch.out_channels, "out_channels");
+  if (depthwise && !expands) {
+    check.table(branch.in_table, branch.in_channels, in_panels, "in_table");
+    check.require(branch.mid_channels == branch.in_channels * kPanel, "mid_channels");
+  } else {
+    check.words(branch.in_table, branch.in_channels, in_panels * kPanel, "in_table");
+  }
+  int64_t depth = branch.in_channels;
+  if (depthwise) {
+    check.count(branch.mid_channels, "mid_channels");
+    check.require(branch.window >= 3 && branch.window <= kMaxWindow && branch.window % 2 == 1,
+                  "window");
+    check.require(branch.dilation >= 1 && branch.dilation <= kMaxDilation, "dilation");
+    check.layer(branch.dw, branch.mid_channels, branch.window * branch.window, "dw");
+    depth = branch.depth;
+  }
+  if (expands) check.layer(branch.pw1, branch.mid_channels, branch.in_channels, "pw1");
+  if (projects && depthwise) {
+    check.count(depth, "depth");
+    check.words(branch.table, depth, panels_of(branch.mid_channels) * kPanel, "table");
+  } else {
+    check.require(branch.depth == 0, "depth");
+  }
+  if (projects) {
+    check.layer(branch.pw2, branch.out_channels, depth, "pw2");
+  } else {
+    check.require(branch.out_channels == branch.mid_channels, "out_channels");
+  }
+  check.panels(branch.out_panel, branch.out_channels, out_panels, "out_panel");
+}
+
+void check_unit(const Step& step, int64_t in_panels, int64_t out_panels, Checker& check) {
   check.require(step.stride == 1 || step.stride == 2, "stride is not 1 or 2");
   check.require(step.stride == 1 || step.new_buffer, "stride 2 needs a new buffer");
-  check.count(step.mid_channels, "mid_channels");
-  check.words(step.in_table, step.in_channels, in_panels * kPanel, "in_table");
-  check.weights(step.pw1_weights, step.mid_channels, step.in_channels, "pw1_weights");
-  check.weights(step.dw_weights, step.mid_channels, 9, "dw_weights");
-  check.weights(step.pw2_weights, step.out_channels, check.words_of(step.mid_channels),
-                "pw2_weights");
-  check.panels(step.out_panel, step.out_channels, out_panels, "out_panel");
-  if (step.proj_channels == 0) {
-    check.require(step.proj_panels == 0 && step.proj_depth == 0, "half a projection");
-    return;
+  check.in_part("main.");
+  check_branch(step, step.main, in_panels, out_panels, check);
+  check.in_part("projection.");
+  if (step.projection.parts != 0) {
+    check_branch(step, step.projection, in_panels, out_panels, check);
+  } else {
+    check.require(step.projection.in_channels == 0 && step.projection.depth == 0, "parts");
   }
-  check.count(step.proj_channels, "proj_channels");
-  check.count(step.proj_panels, "proj_panels");
-  check.count(step.proj_depth, "proj_depth");
-  check.table(step.proj_panel_table, step.proj_panels, in_panels, "proj_panel_table");
-  check.words(step.proj_table, step.proj_depth, step.proj_panels * kPanel, "proj_table");
-  check.weights(step.proj_dw_weights, step.proj_panels * kPanel, 9, "proj_dw_weights");
-  check.weights(step.proj_pw_weights, step.proj_channels, step.proj_depth, "proj_pw_weights");
-  check.panels(step.proj_out_panel, step.proj_channels, out_panels, "proj_out_panel");
+}
+
+void check_gate(const Step& step, int64_t panels, Checker& check) {
+  const Branch& main = step.main;
+  check.require(!step.new_buffer, "a gate has no new buffer");
+  check.in_part("main.");
+  check.count(main.mid_channels, "mid_channels");
+  check.table(main.in_table, main.in_channels, panels_of(main.out_channels) * kPanel, "in_table");
+  check.layer(main.pw1, main.mid_channels, main.in_channels, "pw1");
+  check.layer(main.pw2, main.out_channels, main.mid_channels, "pw2");
+  check.panels(main.out_panel, main.out_channels, panels, "out_panel");
 }
 
 }  // namespace
@@ -80,37 +124,41 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
     const bool enters = step.kind == StepKind::kImport || step.kind == StepKind::kStem;
     const bool leaves = step.kind == StepKind::kHead || step.kind == StepKind::kExport;
     check.require(first == enters && last == leaves, "wrong kind at this place");
-    check.count(step.in_channels, "in_channels");
-    check.count(step.out_channels, "out_channels");
+    const Branch& main = step.main;
+    check.in_part("main.");
+    check.count(main.in_channels, "in_channels");
+    check.count(main.out_channels, "out_channels");
+    check.in_part("");
     if (step.new_buffer) check.count(step.buffer_panels, "buffer_panels");
     const int64_t out_panels = step.new_buffer ? step.buffer_panels : panels;
     switch (step.kind) {
       case StepKind::kImport:
         check.require(step.new_buffer, "import");
-        check.table(step.in_table, step.out_channels, step.in_channels, "in_table");
-        check.panels(0, step.out_channels, out_panels, "buffer_panels");
+        check.table(main.in_table, main.out_channels, main.in_channels, "main.in_table");
+        check.panels(0, main.out_channels, out_panels, "buffer_panels");
         break;
       case StepKind::kStem:
         check.require(step.new_buffer, "stem");
-        check.weights(step.pw1_weights, step.out_channels, check.words_of(step.in_channels) * 9,
-                      "pw1_weights");
-        check.panels(0, step.out_channels, out_panels, "buffer_panels");
+        check.layer(main.pw1, main.out_channels, check.words_of(main.in_channels) * 9, "main.pw1");
+        check.panels(0, main.out_channels, out_panels, "buffer_panels");
         halvings += 2;
         break;
       case StepKind::kUnit:
         check_unit(step, panels, out_panels, check);
         halvings += step.stride == 2;
         break;
+      case StepKind::kGate:
+        check_gate(step, panels, check);
+        break;
       case StepKind::kHead:
-        check.count(step.mid_channels, "mid_channels");
-        check.words(step.in_table, step.in_channels, panels * kPanel, "in_table");
-        check.weights(step.pw1_weights, step.mid_channels, step.in_channels, "pw1_weights");
-        check.weights(step.pw2_weights, step.out_channels, check.words_of(step.mid_channels),
-                      "pw2_weights");
+        check.count(main.mid_channels, "main.mid_channels");
+        check.words(main.in_table, main.in_channels, panels * kPanel, "main.in_table");
+        check.layer(main.pw1, main.mid_channels, main.in_channels, "main.pw1");
+        check.layer(main.pw2, main.out_channels, check.words_of(main.mid_channels), "main.pw2");
         break;
       case StepKind::kExport:
-        check.require(step.in_channels == step.out_channels, "export");
-        check.table(step.in_table, step.in_channels, panels * kPanel, "in_table");
+        check.require(main.in_channels == main.out_channels, "export");
+        check.table(main.in_table, main.in_channels, panels * kPanel, "main.in_table");
         break;
       default:
         check.require(false, "unknown kind");
@@ -119,8 +167,9 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
     check.next_step();
   }
   const Step& tail = steps_[steps - 1];
-  if (header_->in_channels != steps_[0].in_channels || header_->out_channels != tail.out_channels ||
-      header_->halvings != halvings || header_->classify != (tail.kind == StepKind::kHead)) {
+  if (header_->in_channels != steps_[0].main.in_channels ||
+      header_->out_channels != tail.main.out_channels || header_->halvings != halvings ||
+      header_->classify != (tail.kind == StepKind::kHead)) {
     throw std::invalid_argument("plan: header does not match the steps");
   }
 }

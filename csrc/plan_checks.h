@@ -29,7 +29,7 @@ class PlanChecker {
 
   void require(bool ok, const char* what) const {
     if (!ok) {
-      throw std::invalid_argument("plan: step " + std::to_string(step_) + ": " + what);
+      throw std::invalid_argument("plan: step " + std::to_string(step_) + ": " + part_ + what);
     }
   }
 
@@ -56,13 +56,16 @@ class PlanChecker {
   }
 
   int64_t table_words() const { return table_words_; }
-  void next_step() { ++step_; }
+  void next_step() { ++step_, part_ = ""; }
+  // What is named from here on is a field of this part of the step: "main." or the like.
+  void in_part(const char* part) { part_ = part; }
   int64_t step() const { return step_; }
 
  private:
   const int64_t* tables_;
   int64_t table_words_;
   int64_t step_ = 0;
+  const char* part_ = "";
 };
 
 }  // namespace snv2

@@ -69,8 +69,8 @@ def test_a_product_that_begins_no_kernel_is_part_of_the_one_before(
     def without_pw2() -> dict[int, Any]:
         times = stop()
         for step in runner.plan.steps:
-            if step.pw2_weights > 0:
-                del times[runner.plan.weights.data_ptr() + 4 * step.pw2_weights]
+            if step.main.pw2.weights > 0:
+                del times[runner.plan.weights.data_ptr() + 4 * step.main.pw2.weights]
         return times
 
     monkeypatch.setattr(_native, "stop_kernel_times", without_pw2)

@@ -25,7 +25,7 @@ import snv2_kernels as snv2
 from snv2_kernels import _native
 from snv2_kernels.ops import run_plan
 from snv2_kernels.packing import Plan, PlanBuilder, fold_conv_bn
-from snv2_kernels.packing.cpu import PANEL, Step, pack_panels
+from snv2_kernels.packing.cpu_plan import PANEL, Step, pack_panels
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 # fold_bn --------------------------------------------------------------------------------------
@@ -228,17 +228,19 @@ def test_words_of_networks(width: str) -> None:
     model._tell(builder)
     plan = builder.build(torch.bfloat16)
     tables = plan.words[_native.HEADER_WORDS + len(plan.steps) * _native.STEP_WORDS :].tolist()
+    matrices = {matrix.weights: matrix for matrix in plan.matrices}
     seen: set[int] = set()  # in this buffer
     for step in plan.steps[1:]:
-        words = tables[step.in_table :][: step.in_channels]
+        main = step.main
+        words = tables[main.in_table :][: main.in_channels]
         assert all(word % 2 == 0 for word in words)
         assert len({*words}) == len(words)
         assert not seen & {*words}
         seen = {*seen, *words} if not step.new_buffer else set()
-        rows, columns = plan.shapes[step.pw1_weights]
-        assert step.mid_channels == rows
-        assert columns <= 2 * step.in_channels <= columns + 8
-        assert 0 <= step.out_channels - plan.shapes[step.pw2_weights][0] <= 8
+        pw1, pw2 = matrices[main.pw1.weights], matrices[main.pw2.weights]
+        assert main.mid_channels == pw1.rows
+        assert pw1.columns <= 2 * main.in_channels <= pw1.columns + 8
+        assert 0 <= main.out_channels - pw2.rows <= 8
 
 
 @needs_bfloat16

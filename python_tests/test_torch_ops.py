@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -27,7 +30,7 @@ from snv2_kernels import _native
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.ops import operators
 from snv2_kernels.packing import Plan
-from snv2_kernels.packing.cpu import Step
+from snv2_kernels.packing.cpu_plan import Step
 
 OPS = torch.ops.snv2
 
@@ -45,7 +48,18 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
 # Of the maps inside a plan: where bfloat16 is not multiplied, its plans are for float32.
 each_element = pytest.mark.parametrize("dtype", [DTYPES[0], DTYPES[2]])
 ERRORS = (RuntimeError, ValueError)
-STEP_FIELDS = list(Step.__dataclass_fields__)
+
+
+def _fields(step: Any, within: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(step):
+        value = getattr(step, field.name)
+        if isinstance(value, int):
+            yield within + field.name
+        else:
+            yield from _fields(value, f"{within}{field.name}.")
+
+
+STEP_FIELDS = list(_fields(Step(0)))
 MAP = (2, 6, 5, 7)
 
 
@@ -55,6 +69,7 @@ def depthwise_arguments(channels: int, count: int) -> list[Tensor]:
     ][:count]  # fmt: skip
 
 
+@functools.cache  # nobody changes it
 def plan_of(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Plan, Tensor]:
     model, x = plain_and_input(kind)
     fused = snv2.fuse(model)
@@ -359,9 +374,12 @@ def test_wrong_magic_and_size(kind: str) -> None:
             OPS.network(x, plan.weights[:size], plan.words, *plan.arguments[2:])
 
 
+PROJECTION_PW1 = "projection.pw1.weights"  # which no plan has
+
+
 @pytest.mark.parametrize("value", [-1, 1 << 24, 1 << 40])
 @pytest.mark.parametrize(
-    "field", [name for name in STEP_FIELDS if name.endswith(("_table", "_weights"))]
+    "field", [f for f in STEP_FIELDS if f.endswith(("table", ".weights")) and f != PROJECTION_PW1]
 )
 @each_element
 def test_offsets_out_of_range(
@@ -370,19 +388,17 @@ def test_offsets_out_of_range(
     plan, x = plan_of("unit-s2", dtype)
     words = plan.words.clone()
     words[word_of_step(plan, 1, field)] = value
-    with pytest.raises(ERRORS, match=f"plan: step 1: {field}"):
+    with pytest.raises(ERRORS, match=f"plan: step 1: {field.removesuffix('.weights')}"):
         OPS.network(x, plan.weights, words, *plan.arguments[2:])
 
 
 @pytest.mark.parametrize("value", [-1000, 1000, 1 << 40])
-@pytest.mark.parametrize("field", ["proj_depth", "proj_panels", "proj_table"])
+@pytest.mark.parametrize("field", ["parts", "in_channels", "depth"])
 def test_projection_of_a_unit_that_has_none(unfilled_memory: None, field: str, value: int) -> None:
     plan, x = plan_of("unit-s1")
     words = plan.words.clone()
-    words[word_of_step(plan, 1, field)] = value
-    if field == "proj_table":
-        words[word_of_step(plan, 1, "proj_depth")] = 1
-    with pytest.raises(ERRORS, match="plan: step 1"):
+    words[word_of_step(plan, 1, f"projection.{field}")] = value
+    with pytest.raises(ERRORS, match=r"plan: step 1: projection\.parts"):
         OPS.network(x, plan.weights, words, *plan.arguments[2:])
 
 
@@ -410,10 +426,10 @@ def test_random_corruption(
 def test_half_words(dtype: torch.dtype) -> None:
     """A product of bfloat16 reads pairs of planes, which start at even ones."""
     plan, x = plan_of("unit-s2", dtype)
-    for field in ("in_table", "proj_table"):
+    for field in ("main.in_table", "main.table", "projection.table"):
         words = plan.words.clone()
         tables = _native.HEADER_WORDS + len(plan.steps) * _native.STEP_WORDS
-        words[tables + getattr(plan.steps[1], field)] = 1
+        words[tables + attrgetter(field)(plan.steps[1])] = 1
         if dtype == torch.float32:
             OPS.network(x, plan.weights, words, *plan.arguments[2:])
             continue

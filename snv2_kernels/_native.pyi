@@ -7,6 +7,8 @@ import numpy.typing as npt
 PANEL: int
 PLAN_MAGIC: int
 STEP_WORDS: int
+MAX_WINDOW: int
+MAX_DILATION: int
 HEADER_WORDS: int
 GPU_PLAN_MAGIC: int
 GPU_STEP_WORDS: int

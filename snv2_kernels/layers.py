@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from snv2_kernels.engine import Engine
-    from snv2_kernels.packing.cpu import Product
+    from snv2_kernels.packing.cpu_plan import Product
 
 __all__ = ["Layer", "layer_times"]
 

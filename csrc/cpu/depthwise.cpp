@@ -1,29 +1,35 @@
-// Depthwise 3x3 on panels, alone or behind the first product of a unit.
+// Depthwise convolutions on panels, alone or behind the first product of a unit.
 //
 // The middle map of a unit is never written: for each group of panels, rows are made one at a
-// time in a ring of three, with a pixel of zeros at both ends, and each new row completes one
+// time in a ring as high as the window, with zeros at both ends, and each new row completes one
 // row of the depthwise result. Ring, weights and the row being read stay in L1.
-#include "cpu/pointwise.h"
+#include <algorithm>
+
+#include "cpu/activation.h"
 #include "cpu/simd.h"
 
 namespace snv2::cpu::SNV2_ISA {
 namespace {
 
-// Pixels that keep the multiplier busy while an input is loaded once for its three taps.
+// Pixels that keep the multiplier busy while an input is loaded once for its taps in a row.
 constexpr int kPixels = kVectorBytes == 64 ? 7 : 4;
 
-// Pixels [x, x + kCount) of an output row from three padded input rows, one vector of channels.
-template <int kStride, int kCount>
-SNV2_INLINE void dw_pixels(const float* const (&rows)[3], const float* weights, int64_t x,
-                           Element* y) {
+// A window known at compile time, or any that `shape` tells.
+constexpr int kAnyWindow = 0;
+
+// Pixels [x, x + kCount) of an output row from padded input rows, one vector of channels.
+template <int kWindow, int kStride, int kCount, class Out>
+SNV2_INLINE void dw_pixels(const float* const* rows, const float* weights, const DepthwiseShape&,
+                           int64_t x, Out* y) {
   Vec sums[kCount] = {};
-  unroll<3>([&](auto row) SNV2_INLINED {
-    Vec weight[3];
-    unroll<3>([&](auto tap)
-                  SNV2_INLINED { weight[tap] = load(weights + (row * 3 + tap + 1) * kPanel); });
-    unroll<(kCount - 1) * kStride + 3>([&](auto column) SNV2_INLINED {
+  unroll<kWindow>([&](auto row) SNV2_INLINED {
+    Vec weight[kWindow];
+    unroll<kWindow>([&](auto tap) SNV2_INLINED {
+      weight[tap] = load(weights + (row * kWindow + tap + 1) * kPanel);
+    });
+    unroll<(kCount - 1) * kStride + kWindow>([&](auto column) SNV2_INLINED {
       const Vec in = load(rows[row] + (x * kStride + column) * kPanel);
-      unroll<3>([&](auto tap) SNV2_INLINED {
+      unroll<kWindow>([&](auto tap) SNV2_INLINED {
         constexpr int kPixel = (column - tap) / kStride;
         if constexpr (column >= tap && (column - tap) % kStride == 0 && kPixel < kCount) {
           sums[kPixel] += in * weight[tap];
@@ -35,16 +41,45 @@ SNV2_INLINE void dw_pixels(const float* const (&rows)[3], const float* weights, 
   unroll<kCount>([&](auto p) SNV2_INLINED { store(y + (x + p) * kPanel, sums[p] + bias); });
 }
 
-template <int kStride>
-void dw_row(const float* const (&panel_rows)[3], const float* weights, int64_t width, Element* y) {
-  for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
-    const float* rows[3] = {panel_rows[0] + lane, panel_rows[1] + lane, panel_rows[2] + lane};
-    int64_t x = 0;
-    for (; x + kPixels <= width; x += kPixels) {
-      dw_pixels<kStride, kPixels>(rows, weights + lane, x, y + lane);
+// The same for any window and dilation.
+template <int kStride, int kCount, class Out>
+SNV2_INLINE void dw_pixels_any(const float* const* rows, const float* weights,
+                               const DepthwiseShape& shape, int64_t x, Out* y) {
+  Vec sums[kCount] = {};
+  const float* w = weights + kPanel;
+  for (int64_t row = 0; row < shape.window; ++row) {
+    const float* in = rows[row] + x * kStride * kPanel;
+    for (int64_t tap = 0; tap < shape.window; ++tap) {
+      const Vec weight = load(w);
+      unroll<kCount>([&](auto p)
+                         SNV2_INLINED { sums[p] += load(in + p * kStride * kPanel) * weight; });
+      w += kPanel;
+      in += shape.dilation * kPanel;
     }
-    for (; x + 2 <= width; x += 2) dw_pixels<kStride, 2>(rows, weights + lane, x, y + lane);
-    if (x < width) dw_pixels<kStride, 1>(rows, weights + lane, x, y + lane);
+  }
+  const Vec bias = load(weights);
+  unroll<kCount>([&](auto p) SNV2_INLINED { store(y + (x + p) * kPanel, sums[p] + bias); });
+}
+
+template <int kWindow, int kStride, class Out>
+void dw_row(const float* const* panel_rows, const float* weights, const DepthwiseShape& shape,
+            int64_t width, Out* y) {
+  constexpr int kRows = kWindow == kAnyWindow ? kMaxWindow : kWindow;
+  const int64_t window = kWindow == kAnyWindow ? shape.window : kWindow;
+  for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+    const float* rows[kRows];
+    for (int64_t i = 0; i < window; ++i) rows[i] = panel_rows[i] + lane;
+    const auto pixels = [&](auto count, int64_t x) SNV2_INLINED {
+      if constexpr (kWindow == kAnyWindow) {
+        dw_pixels_any<kStride, count>(rows, weights + lane, shape, x, y + lane);
+      } else {
+        dw_pixels<kWindow, kStride, count>(rows, weights + lane, shape, x, y + lane);
+      }
+    };
+    int64_t x = 0;
+    for (; x + kPixels <= width; x += kPixels) pixels(std::integral_constant<int, kPixels>{}, x);
+    for (; x + 2 <= width; x += 2) pixels(std::integral_constant<int, 2>{}, x);
+    if (x < width) pixels(std::integral_constant<int, 1>{}, x);
   }
 }
 
@@ -52,43 +87,75 @@ void fill_zero(float* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = 0.0f;
 }
 
-// Rolls `group` panels of rows through the ring. make_row(row, out, panel pitch) writes input
-// row `row` without its padding.
-template <class F>
-void roll_rows(const DepthwiseShape& shape, int64_t group, const float* dw_weights, Element* y,
-               Range out_rows, float* scratch, const F& make_row) {
-  const int64_t pitch = (shape.width + 2) * kPanel;  // one panel of one row
+// Rolls `group` panels of rows, from `panel` on, through the ring. make_row(row, out, panel pitch)
+// writes input row `row` without its padding.
+template <int kWindow, class F>
+void roll_rows(const Depthwise<Element>& op, int64_t panel, int64_t group, Range out_rows,
+               float* scratch, const F& make_row) {
+  constexpr int kRows = kWindow == kAnyWindow ? kMaxWindow : kWindow;
+  const DepthwiseShape& shape = op.shape;
+  const int64_t window = kWindow == kAnyWindow ? shape.window : kWindow;
+  const int64_t dilation = kWindow == kAnyWindow ? shape.dilation : 1;
+  const int64_t reach = kWindow == kAnyWindow ? shape.reach() : kWindow / 2;
+  const int64_t ring = kWindow == kAnyWindow ? depthwise_rows(shape) : kWindow;
+  const int64_t pitch = (shape.width + 2 * reach) * kPanel;  // one panel of one row
   const int64_t out_width = shape.out_width();
   const int64_t y_panel = shape.out_height() * out_width * kPanel;
-  float* const zeros = scratch + 3 * group * pitch;
+  const float* const dw_weights = op.weights + panel * (window * window + 1) * kPanel;
+  Element* const y = op.y + panel * y_panel;
+  float* const zeros = scratch + ring * group * pitch;
   fill_zero(zeros, pitch);
-  for (int64_t i = 0; i < 3 * group; ++i) {
-    fill_zero(scratch + i * pitch, kPanel);
-    fill_zero(scratch + (i + 1) * pitch - kPanel, kPanel);
+  for (int64_t i = 0; i < ring * group; ++i) {
+    fill_zero(scratch + i * pitch, reach * kPanel);
+    fill_zero(scratch + (i + 1) * pitch - reach * kPanel, reach * kPanel);
   }
 
-  int64_t made = out_rows.begin * shape.stride - 1;  // next row to make
+  int64_t made = out_rows.begin * shape.stride - reach;  // next row to make
   if (made < 0) made = 0;
   for (int64_t out_row = out_rows.begin; out_row < out_rows.end; ++out_row) {
-    const int64_t top = out_row * shape.stride - 1;
-    for (; made <= top + 2 && made < shape.height; ++made) {
-      make_row(made, scratch + (made % 3) * group * pitch + kPanel, pitch);
+    const int64_t top = out_row * shape.stride - reach;
+    for (; made <= top + 2 * reach && made < shape.height; ++made) {
+      make_row(made, scratch + (made % ring) * group * pitch + reach * kPanel, pitch);
     }
     for (int64_t g = 0; g < group; ++g) {
-      const float* rows[3];
-      for (int64_t i = 0; i < 3; ++i) {
-        const int64_t row = top + i;
+      const float* rows[kRows];
+      for (int64_t i = 0; i < window; ++i) {
+        const int64_t row = top + i * dilation;
         const bool inside = row >= 0 && row < shape.height;
-        rows[i] = inside ? scratch + ((row % 3) * group + g) * pitch : zeros;
+        rows[i] = inside ? scratch + ((row % ring) * group + g) * pitch : zeros;
       }
-      const float* weights = dw_weights + g * 10 * kPanel;
+      const float* weights = dw_weights + g * (window * window + 1) * kPanel;
+      const auto run = [&](auto* out) {
+        if (shape.stride == 1) {
+          dw_row<kWindow, 1>(rows, weights, shape, out_width, out);
+        } else {
+          dw_row<kWindow, 2>(rows, weights, shape, out_width, out);
+        }
+      };
       Element* out = y + g * y_panel + out_row * out_width * kPanel;
-      if (shape.stride == 1) {
-        dw_row<1>(rows, weights, out_width, out);
+      if (op.act.kind == Activation::kIdentity) {
+        run(out);
       } else {
-        dw_row<2>(rows, weights, out_width, out);
+        float* const raw = zeros + pitch;
+        run(raw);
+        activate(op.act.from_panel(panel + g), 1, raw, 0, out_width, out, 0);
       }
     }
+  }
+}
+
+// f(constant) of the window, if it is one of those that are compiled.
+template <class F>
+SNV2_INLINE void with_window(const DepthwiseShape& shape, const F& f) {
+  switch (shape.dilation == 1 ? shape.window : kAnyWindow) {
+    case 3:
+      return f(std::integral_constant<int, 3>{});
+    case 5:
+      return f(std::integral_constant<int, 5>{});
+    case 7:
+      return f(std::integral_constant<int, 7>{});
+    default:
+      return f(std::integral_constant<int, kAnyWindow>{});
   }
 }
 
@@ -96,37 +163,41 @@ void roll_rows(const DepthwiseShape& shape, int64_t group, const float* dw_weigh
 
 void expand_depthwise(const ExpandDepthwise<Element>& op, Range panels, Range out_rows,
                       float* scratch) {
-  const DepthwiseShape& shape = op.shape;
-  const int64_t y_panel = shape.out_height() * shape.out_width() * kPanel;
-  for_groups(panels, op.pw1.outputs, [&](int64_t panel, Group group) {
-    TileRow<Element, float> row{nullptr,      op.pw1.offsets,
-                                op.pw1.depth, op.pw1.weights + panel * (op.pw1.depth + 1) * kPanel,
-                                nullptr,      0};
-    roll_rows(shape, group.panels, op.dw_weights + panel * 10 * kPanel, op.y + panel * y_panel,
-              out_rows, scratch, [&](int64_t index, float* out, int64_t pitch) {
-                row.x = op.pw1.x + index * shape.width * kPanel;
-                row.y = out;
-                row.y_panel = pitch;
-                tile_row<kPanel>(row, group, shape.width, Epilogue::kStoreRelu);
-              });
+  const int64_t width = op.dw.shape.width;
+  with_window(op.dw.shape, [&](auto window) {
+    for_groups(panels, op.pw1.outputs, [&](int64_t panel, Group group) {
+      TileRow<Element, float> row{
+          nullptr,      op.pw1.offsets,
+          op.pw1.depth, op.pw1.weights + panel * (op.pw1.depth + 1) * kPanel,
+          nullptr,      0};
+      const Act act = op.pw1.act.from_panel(panel);
+      roll_rows<window>(op.dw, panel, group.panels, out_rows, scratch,
+                        [&](int64_t index, float* out, int64_t pitch) {
+                          row.x = op.pw1.x + index * width * kPanel;
+                          row.y = out;
+                          row.y_panel = pitch;
+                          activated_row<kPanel>(row, group, width, act);
+                        });
+    });
   });
 }
 
 void panel_depthwise(const PanelDepthwise<Element>& op, Range panels, Range out_rows,
                      float* scratch) {
-  const DepthwiseShape& shape = op.shape;
+  const DepthwiseShape& shape = op.dw.shape;
   const int64_t x_panel = shape.height * shape.width * kPanel;
-  const int64_t y_panel = shape.out_height() * shape.out_width() * kPanel;
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    const Element* x = op.x + op.panels[panel] * x_panel;
-    roll_rows(shape, 1, op.dw_weights + panel * 10 * kPanel, op.y + panel * y_panel, out_rows,
-              scratch, [&](int64_t index, float* out, int64_t) {
-                const Element* in = x + index * shape.width * kPanel;
-                for (int64_t i = 0; i < shape.width * kPanel; i += kLanes) {
-                  store(out + i, load(in + i));
-                }
-              });
-  }
+  with_window(shape, [&](auto window) {
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+      const Element* x = op.x + op.panels[panel] * x_panel;
+      roll_rows<window>(op.dw, panel, 1, out_rows, scratch,
+                        [&](int64_t index, float* out, int64_t) {
+                          const Element* in = x + index * shape.width * kPanel;
+                          for (int64_t i = 0; i < shape.width * kPanel; i += kLanes) {
+                            store(out + i, load(in + i));
+                          }
+                        });
+    }
+  });
 }
 
 }  // namespace snv2::cpu::SNV2_ISA

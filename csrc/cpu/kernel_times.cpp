@@ -27,12 +27,14 @@ const float* weights_of(const ExpandDepthwise<T>& op) {
 }
 template <class T>
 const float* weights_of(const PanelDepthwise<T>& op) {
-  return op.dw_weights;
+  return op.dw.weights;
 }
 template <class T>
 const float* weights_of(const Stem<T>& op) {
   return op.weights;
 }
+
+const float* weights_of(const Gate& op) { return op.pw1_weights; }
 
 template <auto kKernel>
 struct Timed;
@@ -60,6 +62,7 @@ MapKernels<T> timed_maps(MapKernels<T> maps) {
   maps.linear = Timed<&Maps::linear>::run;
   maps.expand_depthwise = Timed<&Maps::expand_depthwise>::run;
   maps.panel_depthwise = Timed<&Maps::panel_depthwise>::run;
+  maps.gate = Timed<&Maps::gate>::run;
   maps.stem = Timed<&Maps::stem>::run;
   return maps;
 }

@@ -21,6 +21,14 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// What a layer does to its result.
+struct Act {
+  Activation kind;
+  const float* slopes;  // [panels of outputs * 16], of kLeakyRelu and kPrelu
+
+  Act from_panel(int64_t panel) const { return {kind, slopes + panel * kPanel}; }
+};
+
 // y[o][p] = act(bias[o] + sum_k weights[o][k] * x[offsets[k] + p * 16]), k counting words
 template <class In, class Out>
 struct Pointwise {
@@ -32,35 +40,60 @@ struct Pointwise {
   Out* y;                // first output panel
   int64_t y_panel;       // elements between output panels
   int64_t pixels;
+  Act act;
 };
 
-// The input of a depthwise convolution, one image.
+// The input of a depthwise convolution, one image, and its window, which is odd.
 struct DepthwiseShape {
   int64_t height;
   int64_t width;
   int64_t stride;
+  int64_t window = 3;
+  int64_t dilation = 1;
 
   int64_t out_height() const { return conv3x3_extent(height, stride); }
   int64_t out_width() const { return conv3x3_extent(width, stride); }
+  // Of the window to each side, which is also the padding.
+  int64_t reach() const { return window / 2 * dilation; }
 };
 
-// y = dw(relu(pw1(x))) with the middle map kept in three rows of scratch.
+// y = act(dw(.))
+template <class T>
+struct Depthwise {
+  const float* weights;  // packed [panels * 16, window * window]
+  Act act;
+  DepthwiseShape shape;
+  T* y;  // [panels][out pixels][16]
+};
+
+// y = dw(pw1(x)) with the middle map kept in a few rows of scratch.
 template <class T>
 struct ExpandDepthwise {
   Pointwise<T, float> pw1;  // its y, y_panel and pixels are not used
-  const float* dw_weights;  // packed [mid, 9]
-  DepthwiseShape shape;
-  T* y;  // [mid panels][out pixels][16]
+  Depthwise<T> dw;
 };
 
 // y = dw(x) on the listed panels.
 template <class T>
 struct PanelDepthwise {
   const T* x;
-  const int64_t* panels;    // [panel count] panel of x for each output panel
-  const float* dw_weights;  // packed [panel count * 16, 9]
-  DepthwiseShape shape;
-  T* y;  // [panel count][out pixels][16]
+  const int64_t* panels;  // [panel count] panel of x for each output panel
+  Depthwise<T> dw;
+};
+
+// scales = pw2(pw1(means)), of one image
+struct Gate {
+  const float* means;
+  const int64_t* planes;  // [depth] of the means that are read
+  int64_t depth;
+  const float* pw1_weights;  // packed [mid, depth]
+  Act pw1_act;
+  int64_t mid;
+  const float* pw2_weights;  // packed [outputs, mid]
+  Act pw2_act;
+  int64_t outputs;
+  float* reduced;  // [panels of mid * 16]
+  float* scales;   // [panels of outputs * 16]
 };
 
 template <class T>
@@ -71,6 +104,7 @@ struct Stem {
   int64_t out_channels;
   const int32_t* offsets;  // [words of in * 9] into a strip of padded rows, see stem_offsets
   T* y;                    // [panels][pooled pixels][16]
+  Act act;
 
   int64_t conv_height() const { return conv3x3_extent(x.height, 2); }
   int64_t conv_width() const { return conv3x3_extent(x.width, 2); }
@@ -82,15 +116,18 @@ struct Stem {
 // them over threads as it likes.
 template <class T>
 struct MapKernels {
-  // With ReLU.
   void (*pointwise)(const Pointwise<T, T>&, Range panels, Range pixels);
-  // y[o] = mean over pixels of relu(...)
+  // y[o] = mean over pixels of act(...)
   void (*pointwise_mean)(const Pointwise<T, T>&, Range panels);
-  // Without an activation.
   void (*linear)(const Pointwise<T, float>&, Range panels, Range pixels);
   void (*expand_depthwise)(const ExpandDepthwise<T>&, Range panels, Range out_rows, float* scratch);
   void (*panel_depthwise)(const PanelDepthwise<T>&, Range panels, Range out_rows, float* scratch);
   void (*stem)(const Stem<T>&, Range out_rows, float* scratch);
+
+  // Mean over pixels of each plane, and planes times what the gate gave for them.
+  void (*means)(const T* x, int64_t pixels, Range panels, float* means);
+  void (*gate)(const Gate&);
+  void (*scale)(T* x, int64_t pixels, Range panels, const float* scales);
 
   // User's tensor <-> panels, pixels in `pixels` of one image. Plane i is the user's channels[i].
   void (*import_planes)(const FeatureMap& x, int64_t image, const int64_t* channels, int64_t planes,
@@ -139,9 +176,16 @@ struct Kernels {
 // Floats of scratch for one thread.
 constexpr int64_t kMaxPanelGroup = 3;
 
-// Three rows and a row of zeros, each with one pixel of padding at both ends.
-constexpr int64_t depthwise_scratch(int64_t width) {
-  return 4 * kMaxPanelGroup * (width + 2) * kPanel;
+// Rows of the input that lie in scratch at a time. Wide windows need no more than there are.
+inline int64_t depthwise_rows(const DepthwiseShape& shape) {
+  const int64_t rows = 2 * shape.reach() + 1;
+  return rows <= 7 || rows < shape.height ? rows : shape.height;
+}
+
+// They and a row of zeros, each with padding at both ends, and a row of the result.
+inline int64_t depthwise_scratch(const DepthwiseShape& shape) {
+  const int64_t pitch = (shape.width + 2 * shape.reach()) * kPanel;
+  return (depthwise_rows(shape) + 1) * kMaxPanelGroup * pitch + shape.width * kPanel;
 }
 
 // Pooled rows of the stem computed at a time, and the rows of the convolution and of the

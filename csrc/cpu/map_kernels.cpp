@@ -9,14 +9,17 @@ void linear(const Pointwise<Element, float>&, Range, Range);
 void expand_depthwise(const ExpandDepthwise<Element>&, Range, Range, float*);
 void panel_depthwise(const PanelDepthwise<Element>&, Range, Range, float*);
 void stem(const Stem<Element>&, Range, float*);
+void means(const Element*, int64_t, Range, float*);
+void gate(const Gate&);
+void scale(Element*, int64_t, Range, const float*);
 void import_planes(const FeatureMap&, int64_t, const int64_t*, int64_t, Element*, Range);
 void export_planes(const Element*, const int32_t*, const FeatureMap&, int64_t, Range);
 int64_t multiply_adds(int64_t);
 
 extern const MapKernels<Element> kMapKernels;
 const MapKernels<Element> kMapKernels = {
-    pointwise, pointwise_mean, linear,        expand_depthwise, panel_depthwise,
-    stem,      import_planes,  export_planes, multiply_adds,
+    pointwise, pointwise_mean, linear, expand_depthwise, panel_depthwise, stem,
+    means,     gate,           scale,  import_planes,    export_planes,   multiply_adds,
 };
 
 }  // namespace snv2::cpu::SNV2_ISA

@@ -6,7 +6,7 @@
 // step: a thread's last product needs its own depthwise rows only, and maps stay in the caches of
 // the thread that made them. Cut into panels it is two, with the depthwise result of all threads
 // between them; that is for maps of few rows, where the rows of the first product that neighbours
-// share would cost more.
+// share would cost more. A gate is three: means of planes, the products behind them, and scaling.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -56,6 +56,24 @@ Extent extent_after(const Step& step, Extent in) {
   return step.kind == StepKind::kUnit ? in.strided(step.stride) : in;
 }
 
+DepthwiseShape depthwise_shape(const Branch& branch, Extent extent, int64_t stride) {
+  return {extent.height, extent.width, stride, branch.window, branch.dilation};
+}
+
+Act act_of(const Layer& layer, const float* weights) {
+  return {static_cast<Activation>(layer.activation), weights + layer.slopes};
+}
+
+// Whether all of the depthwise result must be there before the last product reads it.
+bool meets(const Branch& branch) {
+  return (branch.parts & kDepthwise) != 0 && (branch.parts & kProject) != 0;
+}
+
+// Means, what is left of them, and scales.
+int64_t gate_floats(const Branch& gate) {
+  return (2 * panels_of(gate.out_channels) + panels_of(gate.mid_channels)) * kPanel;
+}
+
 void grow(int64_t& value, int64_t floats) { value = std::max(value, aligned(floats)); }
 
 Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
@@ -67,19 +85,35 @@ Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
   for (const Step& step : plan) {
     const Extent out = extent_after(step, extent);
     if (step.new_buffer) grow(memory.buffer, map(step.buffer_panels, out.pixels()));
-    grow(memory.offsets, step.in_channels * 9 + step.mid_channels + step.proj_depth);
+    const Branch& main = step.main;
     switch (step.kind) {
       case StepKind::kStem:
+        grow(memory.offsets, main.in_channels * 9);
         grow(memory.scratch,
-             stem_scratch(ceil_div(step.in_channels, planes), extent.width, step.out_channels));
+             stem_scratch(ceil_div(main.in_channels, planes), extent.width, main.out_channels));
         break;
-      case StepKind::kUnit:
-        grow(memory.depthwise, map(panels_of(step.mid_channels) + step.proj_panels, out.pixels()));
-        grow(memory.scratch, depthwise_scratch(extent.width));
+      case StepKind::kUnit: {
+        int64_t offsets = 0, panels = 0;
+        for (const Branch* branch : {&main, &step.projection}) {
+          offsets += branch->in_channels + branch->depth;
+          if (meets(*branch)) panels += panels_of(branch->mid_channels);
+          if ((branch->parts & kDepthwise) == 0) continue;
+          grow(memory.scratch, depthwise_scratch(depthwise_shape(*branch, extent, step.stride)));
+        }
+        grow(memory.offsets, offsets);
+        grow(memory.depthwise, map(panels, out.pixels()));
+        break;
+      }
+      case StepKind::kGate:
+        grow(memory.depthwise, gate_floats(main));
         break;
       case StepKind::kHead:
-        memory.features = aligned(map(panels_of(step.mid_channels), batch));
-        memory.classes = panels_of(step.out_channels) * kPanel * batch;
+        grow(memory.offsets, main.in_channels);
+        memory.features = aligned(map(panels_of(main.mid_channels), batch));
+        memory.classes = panels_of(main.out_channels) * kPanel * batch;
+        break;
+      case StepKind::kExport:
+        grow(memory.offsets, main.in_channels);
         break;
       default:
         break;
@@ -92,6 +126,7 @@ Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
 // What a unit's cut into parts is chosen by, in multiply-adds.
 struct UnitWork {
   int64_t stride;
+  int64_t reach;     // of the depthwise windows, to each side
   int64_t expand;    // of a row of the input and a panel of the middle map
   int64_t rest;      // of a row of the result and a panel
   int64_t weights;   // floats of all panels
@@ -115,7 +150,8 @@ struct Grid {
       const int64_t r = std::max<int64_t>(1, std::min(threads / p, rows));
       const int64_t part = ceil_div(rows, r);
       // Rows of the first product that a neighbour makes too: above, and at stride 1 below.
-      const int64_t halo = r == 1 ? 0 : r == 2 || unit.stride == 2 ? 1 : 2;
+      const int64_t sides = r == 1 ? 0 : r == 2 || unit.stride == 2 ? 1 : 2;
+      const int64_t halo = sides * unit.reach;
       const int64_t work = (part * unit.stride + halo) * unit.expand + part * unit.rest;
       const int64_t cost = ceil_div(panels, p) * work + unit.weights / p * kWeight +
                            (p == 1 ? 0 : unit.exchange / r * kForeign + kWait);
@@ -183,6 +219,9 @@ class ImageRunner {
         case StepKind::kUnit:
           unit(step);
           break;
+        case StepKind::kGate:
+          gate(step);
+          break;
         case StepKind::kHead:
           head(step);
           break;
@@ -204,101 +243,143 @@ class ImageRunner {
   float* scratch(int64_t thread) const { return scratch_ + thread * memory_.scratch; }
 
   void import(const Step& step) {
+    const Branch& main = step.main;
     const int64_t pixels = extent_.pixels();
-    const int64_t parts = std::min(threads_for(pixels * step.in_channels * 8), pixels);
+    const int64_t parts = std::min(threads_for(pixels * main.in_channels * 8), pixels);
     parallel_for_(parts, [&](int64_t i) {
-      kernels_.import_planes(x_, image_, plan_.table(step.in_table), step.out_channels, current_,
+      kernels_.import_planes(x_, image_, plan_.table(main.in_table), main.out_channels, current_,
                              part_of(pixels, parts, i));
     });
   }
 
+  Act act(const Layer& layer) const { return act_of(layer, weights_); }
+
   void stem(const Step& step) {
-    stem_offsets(ceil_div(step.in_channels, kWordPlanes), kWordPlanes, extent_.width, offsets_);
-    const Stem<T> op{x_,       image_,  weights_ + step.pw1_weights, step.out_channels,
-                     offsets_, current_};
+    const Branch& main = step.main;
+    stem_offsets(ceil_div(main.in_channels, kWordPlanes), kWordPlanes, extent_.width, offsets_);
+    const Stem<T> op{
+        x_,       image_,       weights_ + main.pw1.weights, main.out_channels, offsets_,
+        current_, act(main.pw1)};
     const int64_t rows = op.out_height();
-    const int64_t work = 4 * rows * op.out_width() * 9 * step.in_channels * step.out_channels;
+    const int64_t work = 4 * rows * op.out_width() * 9 * main.in_channels * main.out_channels;
     const int64_t parts = std::min(threads_for(work), rows);
     parallel_for_(parts,
                   [&](int64_t i) { kernels_.stem(op, part_of(rows, parts, i), scratch(i)); });
   }
 
+  // A branch of a unit as its kernels take it.
+  struct Lane {
+    int64_t parts = 0;
+    int64_t panels = 0;  // of the depthwise result
+    ExpandDepthwise<T> expand{};
+    PanelDepthwise<T> depthwise{};
+    Pointwise<T, T> pw2{};
+  };
+
+  // Offsets and the depthwise result take memory from the front of what is given.
+  Lane lane(const Branch& branch, int64_t stride, Extent out, T* result, int32_t*& offsets,
+            T*& scratch) const {
+    Lane lane;
+    lane.parts = branch.parts;
+    if (branch.parts == 0) return lane;
+    const int64_t out_panel = out.pixels() * kPanel;
+    T* const y = result + branch.out_panel * out_panel;
+    const bool expands = (branch.parts & kExpand) != 0;
+    const bool depthwise = (branch.parts & kDepthwise) != 0;
+    const auto words = [&](int64_t table, int64_t count, int64_t pixels) {
+      int32_t* const taken = offsets;
+      plane_offsets(plan_.table(table), count, pixels, taken);
+      offsets += count;
+      return taken;
+    };
+    const int32_t* const in = depthwise && !expands
+                                  ? nullptr
+                                  : words(branch.in_table, branch.in_channels, extent_.pixels());
+    if (depthwise) {
+      lane.panels = panels_of(branch.mid_channels);
+      const Depthwise<T> dw{weights_ + branch.dw.weights, act(branch.dw),
+                            depthwise_shape(branch, extent_, stride), meets(branch) ? scratch : y};
+      if (expands) {
+        lane.expand = {{current_, in, branch.in_channels, branch.mid_channels,
+                        weights_ + branch.pw1.weights, nullptr, 0, 0, act(branch.pw1)},
+                       dw};
+      } else {
+        lane.depthwise = {current_, plan_.table(branch.in_table), dw};
+      }
+    }
+    if ((branch.parts & kProject) != 0) {
+      lane.pw2 = {depthwise ? scratch : current_,
+                  depthwise ? words(branch.table, branch.depth, out.pixels()) : in,
+                  depthwise ? branch.depth : branch.in_channels,
+                  branch.out_channels,
+                  weights_ + branch.pw2.weights,
+                  y,
+                  out_panel,
+                  out.pixels(),
+                  act(branch.pw2)};
+    }
+    if (meets(branch)) scratch += lane.panels * out_panel;
+    return lane;
+  }
+
   void unit(const Step& step) {
     const Extent out = extent_.strided(step.stride);
-    const int64_t in_pixels = extent_.pixels(), out_pixels = out.pixels();
-    const int64_t mid_panels = panels_of(step.mid_channels);
     T* const result = step.new_buffer ? spare_ : current_;
+    int32_t* offsets = offsets_;
+    T* free = depthwise_;
+    const Lane lanes[] = {lane(step.main, step.stride, out, result, offsets, free),
+                          lane(step.projection, step.stride, out, result, offsets, free)};
 
-    int32_t* const in_offsets = offsets_;
-    int32_t* const mid_offsets = in_offsets + step.in_channels;
-    int32_t* const proj_offsets = mid_offsets + step.mid_channels;
-    plane_offsets(plan_.table(step.in_table), step.in_channels, in_pixels, in_offsets);
-    const int64_t mid_depth =
-        consecutive_offsets(step.mid_channels, kWordPlanes, out_pixels, mid_offsets);
-    if (step.proj_channels > 0) {
-      plane_offsets(plan_.table(step.proj_table), step.proj_depth, out_pixels, proj_offsets);
+    const int64_t panels = panels_of((step.main.parts & kDepthwise) != 0 ? step.main.mid_channels
+                                                                         : step.main.out_channels);
+    int64_t expand = 0, rest = 0;  // multiply-adds of a pixel of the input, and of the result
+    UnitWork work{step.stride, 0, 0, 0, 0, 0};
+    for (const Branch* branch : {&step.main, &step.projection}) {
+      if ((branch->parts & kDepthwise) != 0) {
+        const int64_t reach = depthwise_shape(*branch, extent_, step.stride).reach();
+        work.reach = std::max(work.reach, reach);
+        rest += branch->mid_channels * branch->window * branch->window;
+      }
+      if ((branch->parts & kExpand) != 0) {
+        expand += branch->in_channels * branch->mid_channels;
+        work.expand += branch->in_channels * kPanel * extent_.width;
+        work.exchange += branch->in_channels * extent_.pixels();
+      }
+      if ((branch->parts & kProject) != 0) {
+        const int64_t depth = lanes[branch != &step.main].pw2.depth;
+        rest += depth * branch->out_channels;
+        work.weights += depth * branch->out_channels;
+        work.exchange += depth * out.pixels();
+      }
     }
-
-    // Up to the depthwise results
-    const DepthwiseShape shape{extent_.height, extent_.width, step.stride};
-    const ExpandDepthwise<T> expand{{current_, in_offsets, step.in_channels, step.mid_channels,
-                                     weights_ + step.pw1_weights, nullptr, 0, 0},
-                                    weights_ + step.dw_weights,
-                                    shape,
-                                    depthwise_};
-    T* const proj_depthwise = depthwise_ + mid_panels * out_pixels * kPanel;
-    const int64_t* const proj_panels =
-        step.proj_channels > 0 ? plan_.table(step.proj_panel_table) : nullptr;
-    const PanelDepthwise<T> project{current_, proj_panels, weights_ + step.proj_dw_weights, shape,
-                                    proj_depthwise};
-
-    // The last products
-    const Pointwise<T, T> pw2{depthwise_,
-                              mid_offsets,
-                              mid_depth,
-                              step.out_channels,
-                              weights_ + step.pw2_weights,
-                              result + step.out_panel * out_pixels * kPanel,
-                              out_pixels * kPanel,
-                              out_pixels};
-    const Pointwise<T, T> proj{proj_depthwise,
-                               proj_offsets,
-                               step.proj_depth,
-                               step.proj_channels,
-                               weights_ + step.proj_pw_weights,
-                               result + step.proj_out_panel * out_pixels * kPanel,
-                               out_pixels * kPanel,
-                               out_pixels};
-
-    const int64_t last_weights =
-        step.mid_channels * step.out_channels + step.proj_depth * step.proj_channels;
-    const UnitWork work{
-        step.stride, step.in_channels * kPanel * extent_.width,
-        last_weights / mid_panels * out.width, step.in_channels * step.mid_channels + last_weights,
-        step.in_channels * in_pixels + (step.mid_channels + step.proj_depth) * out_pixels};
-    const int64_t total =
-        step.in_channels * step.mid_channels * in_pixels + last_weights * out_pixels;
-    const Grid grid(threads_for(total), mid_panels, out.height, work);
+    work.rest = rest / panels * out.width;
+    work.weights += expand;
+    const int64_t total = expand * extent_.pixels() + rest * out.pixels();
+    const Grid grid(threads_for(total), panels, out.height, work);
     // Panels of part i.
     const auto share = [&](int64_t count, int64_t i) {
       return part_of(count, grid.panel_parts, i % grid.panel_parts);
     };
     const auto depthwise_part = [&](int64_t i) {
-      kernels_.expand_depthwise(expand, share(mid_panels, i), grid.row_range(i), scratch(i));
-      if (step.proj_channels > 0) {
-        kernels_.panel_depthwise(project, share(step.proj_panels, i), grid.row_range(i),
-                                 scratch(i));
+      for (const Lane& lane : lanes) {
+        if ((lane.parts & kDepthwise) == 0) continue;
+        const Range taken = share(lane.panels, i);
+        if ((lane.parts & kExpand) != 0) {
+          kernels_.expand_depthwise(lane.expand, taken, grid.row_range(i), scratch(i));
+        } else {
+          kernels_.panel_depthwise(lane.depthwise, taken, grid.row_range(i), scratch(i));
+        }
       }
     };
     const auto last_part = [&](int64_t i) {
       const Range rows = grid.row_range(i);
       const Range pixels{rows.begin * out.width, rows.end * out.width};
-      kernels_.pointwise(pw2, share(panels_of(step.out_channels), i), pixels);
-      if (step.proj_channels > 0) {
-        kernels_.pointwise(proj, share(panels_of(step.proj_channels), i), pixels);
+      for (const Lane& lane : lanes) {
+        if ((lane.parts & kProject) == 0) continue;
+        kernels_.pointwise(lane.pw2, share(panels_of(lane.pw2.outputs), i), pixels);
       }
     };
-    if (grid.panel_parts == 1) {
+    if (grid.panel_parts == 1 || !(meets(step.main) || meets(step.projection))) {
       parallel_for_(grid.parts(), [&](int64_t i) {
         depthwise_part(i);
         last_part(i);
@@ -310,29 +391,58 @@ class ImageRunner {
     if (step.new_buffer) std::swap(current_, spare_);
   }
 
-  void head(const Step& step) {
+  void gate(const Step& step) {
+    const Branch& main = step.main;
     const int64_t pixels = extent_.pixels();
-    plane_offsets(plan_.table(step.in_table), step.in_channels, pixels, offsets_);
+    const int64_t panels = panels_of(main.out_channels);
+    T* const map = current_ + main.out_panel * pixels * kPanel;
+    float* const means = reinterpret_cast<float*>(depthwise_);
+    float* const scales = means + panels * kPanel;
+    const Gate op{means,
+                  plan_.table(main.in_table),
+                  main.in_channels,
+                  weights_ + main.pw1.weights,
+                  act(main.pw1),
+                  main.mid_channels,
+                  weights_ + main.pw2.weights,
+                  act(main.pw2),
+                  main.out_channels,
+                  scales + panels * kPanel,
+                  scales};
+    const int64_t parts = std::min(threads_for(pixels * main.out_channels * 8), panels);
+    parallel_for_(
+        parts, [&](int64_t i) { kernels_.means(map, pixels, part_of(panels, parts, i), means); });
+    parallel_for_(1, [&](int64_t) { kernels_.gate(op); });
+    parallel_for_(
+        parts, [&](int64_t i) { kernels_.scale(map, pixels, part_of(panels, parts, i), scales); });
+  }
+
+  void head(const Step& step) {
+    const Branch& main = step.main;
+    const int64_t pixels = extent_.pixels();
+    plane_offsets(plan_.table(main.in_table), main.in_channels, pixels, offsets_);
     // Features lie in panels whose "pixels" are the images, ready for the last product.
     const Pointwise<T, T> op{current_,
                              offsets_,
-                             step.in_channels,
-                             step.mid_channels,
-                             weights_ + step.pw1_weights,
+                             main.in_channels,
+                             main.mid_channels,
+                             weights_ + main.pw1.weights,
                              features_ + image_ * kPanel,
                              x_.batch * kPanel,
-                             pixels};
-    const int64_t panels = panels_of(step.mid_channels);
+                             pixels,
+                             act(main.pw1)};
+    const int64_t panels = panels_of(main.mid_channels);
     const int64_t parts =
-        std::min(threads_for(step.in_channels * step.mid_channels * pixels), panels);
+        std::min(threads_for(main.in_channels * main.mid_channels * pixels), panels);
     parallel_for_(parts,
                   [&](int64_t i) { kernels_.pointwise_mean(op, part_of(panels, parts, i)); });
   }
 
   void export_planes(const Step& step) {
+    const Branch& main = step.main;
     const int64_t pixels = extent_.pixels();
-    plane_offsets(plan_.table(step.in_table), step.in_channels, pixels, offsets_);
-    const int64_t parts = std::min(threads_for(pixels * step.in_channels * 8), pixels);
+    plane_offsets(plan_.table(main.in_table), main.in_channels, pixels, offsets_);
+    const int64_t parts = std::min(threads_for(pixels * main.in_channels * 8), pixels);
     parallel_for_(parts, [&](int64_t i) {
       kernels_.export_planes(current_, offsets_, out_, image_, part_of(pixels, parts, i));
     });
@@ -356,8 +466,8 @@ class ImageRunner {
 };
 
 template <class T>
-void classify(const Step& head, const Kernels& kernels, const float* weights, const Memory& memory,
-              float* features, const FeatureMap& out, Team& parallel_for) {
+void classify(const Branch& head, const Kernels& kernels, const float* weights,
+              const Memory& memory, float* features, const FeatureMap& out, Team& parallel_for) {
   float* const classes = features + memory.features;
   int32_t* const offsets = reinterpret_cast<int32_t*>(classes + memory.classes);
   constexpr int64_t kPlanes = sizeof(float) / sizeof(T);
@@ -367,10 +477,11 @@ void classify(const Step& head, const Kernels& kernels, const float* weights, co
                                offsets,
                                ceil_div(head.mid_channels, kPlanes),
                                head.out_channels,
-                               weights + head.pw2_weights,
+                               weights + head.pw2.weights,
                                classes,
                                out.batch * kPanel,
-                               out.batch};
+                               out.batch,
+                               act_of(head.pw2, weights)};
   const int64_t panels = panels_of(head.out_channels);
   const int64_t work = head.mid_channels * head.out_channels * out.batch;
   const int64_t parts = std::min({parallel_for.threads, 1 + work / kMinWork, panels});
@@ -396,7 +507,7 @@ int64_t workspace_floats(const Memory& memory, const Plan& plan, int64_t batch, 
       images * memory.per_image(1) + (threads - 1) * (memory.offsets + memory.scratch);
   const Step& tail = plan.end()[-1];
   const int64_t head_offsets =
-      plan.header().classify ? std::max(tail.mid_channels, tail.out_channels) : 0;
+      plan.header().classify ? std::max(tail.main.mid_channels, tail.main.out_channels) : 0;
   const int64_t counters =
       team_counters(threads) * static_cast<int64_t>(sizeof(TeamCounter) / sizeof(float));
   return counters + body + memory.features + memory.classes + aligned(head_offsets);
@@ -452,7 +563,7 @@ void run_on(const Kernels& kernels, const Plan& plan, const float* weights, cons
 
     const Step& tail = plan.end()[-1];
     if (tail.kind == StepKind::kHead) {
-      classify<T>(tail, kernels, weights, memory, features, out, team);
+      classify<T>(tail.main, kernels, weights, memory, features, out, team);
     }
   });
 }

@@ -1,19 +1,58 @@
 // The products of networks, on the tile of tile.h.
+#include "cpu/activation.h"
 #include "cpu/tile.h"
 
 namespace snv2::cpu::SNV2_ISA {
 namespace {
 
+// Pixels between a product and the pass of its activation: whole tiles, of which L1 holds all
+// panels of a group.
+constexpr int64_t kPassPixels = 42;
+
+// f(first, count) of the chunks of a range of pixels.
+template <class F>
+SNV2_INLINE void for_chunks(Range pixels, const F& f) {
+  for (int64_t first = pixels.begin; first < pixels.end; first += kPassPixels) {
+    f(first, std::min(kPassPixels, pixels.end - first));
+  }
+}
+
 template <class Out>
-void product(const Pointwise<Element, Out>& op, Epilogue epilogue, Range panels, Range pixels) {
+TileRow<Element, Out> row_of(const Pointwise<Element, Out>& op, int64_t panel, int64_t pixel) {
+  return {op.x + pixel * kPanel,
+          op.offsets,
+          op.depth,
+          op.weights + panel * (op.depth + 1) * kPanel,
+          op.y + panel * op.y_panel + pixel * kPanel,
+          op.y_panel};
+}
+
+// The same row with its result in floats elsewhere.
+template <class Out>
+TileRow<Element, float> raw_row_of(const Pointwise<Element, Out>& op, int64_t panel, int64_t pixel,
+                                   float* raw) {
+  const TileRow<Element, Out> row = row_of(op, panel, pixel);
+  return {row.x, row.offsets, row.depth, row.weights, raw, kPassPixels * kPanel};
+}
+
+template <class Out>
+void product(const Pointwise<Element, Out>& op, Range panels, Range pixels) {
+  if (!is_pass(op.act.kind)) {
+    const Epilogue epilogue =
+        op.act.kind == Activation::kRelu ? Epilogue::kStoreRelu : Epilogue::kStore;
+    for_groups(panels, op.outputs, [&](int64_t panel, Group group) {
+      tile_row<kPanel>(row_of(op, panel, pixels.begin), group, pixels.size(), epilogue);
+    });
+    return;
+  }
+  float raw[kMaxPanelGroup * kPassPixels * kPanel];
   for_groups(panels, op.outputs, [&](int64_t panel, Group group) {
-    const TileRow<Element, Out> row{op.x + pixels.begin * kPanel,
-                                    op.offsets,
-                                    op.depth,
-                                    op.weights + panel * (op.depth + 1) * kPanel,
-                                    op.y + panel * op.y_panel + pixels.begin * kPanel,
-                                    op.y_panel};
-    tile_row<kPanel>(row, group, pixels.size(), epilogue);
+    const Act act = op.act.from_panel(panel);
+    for_chunks(pixels, [&](int64_t first, int64_t count) {
+      const TileRow<Element, float> row = raw_row_of(op, panel, first, raw);
+      tile_row<kPanel>(row, group, count, Epilogue::kStore);
+      activate(act, group.panels, raw, row.y_panel, count, row_of(op, panel, first).y, op.y_panel);
+    });
   });
 }
 
@@ -23,20 +62,37 @@ void product(const Pointwise<Element, Out>& op, Epilogue epilogue, Range panels,
 template void tile_row<kPanel>(const TileRow<Element, float>&, Group, int64_t, Epilogue);
 
 void pointwise(const Pointwise<Element, Element>& op, Range panels, Range pixels) {
-  product(op, Epilogue::kStoreRelu, panels, pixels);
+  product(op, panels, pixels);
 }
 
 void linear(const Pointwise<Element, float>& op, Range panels, Range pixels) {
-  product(op, Epilogue::kStore, panels, pixels);
+  product(op, panels, pixels);
 }
 
 void pointwise_mean(const Pointwise<Element, Element>& op, Range panels) {
   const float scale = 1.0f / static_cast<float>(op.pixels);
+  float raw[kMaxPanelGroup * kPassPixels * kPanel];
   for_groups(panels, op.outputs, [&](int64_t panel, Group group) {
     float sums[kMaxPanelGroup * kPanel] = {};
-    const TileRow<Element, float> row{
-        op.x, op.offsets, op.depth, op.weights + panel * (op.depth + 1) * kPanel, sums, kPanel};
-    tile_row<kPanel>(row, group, op.pixels, Epilogue::kSumRelu);
+    if (op.act.kind == Activation::kRelu) {
+      TileRow<Element, float> row = raw_row_of(op, panel, 0, sums);
+      row.y_panel = kPanel;
+      tile_row<kPanel>(row, group, op.pixels, Epilogue::kSumRelu);
+    } else {
+      const Act act = op.act.from_panel(panel);
+      for_chunks({0, op.pixels}, [&](int64_t first, int64_t count) {
+        const TileRow<Element, float> row = raw_row_of(op, panel, first, raw);
+        activated_row<kPanel>(row, group, count, act);
+        for (int64_t g = 0; g < group.panels; ++g) {
+          for (int64_t i = 0; i < kPanel; i += kLanes) {
+            Vec sum = {};
+            for (int64_t p = 0; p < count; ++p) sum += load(raw + g * row.y_panel + p * kPanel + i);
+            float* const to = sums + g * kPanel + i;
+            store(to, load(to) + sum);
+          }
+        }
+      });
+    }
     for (int64_t g = 0; g < group.panels; ++g) {
       Element* const y = op.y + (panel + g) * op.y_panel;
       for (int64_t i = 0; i < kPanel; i += kLanes) {

@@ -120,4 +120,29 @@ SNV2_INLINE Vec max_relu(Vec a, Vec b) {
   return reinterpret_cast<Vec>(x > y ? x : y);
 }
 
+// Larger of any two; a NaN passes through.
+SNV2_INLINE Vec max_any(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; }
+
+// e^v for v that is not above zero, to about an ulp, or zero where that is no normal number. A NaN
+// passes through.
+SNV2_INLINE Vec exp_negative(Vec v) {
+  constexpr float kLowest = -87.33f;
+  // 2^23 * 1.5: what is added to it is rounded to an integer, in the low bits.
+  constexpr float kRounder = 12582912.0f;
+  const Vec x = v < kLowest ? Vec{} + kLowest : v;
+  const Vec shifted = x * 1.44269504f + kRounder;
+  const Vec n = shifted - kRounder;
+  // ln 2 in two parts, of which n times the first is exact
+  const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const VecBits exponent = reinterpret_cast<VecBits>(shifted) + 127u;
+  const Vec power = reinterpret_cast<Vec>(exponent << 23);
+  return v < kLowest ? Vec{} : p * power;
+}
+
 }  // namespace snv2::cpu::SNV2_ISA

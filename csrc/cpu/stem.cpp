@@ -1,10 +1,13 @@
-// Stem: relu(conv3x3 stride 2) and maxpool3x3 stride 2 in one pass.
+// Stem: act(conv3x3 stride 2) and maxpool3x3 stride 2 in one pass.
 //
 // A strip of input rows is copied to rows of words with a border of zeros, which also takes care of
 // the caller's dtype and layout; a channel that is left over fills a word alone. On it the
 // convolution is a pointwise product: its taps are words at constant offsets, and neighbouring
 // outputs are two of them apart.
 // The convolution's rows stay in scratch; only pooled rows are written.
+#include <limits>
+
+#include "cpu/activation.h"
 #include "cpu/convert.h"
 #include "cpu/tile.h"
 
@@ -56,18 +59,25 @@ void read_strip(const Stem<Element>& op, int64_t first, Element* strip) {
   }
 }
 
+// Whether some results are below zero.
+constexpr bool is_signed(Activation kind) {
+  return kind != Activation::kRelu && kind != Activation::kRelu6;
+}
+
 // One pooled row of one panel from three rows with a pixel of padding at both ends.
+template <bool kSigned>
 void pool_row(const float* const (&rows)[3], int64_t width, Element* y) {
+  const auto larger = [](Vec a, Vec b) { return kSigned ? max_any(a, b) : max_relu(a, b); };
   for (int v = 0; v < kVecs; ++v) {
     const int64_t lane = v * kLanes;
     const auto column = [&](int64_t x) {
       const int64_t at = x * kPanel + lane;
-      return max_relu(max_relu(load(rows[0] + at), load(rows[1] + at)), load(rows[2] + at));
+      return larger(larger(load(rows[0] + at), load(rows[1] + at)), load(rows[2] + at));
     };
     Vec left = column(0);
     for (int64_t x = 0; x < width; ++x) {
       const Vec right = column(2 * x + 2);
-      store(y + x * kPanel + lane, max_relu(max_relu(left, column(2 * x + 1)), right));
+      store(y + x * kPanel + lane, larger(larger(left, column(2 * x + 1)), right));
       left = right;
     }
   }
@@ -84,6 +94,8 @@ void stem(const Stem<Element>& op, Range out_rows, float* scratch) {
   const int64_t conv_pitch = (conv_width + 2) * kPanel;  // one panel of one row
   const int64_t conv_row = panels * conv_pitch;
   const int64_t out_width = op.out_width();
+  const bool with_sign = is_signed(op.act.kind);
+  const float border = with_sign ? -std::numeric_limits<float>::infinity() : 0.0f;
   Element* const strip = reinterpret_cast<Element*>(scratch);
   float* const conv = scratch + stem_strip(words, op.x.width);
 
@@ -108,10 +120,10 @@ void stem(const Stem<Element>& op, Range out_rows, float* scratch) {
       for (int64_t panel = 0; panel < panels; ++panel) {
         float* row = out + panel * conv_pitch;
         if (!inside) {
-          for (int64_t i = 0; i < conv_pitch; ++i) row[i] = 0.0f;
+          for (int64_t i = 0; i < conv_pitch; ++i) row[i] = border;
           continue;
         }
-        for (int64_t i = 0; i < kPanel; ++i) row[i] = row[conv_pitch - kPanel + i] = 0.0f;
+        for (int64_t i = 0; i < kPanel; ++i) row[i] = row[conv_pitch - kPanel + i] = border;
       }
       if (!inside) continue;
       for_groups({0, panels}, op.out_channels, [&](int64_t panel, Group group) {
@@ -121,7 +133,7 @@ void stem(const Stem<Element>& op, Range out_rows, float* scratch) {
                                           op.weights + panel * (depth + 1) * kPanel,
                                           out + panel * conv_pitch + kPanel,
                                           conv_pitch};
-        tile_row<2 * kWordPlanes>(row, group, conv_width, Epilogue::kStoreRelu);
+        activated_row<2 * kWordPlanes>(row, group, conv_width, op.act.from_panel(panel));
       });
     }
 
@@ -131,7 +143,11 @@ void stem(const Stem<Element>& op, Range out_rows, float* scratch) {
       for (int64_t row = begin; row < end; ++row) {
         const float* top = conv + 2 * (row - begin) * conv_row + panel * conv_pitch;
         const float* rows[3] = {top, top + conv_row, top + 2 * conv_row};
-        pool_row(rows, out_width, y + row * out_width * kPanel);
+        if (with_sign) {
+          pool_row<true>(rows, out_width, y + row * out_width * kPanel);
+        } else {
+          pool_row<false>(rows, out_width, y + row * out_width * kPanel);
+        }
       }
     }
   }

@@ -1,129 +1,12 @@
 // Plans of the CPU backend against loops in double.
-#include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 #include <vector>
 
-#include "cpu_testing.h"
+#include "cpu_plan_testing.h"
 
 namespace {
-
-using snv2::Step;
-using snv2::StepKind;
-
-// Two numbers that bfloat16 has, the first in the lower half.
-float pair_of(float first, float second) {
-  uint32_t bits[2];
-  std::memcpy(&bits[0], &first, 4), std::memcpy(&bits[1], &second, 4);
-  CHECK((bits[0] | bits[1]) << 16 == 0);
-  const uint32_t word = bits[0] >> 16 | bits[1];
-  float pair;
-  std::memcpy(&pair, &word, 4);
-  return pair;
-}
-
-// A plan as the packing code makes it: import, a stride-2 unit, two stride-1 units, export.
-struct Packer {
-  DType element;
-  std::vector<int64_t> tables;
-  std::vector<float> weights;
-  std::vector<Step> steps;
-
-  int64_t planes() const { return snv2::planes_in_word(element); }
-
-  int64_t add_table(const std::vector<int64_t>& entries) {
-    tables.insert(tables.end(), entries.begin(), entries.end());
-    return static_cast<int64_t>(tables.size() - entries.size());
-  }
-  int64_t add_weights(const std::vector<float>& w, const std::vector<float>& bias) {
-    const int64_t outputs = static_cast<int64_t>(bias.size());
-    const int64_t depth = static_cast<int64_t>(w.size()) / outputs;
-    const int64_t offset = static_cast<int64_t>(weights.size());
-    weights.resize(weights.size() + static_cast<size_t>(snv2::packed_floats(outputs, depth)));
-    for (int64_t o = 0; o < outputs; ++o) {
-      float* panel = &weights[offset + (o / 16) * (depth + 1) * 16 + o % 16];
-      panel[0] = bias[o];
-      for (int64_t k = 0; k < depth; ++k) panel[(k + 1) * 16] = w[o * depth + k];
-    }
-    return offset;
-  }
-  // A matrix whose column k is that of plane columns[k].
-  int64_t add_product(const std::vector<float>& w, const std::vector<float>& bias,
-                      const std::vector<int64_t>& columns) {
-    const int64_t outputs = static_cast<int64_t>(bias.size());
-    const int64_t depth = static_cast<int64_t>(columns.size());
-    std::vector<float> words;
-    for (int64_t o = 0; o < outputs; ++o)
-      for (int64_t k = 0; k < depth; k += planes()) {
-        const float* const row = &w[o * depth];
-        words.push_back(planes() == 1 ? row[columns[k]]
-                                      : pair_of(row[columns[k]], row[columns[k + 1]]));
-      }
-    return add_weights(words, bias);
-  }
-  // The words of a map's planes and, in their order, which of the given planes is in each.
-  std::vector<int64_t> gather(const std::vector<int64_t>& given, std::vector<int64_t>& columns) {
-    std::vector<int64_t> words;
-    columns.clear();
-    for (const int64_t plane : given) {
-      if (plane % planes() != 0) continue;
-      words.push_back(plane);
-      for (int64_t i = 0; i < planes(); ++i) {
-        const auto found = std::find(given.begin(), given.end(), plane + i);
-        CHECK(found != given.end(), "half a word is read");
-        columns.push_back(found - given.begin());
-      }
-    }
-    return words;
-  }
-  std::vector<int64_t> words(int64_t in, int64_t out, int64_t halvings) const {
-    std::vector<int64_t> result = {snv2::kPlanMagic,
-                                   static_cast<int64_t>(steps.size()),
-                                   in,
-                                   out,
-                                   halvings,
-                                   0,
-                                   static_cast<int64_t>(element)};
-    const auto* raw = reinterpret_cast<const int64_t*>(steps.data());
-    result.insert(result.end(), raw, raw + steps.size() * snv2::kStepWords);
-    result.insert(result.end(), tables.begin(), tables.end());
-    return result;
-  }
-};
-
-using Values = std::vector<double>;  // [C][H][W]
-
-Values pw(const Values& x, const std::vector<float>& w, const std::vector<float>& bias,
-          int64_t pixels) {
-  const int64_t outputs = static_cast<int64_t>(bias.size());
-  const int64_t depth = static_cast<int64_t>(w.size()) / outputs;
-  Values y(outputs * pixels);
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t p = 0; p < pixels; ++p) {
-      double sum = bias[o];
-      for (int64_t k = 0; k < depth; ++k) sum += x[k * pixels + p] * w[o * depth + k];
-      y[o * pixels + p] = std::max(sum, 0.0);
-    }
-  return y;
-}
-
-Values dw(const Values& x, const std::vector<float>& w, const std::vector<float>& bias, int64_t h,
-          int64_t width, int64_t stride) {
-  const int64_t oh = snv2::conv3x3_extent(h, stride), ow = snv2::conv3x3_extent(width, stride);
-  Values y;
-  for (size_t c = 0; c < bias.size(); ++c)
-    for (int64_t p = 0; p < oh * ow; ++p) {
-      double sum = bias[c];
-      for (int64_t tap = 0; tap < 9; ++tap) {
-        const int64_t yy = p / ow * stride + tap / 3 - 1, xx = p % ow * stride + tap % 3 - 1;
-        if (yy >= 0 && xx >= 0 && yy < h && xx < width) {
-          sum += x[(c * h + yy) * width + xx] * w[c * 9 + tap];
-        }
-      }
-      y.push_back(sum);
-    }
-  return y;
-}
 
 // Two entries of +-1/2 in each row, so that a unit's results have at most two bits more than its
 // input.
@@ -185,8 +68,8 @@ struct Stage {
     Step import{};
     import.kind = StepKind::kImport;
     import.new_buffer = 1, import.buffer_panels = snv2::panels_of(in);
-    import.in_channels = import.out_channels = in;
-    import.in_table = packer.add_table(range(0, in));
+    import.main.in_channels = import.main.out_channels = in;
+    import.main.in_table = packer.add_table(range(0, in));
     packer.steps.push_back(import);
     std::vector<int64_t> table = range(0, in);
     for (int i = 0; i < 3; ++i) {
@@ -198,40 +81,50 @@ struct Stage {
       step.stride = i == 0 ? 2 : 1;
       const std::vector<int64_t> main(i == 0 ? table.begin() : table.begin() + c, table.end());
       std::vector<int64_t> columns;
-      step.in_table = packer.add_table(packer.gather(main, columns));
-      step.in_channels = k / packer.planes();
-      step.mid_channels = step.out_channels = c;
-      step.pw1_weights = packer.add_product(u.w1, u.b1, columns);
-      step.dw_weights = packer.add_weights(u.wd, u.bd);
-      step.pw2_weights = packer.add_product(u.w2, u.b2, range(0, c));
+      Branch& branch = step.main;
+      branch.parts = snv2::kExpand | snv2::kDepthwise | snv2::kProject;
+      branch.window = 3, branch.dilation = 1;
+      branch.dw.activation = kIdentity;
+      branch.in_table = packer.add_table(packer.gather(main, columns));
+      branch.in_channels = k / packer.planes();
+      branch.mid_channels = branch.out_channels = c;
+      branch.pw1.weights = packer.add_product(u.w1, u.b1, columns);
+      branch.dw.weights = packer.add_weights(u.wd, u.bd);
+      branch.table = packer.add_table(packer.gather(range(0, c), columns));
+      branch.depth = snv2::ceil_div(c, packer.planes());
+      branch.pw2.weights = packer.add_product(u.w2, u.b2, range(0, c));
       std::vector<int64_t> first(table.begin(), table.begin() + (i == 0 ? 0 : c));
       if (i == 0) {
         step.new_buffer = 1, step.buffer_panels = 4 * panels;
         u.pd = taps(in), u.pbd = zeros_if_exact(in);
         u.pw = matrix(c, in), u.pb = bias(c);
-        step.proj_panels = snv2::panels_of(in), step.proj_channels = c;
-        step.proj_depth = in / packer.planes();
-        step.proj_panel_table = packer.add_table(range(0, step.proj_panels));
-        step.proj_table = packer.add_table(packer.gather(range(0, in), columns));
+        Branch& projection = step.projection;
+        projection = branch;
+        projection.parts = snv2::kDepthwise | snv2::kProject;
+        projection.in_channels = snv2::panels_of(in), projection.out_channels = c;
+        projection.mid_channels = projection.in_channels * 16;
+        projection.depth = in / packer.planes();
+        projection.in_table = packer.add_table(range(0, projection.in_channels));
+        projection.table = packer.add_table(packer.gather(range(0, in), columns));
         auto spread = u.pd, shift = u.pbd;
-        spread.resize(step.proj_panels * 16 * 9), shift.resize(step.proj_panels * 16);
-        step.proj_dw_weights = packer.add_weights(spread, shift);
-        step.proj_pw_weights = packer.add_product(u.pw, u.pb, columns);
+        spread.resize(projection.mid_channels * 9), shift.resize(projection.mid_channels);
+        projection.dw.weights = packer.add_weights(spread, shift);
+        projection.pw2.weights = packer.add_product(u.pw, u.pb, columns);
         first = range(0, c);
       }
-      step.out_panel = (i + 1) * panels;
+      branch.out_panel = (i + 1) * panels;
       packer.steps.push_back(step);
       table.clear();
       for (int64_t j = 0; j < c; ++j) {
         table.push_back(first[j]);
-        table.push_back(step.out_panel * 16 + j);
+        table.push_back(branch.out_panel * 16 + j);
       }
       units.push_back(u);
     }
     Step leave{};
     leave.kind = StepKind::kExport;
-    leave.in_channels = leave.out_channels = 2 * c;
-    leave.in_table = packer.add_table(table);
+    leave.main.in_channels = leave.main.out_channels = 2 * c;
+    leave.main.in_table = packer.add_table(table);
     packer.steps.push_back(leave);
   }
 };
@@ -372,7 +265,8 @@ void broken_plans(DType element) {
     CHECK_THROWS(snv2::Plan(words.data(), size, weight_count));
   }
   CHECK_THROWS(snv2::Plan(words.data(), count, weight_count - 1));
-  // Any one word made huge or negative is refused, unless it is one that the step does not use.
+  // Any one word made huge or negative is refused, unless it is zero, as those are that a step does
+  // not use, or says by any other number that there is a new buffer.
   int accepted = 0;
   for (int64_t i = 0; i < count; ++i) {
     for (const int64_t value :
@@ -381,6 +275,10 @@ void broken_plans(DType element) {
       broken[i] = value;
       try {
         const snv2::Plan plan(broken.data(), count, weight_count);
+        const bool flag =
+            i >= snv2::kHeaderWords && (i - snv2::kHeaderWords) % snv2::kStepWords ==
+                                           offsetof(Step, new_buffer) / sizeof(int64_t);
+        CHECK(words[i] == 0 || flag, "word %d", static_cast<int>(i));
         ++accepted;
       } catch (const std::exception&) {
       }
@@ -416,7 +314,7 @@ TEST(kernel_times_are_of_the_calls_between) {
     for (const Step& step : stage.packer.steps) {
       if (step.kind != StepKind::kUnit) continue;
       const auto begins = [&](const snv2::cpu::KernelTime& time) {
-        return time.weights == weights + step.pw1_weights && time.calls == 2;
+        return time.weights == weights + step.main.pw1.weights && time.calls == 2;
       };
       CHECK(std::count_if(times.begin(), times.end(), begins) == 1, "%s", isa);
     }

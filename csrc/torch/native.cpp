@@ -147,6 +147,8 @@ PYBIND11_MODULE(_native, m) {
   m.attr("PANEL") = snv2::kPanel;
   m.attr("PLAN_MAGIC") = snv2::kPlanMagic;
   m.attr("STEP_WORDS") = snv2::kStepWords;
+  m.attr("MAX_WINDOW") = snv2::kMaxWindow;
+  m.attr("MAX_DILATION") = snv2::kMaxDilation;
   m.attr("HEADER_WORDS") = snv2::kHeaderWords;
   m.def(
       "requested_backend",

@@ -16,7 +16,8 @@ planes lie (``csrc/include/snv2/plan.h``, ``gpu_plan.h``): :mod:`~snv2_kernels.p
 """
 
 from snv2_kernels.packing.common import BasePlan, Builder, fold_bn, fold_conv_bn
-from snv2_kernels.packing.cpu import Plan, PlanBuilder
+from snv2_kernels.packing.cpu import PlanBuilder
+from snv2_kernels.packing.cpu_plan import Plan
 from snv2_kernels.packing.gpu import GpuPlan, GpuPlanBuilder
 from snv2_kernels.packing.triton import TritonPlan, triton_plan
 

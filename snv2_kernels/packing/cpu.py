@@ -6,12 +6,15 @@ reads half a word, whose other half might be NaN, a step places its result by wh
 planes of a word are read by the same products, and one that has no such neighbour stands there
 twice, with half its weight each time. In a stage of C channels, where half of what is left of a
 result is read by each unit, that takes at most a plane more for each unit to come.
+
+A branch is cut into steps of at most a pointwise, a depthwise and a pointwise convolution. What
+lies between two steps is a result like any other, of which the next unit's may take the place.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,146 +22,103 @@ from torch import Tensor, nn
 from snv2_kernels import _native
 from snv2_kernels.memory import empty_floats
 from snv2_kernels.packing.common import (
-    BasePlan,
     Folded,
     FoldedHead,
     FoldedStem,
     FoldingBuilder,
-    half,
     halvings_of,
-    paper_branch,
-    relu_only,
 )
+from snv2_kernels.packing.cpu_plan import (
+    PANEL,
+    Branch,
+    MapSize,
+    Matrix,
+    PackedLayer,
+    Plan,
+    Step,
+    pack_panels,
+)
+from snv2_kernels.packing.units import ACTIVATIONS, Gate, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from snv2_kernels.packing.units import Unit
 
-__all__ = ["PANEL", "Plan", "PlanBuilder", "Product", "Step", "pack_panels"]
+__all__ = ["PlanBuilder"]
 
-PANEL: int = _native.PANEL
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 2}  # snv2::DType
-_IMPORT, _STEM, _UNIT, _HEAD, _EXPORT = range(5)
-
-
-def pack_panels(weight: Tensor, bias: Tensor, element: torch.dtype = torch.float32) -> Tensor:
-    """[O, K] and [O] as flat float32 panels: [ceil(O / 16)][1 + K][16], the bias row first. Of
-    bfloat16 two columns lie in each row's floats: [ceil(O / 16)][1 + K / 2][16]."""
-    padding = -weight.shape[0] % PANEL
-    weight, bias = (
-        nn.functional.pad(weight, (0, 0, 0, padding)),
-        nn.functional.pad(bias, (0, padding)),
-    )
-    words = weight.to(element).view(-1, PANEL, weight.shape[1]).view(torch.float32)
-    return torch.cat([bias.float().view(-1, PANEL, 1), words], 2).transpose(1, 2).flatten()
+_IMPORT, _STEM, _UNIT, _GATE, _HEAD, _EXPORT = range(6)
+_EXPAND, _DEPTHWISE, _PROJECT = 1, 2, 4  # snv2::Branch::parts
 
 
 @dataclass
-class Step:
-    """One step of a plan; the fields and their order are those of ``snv2::Step``."""
+class _Segment:
+    """Of a branch: what is one step, and the gate behind it."""
 
-    kind: int
-    stride: int = 1
-    new_buffer: int = 0
-    buffer_panels: int = 0
-    in_channels: int = 0
-    in_table: int = 0
-    mid_channels: int = 0
-    out_channels: int = 0
-    out_panel: int = 0
-    pw1_weights: int = 0
-    dw_weights: int = 0
-    pw2_weights: int = 0
-    proj_panels: int = 0
-    proj_panel_table: int = 0
-    proj_depth: int = 0
-    proj_table: int = 0
-    proj_channels: int = 0
-    proj_out_panel: int = 0
-    proj_dw_weights: int = 0
-    proj_pw_weights: int = 0
-
-    def words(self) -> list[int]:
-        return [getattr(self, f.name) for f in fields(self)]
-
-
-assert len(fields(Step)) == _native.STEP_WORDS
-
-
-@dataclass(frozen=True)
-class Product:
-    """One convolution or linear layer of a plan."""
-
-    step: str  # "stem", "stage2.0" to "stage4.3", "head"
-    name: str
-    weights: int  # offset of its weights
-    multiply_adds: int  # of one image
-    parameters: int  # elements of its matrix
-    read: int  # elements of one image's map
-    written: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan(BasePlan):
-    """Everything the CPU backend needs: ``torch.ops.snv2.network(x, *plan.arguments)``."""
-
-    words: Tensor  # int64, on the CPU
-    weights: Tensor  # [floats] float32
-    element: torch.dtype  # of the maps
-    steps: tuple[Step, ...] = field(repr=False)
-    # Rows and columns of the matrix at each offset of `weights`, as the network has it.
-    shapes: dict[int, tuple[int, int]] = field(repr=False)
+    pw1: Folded | None = None
+    dw: Folded | None = None
+    pw2: Folded | None = None
+    gate: Gate[Folded] | None = None
 
     @property
-    def arguments(self) -> tuple[Tensor, Tensor, int, int, bool]:
-        return self.weights, self.words, self.out_channels, self.halvings, self.classify
+    def channels(self) -> int:
+        layer = self.pw2 or self.dw
+        assert layer is not None
+        return layer.channels
 
-    def products(self, height: int, width: int) -> list[Product]:
-        """All convolutions and linear layers in the order in which weights are packed."""
-        products: list[Product] = []
 
-        def add(step: str, name: str, weights: int, pixels: int, read: int, written: int) -> None:
-            rows, columns = self.shapes[weights]
-            size = rows * columns
-            products.append(Product(step, name, weights, size * pixels, size, read, written))
+def _segments(branch: Sequence[Folded | Gate[Folded]]) -> list[_Segment]:
+    """A pointwise convolution goes with the depthwise one that it feeds, whose rows it makes one
+    at a time, or else with the one before."""
+    left = list(branch)
 
-        def pointwise(step: str, name: str, weights: int, pixels: int) -> None:
-            rows, columns = self.shapes[weights]
-            add(step, name, weights, pixels, columns * pixels, rows * pixels)
+    def next_is(kind: str, at: int = 0) -> bool:
+        if len(left) <= at:
+            return False
+        part = left[at]
+        if isinstance(part, Gate):
+            return kind == "gate"
+        return kind == ("pw" if part.kernel == 1 else "dw")
 
-        def depthwise(step: str, name: str, weights: int, before: int, pixels: int) -> None:
-            channels, _ = self.shapes[weights]
-            add(step, name, weights, pixels, channels * before, channels * pixels)
+    def take(wanted: bool) -> Any:
+        return left.pop(0) if wanted else None
 
-        stage, unit = 1, 0
-        for step in self.steps:
-            pixels = height * width
-            if step.kind == _STEM:
-                height, width = half(height), half(width)
-                convolved = height * width
-                height, width = half(height), half(width)
-                rows, _ = self.shapes[step.pw1_weights]
-                pooled = rows * height * width
-                add("stem", "conv", step.pw1_weights, convolved, 3 * pixels, pooled)
-            elif step.kind == _UNIT:
-                unit += 1
-                if step.stride == 2:
-                    stage, unit = stage + 1, 0
-                    height, width = half(height), half(width)
-                where = f"stage{stage}.{unit}"
-                after = height * width
-                pointwise(where, "pw1", step.pw1_weights, pixels)
-                depthwise(where, "dw", step.dw_weights, pixels, after)
-                pointwise(where, "pw2", step.pw2_weights, after)
-                if step.proj_channels:
-                    depthwise(where, "projection dw", step.proj_dw_weights, pixels, after)
-                    pointwise(where, "projection pw", step.proj_pw_weights, after)
-            elif step.kind == _HEAD:
-                rows, columns = self.shapes[step.pw1_weights]
-                add("head", "conv5 + mean", step.pw1_weights, pixels, columns * pixels, rows)
-                pointwise("head", "fc", step.pw2_weights, 1)
-        return products
+    segments = []
+    while left:
+        if next_is("gate"):
+            raise Unsupported("squeeze-and-excite that follows no convolution")
+        segment = _Segment(take(next_is("pw") and next_is("dw", 1)))
+        segment.dw = take(next_is("dw"))
+        segment.pw2 = take(next_is("pw") and not (segment.dw and next_is("dw", 1)))
+        segment.gate = take(next_is("gate"))
+        segments.append(segment)
+    last = segments[-1]
+    if last.pw1 is None and last.pw2 is None:
+        # Its planes would lie as the input's do, which other products read.
+        raise Unsupported("a branch whose last convolution is depthwise, with none before it")
+    return segments
+
+
+def _names(branch: Sequence[Folded | Gate[Folded]]) -> Iterator[str]:
+    """Of its convolutions: pw1, dw and pw2 in the paper."""
+    kinds = ["pw" if part.kernel == 1 else "dw" for part in branch if not isinstance(part, Gate)]
+    for i, kind in enumerate(kinds):
+        alone = kind == "dw" and kinds.count(kind) == 1
+        yield kind if alone else f"{kind}{kinds[: i + 1].count(kind)}"
+
+
+def _check_depthwise(layer: Folded) -> None:
+    if layer.kernel not in range(3, _native.MAX_WINDOW + 1, 2):
+        raise Unsupported(f"a depthwise window of {layer.kernel}")
+    if layer.dilation > _native.MAX_DILATION:
+        raise Unsupported(f"dilation {layer.dilation}")
+
+
+def _take(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """Rows of a tensor; -1 is one of zeros."""
+    zeros = values.new_zeros(1, *values.shape[1:])
+    return torch.cat([values, zeros])[list(rows)]
 
 
 class PlanBuilder(FoldingBuilder):
@@ -176,7 +136,7 @@ class PlanBuilder(FoldingBuilder):
         """
         if element not in _ELEMENTS:
             raise ValueError(f"element: expected float32 or bfloat16, got {element}")
-        writer = _Writer(element, self._readers())
+        writer = _Writer(element, self._readers(), self._reads_panels())
         if self._stem is not None:
             writer.stem(self._stem)
         else:
@@ -187,7 +147,7 @@ class PlanBuilder(FoldingBuilder):
             writer.head(self._head)
         else:
             writer.export_map()
-        out_channels = writer.steps[-1].out_channels
+        out_channels = writer.steps[-1].main.out_channels
         words = [_native.PLAN_MAGIC, len(writer.steps), self.in_channels, out_channels]
         words += [halvings_of(self.work), int(self._head is not None), _ELEMENTS[element]]
         assert len(words) == _native.HEADER_WORDS
@@ -203,8 +163,13 @@ class PlanBuilder(FoldingBuilder):
             work=tuple(self.work),
             element=element,
             steps=tuple(writer.steps),
-            shapes=writer.shapes,
+            matrices=tuple(writer.matrices),
         )
+
+    def _reads_panels(self) -> bool:
+        """Whether a branch begins with a depthwise convolution, which runs on whole panels."""
+        firsts = [unit.branch[0] for unit in self._units]
+        return any(not isinstance(part, Gate) and part.kernel > 1 for part in firsts)
 
     def _readers(self) -> list[list[tuple[int, ...]]]:
         """The products that read each channel of each result, results in the order in which they
@@ -239,18 +204,27 @@ class PlanBuilder(FoldingBuilder):
 class _Writer:
     """Steps, tables and weights of a plan, written while following the channel table of the map."""
 
-    def __init__(self, element: torch.dtype, readers: list[list[tuple[int, ...]]]) -> None:
+    def __init__(
+        self, element: torch.dtype, readers: list[list[tuple[int, ...]]], reads_panels: bool
+    ) -> None:
         self.steps: list[Step] = []
         self.tables: list[int] = []
         self.weights: list[Tensor] = []
         self.weight_count = 0
-        self.shapes: dict[int, tuple[int, int]] = {}
+        self.matrices: list[Matrix] = []
         self._element = element
         self._in_word = 4 // element.itemsize  # planes
         self._readers = iter(readers)
+        # Planes by who reads them: of a word all or none, and of a panel as many as can be.
+        self._grouped = self._in_word > 1 or reads_panels
         self._buffer = Step(_IMPORT)  # the step that started the current one
         self._panels = 0  # of it, so far
+        self._free: list[tuple[int, int]] = []  # panels of it that may be written: first, count
         self._table: list[int] = []  # first plane of each logical channel
+        self._stage, self._unit = 1, 0
+        self._where = ""
+        self._halvings = 0
+        self._halvings_before = 0  # the current step
 
     # Parts ------------------------------------------------------------------------------------
 
@@ -259,25 +233,68 @@ class _Writer:
         self.tables.extend(entries)
         return offset
 
-    def _add_weights(self, packed: Tensor, matrix: Tensor) -> int:
+    def _add_floats(self, packed: Tensor) -> int:
         offset = self.weight_count
-        self.shapes[offset] = matrix.shape[0], matrix.shape[1]
         self.weights.append(packed)
         self.weight_count += packed.numel()
         return offset
 
-    def _add_product(self, folded: Folded, rows: Sequence[int], columns: Sequence[int]) -> int:
+    def _add_layer(
+        self,
+        name: str,
+        folded: Folded,
+        rows: Sequence[int],
+        packed: Tensor,
+        halvings: int | None,
+        read: MapSize | None = None,
+        written: MapSize | None = None,
+    ) -> PackedLayer:
+        height, width = folded.weight.shape
+        layer = PackedLayer(self._add_floats(packed), ACTIVATIONS.index(folded.activation.kind))
+        if folded.activation.slope is not None:
+            slope = torch.as_tensor(folded.activation.slope, dtype=torch.float64)
+            slopes = _take(slope.expand(height), rows).float()
+            layer.slopes = self._add_floats(nn.functional.pad(slopes, (0, -len(rows) % PANEL)))
+        maps = read or (width, halvings), written or (height, halvings)
+        self.matrices.append(
+            Matrix(self._where, name, layer.weights, height, width, halvings, *maps)
+        )
+        return layer
+
+    def _add_product(
+        self,
+        name: str,
+        folded: Folded,
+        rows: Sequence[int],
+        columns: Sequence[int],
+        halvings: int | None,
+        element: torch.dtype | None = None,
+        read: MapSize | None = None,
+        written: MapSize | None = None,
+    ) -> PackedLayer:
         """The matrix for a map and a result whose planes hold those columns and rows."""
-        weight, bias = folded.weight, folded.bias
         times = torch.bincount(torch.tensor(columns))
-        weight = (weight / times)[:, columns]
-        packed = pack_panels(weight[rows], bias[rows], self._element)
-        return self._add_weights(packed, folded.weight)
+        weight = (folded.weight / times)[:, columns]
+        element = element or self._element
+        packed = pack_panels(_take(weight, rows), _take(folded.bias, rows), element)
+        return self._add_layer(name, folded, rows, packed, halvings, read, written)
+
+    def _add_depthwise(self, name: str, folded: Folded, rows: Sequence[int]) -> PackedLayer:
+        packed = pack_panels(_take(folded.weight, rows), _take(folded.bias, rows))
+        read = folded.channels, self._halvings_before
+        return self._add_layer(name, folded, rows, packed, self._halvings, read)
 
     def _start_buffer(self, step: Step) -> None:
         step.new_buffer = 1
         self._buffer = step
         self._panels = 0
+        self._free = []
+
+    def _add_panels(self, planes: int) -> int:
+        panel = self._panels
+        self._panels += -(-planes // PANEL)
+        self._buffer.buffer_panels = self._panels
+        return panel
 
     def _doubled(self, channels: int) -> list[int]:
         """Channels of whole words."""
@@ -288,16 +305,23 @@ class _Writer:
         row."""
         readers = next(self._readers)
         rows: list[int] = list(range(len(readers)))
-        if self._in_word > 1:
+        if self._grouped:
             alike: dict[tuple[int, ...], list[int]] = {}
             for row, products in enumerate(readers):
                 alike.setdefault(products, []).append(row)
             rows = [group[i] for group in alike.values() for i in self._doubled(len(group))]
-        panel = self._panels
-        self._panels += -(-len(rows) // PANEL)
-        self._buffer.buffer_panels = self._panels
+        panel = self._add_panels(len(rows))
         planes = [panel * PANEL + rows.index(row) for row in range(len(readers))]
         return panel, rows, planes
+
+    def _borrow(self, planes: int) -> tuple[int, int]:
+        """Panels for what a unit's next step reads: the first, and how many."""
+        count = -(-planes // PANEL)
+        for place in self._free:
+            if place[1] >= count:
+                self._free.remove(place)
+                return place
+        return self._add_panels(planes), count
 
     def _gather(self, planes: Sequence[int]) -> tuple[list[int], list[int]]:
         """The words of some planes, in the order of memory, and which one each plane of a word
@@ -310,15 +334,17 @@ class _Writer:
     # Steps ------------------------------------------------------------------------------------
 
     def import_map(self, channels: int) -> None:
-        step = Step(_IMPORT, in_channels=channels)
+        step = Step(_IMPORT)
         self._start_buffer(step)
         _, rows, self._table = self._place()
-        step.out_channels, step.in_table = len(rows), self._add_table(rows)
+        step.main.in_channels, step.main.out_channels = channels, len(rows)
+        step.main.in_table = self._add_table(rows)
         self.steps.append(step)
 
     def stem(self, stem: FoldedStem) -> None:
-        step = Step(_STEM, in_channels=stem.in_channels)
+        step = Step(_STEM)
         self._start_buffer(step)
+        self._where = "stem"
         _, rows, self._table = self._place()
         channels = self._doubled(stem.in_channels)
         columns = [
@@ -327,65 +353,145 @@ class _Writer:
             for tap in range(9)
             for c in channels[first : first + self._in_word]
         ]
-        step.out_channels = len(rows)
-        step.pw1_weights = self._add_product(relu_only(stem.conv), rows, columns)
+        step.main.in_channels, step.main.out_channels = stem.in_channels, len(rows)
+        maps: Any = {"read": (stem.in_channels, 0), "written": (stem.conv.channels, 2)}
+        step.main.pw1 = self._add_product("conv", stem.conv, rows, columns, 1, **maps)
+        self._halvings = 2
         self.steps.append(step)
 
     def unit(self, unit: Unit[Folded]) -> None:
-        pw1, dw, pw2 = paper_branch(unit)
-        step = Step(_UNIT, stride=unit.stride)
-        words, columns = self._gather([self._table[c] for c in unit.main])
-        middle = self._doubled(pw1.channels)
-        step.in_channels, step.in_table = len(words), self._add_table(words)
-        step.mid_channels = len(middle)
-        step.pw1_weights = self._add_product(pw1, middle, columns)
-        packed = pack_panels(dw.weight[middle], dw.bias[middle])
-        step.dw_weights = self._add_weights(packed, dw.weight)
-        if unit.projection is not None:
-            depthwise = self._add_projection(step, unit.projection[0])
+        segments = _segments(unit.branch)
+        with_depthwise = [i for i, segment in enumerate(segments) if segment.dw is not None]
+        if unit.stride == 2 and not with_depthwise:
+            raise Unsupported("stride 2 without a depthwise convolution")
+        strided = with_depthwise[0] if with_depthwise else len(segments) - 1
+        self._unit += 1
         if unit.stride == 2:
-            self._start_buffer(step)
+            self._stage, self._unit = self._stage + 1, 0
+        self._where = f"stage{self._stage}.{self._unit}"
+        names = _names(unit.branch)
+        planes = [self._table[c] for c in unit.main]
         first = [self._table[c] for c in unit.passthrough]
-        if unit.projection is not None:
-            step.proj_out_panel, rows, first = self._place()
-            step.proj_channels = len(rows)
-            step.proj_pw_weights = self._add_product(unit.projection[1], rows, depthwise)
-        step.out_panel, rows, result = self._place()
-        step.out_channels = len(rows)
-        step.pw2_weights = self._add_product(pw2, rows, middle)
-        joined = first + result
+        borrowed: tuple[int, int] | None = None
+        for i, segment in enumerate(segments):
+            step = Step(_UNIT)
+            self._halvings_before = self._halvings
+            side: tuple[int, list[int], list[int]] | None = None
+            if i == strided:
+                step.stride = unit.stride
+                if unit.stride == 2:
+                    self._start_buffer(step)
+                    borrowed = None
+                if unit.projection is not None:
+                    side = self._place()
+            if i == len(segments) - 1:
+                step.main.out_panel, rows, result = self._place()
+                self._branch(step.main, segment, planes, rows, step.stride, names)
+                planes, place = result, None
+            else:
+                by_panel = segment.pw1 is None and segment.pw2 is None
+                wanted = None if by_panel else self._doubled(segment.channels)
+                rows = self._branch(step.main, segment, planes, wanted, step.stride, names)
+                place = self._borrow(len(rows))
+                step.main.out_panel = place[0]
+                planes = [place[0] * PANEL + rows.index(c) for c in range(segment.channels)]
+            if side is not None and unit.projection is not None:
+                step.projection.out_panel, side_rows, first = side
+                dw, pw = unit.projection
+                names_of_both = iter(["projection dw", "projection pw"])
+                both = _Segment(dw=dw, pw2=pw)
+                self._branch(step.projection, both, self._table, side_rows, 1, names_of_both)
+            self.steps.append(step)
+            if segment.gate is not None:
+                self._gate(segment.gate, step.main.out_panel, rows)
+            if borrowed is not None:
+                self._free.append(borrowed)
+            borrowed = place
+        joined = first + planes
         self._table = [joined[j] for j in unit.order]
-        self.steps.append(step)
 
-    def _add_projection(self, step: Step, dw: Folded) -> list[int]:
-        """The depthwise part; the columns of what it gives."""
-        words, columns = self._gather(self._table)
-        # It runs on whole panels; those without a live plane are left out.
-        panels = sorted({word // PANEL for word in words})
-        rank = {panel: i for i, panel in enumerate(panels)}
-        words = [rank[word // PANEL] * PANEL + word % PANEL for word in words]
-        planes = [word + i for word in words for i in range(self._in_word)]
-        weight, bias = dw.weight, dw.bias
-        spread_weight = weight.new_zeros(len(panels) * PANEL, 9)
-        spread_bias = bias.new_zeros(len(panels) * PANEL)
-        spread_weight[planes], spread_bias[planes] = weight[columns], bias[columns]
-        step.proj_panels, step.proj_panel_table = len(panels), self._add_table(panels)
-        step.proj_depth, step.proj_table = len(words), self._add_table(words)
-        packed = pack_panels(spread_weight, spread_bias)
-        step.proj_dw_weights = self._add_weights(packed, weight)
-        return columns
+    def _branch(
+        self,
+        branch: Branch,
+        segment: _Segment,
+        planes: Sequence[int],
+        rows: list[int] | None,
+        stride: int,
+        names: Iterator[str],
+    ) -> list[int]:
+        """Fills in a branch that reads these planes; None stands for rows that lie as the input's
+        panels do. Returns the rows."""
+        pw1, dw, pw2 = segment.pw1, segment.dw, segment.pw2
+        words, columns = self._gather(planes)
+        if dw is not None and pw1 is None:
+            # It runs on whole panels; those without a live plane are left out.
+            panels = sorted({word // PANEL for word in words})
+            rank = {panel: i for i, panel in enumerate(panels)}
+            words = [rank[word // PANEL] * PANEL + word % PANEL for word in words]
+            middle = [-1] * (len(panels) * PANEL)
+            for i, column in enumerate(columns):
+                middle[words[i // self._in_word] + i % self._in_word] = column
+            branch.parts |= _DEPTHWISE
+            branch.in_channels, branch.in_table = len(panels), self._add_table(panels)
+        else:
+            branch.in_channels, branch.in_table = len(words), self._add_table(words)
+            middle = columns
+        if pw1 is not None:
+            middle = self._doubled(pw1.channels) if rows is None or pw2 is not None else rows
+            branch.parts |= _EXPAND
+            branch.pw1 = self._add_product(next(names), pw1, middle, columns, self._halvings)
+            words, columns = list(range(0, len(middle), self._in_word)), middle
+        self._halvings += stride == 2
+        if dw is not None:
+            _check_depthwise(dw)
+            branch.parts |= _DEPTHWISE
+            branch.mid_channels = len(middle)
+            branch.window, branch.dilation = dw.kernel, dw.dilation
+            branch.dw = self._add_depthwise(next(names), dw, middle)
+        if pw2 is not None:
+            assert rows is not None
+            branch.parts |= _PROJECT
+            if dw is not None:
+                branch.depth, branch.table = len(words), self._add_table(words)
+            branch.pw2 = self._add_product(next(names), pw2, rows, columns, self._halvings)
+        rows = middle if pw2 is None else rows
+        assert rows is not None
+        branch.out_channels = len(rows)
+        return rows
+
+    def _gate(self, gate: Gate[Folded], panel: int, rows: list[int]) -> None:
+        """Of the planes from a panel on, which hold these rows."""
+        step = Step(_GATE)
+        main = step.main
+        channels = range(gate.expand.channels)
+        reduced = range(gate.reduce.channels)
+        main.in_channels = len(channels)
+        main.in_table = self._add_table([rows.index(c) for c in channels])
+        main.mid_channels, main.out_channels, main.out_panel = len(reduced), len(rows), panel
+        float32 = torch.float32
+        main.pw1 = self._add_product("gate reduce", gate.reduce, reduced, channels, None, float32)
+        main.pw2 = self._add_product("gate expand", gate.expand, rows, reduced, None, float32)
+        self.steps.append(step)
 
     def head(self, head: FoldedHead) -> None:
         words, columns = self._gather(self._table)
         features, classes = self._doubled(head.conv.channels), range(head.fc.channels)
-        step = Step(_HEAD, in_channels=len(words), in_table=self._add_table(words))
-        step.mid_channels, step.out_channels = len(features), len(classes)
-        step.pw1_weights = self._add_product(relu_only(head.conv), features, columns)
-        step.pw2_weights = self._add_product(head.fc, classes, features)
+        step = Step(_HEAD)
+        main = step.main
+        self._where = "head"
+        main.in_channels, main.in_table = len(words), self._add_table(words)
+        main.mid_channels, main.out_channels = len(features), len(classes)
+        halvings = self._halvings
+        means = head.conv.channels, None
+        main.pw1 = self._add_product(
+            "conv5 + mean", head.conv, features, columns, halvings, written=means
+        )
+        main.pw2 = self._add_product("fc", head.fc, classes, features, None)
         self.steps.append(step)
 
     def export_map(self) -> None:
         channels = len(self._table)
-        step = Step(_EXPORT, in_channels=channels, out_channels=channels)
-        step.in_table = self._add_table(self._table)
+        step = Step(_EXPORT)
+        step.main.in_channels = step.main.out_channels = channels
+        step.main.in_table = self._add_table(self._table)
         self.steps.append(step)

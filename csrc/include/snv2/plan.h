@@ -36,39 +36,56 @@ constexpr int64_t packed_floats(int64_t outputs, int64_t depth) {
 
 enum class StepKind : int64_t {
   kImport = 0,  // user's tensor -> planes 0..out_channels-1 of a new buffer
-  kStem = 1,    // relu(conv3x3 s2) then maxpool3x3 s2, user's tensor -> new buffer
-  kUnit = 2,    // one ShuffleNet V2 unit, buffer -> buffer
-  kHead = 3,    // relu(1x1), mean over pixels, linear -> user's [N, out_channels]
-  kExport = 4,  // planes in logical order -> user's tensor
+  kStem = 1,    // conv3x3 s2, then maxpool3x3 s2, user's tensor -> new buffer
+  kUnit = 2,    // pw, dw and pw, or some of them, of a branch and of a projection beside it
+  kGate = 3,    // squeeze-and-excite: planes *= pw2(pw1(mean over their pixels))
+  kHead = 4,    // 1x1, mean over pixels, linear -> user's [N, out_channels]
+  kExport = 5,  // planes in logical order -> user's tensor
 };
 
-// All *_table fields are offsets into the plan's tables, all *_weights into the float buffer. A
-// word in a table is its first plane.
+// All *_table fields are offsets into the plan's tables, weights and slopes into the float buffer.
+// A word in a table is its first plane.
+struct Layer {
+  int64_t weights;     // packed
+  int64_t activation;  // Activation of its result
+  int64_t slopes;      // [panels of outputs * 16], for kLeakyRelu and kPrelu
+};
+
+// y = pw2(dw(pw1(x))) in a kUnit, where each of the three may be missing.
+struct Branch {
+  int64_t parts;         // which of them there are: kExpand | kDepthwise | kProject; 0: no branch
+  int64_t in_channels;   // words read by the first product; kDepthwise first: panels; kGate:
+                         // planes; kImport, kStem: the user's channels; kExport: planes
+  int64_t in_table;      // [in_channels] each of them (kImport: [out_channels] user's channel;
+                         // kGate: counted from out_panel)
+  int64_t mid_channels;  // kUnit: width of the depthwise result; kGate: between the products;
+                         // kHead: features
+  int64_t window;        // kDepthwise: odd
+  int64_t dilation;
+  int64_t depth;         // kDepthwise | kProject: words that the last product reads
+  int64_t table;         // [depth] each of them, of the depthwise result
+  int64_t out_channels;  // width of the result
+  int64_t out_panel;     // first panel of the result
+  Layer pw1;  // packed [mid, in]: kExpand, kGate (of floats), kHead; kStem: [out, words * 9], where
+              // a word of the user's channels has nine neighbouring columns
+  Layer dw;   // packed [mid, window * window]: kDepthwise
+  Layer pw2;  // packed [out, depth]: kProject; [out, mid]: kGate (of floats), kHead
+};
+
+inline constexpr int64_t kExpand = 1, kDepthwise = 2, kProject = 4;
+
 struct Step {
   StepKind kind;
   int64_t stride;         // of the depthwise convolutions (kUnit): 1 or 2
   int64_t new_buffer;     // 1: the result starts a new buffer, 0: it joins the current one
   int64_t buffer_panels;  // panels of the new buffer
-  int64_t in_channels;    // words read by the first product (kImport, kStem: the user's channels;
-                          // kExport: planes)
-  int64_t in_table;       // [in_channels] each of them (kImport: [out_channels] user's channel)
-  int64_t mid_channels;   // kUnit: width between the products; kHead: features
-  int64_t out_channels;   // kUnit: width of the main branch's result
-  int64_t out_panel;      // first panel of that result
-  int64_t pw1_weights;    // packed [mid, in] (kHead: [features, in]; kStem: [out, words * 9],
-                          // where a word of the user's channels has nine neighbouring columns)
-  int64_t dw_weights;     // packed [mid, 9]
-  int64_t pw2_weights;    // packed [out, mid] (kHead: [classes, features])
-  // Projection branch of a stride-2 unit (dw, pw); proj_channels = 0 where there is none.
-  int64_t proj_panels;       // input panels that hold a live plane
-  int64_t proj_panel_table;  // [proj_panels] panel of each
-  int64_t proj_depth;        // words read from the depthwise result
-  int64_t proj_table;        // [proj_depth] each of them, counted in the order of the panels
-  int64_t proj_channels;
-  int64_t proj_out_panel;
-  int64_t proj_dw_weights;  // packed [proj_panels * 16, 9]
-  int64_t proj_pw_weights;  // packed [proj_channels, proj_depth]
+  Branch main;
+  Branch projection;  // kUnit: reads what the main branch does
 };
+
+// Of a depthwise convolution. A wider one is no better run in this way.
+inline constexpr int64_t kMaxWindow = 31;
+inline constexpr int64_t kMaxDilation = 64;
 
 struct PlanHeader {
   int64_t magic;
@@ -80,9 +97,11 @@ struct PlanHeader {
   int64_t element;       // DType of the maps: float32 or bfloat16
 };
 
-inline constexpr int64_t kPlanMagic = 0x736e7632'0002;  // "snv2", format 2
-inline constexpr int64_t kStepWords = 20;
+inline constexpr int64_t kPlanMagic = 0x736e7632'0003;  // "snv2", format 3
+inline constexpr int64_t kStepWords = 42;
+inline constexpr int64_t kBranchWords = 19;
 inline constexpr int64_t kHeaderWords = 7;
+static_assert(sizeof(Branch) == kBranchWords * sizeof(int64_t));
 static_assert(sizeof(Step) == kStepWords * sizeof(int64_t));
 static_assert(sizeof(PlanHeader) == kHeaderWords * sizeof(int64_t));
 

@@ -1,0 +1,79 @@
+// Squeeze-and-excite: means of planes, the two small products behind them, planes times the result.
+//
+// Sums run in the order of pixels in one thread for each panel, so that they do not depend on how
+// many threads there are, and in blocks, which keeps the rounding error of large planes small.
+#include <algorithm>
+
+#include "cpu/activation.h"
+
+namespace snv2::cpu::SNV2_ISA {
+namespace {
+
+constexpr int64_t kBlock = 128;
+constexpr int kChains = 4;
+
+// Of x(0) to x(count - 1).
+template <class F>
+SNV2_INLINE Vec sum_of(int64_t count, const F& x) {
+  Vec total = {};
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t end = std::min(count, begin + kBlock);
+    Vec sums[kChains] = {};
+    int64_t i = begin;
+    for (; i + kChains <= end; i += kChains) {
+      unroll<kChains>([&](auto c) SNV2_INLINED { sums[c] += x(i + c); });
+    }
+    for (; i < end; ++i) sums[0] += x(i);
+    total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+  return total;
+}
+
+// One pixel of a product in float32, x(k) being its input.
+template <class F>
+void product(const float* weights, int64_t depth, int64_t outputs, const Act& act, float* y,
+             const F& x) {
+  const int64_t panels = panels_of(outputs);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+      const float* const bias = weights + panel * (depth + 1) * kPanel + lane;
+      const float* const first = bias + kPanel;
+      const Vec sum =
+          sum_of(depth, [&](int64_t k) SNV2_INLINED { return x(k) * load(first + k * kPanel); });
+      store(y + panel * kPanel + lane, sum + load(bias));
+    }
+  }
+  activate(act, panels, y, kPanel, 1, y, kPanel);
+}
+
+}  // namespace
+
+void means(const Element* x, int64_t pixels, Range panels, float* means) {
+  const float scale = 1.0f / static_cast<float>(pixels);
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+      const Element* const in = x + panel * pixels * kPanel + lane;
+      const Vec sum = sum_of(pixels, [&](int64_t p) SNV2_INLINED { return load(in + p * kPanel); });
+      store(means + panel * kPanel + lane, sum * scale);
+    }
+  }
+}
+
+void gate(const Gate& op) {
+  product(op.pw1_weights, op.depth, op.mid, op.pw1_act, op.reduced,
+          [&](int64_t k) SNV2_INLINED { return op.means[op.planes[k]]; });
+  product(op.pw2_weights, op.mid, op.outputs, op.pw2_act, op.scales,
+          [&](int64_t k) SNV2_INLINED { return op.reduced[k]; });
+}
+
+void scale(Element* x, int64_t pixels, Range panels, const float* scales) {
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+      const Vec factor = load(scales + panel * kPanel + lane);
+      Element* const at = x + panel * pixels * kPanel + lane;
+      for (int64_t p = 0; p < pixels * kPanel; p += kPanel) store(at + p, load(at + p) * factor);
+    }
+  }
+}
+
+}  // namespace snv2::cpu::SNV2_ISA
