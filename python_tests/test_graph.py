@@ -252,13 +252,15 @@ def test_description_of_the_authors_unit_in_an_exported_graph() -> None:
     """The graph is aten's here."""
     model, x = spelled(with_shuffle_at_the_input, (1,)), draw(2, 24, 9, 11)
     (run,) = recognize(torch.export.export(model, (x,)).graph)
-    (unit,) = run.units
-    assert (unit.stride, unit.projection, unit.in_channels) == (1, None, 24)
+    (found,) = run.units
+    unit = found.told
+    assert (unit.stride, unit.projection, found.in_channels) == (1, None, 24)
     assert unit.passthrough == tuple(range(0, 24, 2))
     assert unit.main == tuple(range(1, 24, 2))
     assert unit.order == tuple(range(24))
-    assert "main" in unit.pw1.conv.weight.name
-    assert unit.pw1.norm.eps == 1e-5
+    assert [part.kind for part in unit.branch] == ["pw", "dw", "pw"]
+    assert "main" in unit.branch[0].conv.weight.name
+    assert unit.branch[0].norm.eps == 1e-5
 
 
 # What is no unit ------------------------------------------------------------------------------

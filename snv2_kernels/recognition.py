@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.nodes import example, writes
 from snv2_kernels.graph.reasons import why_no_unit
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
-from snv2_kernels.graph.recognize import Run, recognize, writes
+from snv2_kernels.graph.recognize import Run, recognize
 from snv2_kernels.graph.record import Recording, plain_copy, record
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.packing import Builder
@@ -145,7 +146,7 @@ def _recognize(
                 return recognition, recording.channels
         if farthest is None or len(farthest.graph.nodes) < len(recording.graph.nodes):
             farthest = recording
-        if recording.error is None and run is None:
+        if recording.error is None and run is None and not _is_hollow(recording):
             break
     if farthest is None:
         raise _NotRecognized("its input channels cannot be told")
@@ -166,12 +167,17 @@ def _guesses(module: nn.Module) -> list[int]:
     return [c for c in dict.fromkeys(numbers) if c > 1][:_MOST_GUESSES]
 
 
+def _is_hollow(recording: Recording) -> bool:
+    """Whether there are maps without channels, as halves are of too small an input."""
+    values = map(example, recording.graph.nodes)
+    return any(isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == 0 for t in values)
+
+
 def _whole_run(recording: Recording) -> Run | None:
     """The run that is all that was recorded."""
     for run in recognize(recording.graph):
         if run.source is recording.source and run.out is recording.out:
-            nodes = {node for unit in run.units for node in unit.nodes}
-            nodes.update(run.ends, *(layer.nodes for layer in run.layers))
+            nodes = run.nodes
             if not any(writes(node) and node not in nodes for node in recording.graph.nodes):
                 return run
     return None
@@ -179,8 +185,9 @@ def _whole_run(recording: Recording) -> Run | None:
 
 def _reads_all(run: Run, channels: int) -> bool:
     """Whether each input channel has its place: only then was the right number guessed."""
-    unit = run.units[0]
-    return run.stem is not None or sorted(unit.main + unit.passthrough) == list(range(channels))
+    unit = run.units[0].told
+    read = {*unit.main, *unit.passthrough}
+    return run.stem is not None or unit.projection is not None or len(read) == channels
 
 
 def _describe(module: nn.Module, run: Run, channels: int) -> Recognition:
@@ -196,7 +203,7 @@ def _describe(module: nn.Module, run: Run, channels: int) -> Recognition:
         recipe=builder.text,
         names=names,
         in_channels=channels,
-        splits_input=run.stem is None and run.units[0].projection is None,
+        splits_input=run.stem is None and run.units[0].told.projection is None,
         structure=structure(module),
     )
 
