@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import torch
-from _cases import assert_accurate, draw, run_fused
+from _cases import FP32_BOUND, assert_accurate, draw, run_fused
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
@@ -15,11 +15,17 @@ from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.recognition import Recognized
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
-# Whether the kernels of the CPU backend compute everything that a recipe can say.
+# Whether the kernels of the CPU backend compute all that a recipe can say.
 ALL_RUN_FUSED = False
 _NOT_PACKED = (
     "activation ", "a branch of windows ", "dilation ", "squeeze-and-excite", "a projection at",
 )  # fmt: skip
+
+
+def is_packed_or_will_be(reason: str | None) -> bool:
+    """Whether a recognised module runs fused; or does not yet, for what its units have of their
+    own."""
+    return reason is None or (not ALL_RUN_FUSED and reason.startswith(_NOT_PACKED))
 
 
 def assert_fused(fused: nn.Module, model: nn.Module, kind: str, x: Tensor) -> None:
@@ -31,9 +37,8 @@ def assert_fused(fused: nn.Module, model: nn.Module, kind: str, x: Tensor) -> No
             exact = float64_reference(model)(x)
             assert_accurate(kind, run_fused(fused, x.clone()), model(x.clone()), exact)
         else:
-            assert not ALL_RUN_FUSED, reason
-            assert reason.startswith(_NOT_PACKED), reason
-            assert torch.equal(fused(x.clone()), model(x.clone()))
+            assert is_packed_or_will_be(reason), reason
+            assert max_error(fused(x.clone()), model(x.clone())) < FP32_BOUND
 
 
 def recognized(model: nn.Module, channels: int, kind: str = "unit", size: int = 9) -> list[Any]:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from _styles import ConvBNReLU, conv_bn, shuffle
 from torch import Tensor, nn
 
-
 # Activations ----------------------------------------------------------------------------------
 
 
@@ -218,7 +217,7 @@ class General(nn.Module):
         project: bool = False, shuffled: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.half, self.shuffled = oup // 2, shuffled
+        self.inp, self.half, self.shuffled = inp, oup // 2, shuffled
         half, names = self.half, layers.split()
 
         def layer(kind: str, i: int, o: int, s: int, function: str) -> nn.Module:
@@ -332,9 +331,7 @@ class BlockAfterJoin(nn.Module):
 
     def __init__(self, inp: int, oup: int) -> None:
         super().__init__()
-        self.unit = General(
-            inp, oup, 2, act="hardswish", gate="conv", gate_after=1, shuffled=False
-        )
+        self.unit = General(inp, oup, 2, act="hardswish", gate="conv", gate_after=1, shuffled=False)
         self.after = nn.Sequential(
             *conv_bn(oup, oup, 3, 1, oup), nn.Hardswish(), *conv_bn(oup, oup), nn.Hardswish()
         )
@@ -379,4 +376,4 @@ PROJECTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def stage(**kwargs: Any) -> list[nn.Module]:
-    return [General(10, 28, 2, **kwargs), General(28, 28, **kwargs), General(28, 28, **kwargs)]
+    return [General(10, 28, 2, **kwargs), General(28, 28, **kwargs)]

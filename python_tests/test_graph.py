@@ -263,7 +263,7 @@ def test_description_of_the_authors_unit_in_an_exported_graph() -> None:
     assert unit.branch[0].norm.eps == 1e-5
 
 
-# What is no unit ------------------------------------------------------------------------------
+# Units that differ, and what is no unit -------------------------------------------------------
 
 
 def _silu(unit: nn.Module) -> None:
@@ -303,13 +303,19 @@ def _written_between(unit: nn.Module) -> None:
     unit.forward = forward
 
 
-CHANGES = [
-    _silu, _relu_after_depthwise, _wide_window, _dilated, _moving_statistics, _written_between,
-]  # fmt: skip
+@pytest.mark.parametrize("change", [_silu, _relu_after_depthwise, _wide_window, _dilated])
+def test_unit_that_differs(change: Callable[[nn.Module], None]) -> None:
+    model = plain_stage([1, 1, 1], 34, 34)
+    change(model[1])
+    x = draw(2, 34, 9, 11)
+    fast, counter = compiled(model)
+    with torch.no_grad():
+        agree(fast(x), model(x))
+    assert calls(counter) == ["fused"]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_the_kernels_do_not_cover_is_left(change: Callable[[nn.Module], None]) -> None:
+@pytest.mark.parametrize("change", [_moving_statistics, _written_between])
+def test_what_is_no_unit_is_left(change: Callable[[nn.Module], None]) -> None:
     torch.manual_seed(0)
     model = plain_stage([1, 1, 1], 34, 34)
     change(model[1])

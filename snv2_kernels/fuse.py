@@ -184,7 +184,7 @@ def _kind(module: FusedModule) -> str:
 
 
 def _owner(model: nn.Module, name: str) -> str:
-    """The nearest module above ``name`` that has the convolutions of a unit, else the nearest,
+    """The nearest module above ``name`` that has the convolutions of a whole unit, else the nearest,
     apart from torch's containers."""
     above = [name[:i] for i, letter in enumerate(name) if letter == "."][::-1]
     own = [
@@ -192,4 +192,4 @@ def _owner(model: nn.Module, name: str) -> str:
         for parent in above
         if type(model.get_submodule(parent)) not in (nn.Sequential, nn.ModuleList)
     ] + [""]
-    return next((p for p in own if holds_unit(model.get_submodule(p))), own[0])
+    return next((p for p in own if holds_unit(model.get_submodule(p), 2)), own[0])

@@ -48,6 +48,7 @@ class Recognition:
     names: tuple[str, ...]  # of the recipe's state among parameters and buffers
     in_channels: int
     splits_input: bool
+    spells_norms: bool  # so that autocast does not reach their results
     structure: dict[str, Any]  # of the module that this is true of
 
     def state(self, module: nn.Module) -> list[Tensor]:
@@ -61,10 +62,11 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
-def holds_unit(module: nn.Module) -> bool:
-    """Whether a module has the convolutions of a unit."""
+def holds_unit(module: nn.Module, pointwise: int = 1) -> bool:
+    """Whether a module has the convolutions of a unit, of which so many are pointwise."""
     convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
-    return any(map(is_depthwise, convs)) and sum(c.kernel_size == (1, 1) for c in convs) > 1
+    enough = sum(c.kernel_size == (1, 1) for c in convs) >= pointwise
+    return enough and any(map(is_depthwise, convs))
 
 
 def find(
@@ -158,12 +160,17 @@ def _recognize(
 def _guesses(module: nn.Module) -> list[int]:
     """Numbers of channels that the input may have. With the wrong one the first convolution
     raises."""
-    first = [m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)]
-    numbers = [c for own in dict.fromkeys(first) for c in (own, 2 * own)]
+    of_convs = [
+        c
+        for m in module.modules() if isinstance(m, nn.Conv2d)
+        for c in (m.in_channels, 2 * m.in_channels)
+    ]  # fmt: skip
+    numbers = of_convs[:2]
     for value in vars(module).values():
         parts = value if isinstance(value, tuple | list) else [value]
         if parts and all(type(part) is int and part > 0 for part in parts):
             numbers.append(sum(parts))
+    numbers += of_convs
     return [c for c in dict.fromkeys(numbers) if c > 1][:_MOST_GUESSES]
 
 
@@ -204,6 +211,7 @@ def _describe(module: nn.Module, run: Run, channels: int) -> Recognition:
         names=names,
         in_channels=channels,
         splits_input=run.stem is None and run.units[0].told.projection is None,
+        spells_norms=any(layer.norm.is_spelled for layer in run.layers),
         structure=structure(module),
     )
 
@@ -298,6 +306,20 @@ class Recognized(PlannedModule):
     def _plain(self, x: Tensor) -> Tensor:
         out: Tensor = self._original.forward(self, x)
         return out
+
+    def _eager(self, x: Tensor) -> Tensor:
+        return self._plain(x) if self._keeps_float32(x) else super()._eager(x)
+
+    def _exported(self, x: Tensor) -> Tensor:
+        if self._keeps_float32(x):
+            raise Unsupported("plain")
+        return super()._exported(x)
+
+    def _keeps_float32(self, x: Tensor) -> bool:
+        """Whether autocast gives the forward a dtype that the kernels' result has not."""
+        known = _later.get(self) or self._recognition
+        spells = known is not None and known.spells_norms
+        return spells and isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
 
     def _current(self) -> Recognition:
         """Of the module as it is now."""

@@ -49,6 +49,7 @@ class Norm:
     running_mean: Any = None
     running_var: Any = None
     eps: float = 0.0
+    is_spelled: bool = False  # as a product and a sum, which autocast leaves in float32
 
 
 def activation_after(node: Node) -> tuple[Activation, tuple[Node, ...]]:
@@ -190,7 +191,7 @@ def _batch_norm(node: Node) -> Norm | None:
         return None
     if not isinstance(told["eps"], float | torch.SymFloat):
         return None
-    return Norm(**{name: told[name] for name in Norm.__dataclass_fields__})
+    return Norm(**{name: told[name] for name in (*_ROLES, "eps")})
 
 
 def _frozen_norm(source: Node, nodes: tuple[Node, ...]) -> Norm | None:
@@ -222,7 +223,7 @@ def _frozen_norm(source: Node, nodes: tuple[Node, ...]) -> Norm | None:
             for eps in (*constants, 0.0) if "running_var" in told else (0.0,):
                 tensors = {role: numbers[leaf].flatten() for role, leaf in told.items()}
                 if _same(y, _normed(x, tensors, float(eps))):
-                    return Norm(**told, eps=eps)  # type: ignore[arg-type]
+                    return Norm(**told, eps=eps, is_spelled=True)  # type: ignore[arg-type]
     return None
 
 

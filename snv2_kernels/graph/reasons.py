@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from snv2_kernels.graph.gates import mean_of
 from snv2_kernels.graph.layers import Layer, convolution
-from snv2_kernels.graph.nodes import example, function_name, only_number, readers, spelled
+from snv2_kernels.graph.nodes import example, function_name, only_number, readers, spelled, writes
 from snv2_kernels.graph.recognize import Units, recognize
 
 __all__ = ["why_no_unit"]
@@ -17,7 +17,8 @@ __all__ = ["why_no_unit"]
 _ACTIVATIONS = {
     name.lower(): name for name in nn.modules.activation.__all__ if "Attention" not in name
 }
-_OTHERS = ("add", "sub", "mul", "div", "max_pool2d", "avg_pool2d", "interpolate", "pad", "cat")
+_READ_TWICE = "the result of a convolution is read more than once"
+_OTHERS = ("add", "sub", "mul", "div", "max_pool2d", "avg_pool2d", "interpolate", "pad")
 
 
 def why_no_unit(graph: Graph) -> str:
@@ -27,13 +28,12 @@ def why_no_unit(graph: Graph) -> str:
         return f"computes more than units: {beside}"
     found = Units(graph)
     depthwise = [node for node in graph.nodes if _is_depthwise(node)]
-    checks: tuple[Callable[[Units, Node], str | None], ...] = (_window, _after, _before, _joined)
-    for check in checks:
-        for node in depthwise:
-            reason = check(found, node)
-            if reason is not None:
-                return reason
-    return "not recognised as a ShuffleNet V2 unit"
+    checks = _window, _after, _before, _written, _strides
+    reasons = (check(found, node) for check in checks for node in depthwise)
+    reason = next(filter(None, reasons), None)
+    if reason is not None or not depthwise:
+        return reason or "not recognised as a ShuffleNet V2 unit"
+    return "no join of a branch with what passes by or a projection of dw and pw"
 
 
 def _beside_units(graph: Graph) -> str | None:
@@ -94,7 +94,7 @@ def _after(found: Units, node: Node) -> str | None:
         if any(mean_of(out, user) for user in users):
             return "squeeze-and-excite in a form that is not known"
         if len(users) > 1:
-            return "the result of a convolution is read more than once"
+            return _READ_TWICE
         if users and users[0] not in found.layers.by_first:
             return _strange(users[0])
     return None
@@ -104,6 +104,9 @@ def _before(found: Units, node: Node) -> str | None:
     """What comes before that no unit has."""
     source = convolution(node)["input"]
     while (layer := found.layers.by_last.get(source)) is not None:
+        begins = [user in found.layers.by_first for user in readers(source)]
+        if len(begins) > 1 and not all(begins):
+            return _READ_TWICE
         source = layer.source
     return _strange(source) if function_name(source) else None
 
@@ -120,9 +123,15 @@ def _strange(node: Node) -> str | None:
     return f"{name} in a branch" if name in _OTHERS or name.endswith("_norm") else None
 
 
-def _joined(found: Units, node: Node) -> str | None:
-    """What makes a branch none of a unit's, if it is one."""
-    layers = [layer for layer, _ in _parts_after(found, node)]
-    if any(layer.kind == "dw" and layer.stride != 1 for layer in layers[1:]):
+def _written(found: Units, node: Node) -> str | None:
+    inside = {node for layer in found.layers.by_first.values() for node in layer.nodes}
+    inside.update(found.gates)
+    names = [function_name(n) for n in node.graph.nodes if writes(n) and n not in inside]
+    return f"a map is written in place: {names[0]}" if names else None
+
+
+def _strides(found: Units, node: Node) -> str | None:
+    later = [layer for layer, _ in _parts_after(found, node)][1:]
+    if any(layer.kind == "dw" and layer.stride != 1 for layer in later):
         return "a stride after the first depthwise convolution"
-    return "joined with neither what passes by nor a projection of dw and pw" if layers else None
+    return None
