@@ -184,8 +184,8 @@ def _kind(module: FusedModule) -> str:
 
 
 def _owner(model: nn.Module, name: str) -> str:
-    """The nearest module above ``name`` that has the convolutions of a whole unit, else the nearest,
-    apart from torch's containers."""
+    """The nearest module above ``name`` that has the convolutions of the paper's unit, else the
+    nearest, apart from torch's containers."""
     above = [name[:i] for i, letter in enumerate(name) if letter == "."][::-1]
     own = [
         parent
