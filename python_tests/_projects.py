@@ -231,7 +231,7 @@ class General(nn.Module):
                 layer("dw", inp, inp, stride, dw_act), layer("pw", inp, half, 1, act)
             )
         self.main = nn.Sequential()
-        channels = inp if self.side is not None else inp - half
+        channels = inp if self.side is not None else half
         gate_after %= len(names)
         for i, kind in enumerate(names):
             function = dw_act if kind == "dw" else act

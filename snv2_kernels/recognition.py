@@ -341,6 +341,16 @@ class Recognized(PlannedModule):
     def _splits_input(self) -> bool:
         return self._recognition is None or self._recognition.splits_input
 
+    def _is_run(self) -> bool:
+        return self._recognition is not None and Recipe.read(self._recognition.recipe).is_run
+
+    def _add_to(self, builder: Builder) -> None:
+        now = self._current()
+        recipe = Recipe.read(now.recipe)
+        if not recipe.is_run:
+            raise Unsupported("a network cannot follow units")
+        recipe.tell(builder, now.state(self), goes_on=True)
+
     def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
         assert not taps
         now = self._current()

@@ -243,12 +243,18 @@ class Recipe:
     def read(text: str) -> Recipe:
         return Recipe(text)
 
-    def tell(self, builder: Builder, tensors: Sequence[Tensor]) -> None:
-        """Tell a builder this network with a state's tensors."""
+    @property
+    def is_run(self) -> bool:
+        """Whether it is units alone."""
+        return self._steps[0][0] == "import" and not self.classify
+
+    def tell(self, builder: Builder, tensors: Sequence[Tensor], goes_on: bool = False) -> None:
+        """Tell a builder this network with a state's tensors; ``goes_on`` if units came before."""
         state = _State(tensors)
         for kind, *rest in self._steps:
             if kind == "import":
-                builder.add_import(*rest)
+                if not goes_on:
+                    builder.add_import(*rest)
             elif kind == "stem":
                 builder.add_stem(state.layer(rest[0], 2, depthwise=False))
             elif kind == "unit":
