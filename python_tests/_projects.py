@@ -245,7 +245,7 @@ class General(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.side is None:
-            first, y = x.split((x.shape[1] - self.half, self.half), 1)
+            first, y = x.split((self.inp - self.half, self.half), 1)
         else:
             first, y = self.side(x), x
         y = torch.cat((first, self.main(y)), 1)

@@ -250,6 +250,19 @@ def test_other_arguments_run_plain() -> None:
     assert torch.equal(fused(x=x), unit(x))
 
 
+def test_other_channels_run_plain() -> None:
+    class Flexible(Wrapped):
+        def forward(self, x: Tensor) -> Tensor:
+            first, y = x.split((x.shape[1] - 14, 14), 1)
+            return torch.cat((first, self.main(y)), 1)
+
+    unit = randomize_(Flexible(28, 28, 1)).eval()
+    fused = check(unit, draw(2, 28, 9, 7), "unit")
+    for channels in (17, 40):
+        x = draw(2, channels, 9, 7)
+        assert torch.equal(fused(x), unit(x))
+
+
 def test_compiled_and_exported() -> None:
     model, x = styled("wrapped")
     fused = snv2.fuse(model)

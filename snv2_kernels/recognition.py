@@ -308,18 +308,22 @@ class Recognized(PlannedModule):
         return out
 
     def _eager(self, x: Tensor) -> Tensor:
-        return self._plain(x) if self._keeps_float32(x) else super()._eager(x)
+        return self._plain(x) if self._differs(x) else super()._eager(x)
 
     def _exported(self, x: Tensor) -> Tensor:
-        if self._keeps_float32(x):
+        if self._differs(x):
             raise Unsupported("plain")
         return super()._exported(x)
 
-    def _keeps_float32(self, x: Tensor) -> bool:
-        """Whether autocast gives the forward a dtype that the kernels' result has not."""
+    def _differs(self, x: Tensor) -> bool:
+        """Whether the forward does something else with this input than was recognised: it may take
+        several numbers of channels, and autocast leave spelled out norms in float32."""
         known = _later.get(self) or self._recognition
-        spells = known is not None and known.spells_norms
-        return spells and isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if known is None or tracing or not isinstance(x, Tensor) or x.dim() != 4:
+            return False
+        autocast = known.spells_norms and torch.is_autocast_enabled(x.device.type)
+        return autocast or x.shape[1] != known.in_channels
 
     def _current(self) -> Recognition:
         """Of the module as it is now."""

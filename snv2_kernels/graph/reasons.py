@@ -24,25 +24,20 @@ _OTHERS = ("add", "sub", "mul", "div", "max_pool2d", "avg_pool2d", "interpolate"
 def why_no_unit(graph: Graph) -> str:
     """What stops the whole graph from being units: the first that holds of a unit near a depthwise
     convolution, or what it computes beside units."""
-    if (beside := _beside_units(graph)) is not None:
-        return f"computes more than units: {beside}"
     found = Units(graph)
-    depthwise = [node for node in graph.nodes if _is_depthwise(node)]
+    inside = {node for run in recognize(graph) for node in run.nodes}
+    depthwise = [node for node in graph.nodes if _is_depthwise(node) and node not in inside]
     checks = _window, _after, _before, _written, _strides
     reasons = (check(found, node) for check in checks for node in depthwise)
-    reason = next(filter(None, reasons), None)
-    if reason is not None or not depthwise:
-        return reason or "not recognised as a ShuffleNet V2 unit"
-    return "no join of a branch with what passes by or a projection of dw and pw"
-
-
-def _beside_units(graph: Graph) -> str | None:
-    runs = recognize(graph)
-    if not runs:
-        return None
-    inside = {node for run in runs for node in run.nodes}
-    names = (function_name(node) for node in graph.nodes if node not in inside)
-    return next((name.strip("_") for name in names if name), None)
+    if (reason := next(filter(None, reasons), None)) is not None:
+        return reason
+    if inside:
+        names = (function_name(node) for node in graph.nodes if node not in inside)
+        beside = next((name.strip("_") for name in names if name), "several results")
+        return f"computes more than units: {beside}"
+    if depthwise:
+        return "no join of a branch with what passes by or a projection of dw and pw"
+    return "not recognised as a ShuffleNet V2 unit"
 
 
 def _is_depthwise(node: Node) -> bool:
