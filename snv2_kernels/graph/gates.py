@@ -49,9 +49,10 @@ def gates(graph: Graph, layers: Layers) -> Iterator[Gate]:
 
 def _gate(product: Node, layers: Layers) -> Gate | None:
     """The gate that ends at a product."""
-    for source, scale in (product.args[:2], product.args[1::-1]):
-        if not isinstance(source, Node) or not isinstance(scale, Node) or source is scale:
-            continue
+    factors = product.all_input_nodes
+    if len(factors) != 2:
+        return None
+    for source, scale in (factors, factors[::-1]):
         others = [user for user in readers(source) if user not in (product, scale)]
         if len(others) != 1 or not same_shape(product, source):
             continue
