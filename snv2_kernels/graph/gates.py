@@ -123,7 +123,7 @@ def _pools_all(source: Node, pool: Node) -> bool:
         return bool(only_number(arguments(pool, ("input", "output_size"))["output_size"]) == 1)
     names = ("input", "kernel_size", "stride", "padding")
     given = arguments(pool, names, padding=0)
-    window = given["kernel_size"]
+    window = example(given["kernel_size"])
     window = list(window) if isinstance(window, tuple | list) else [window, window]
     sizes = [example(size) for size in window]
     return only_number(given["padding"]) == 0 and all(
