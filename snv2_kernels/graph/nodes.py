@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = [
     "arguments",
@@ -102,6 +101,9 @@ def same_number(a: Any, b: Any) -> bool:
     """Whether two sizes are the same whatever the input is."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
+    # Only now: it takes half a second to import.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
     return bool(statically_known_true(a == b))
 
 
