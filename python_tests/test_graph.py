@@ -21,6 +21,7 @@ from _cases import (
     plain_stage,
     small_network,
 )
+from _projects import General
 from test_gradients import gradients
 from test_repack import EDITS
 from torch import Tensor, nn
@@ -252,16 +253,18 @@ def test_description_of_the_authors_unit_in_an_exported_graph() -> None:
     """The graph is aten's here."""
     model, x = spelled(with_shuffle_at_the_input, (1,)), draw(2, 24, 9, 11)
     (run,) = recognize(torch.export.export(model, (x,)).graph)
-    (unit,) = run.units
-    assert (unit.stride, unit.projection, unit.in_channels) == (1, None, 24)
+    (found,) = run.units
+    unit = found.told
+    assert (unit.stride, unit.projection, found.in_channels) == (1, None, 24)
     assert unit.passthrough == tuple(range(0, 24, 2))
     assert unit.main == tuple(range(1, 24, 2))
     assert unit.order == tuple(range(24))
-    assert "main" in unit.pw1.conv.weight.name
-    assert unit.pw1.norm.eps == 1e-5
+    assert [part.kind for part in unit.branch] == ["pw", "dw", "pw"]
+    assert "main" in unit.branch[0].conv.weight.name
+    assert unit.branch[0].norm.eps == 1e-5
 
 
-# What is no unit ------------------------------------------------------------------------------
+# Units that differ, and what is no unit -------------------------------------------------------
 
 
 def _silu(unit: nn.Module) -> None:
@@ -301,13 +304,33 @@ def _written_between(unit: nn.Module) -> None:
     unit.forward = forward
 
 
-CHANGES = [
-    _silu, _relu_after_depthwise, _wide_window, _dilated, _moving_statistics, _written_between,
-]  # fmt: skip
+@pytest.mark.parametrize("change", [_silu, _relu_after_depthwise, _wide_window, _dilated])
+def test_unit_that_differs(change: Callable[[nn.Module], None]) -> None:
+    model = plain_stage([1, 1, 1], 34, 34)
+    change(model[1])
+    x = draw(2, 34, 9, 11)
+    fast, counter = compiled(model)
+    with torch.no_grad():
+        agree(fast(x), model(x))
+    assert calls(counter) == ["fused"]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_the_kernels_do_not_cover_is_left(change: Callable[[nn.Module], None]) -> None:
+@pytest.mark.parametrize(
+    ("gate", "dynamic"), [("linear", False), ("window", True)], ids=["linear", "window-dynamic"]
+)
+def test_unit_with_a_gate(gate: str, dynamic: bool) -> None:
+    unit = General(16, 16, gate=gate, act="hardswish-by-hand", norm="frozen")
+    model, x = randomize_(unit).eval(), draw(2, 16, 9, 7)
+    counter = CompileCounterWithBackend("eager")
+    options = {"inner": counter}
+    fast = torch.compile(model, backend="snv2", fullgraph=True, dynamic=dynamic, options=options)
+    agree(fast(x), model(x))
+    assert "fused" in calls(counter)
+    assert not {"conv2d", "mul", "relu6"} & set(calls(counter))
+
+
+@pytest.mark.parametrize("change", [_moving_statistics, _written_between])
+def test_what_is_no_unit_is_left(change: Callable[[nn.Module], None]) -> None:
     torch.manual_seed(0)
     model = plain_stage([1, 1, 1], 34, 34)
     change(model[1])

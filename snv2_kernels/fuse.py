@@ -12,6 +12,7 @@ from snv2_kernels import models
 from snv2_kernels.backends import check_backend
 from snv2_kernels.nn import FusedModule, InvertedResidual, ShuffleNetV2, Stage
 from snv2_kernels.nn.fused import clone_tree
+from snv2_kernels.nn.series import Mixed, Series, has_series
 from snv2_kernels.recognition import (
     Recognized,
     find,
@@ -32,7 +33,8 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
     Recognised are torchvision's and this package's ``InvertedResidual``, ``nn.Sequential`` runs
     of them, and ``ShuffleNetV2``, anywhere in ``model``; and every other module whose forward
     computes such units, one or several in sequence, however it is written: its class derives from
-    the module's own and keeps its attributes and submodules. The rest is copied as it is, and
+    the module's own and keeps its attributes and submodules. In an ``nn.Sequential`` of other
+    modules too, units that follow each other run as one. The rest is copied as it is, and
     :func:`explain` tells which is which.
 
     Parameters and buffers are shared with ``model``, which is left as it was: training one
@@ -82,11 +84,13 @@ def _fused_copy(
     for module in fused.modules():
         if isinstance(module, FusedModule):
             module._shares_parameters = True
+        elif type(module) is nn.Sequential and has_series(module):
+            module.__class__ = Mixed
     return fused, {copies[key]: reason for key, reason in reasons.items()}
 
 
 def _is_known(module: nn.Module) -> bool:
-    return isinstance(module, FusedModule) or _fused_class(module) is not type(module)
+    return isinstance(module, FusedModule | Mixed) or _fused_class(module) is not type(module)
 
 
 def _is_plain(module: nn.Module, name: str) -> bool:
@@ -164,6 +168,11 @@ def explain(model: nn.Module) -> Explanation:
         if isinstance(module, FusedModule):
             parts.append(Part(name, _kind(module), module.reason()))
             inside.append(f"{name}." if name else "")
+        elif isinstance(module, Mixed):
+            for step, series in module.steps().items():
+                if isinstance(series, Series):
+                    place = f"{name}.{step}" if name else step
+                    parts.append(Part(place, "stage", series.reason()))
     seen: set[str] = set()
     for name, module in fused.named_modules():
         if not is_depthwise(module) or any(name.startswith(prefix) for prefix in inside):
@@ -184,12 +193,12 @@ def _kind(module: FusedModule) -> str:
 
 
 def _owner(model: nn.Module, name: str) -> str:
-    """The nearest module above ``name`` that has the convolutions of a unit, else the nearest,
-    apart from torch's containers."""
+    """The nearest module above ``name`` that has the convolutions of the paper's unit, else the
+    nearest, apart from torch's containers."""
     above = [name[:i] for i, letter in enumerate(name) if letter == "."][::-1]
     own = [
         parent
         for parent in above
         if type(model.get_submodule(parent)) not in (nn.Sequential, nn.ModuleList)
     ] + [""]
-    return next((p for p in own if holds_unit(model.get_submodule(p))), own[0])
+    return next((p for p in own if holds_unit(model.get_submodule(p), 2)), own[0])

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.nodes import example, writes
 from snv2_kernels.graph.reasons import why_no_unit
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
-from snv2_kernels.graph.recognize import Run, recognize, writes
+from snv2_kernels.graph.recognize import Run, recognize
 from snv2_kernels.graph.record import Recording, plain_copy, record
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.packing import Builder
@@ -47,6 +48,7 @@ class Recognition:
     names: tuple[str, ...]  # of the recipe's state among parameters and buffers
     in_channels: int
     splits_input: bool
+    spells_norms: bool  # so that autocast does not reach their results
     structure: dict[str, Any]  # of the module that this is true of
 
     def state(self, module: nn.Module) -> list[Tensor]:
@@ -60,10 +62,11 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
 
 
-def holds_unit(module: nn.Module) -> bool:
-    """Whether a module has the convolutions of a unit."""
+def holds_unit(module: nn.Module, pointwise: int = 1) -> bool:
+    """Whether a module has the convolutions of a unit, of which so many are pointwise."""
     convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
-    return any(map(is_depthwise, convs)) and sum(c.kernel_size == (1, 1) for c in convs) > 1
+    enough = sum(c.kernel_size == (1, 1) for c in convs) >= pointwise
+    return enough and any(map(is_depthwise, convs))
 
 
 def find(
@@ -152,7 +155,7 @@ def _recognize(
                 return recognition, recording.channels
         if farthest is None or len(farthest.graph.nodes) < len(recording.graph.nodes):
             farthest = recording
-        if recording.error is None and run is None:
+        if recording.error is None and run is None and not _is_hollow(recording):
             break
     if farthest is None:
         raise _NotRecognized("its input channels cannot be told")
@@ -164,21 +167,31 @@ def _recognize(
 def _guesses(module: nn.Module) -> list[int]:
     """Numbers of channels that the input may have. With the wrong one the first convolution
     raises."""
-    first = [m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)]
-    numbers = [c for own in dict.fromkeys(first) for c in (own, 2 * own)]
+    of_convs = [
+        c
+        for m in module.modules() if isinstance(m, nn.Conv2d)
+        for c in (m.in_channels, 2 * m.in_channels)
+    ]  # fmt: skip
+    numbers = of_convs[:2]
     for value in vars(module).values():
         parts = value if isinstance(value, tuple | list) else [value]
         if parts and all(type(part) is int and part > 0 for part in parts):
             numbers.append(sum(parts))
+    numbers += of_convs
     return [c for c in dict.fromkeys(numbers) if c > 1][:_MOST_GUESSES]
+
+
+def _is_hollow(recording: Recording) -> bool:
+    """Whether there are maps without channels, as halves are of too small an input."""
+    values = map(example, recording.graph.nodes)
+    return any(isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == 0 for t in values)
 
 
 def _whole_run(recording: Recording) -> Run | None:
     """The run that is all that was recorded."""
     for run in recognize(recording.graph):
         if run.source is recording.source and run.out is recording.out:
-            nodes = {node for unit in run.units for node in unit.nodes}
-            nodes.update(run.ends, *(layer.nodes for layer in run.layers))
+            nodes = run.nodes
             if not any(writes(node) and node not in nodes for node in recording.graph.nodes):
                 return run
     return None
@@ -186,8 +199,9 @@ def _whole_run(recording: Recording) -> Run | None:
 
 def _reads_all(run: Run, channels: int) -> bool:
     """Whether each input channel has its place: only then was the right number guessed."""
-    unit = run.units[0]
-    return run.stem is not None or sorted(unit.main + unit.passthrough) == list(range(channels))
+    unit = run.units[0].told
+    read = {*unit.main, *unit.passthrough}
+    return run.stem is not None or unit.projection is not None or len(read) == channels
 
 
 def _describe(module: nn.Module, run: Run, channels: int) -> Recognition:
@@ -203,7 +217,8 @@ def _describe(module: nn.Module, run: Run, channels: int) -> Recognition:
         recipe=builder.text,
         names=names,
         in_channels=channels,
-        splits_input=run.stem is None and run.units[0].projection is None,
+        splits_input=run.stem is None and run.units[0].told.projection is None,
+        spells_norms=any(layer.norm.is_spelled for layer in run.layers),
         structure=structure(module),
     )
 
@@ -299,6 +314,24 @@ class Recognized(PlannedModule):
         out: Tensor = self._original.forward(self, x)
         return out
 
+    def _eager(self, x: Tensor) -> Tensor:
+        return self._plain(x) if self._differs(x) else super()._eager(x)
+
+    def _exported(self, x: Tensor) -> Tensor:
+        if self._differs(x):
+            raise Unsupported("plain")
+        return super()._exported(x)
+
+    def _differs(self, x: Tensor) -> bool:
+        """Whether the forward does something else with this input than was recognised: it may take
+        several numbers of channels, and autocast leave spelled out norms in float32."""
+        known = _later.get(self) or self._recognition
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if known is None or tracing or not isinstance(x, Tensor) or x.dim() != 4:
+            return False
+        autocast = known.spells_norms and torch.is_autocast_enabled(x.device.type)
+        return autocast or x.shape[1] != known.in_channels
+
     def _current(self) -> Recognition:
         """Of the module as it is now."""
         now = structure(self)
@@ -318,6 +351,16 @@ class Recognized(PlannedModule):
 
     def _splits_input(self) -> bool:
         return self._recognition is None or self._recognition.splits_input
+
+    def _is_run(self) -> bool:
+        return self._recognition is not None and Recipe.read(self._recognition.recipe).is_run
+
+    def _add_to(self, builder: Builder) -> None:
+        now = self._current()
+        recipe = Recipe.read(now.recipe)
+        if not recipe.is_run:
+            raise Unsupported("a network cannot follow units")
+        recipe.tell(builder, now.state(self), goes_on=True)
 
     def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
         assert not taps

@@ -38,9 +38,12 @@ def randomize_(model: M, seed: int = 0) -> M:
             normal_(module.weight, (2.0 / fan_in) ** 0.5)
             if module.bias is not None:
                 normal_(module.bias, 0.1)
+        elif isinstance(module, nn.PReLU):
+            uniform_(module.weight, 0.05, 0.5)
         elif isinstance(module, nn.BatchNorm2d):
-            uniform_(module.weight, 0.5, 1.5)
-            normal_(module.bias, 0.3)
+            if module.affine:
+                uniform_(module.weight, 0.5, 1.5)
+                normal_(module.bias, 0.3)
             assert module.running_mean is not None
             assert module.running_var is not None
             normal_(module.running_mean, 0.3)

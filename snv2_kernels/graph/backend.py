@@ -12,9 +12,9 @@ from torch._dynamo.backends.registry import lookup_backend
 
 import snv2_kernels  # noqa: F401  # defines operators
 from snv2_kernels.backends import check_backend
-from snv2_kernels.graph.channels import example
+from snv2_kernels.graph.nodes import example, writes
 from snv2_kernels.graph.recipe import RecipeBuilder
-from snv2_kernels.graph.recognize import Run, recognize, writes
+from snv2_kernels.graph.recognize import Run, recognize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,8 +79,7 @@ def _replace(run: Run, backend: str) -> None:
         fused = out.graph.call_function(torch.ops.snv2.fused, arguments)
     fused.meta = out.meta.copy()
     out.replace_all_uses_with(fused)
-    nodes = {node for unit in run.units for node in unit.nodes}
-    _erase(nodes.union(run.ends, *(layer.nodes for layer in run.layers)))
+    _erase(run.nodes)
 
 
 def _erase(nodes: set[Node]) -> None:

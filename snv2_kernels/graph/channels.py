@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-__all__ = ["Follower", "Origin", "Value", "example", "function_name", "origins_of"]
+from snv2_kernels.graph.nodes import example, function_name, same_number
+
+__all__ = ["Follower", "Origin", "Value", "origins_of"]
 
 Origin = tuple[Node, int]
 
@@ -46,7 +46,7 @@ class Value:
 
     def channels(self) -> tuple[Origin, ...] | None:
         """Origins in order, if this is a map [N, C, H, W]."""
-        dims = [[f for f in dim if not _is(f.size, 1)] for dim in self.dims]
+        dims = [[f for f in dim if not same_number(f.size, 1)] for dim in self.dims]
         if len(dims) != 4 or not all(f.is_channels for f in dims[1]):
             return None
         for name, dim in (("n", dims[0]), ("h", dims[2]), ("w", dims[3])):
@@ -60,30 +60,6 @@ def _positions(factors: Sequence[Factor], offset: int) -> list[int]:
     for factor in factors:
         positions = [p + i * factor.stride for p in positions for i in range(factor.size)]
     return positions
-
-
-def example(node: Any) -> Any:
-    """What a node was traced with: Dynamo's name for it, or torch.export's."""
-    if not isinstance(node, Node):
-        return node
-    return node.meta.get("example_value", node.meta.get("val"))
-
-
-def function_name(node: Any) -> str:
-    """``"cat"`` for torch.cat, Tensor's methods and aten's operators alike; empty for others."""
-    if not isinstance(node, Node) or node.op not in ("call_function", "call_method"):
-        return ""
-    target = node.target
-    if isinstance(target, str):
-        return target
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, _, name = target._schema.name.partition("::")
-        return name if namespace == "aten" else ""
-    if target is F.max_pool2d:  # a function that chooses another
-        return "max_pool2d"
-    name = getattr(target, "__name__", "")
-    known = (torch, Tensor, F, torch._C._nn, operator)
-    return name if any(getattr(space, name, None) is target for space in known) else ""
 
 
 def origins_of(node: Node) -> Value | None:
@@ -177,11 +153,11 @@ def _transpose(follower: Follower, node: Node, x: Any, dim0: Any, dim1: Any) -> 
 def _reshape(follower: Follower, node: Node, x: Any, *args: Any, **kwargs: Any) -> Value:
     """Factors in order, handed out to the dimensions of the result."""
     value = follower._one(x)
-    left = [factor for dim in value.dims for factor in dim if not _is(factor.size, 1)]
+    left = [factor for dim in value.dims for factor in dim if not same_number(factor.size, 1)]
     dims = []
     for size in map(_known, example(node).shape):
         dim: list[Factor] = []
-        while not _is(_product(dim), size):
+        while not same_number(_product(dim), size):
             if not left:
                 raise _Unknown
             factor = left.pop(0)
@@ -206,7 +182,7 @@ def _product(factors: Sequence[Factor]) -> Any:
 def _quotient(size: Any, divisor: Any) -> int | None:
     """Where a size is a multiple of another one, whatever the input is."""
     quotient = _hint(size) // _hint(divisor)
-    return quotient if _is(divisor * quotient, size) else None
+    return quotient if same_number(divisor * quotient, size) else None
 
 
 def _known(size: Any) -> Any:
@@ -219,16 +195,6 @@ def _known(size: Any) -> Any:
 
 def _hint(size: Any) -> int:
     return size if isinstance(size, int) else int(size.node.hint)
-
-
-def _is(a: Any, b: Any) -> bool:
-    """Whether two sizes are the same whatever the input is."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a == b
-    # Only now: it takes half a second to import.
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    return bool(statically_known_true(a == b))
 
 
 def _taken(value: Value, dim: int, indices: range) -> Value:

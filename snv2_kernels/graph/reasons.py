@@ -2,133 +2,131 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from snv2_kernels.graph.channels import example, function_name
+from snv2_kernels.graph.gates import mean_of
+from snv2_kernels.graph.layers import Layer, convolution
+from snv2_kernels.graph.nodes import example, function_name, only_number, readers, spelled, writes
+from snv2_kernels.graph.recognize import Units, recognize
 
 __all__ = ["why_no_unit"]
 
 _ACTIVATIONS = {
     name.lower(): name for name in nn.modules.activation.__all__ if "Attention" not in name
 }
-_POOLS = ("mean", "adaptive_avg_pool2d", "avg_pool2d")
+_READ_TWICE = "the result of a convolution is read more than once"
+_OTHERS = ("add", "sub", "mul", "div", "max_pool2d", "avg_pool2d", "interpolate", "pad")
 
 
 def why_no_unit(graph: Graph) -> str:
-    """What the first depthwise convolution lacks of a unit."""
-    depthwise = [node for node in graph.nodes if _shape(node) is not None and _is_depthwise(node)]
-    for check in (_window, _after, _before):
-        for node in depthwise:
-            reason = check(node)
-            if reason is not None:
-                return reason
+    """What stops the whole graph from being units: the first that holds of a unit near a depthwise
+    convolution, or what it computes beside units."""
+    found = Units(graph)
+    inside = {node for run in recognize(graph) for node in run.nodes}
+    depthwise = [node for node in graph.nodes if _is_depthwise(node) and node not in inside]
+    checks = _window, _after, _before, _written, _strides
+    reasons = (check(found, node) for check in checks for node in depthwise)
+    if (reason := next(filter(None, reasons), None)) is not None:
+        return reason
+    if inside:
+        names = (function_name(node) for node in graph.nodes if node not in inside)
+        beside = next((name.strip("_") for name in names if name), "several results")
+        return f"computes more than units: {beside}"
+    if depthwise:
+        return "no join of a branch with what passes by or a projection of dw and pw"
     return "not recognised as a ShuffleNet V2 unit"
 
 
-def _shape(node: Node) -> tuple[int, ...] | None:
-    """Of a convolution's weight."""
-    if function_name(node) != "conv2d":
-        return None
-    weight = example(_argument(node, 1, "weight"))
-    return tuple(weight.shape) if isinstance(weight, Tensor) else None
-
-
-def _argument(node: Node, position: int, name: str, default: object = None) -> object:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
 def _is_depthwise(node: Node) -> bool:
-    shape = _shape(node)
-    assert shape is not None
-    groups = _argument(node, 6, "groups", 1)
-    return groups != 1 and shape[1] == 1
+    if function_name(node) != "conv2d":
+        return False
+    given = convolution(node)
+    weight = example(given["weight"])
+    return isinstance(weight, Tensor) and given["groups"] != 1 and weight.shape[1] == 1
 
 
-def _is_pointwise(node: Node) -> bool:
-    shape = _shape(node)
-    return shape is not None and shape[2:] == (1, 1) and _argument(node, 6, "groups", 1) == 1
-
-
-def _window(node: Node) -> str | None:
-    shape = _shape(node)
-    assert shape is not None
-    outputs, _, *kernel = shape
-    if function_name(_argument(node, 0, "input")) == "pad":
+def _window(found: Units, node: Node) -> str | None:
+    """What no depthwise convolution of a unit has."""
+    given = convolution(node)
+    outputs, _, *kernel = example(given["weight"]).shape
+    if function_name(given["input"]) == "pad":
         return "padding apart from the depthwise convolution"
-    if kernel != [3, 3]:
+    if only_number(kernel) is None or kernel[0] % 2 == 0:
         return f"depthwise {kernel[0]}x{kernel[1]}"
-    if outputs != _argument(node, 6, "groups", 1):
+    if outputs != given["groups"]:
         return "a depthwise multiplier"
-    for position, name, allowed in (
-        (5, "dilation", (1,)),
-        (4, "padding", (1,)),
-        (3, "stride", (1, 2)),
-    ):
-        value = _argument(node, position, name, {"padding": 0}.get(name, 1))
-        values = {*value} if isinstance(value, tuple | list) else {value}
-        if not values & set(allowed) or len(values) > 1:
-            return f"depthwise with {name} {value}"
+    dilation = only_number(given["dilation"])
+    wrong = {
+        "dilation": dilation is None,
+        "padding": only_number(given["padding"]) not in (kernel[0] // 2 * (dilation or 1), "same"),
+        "stride": only_number(given["stride"]) not in (1, 2),
+    }
+    name = next((name for name, is_wrong in wrong.items() if is_wrong), None)
+    if name is not None:
+        return f"depthwise with {name} {given[name]}"
+    return None if node in found.layers.by_first else "a batch norm of the batch's own statistics"
+
+
+def _parts_after(found: Units, node: Node) -> Iterator[tuple[Layer, Node]]:
+    """Layers from a convolution on, each for the next alone, and the results of their gates."""
+    gates = {gate.source: gate for gate in found.gates.values()}
+    layer = found.layers.by_first.get(node)
+    while layer is not None:
+        out = gates[layer.out].out if layer.out in gates else layer.out
+        yield layer, out
+        layer = found.layers.after(out, "pw", "dw")
+
+
+def _after(found: Units, node: Node) -> str | None:
+    """What follows that no unit has."""
+    for layer, out in _parts_after(found, node):
+        if layer.activation.kind in ("sigmoid", "hardsigmoid"):
+            return f"activation {_ACTIVATIONS[layer.activation.kind]}"
+        users = readers(out)
+        if any(mean_of(out, user) for user in users):
+            return "squeeze-and-excite in a form that is not known"
+        if len(users) > 1:
+            return _READ_TWICE
+        if users and users[0] not in found.layers.by_first:
+            return _strange(users[0])
     return None
 
 
-def _activation(node: Node | None) -> str | None:
-    """The name of an activation that is no ReLU, as of torch's module for it."""
-    name = function_name(node).strip("_").replace("_", "")
-    if (
-        node is not None
-        and name == "hardtanh"
-        and {0.0, 6.0} <= {*node.args, *node.kwargs.values()}
-    ):
-        return "ReLU6"
-    return None if name == "relu" else _ACTIVATIONS.get(name)
+def _before(found: Units, node: Node) -> str | None:
+    """What comes before that no unit has."""
+    source = convolution(node)["input"]
+    while (layer := found.layers.by_last.get(source)) is not None:
+        begins = [user in found.layers.by_first for user in readers(source)]
+        if len(begins) > 1 and not all(begins):
+            return _READ_TWICE
+        source = layer.source
+    return _strange(source) if function_name(source) else None
 
 
-def _users(node: Node) -> list[Node]:
-    """What reads the result of a convolution and its batch norm."""
-    users = list(node.users)
-    if len(users) == 1 and function_name(users[0]) == "batch_norm":
-        return list(users[0].users)
-    return users
+def _strange(node: Node) -> str | None:
+    """What is neither a layer nor moves channels."""
+    name = spelled(node)
+    if name.replace("_", "") in _ACTIVATIONS:
+        return f"activation {_ACTIVATIONS[name.replace('_', '')]}"
+    if name == "conv2d":
+        given = convolution(node)
+        height, width = example(given["weight"]).shape[2:]
+        return f"convolution {height}x{width} with {given['groups']} groups in a branch"
+    return f"{name} in a branch" if name in _OTHERS or name.endswith("_norm") else None
 
 
-def _after(node: Node) -> str | None:
-    users = _users(node)
-    if len(users) > 1:
-        what = "the depthwise convolution's result is read more than once"
-        return "squeeze-and-excite between dw and pw2" if _is_pooled(users) else what
-    if not users or not _is_pointwise(users[0]):
-        return _instead(users[0]) if users else None
-    users = _users(users[0])
-    activations = [a for a in map(_activation, users) if a is not None]
-    if activations:
-        return f"activation {activations[0]}"
-    if not users or any(_is_relu(user) for user in users):
-        return None
-    return "squeeze-and-excite after pw2" if _is_pooled(users) else "no activation after pw2"
+def _written(found: Units, node: Node) -> str | None:
+    inside = {node for layer in found.layers.by_first.values() for node in layer.nodes}
+    inside.update(found.gates)
+    names = [function_name(n) for n in node.graph.nodes if writes(n) and n not in inside]
+    return f"a map is written in place: {names[0]}" if names else None
 
 
-def _instead(node: Node) -> str:
-    """What stands where pw2 should."""
-    activation = "ReLU" if _is_relu(node) else _activation(node)
-    if activation is not None:
-        return f"activation {activation} after the depthwise convolution"
-    return f"{function_name(node)} after the depthwise convolution"
-
-
-def _is_relu(node: Node) -> bool:
-    return function_name(node).strip("_") == "relu"
-
-
-def _is_pooled(users: list[Node]) -> bool:
-    return any(function_name(user) in _POOLS for user in users)
-
-
-def _before(node: Node) -> str | None:
-    before = _argument(node, 0, "input")
-    assert isinstance(before, Node)
-    if (activation := _activation(before)) is not None:
-        return f"activation {activation}"
-    if function_name(before) in ("batch_norm", "conv2d"):
-        return "no activation between pw1 and dw"
+def _strides(found: Units, node: Node) -> str | None:
+    later = [layer for layer, _ in _parts_after(found, node)][1:]
+    if any(layer.kind == "dw" and layer.stride != 1 for layer in later):
+        return "a stride after the first depthwise convolution"
     return None

@@ -179,6 +179,8 @@ class _State:
         letters, eps, kind, slope, dilation = written
         tensors = self.take(letters)
         weight = tensors["W"]
+        if weight.dim() == 2:  # of a linear layer, in a gate
+            weight = weight[:, :, None, None]
         out_channels, depth, kernel, _ = weight.shape
         groups = out_channels if depthwise and kernel > 1 else 1
         conv = nn.Conv2d(
@@ -187,10 +189,12 @@ class _State:
         )  # fmt: skip
         bn = nn.BatchNorm2d(out_channels, eps, affine="w" in tensors, device="meta")
         _set(conv, weight=weight, bias=tensors.get("B"))
-        _set(bn, weight=tensors.get("w"), bias=tensors.get("b"))
+        # That of a frozen batch norm may be [1, C, 1, 1].
+        vectors = {letter: tensors[letter].flatten() for letter in "wbmv" if letter in tensors}
+        _set(bn, weight=vectors.get("w"), bias=vectors.get("b"))
         # Without a batch norm, one that changes nothing.
-        bn.running_mean = tensors.get("m", weight.new_zeros(out_channels))
-        bn.running_var = tensors.get("v", weight.new_ones(out_channels))
+        bn.running_mean = vectors.get("m", weight.new_zeros(out_channels))
+        bn.running_var = vectors.get("v", weight.new_ones(out_channels))
         learned = {"prelu": tensors.get("a"), "leaky_relu": slope}.get(kind)
         return Layer(conv, bn, Activation(kind, learned), kernel, dilation)
 
@@ -239,12 +243,18 @@ class Recipe:
     def read(text: str) -> Recipe:
         return Recipe(text)
 
-    def tell(self, builder: Builder, tensors: Sequence[Tensor]) -> None:
-        """Tell a builder this network with a state's tensors."""
+    @property
+    def is_run(self) -> bool:
+        """Whether it is units alone."""
+        return self._steps[0][0] == "import" and not self.classify
+
+    def tell(self, builder: Builder, tensors: Sequence[Tensor], goes_on: bool = False) -> None:
+        """Tell a builder this network with a state's tensors; ``goes_on`` if units came before."""
         state = _State(tensors)
         for kind, *rest in self._steps:
             if kind == "import":
-                builder.add_import(*rest)
+                if not goes_on:
+                    builder.add_import(*rest)
             elif kind == "stem":
                 builder.add_stem(state.layer(rest[0], 2, depthwise=False))
             elif kind == "unit":

@@ -24,7 +24,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
-from snv2_kernels.graph.recognize import writes
+from snv2_kernels.graph.nodes import writes
 from snv2_kernels.nn.fused import clone_tree
 
 __all__ = ["Recording", "Untraceable", "inner_state", "plain_copy", "record"]
@@ -207,6 +207,9 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name == "avg_pool2d" and _is_whole(*args, **kwargs):
+            # Its own signature takes numbers, and would fix the size of the map.
+            func, args, kwargs = Tensor.mean, (args[0], (2, 3), True), {}
         guards = len(self._shapes.guards)
         out = func(*args, **kwargs)
         self._guards += len(self._shapes.guards) - guards
@@ -226,6 +229,13 @@ class _Recorder(TorchFunctionMode):
         target = getattr(operator, name, func) if name.startswith("__") else func
         self._set(out, self.graph.call_function(target, *inputs))
         return out
+
+
+def _is_whole(x: Any, window: Any, *args: Any, **kwargs: Any) -> bool:
+    """Whether a window is a map's own size."""
+    sizes = tuple(window) if isinstance(window, tuple | list) else (window,)
+    is_open = any(isinstance(size, torch.SymInt) for size in sizes)
+    return is_open and sizes == tuple(x.shape[2:]) and not args and not kwargs
 
 
 def _has_tensors(value: Any) -> bool:

@@ -93,6 +93,10 @@ class PlannedModule(FusedModule):
         """Tell the units of this module, or raise :class:`Unsupported`."""
         raise NotImplementedError
 
+    def _is_run(self) -> bool:
+        """Whether :meth:`_add_to` tells all of it, so that units may follow."""
+        return False
+
     def _splits_input(self) -> bool:
         """Whether part of the input goes through untouched, so that its dtype does too."""
         return False
@@ -192,6 +196,9 @@ class InvertedResidual(PlannedModule, models.InvertedResidual):
             raise Unsupported(f"branch2.0: {type(first).__name__} is not a plain Conv2d")
         return first.in_channels * (2 if self.stride == 1 else 1)
 
+    def _is_run(self) -> bool:
+        return True
+
     def _splits_input(self) -> bool:
         return self.stride == 1
 
@@ -262,6 +269,9 @@ class Stage(PlannedModule, nn.Sequential):
 
     def _in_channels(self) -> int:
         return self._units()[0]._in_channels()
+
+    def _is_run(self) -> bool:
+        return True
 
     def _splits_input(self) -> bool:
         return self._units()[0]._splits_input()

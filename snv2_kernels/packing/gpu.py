@@ -26,7 +26,7 @@ from snv2_kernels.packing.common import (
     paper_branch,
     relu_only,
 )
-from snv2_kernels.packing.units import ACTIVATIONS
+from snv2_kernels.packing.units import ACTIVATIONS, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -243,10 +243,10 @@ class GpuPlanBuilder(FoldingBuilder):
         """See :meth:`Builder.add_unit`.
 
         Raises:
-            ValueError: for a projection at stride 1, or none at stride 2.
+            Unsupported: for a projection at stride 1, or none at stride 2.
         """
         if (unit.projection is not None) != (unit.stride == 2):
-            raise ValueError("projection: expected one at stride 2, and none at stride 1")
+            raise Unsupported("a projection at stride 1, or none at stride 2")
         super().add_unit(unit)
 
     def add_result(self) -> None:

@@ -1,0 +1,171 @@
+"""fuse() and explain() on units with other activations, windows, gates, branches and norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from _cases import draw, drawn
+from _projects import ACTIVATIONS, GATES, NORMS, PROJECTS, BlockAfterJoin, General
+from _styles import ConvBNReLU
+from _told_deviations import assert_fused, gates_of, layers_of, recognized
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import snv2_kernels as snv2
+from snv2_kernels.recognition import Recognized
+from snv2_kernels.testing import randomize_
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_project(project: str) -> None:
+    make, channels = PROJECTS[project]
+    model = make()
+    steps = recognized(model, channels, "stage")
+    assert [step[0] for step in steps] == ["import", *["unit"] * len(model)]
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_activation(act: str) -> None:
+    """After every layer of a branch and of a projection."""
+    kind, _ = ACTIVATIONS[act]
+    _, unit = recognized(General(10, 16, 2, act=act, dw_act=act), 10, size=5)
+    layers = [*layers_of(unit), *unit[6]]
+    assert [layer[2] for layer in layers] == [kind] * 5
+    assert all(("a" in layer[0]) == (kind == "prelu") for layer in layers)
+
+
+def test_slope() -> None:
+    _, unit = recognized(General(16, 16, act="leaky-where"), 16)
+    assert [layer[2:4] for layer in layers_of(unit)] == [
+        ["leaky_relu", 0.25], ["identity", 0.0], ["leaky_relu", 0.25],
+    ]  # fmt: skip
+
+
+def test_no_activation_after_pw2() -> None:
+    _, unit = recognized(General(16, 16, last="identity"), 16)
+    assert [layer[2] for layer in layers_of(unit)] == ["relu", "identity", "identity"]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 2), (5, 1), (5, 3), (7, 1), (9, 1)])
+def test_window(kernel: int, dilation: int, stride: int) -> None:
+    model = General(16, 16, stride, kernel=kernel, dilation=dilation)
+    _, unit = recognized(model, 16)
+    depthwise = [layer for layer in (*layers_of(unit), *unit[6]) if "W" in layer[0]][1::2]
+    assert depthwise[0][4] == dilation
+
+
+def test_padding_in_words() -> None:
+    model = General(16, 16, kernel=5)
+    model.main[1].conv.padding = "same"
+    recognized(model, 16)
+
+
+@pytest.mark.parametrize("gate_after", [1, 2], ids=["dw", "pw2"])
+@pytest.mark.parametrize("gate", GATES)
+def test_gate(gate: str, gate_after: int) -> None:
+    _, unit = recognized(General(16, 16, gate=gate, gate_after=gate_after), 16, size=5)
+    assert isinstance(unit[2][gate_after + 1][0], list)
+    ((reduce, expand),) = gates_of(unit)
+    assert reduce[2] in ("relu", "silu", "hardswish")
+    assert expand[2] == ("sigmoid" if gate in ("linear", "mean", "flat") else "hardsigmoid")
+
+
+@pytest.mark.parametrize("layers", ["pw dw", "dw pw", "dw pw dw pw", "dw pw dw pw dw pw"])
+def test_branch(layers: str) -> None:
+    for stride in (1, 2):
+        _, unit = recognized(General(16, 16, stride, layers=layers), 16)
+        assert len(unit[2]) == len(layers.split())
+
+
+def test_projection_without_a_stride() -> None:
+    _, unit = recognized(General(10, 28, project=True, shuffled=False), 10)
+    assert unit[1] == 1
+    assert len(unit[6]) == 2
+
+
+LETTERS = {
+    "batch": "Wwbmv", "eps": "Wwbmv", "no-affine": "Wmv", "frozen": "Wwbmv", "frozen-4d": "Wwbmv",
+    "affine": "Wwb", "none": "WB",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_norm(norm: str) -> None:
+    _, unit = recognized(General(10, 16, 2, norm=norm), 10, size=5)
+    layers = [*layers_of(unit), *unit[6]]
+    assert [layer[0] for layer in layers] == [LETTERS[norm]] * 5
+    assert {layer[1] for layer in layers} == {
+        0.001 if norm == "eps" else 0.0 if norm in ("affine", "none") else 1e-5
+    }
+
+
+def test_frozen_norm_under_autocast() -> None:
+    """It computes in float32, and so its result is."""
+    unit = randomize_(General(16, 16, norm="frozen")).eval()
+    x = draw(2, 16, 9, 7)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert snv2.fuse(unit)(x).dtype == unit(x).dtype
+
+
+def test_ends() -> None:
+    """A stem and a head with activations of their own."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.last = ConvBNReLU(3, 10, 3, 2), ConvBNReLU(28, 40)
+            self.stem.activate = nn.Hardswish()
+            self.last.activate = nn.LeakyReLU(0.1)
+            self.unit, self.fc = General(10, 28, 2, act="silu"), nn.Linear(40, 7)
+            self.pools = nn.MaxPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.last(self.unit(self.pools[0](self.stem(x))))
+            return self.fc(self.pools[1](x).flatten(1))
+
+    steps = recognized(Network(), 3, "network", size=33)
+    assert [step[0] for step in steps] == ["import", "stem", "unit", "head"][1:]
+    assert steps[0][1][2] == "hardswish"
+    assert steps[2][1][2:4] == ["leaky_relu", 0.1]
+
+
+def test_layers_after_the_join() -> None:
+    model = randomize_(BlockAfterJoin(10, 28)).eval()
+    fused = snv2.fuse(model)
+    assert isinstance(fused.unit, Recognized)
+    assert not isinstance(fused, Recognized)
+    assert_fused(fused.unit, model.unit, "unit", draw(2, 10, 9, 11))
+    explanation = str(snv2.explain(model)).splitlines()
+    assert [line.split(":")[0] for line in explanation] == ["unit", "(model)"]
+    assert explanation[1] == "(model): BlockAfterJoin: not fused: computes more than units: conv2d"
+
+
+@settings(drawn, max_examples=8, phases=[Phase.generate])  # shrinking takes minutes
+@given(
+    half=st.integers(2, 20).map(lambda n: 2 * n), passing=st.integers(1, 20),
+    stride=st.integers(1, 2), kernel=st.sampled_from([3, 5, 7]), dilation=st.integers(1, 3),
+    act=st.sampled_from(sorted(ACTIVATIONS)), dw_act=st.sampled_from(sorted(ACTIVATIONS)),
+    gate=st.sampled_from([None, *sorted(GATES)]),
+    gate_after=st.integers(0, 3), norm=st.sampled_from(sorted(NORMS)),
+    layers=st.sampled_from(["pw dw pw", "dw pw", "pw dw", "dw pw dw pw", "pw dw dw pw"]),
+    shuffled=st.booleans(), project=st.booleans(),
+)  # fmt: skip
+def test_drawn_unit(
+    half: int, passing: int, layers: str, gate_after: int, shuffled: bool, **kwargs: Any
+) -> None:
+    inp = half + passing
+    shuffled = shuffled and (passing == half or kwargs["project"] or kwargs["stride"] == 2)
+    gate_after = min(gate_after, len(layers.split()) - 1)
+    model = General(
+        inp, 2 * half, layers=layers, gate_after=gate_after, shuffled=shuffled, **kwargs
+    )
+    _, unit = recognized(model, inp, size=5)
+    assert len(layers_of(unit)) == len(layers.split())
+    assert len(gates_of(unit)) == (kwargs["gate"] is not None)
+    assert {layer[2] for layer in layers_of(unit)} == {
+        ACTIVATIONS[kwargs["act" if kind == "pw" else "dw_act"]][0] for kind in layers.split()
+    }

@@ -1,0 +1,159 @@
+"""Squeeze-and-excite in a graph, and means of whole maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from snv2_kernels.graph.layers import Layer, Layers
+from snv2_kernels.graph.nodes import (
+    arguments,
+    example,
+    function_name,
+    only_number,
+    only_reader,
+    readers,
+    same_number,
+    same_shape,
+    spelled,
+)
+
+__all__ = ["Gate", "gates", "mean_of"]
+
+_VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``source * expand(reduce(mean of source))``."""
+
+    source: Node
+    out: Node
+    reduce: Layer
+    expand: Layer
+
+    @property
+    def channels(self) -> int:
+        return self.expand.channels
+
+
+def gates(graph: Graph, layers: Layers) -> Iterator[Gate]:
+    """All of a graph that can be told as two layers."""
+    for node in graph.nodes:
+        if spelled(node) in ("mul", "multiply") and (gate := _gate(node, layers)) is not None:
+            yield gate
+
+
+def _gate(product: Node, layers: Layers) -> Gate | None:
+    """The gate that ends at a product."""
+    factors = product.all_input_nodes
+    if len(factors) != 2:
+        return None
+    for source, scale in (factors, factors[::-1]):
+        others = [user for user in readers(source) if user not in (product, scale)]
+        if len(others) != 1 or not same_shape(product, source):
+            continue
+        pooled = mean_of(source, others[0])
+        reduce = layers.after(pooled[-1], "pw", "linear") if pooled else None
+        if reduce is None:
+            continue
+        expand = layers.after(_viewed(reduce.out)[-1], "pw", "linear")
+        if expand is None or expand.activation.kind not in ("sigmoid", "hardsigmoid"):
+            continue
+        last = _viewed(expand.out)[-1]
+        if example(last).dim() != 4:
+            continue
+        if function_name(scale) in ("expand", "expand_as") and readers(last) == [scale]:
+            last = scale
+        if last is scale and readers(scale) == [product]:
+            return Gate(source, product, reduce, expand)
+    return None
+
+
+def mean_of(source: Node, first: Node) -> tuple[Node, ...] | None:
+    """The nodes from a map, beginning with ``first``, to the means of its channels, as [N, C] or
+    [N, C, 1, 1]. None if they are of anything else."""
+    nodes: tuple[Node, ...] | None = None
+    if example(source).dim() != 4:
+        return None
+    name = function_name(first)
+    if name == "mean":
+        nodes = _mean(source, first)
+    elif name in ("adaptive_avg_pool2d", "avg_pool2d"):
+        nodes = (first,) if _pools_all(source, first) else None
+    elif name in ("view", "reshape", "flatten"):
+        n, c, h, w = example(source).shape
+        shape = example(first).shape
+        is_rows = len(shape) == 3 and all(map(same_number, shape, (n, c, h * w)))
+        after = only_reader(first, lambda user: function_name(user) == "mean")
+        if is_rows and after is not None and _dims(after, 3) == {2}:
+            nodes = first, after
+    if nodes is None or not _is_column(nodes[-1], source):
+        return None
+    return (*nodes, *_viewed(nodes[-1])[1:])
+
+
+def _mean(source: Node, first: Node) -> tuple[Node, ...] | None:
+    """In one step or, a dimension at a time, in two."""
+    dims = _dims(first, 4)
+    if dims == {2, 3}:
+        return (first,)
+    keeps = example(first).dim() == 4
+    after = only_reader(first, lambda user: function_name(user) == "mean")
+    if after is None:
+        return None
+    pairs = {(3, 2), (2, 3)} if keeps else {(3, 2), (2, 2)}
+    both = {(a, b) for a in dims for b in _dims(after, 4 if keeps else 3)}
+    return (first, after) if len(both) == 1 and both <= pairs else None
+
+
+def _dims(mean: Node, rank: int) -> set[int]:
+    given = arguments(mean, ("input", "dim", "keepdim"), dim=None, dtype=None)
+    dims = given["dim"] if isinstance(given["dim"], tuple | list) else [given["dim"]]
+    if given["dtype"] is not None or not all(isinstance(dim, int) for dim in dims):
+        return set()
+    return {dim % rank for dim in dims}
+
+
+def _pools_all(source: Node, pool: Node) -> bool:
+    if function_name(pool) == "adaptive_avg_pool2d":
+        return bool(only_number(arguments(pool, ("input", "output_size"))["output_size"]) == 1)
+    names = ("input", "kernel_size", "stride", "padding")
+    given = arguments(pool, names, padding=0)
+    window = example(given["kernel_size"])
+    window = list(window) if isinstance(window, tuple | list) else [window, window]
+    sizes = [example(size) for size in window]
+    return only_number(given["padding"]) == 0 and all(
+        not isinstance(a, str) and same_number(a, b)
+        for a, b in zip(sizes, example(source).shape[2:], strict=True)
+    )
+
+
+def _is_column(node: Node, like: Node) -> bool:
+    """Whether a tensor has a number for each image and channel of a map, or a column, as [N, C] or
+    [N, C, 1, 1]."""
+    value = example(node)
+    if not isinstance(value, Tensor) or value.dim() not in (2, 4):
+        return False
+    sizes = (*example(like).shape[:2], 1, 1)[: value.dim()]
+    return all(map(same_number, value.shape, sizes))
+
+
+def _viewed(node: Node) -> list[Node]:
+    """A column, and the same in other shapes: each is the only reader of the one before."""
+    nodes = [node]
+    while (user := only_reader(nodes[-1], _keeps_order)) is not None:
+        nodes.append(user)
+    while len(nodes) > 1 and not _is_column(nodes[-1], node):
+        nodes.pop()
+    return nodes
+
+
+def _keeps_order(node: Node) -> bool:
+    if function_name(node) != "getitem":
+        return function_name(node) in _VIEWS
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    return all(part in (None, Ellipsis, slice(None)) for part in index)

@@ -1,0 +1,131 @@
+"""Layers in a graph: a convolution or linear layer, its batch norm, its activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from snv2_kernels.graph.elementwise import Norm, activation_after, norm_after
+from snv2_kernels.graph.nodes import arguments, example, function_name, only_number, readers
+from snv2_kernels.packing import units
+from snv2_kernels.packing.units import Activation
+
+__all__ = ["Conv", "Layer", "Layers", "convolution", "kind_of"]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution or linear layer whose numbers are nodes; what a builder asks of a module."""
+
+    weight: Node
+    bias: Node | None
+    in_channels: int
+    out_channels: int
+
+    @property
+    def out_features(self) -> int:
+        return self.out_channels
+
+
+@dataclass(frozen=True)
+class Layer:
+    """``activation(norm(conv(source)))``."""
+
+    source: Node
+    conv: Conv
+    norm: Norm
+    activation: Activation
+    kind: str  # pw, dw, stem or linear
+    kernel: int
+    stride: int
+    dilation: int
+    nodes: tuple[Node, ...]
+
+    @property
+    def out(self) -> Node:
+        return self.nodes[-1]
+
+    @property
+    def channels(self) -> int:
+        return self.conv.out_channels
+
+    def told(self) -> units.Layer:
+        """For a builder that takes nodes for tensors."""
+        conv: Any = self.conv
+        norm: Any = self.norm
+        kernel = self.kernel if self.kind == "dw" else 1
+        return units.Layer(conv, norm, self.activation, kernel, self.dilation)
+
+
+class Layers:
+    """All layers of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.by_first: dict[Node, Layer] = {}
+        self.by_last: dict[Node, Layer] = {}
+        for node in graph.nodes:
+            if (layer := _layer(node)) is not None:
+                self.by_first[node] = layer
+                self.by_last[layer.out] = layer
+
+    def after(self, node: Node, *kinds: str) -> Layer | None:
+        """The layer that alone reads a node."""
+        found = readers(node)
+        layer = self.by_first.get(found[0]) if len(found) == 1 else None
+        fits = layer is not None and layer.source is node and layer.kind in kinds
+        return layer if fits else None
+
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+def convolution(node: Node) -> dict[str, Any]:
+    """The arguments of a convolution."""
+    return arguments(node, _CONV, bias=None, stride=1, padding=0, dilation=1, groups=1)
+
+
+def _layer(node: Node) -> Layer | None:
+    """The layer that begins at a node."""
+    if function_name(node) not in ("conv2d", "linear"):
+        return None
+    given = convolution(node)
+    weight = example(given["weight"])
+    kind = kind_of(given, weight)
+    if kind is None:
+        return None
+    found = norm_after(node)
+    if found is None:
+        return None
+    norm, scaling = found
+    activation, functions = activation_after(scaling[-1] if scaling else node)
+    conv = Conv(given["weight"], given["bias"], weight.shape[1] * given["groups"], weight.shape[0])
+    kernel = 1 if kind == "linear" else int(weight.shape[2])
+    stride, dilation = only_number(given["stride"]), only_number(given["dilation"])
+    nodes = node, *scaling, *functions
+    return Layer(
+        given["input"], conv, norm, activation, kind, kernel, stride, dilation if kernel > 1 else 1,
+        nodes,
+    )  # fmt: skip
+
+
+def kind_of(given: dict[str, Any], weight: Any) -> str | None:
+    """pw, dw, stem or linear, for those that the kernels compute."""
+    rank = weight.dim() if isinstance(weight, Tensor) else 0
+    if rank != 4:
+        return "linear" if rank == 2 else None
+    outputs, depth, *window = weight.shape
+    kernel, stride, dilation = map(only_number, (window, given["stride"], given["dilation"]))
+    groups, padding = given["groups"], only_number(given["padding"])
+    if kernel is None or kernel % 2 == 0 or dilation is None:
+        return None
+    if padding not in (kernel // 2 * dilation, "same" if stride == 1 else None):
+        return None
+    kinds = {
+        "pw": kernel == groups == stride == 1,
+        "dw": kernel > 1 and depth == 1 and groups == outputs > 1 and stride in (1, 2),
+        "stem": (groups, kernel, stride, dilation) == (1, 3, 2, 1),
+    }
+    return next((kind for kind, fits in kinds.items() if fits), None)

@@ -1,0 +1,135 @@
+"""What a node of a graph says of itself, whoever captured the graph."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Node
+
+__all__ = [
+    "arguments",
+    "example",
+    "function_name",
+    "is_size",
+    "only_number",
+    "only_reader",
+    "readers",
+    "same_number",
+    "same_shape",
+    "spelled",
+    "writes",
+]
+
+
+def example(node: Any) -> Any:
+    """What a node was traced with: Dynamo's name for it, or torch.export's."""
+    if not isinstance(node, Node):
+        return node
+    return node.meta.get("example_value", node.meta.get("val"))
+
+
+def function_name(node: Any) -> str:
+    """``"cat"`` for torch.cat, Tensor's methods and aten's operators alike; empty for others."""
+    if not isinstance(node, Node) or node.op not in ("call_function", "call_method"):
+        return ""
+    target = node.target
+    if isinstance(target, str):
+        return target
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, _, name = target._schema.name.partition("::")
+        return name if namespace == "aten" else ""
+    if target is F.max_pool2d:  # a function that chooses another
+        return "max_pool2d"
+    name = getattr(target, "__name__", "")
+    known = (torch, Tensor, F, torch._C._nn, operator)
+    return name if any(getattr(space, name, None) is target for space in known) else ""
+
+
+def spelled(node: Any) -> str:
+    """The function's name, the same for what works in place and for operators."""
+    name = function_name(node).strip("_")
+    return _OPERATORS.get(name, name)
+
+
+_OPERATORS = {
+    **{f"i{name}": name for name in ("add", "sub", "mul", "truediv")},
+    **{f"r{name}": name for name in ("add", "mul")},
+}
+
+
+def arguments(node: Node, names: Sequence[str], **defaults: Any) -> dict[str, Any]:
+    """By name, whether or not they were passed so."""
+    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def only_number(value: Any) -> Any:
+    """The number that all numbers of a tuple are, None if there is none."""
+    values = set(value) if isinstance(value, tuple | list) else {value}
+    return values.pop() if len(values) == 1 else None
+
+
+def is_size(node: Node) -> bool:
+    """Whether a node is a number, or some: what only asks for those reads no map."""
+    value = example(node)
+    parts = value if isinstance(value, tuple | list) else [value]
+    return bool(parts) and all(
+        isinstance(part, int | float | torch.SymInt | torch.SymFloat) for part in parts
+    )
+
+
+def readers(node: Node) -> list[Node]:
+    """What reads more of a node than its shape."""
+    return [user for user in node.users if not is_size(user)]
+
+
+def only_reader(node: Node, choose: Callable[[Node], bool]) -> Node | None:
+    """What alone reads a node, as its first argument, if it is of the right kind."""
+    found = readers(node)
+    if len(found) != 1 or not found[0].args or found[0].args[0] is not node:
+        return None
+    return found[0] if choose(found[0]) else None
+
+
+def same_number(a: Any, b: Any) -> bool:
+    """Whether two sizes are the same whatever the input is."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    # Only now: it takes half a second to import.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(a == b))
+
+
+def same_shape(a: Node, b: Node) -> bool:
+    """Of two tensors, whatever the input is."""
+    x, y = example(a), example(b)
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.dim() != y.dim():
+        return False
+    return all(map(same_number, x.shape, y.shape))
+
+
+def writes(node: Node) -> bool:
+    """Whether a node changes its input, so that it matters when the others read it."""
+    name = function_name(node)
+    return (
+        (name.endswith("_") and not name.endswith("__"))
+        or name in ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod")
+        or bool(_argument(node, "inplace"))
+        or node.kwargs.get("out") is not None
+    )
+
+
+def _argument(node: Node, name: str) -> Any:
+    """Of a function of torch.nn.functional, by name or by position."""
+    if name not in node.kwargs and isinstance(node.target, FunctionType):
+        names = list(inspect.signature(node.target).parameters)
+        if name in names and names.index(name) < len(node.args):
+            return node.args[names.index(name)]
+    return node.kwargs.get(name)

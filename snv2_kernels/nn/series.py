@@ -1,0 +1,99 @@
+"""A container of which some modules are units in a row."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snv2_kernels.nn.network import PlannedModule
+from snv2_kernels.packing import Builder
+from snv2_kernels.packing.units import Unsupported
+
+__all__ = ["Mixed", "Series", "has_series"]
+
+
+class Series(PlannedModule, nn.Sequential):
+    """Units and stages in a row, which another container holds, in one op call."""
+
+    def _plain(self, x: Tensor) -> Tensor:
+        out: Tensor = nn.Sequential.forward(self, x)
+        return out
+
+    def _runs(self) -> list[PlannedModule]:
+        return [module for module in self if isinstance(module, PlannedModule)]
+
+    def _in_channels(self) -> int:
+        return self._runs()[0]._in_channels()
+
+    def _splits_input(self) -> bool:
+        return self._runs()[0]._splits_input()
+
+    def _add_to(self, builder: Builder) -> None:
+        for module in self._runs():
+            if module._in_channels() != builder.channels:
+                raise Unsupported("its modules do not fit together")
+            module._add_to(builder)
+
+
+def has_series(module: nn.Sequential) -> bool:
+    """Whether units follow each other in a container."""
+    backends = map(_backend, module)
+    return any(a == b is not None for a, b in itertools.pairwise(backends))
+
+
+def _joined(container: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
+    items = container._modules.items()  # a module may stand in two places
+    for backend, group in itertools.groupby(items, lambda item: _backend(item[1])):
+        named: Any = OrderedDict(group)
+        if backend is None or len(named) == 1:
+            yield from named.items()
+            continue
+        series = Series(named)
+        series.training, series._backend = False, backend
+        yield f"{next(iter(named))}-{next(reversed(named))}", series
+
+
+def _backend(module: nn.Module) -> str | None:
+    """Of a module that may be part of a series, None for others."""
+    if not isinstance(module, PlannedModule) or not module._is_run():
+        return None
+    return module._backend
+
+
+class Mixed(nn.Sequential):
+    """``nn.Sequential`` in which units that follow each other run in one op call in ``eval()``
+    mode."""
+
+    _made: tuple[list[nn.Module], dict[str, nn.Module]] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if self.training or compiling or type(x) is not Tensor:
+            out: Tensor = super().forward(x)
+            return out
+        for module in self.steps().values():
+            x = module(x)
+        return x
+
+    def steps(self) -> dict[str, nn.Module]:
+        """Its modules by name, units in a row as one :class:`Series`, such as ``"1-3"``."""
+        modules = list(self)
+        made = self._made
+        if made is None or list(map(id, made[0])) != list(map(id, modules)):
+            made = self._made = modules, dict(_joined(self))
+        return made[1]
+
+    def train(self, mode: bool = True) -> Mixed:
+        self._made = None  # as of all drop-ins, so that packed weights are dropped
+        super().train(mode)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("_made", None)
+        return state
