@@ -2,10 +2,9 @@
 #pragma once
 
 #include <stdexcept>
-#include <string>
 
+#include "cuda/activation.h"
 #include "cuda/mma.h"
-#include "cuda/network.h"
 
 namespace snv2::SNV2_GPU {
 
@@ -23,11 +22,11 @@ void with_type(DType dtype, const F& f) {
   throw std::invalid_argument("unknown dtype");
 }
 
-// What a plan may ask for and no kernel runs.
-inline void require_kernel(bool ok, const StepCall& call, const char* what) {
-  if (ok) return;
-  const int64_t step = call.step - call.plan->begin();
-  throw std::invalid_argument("plan: step " + std::to_string(step) + ": no kernel for its " + what);
+// Calls f(Act{}) with the class of a layer's activation.
+template <class F>
+void with_class(const GpuActivation& act, const F& f) {
+  if (act.kind == Activation::kRelu) return f(Relu{});
+  f(AnyActivation{});
 }
 
 }  // namespace snv2::SNV2_GPU

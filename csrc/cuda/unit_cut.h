@@ -30,6 +30,8 @@ struct Shape {
   bool in_planes, result;  // the map is read from planes; the caller's tensor is written
   int64_t size;
   int64_t sector;
+  int64_t dw_floats[2];  // of a channel, in the parameters of either branch
+  int64_t reach;         // of the larger window
 
   int64_t rows() const { return batch * out_height; }
   int64_t branches() const { return proj > 0 ? 2 : 1; }
@@ -84,7 +86,7 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
                           packed_elements(out, depth, dtype_of<T>());
   places.weights = take(c.weights != Weights::kDirect ? weights * s.size : 0);
   const int64_t biases = (projection ? 0 : padded_rows(mid)) + padded_rows(out);
-  places.parameters = take((biases + mid * kDepthwiseFloats + s.in + out) * 4);
+  places.parameters = take((biases + mid * s.dw_floats[projection] + s.in + out) * 4);
   return at;
 }
 
@@ -93,10 +95,10 @@ template <int kStride>
 int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
   int64_t most = 1, before = 0;
   for (int64_t pixels = columns, step = 0; before < rows_per_cta && step < 64; ++step) {
-    const int64_t complete =
-        std::min<int64_t>(rows_per_cta, rows_complete<kStride>(static_cast<int>(pixels / s.width),
-                                                               static_cast<int>(s.height),
-                                                               static_cast<int>(s.out_height)));
+    const int64_t complete = std::min<int64_t>(
+        rows_per_cta,
+        rows_complete<kStride>(static_cast<int>(pixels / s.width), static_cast<int>(s.height),
+                               static_cast<int>(s.out_height), static_cast<int>(s.reach)));
     most = std::max(most, complete - before);
     before = complete;
     pixels += columns;
@@ -123,10 +125,11 @@ inline int64_t slots_of(const Shape& s, const Device& device, const Cut& c, int6
 template <class T, int kStride>
 void complete(const Shape& s, const Device& device, Cut& c) {
   const bool clustered = c.weights == Weights::kClustered;
-  // Less than three rows are kept, and all places are multiples of what divides a row and a sector.
+  // Less than a window's rows are kept, and all places are multiples of what divides a row and a
+  // sector.
   int64_t common = s.sector;
   while (s.width % common != 0) common /= 2;
-  c.ring = round_up(c.columns + 3 * s.width - common, kBlock);
+  c.ring = round_up(c.columns + (2 * s.reach + 1) * s.width - common, kBlock);
   const int64_t blocks = c.columns / kBlock;
   const auto fits = [&](int64_t ctas) {
     c.rows_per_cta = rows_for(s, device, slots_of(s, device, c, ctas));
@@ -163,7 +166,7 @@ template <class T, int kStride>
 Cut widest(const Shape& s, const Device& device, const Cut& c) {
   const bool direct = c.weights == Weights::kDirect, forced = device.tuning.columns != 0;
   const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm()));
-  const int64_t range = round_up((rows * kStride + 2) * s.width + s.sector - 1, s.sector);
+  const int64_t range = round_up((rows * kStride + 2 * s.reach) * s.width + s.sector - 1, s.sector);
   const int64_t most = std::min(direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns, range);
   const int64_t least = std::min(direct ? s.sector : kNarrowStep, range);
   const auto worth = [&](const Cut& cut) {
@@ -230,7 +233,7 @@ template <class T, int kStride>
 const Cut& remembered(const Shape& s, const Device& device) {
   constexpr size_t kMost = 4096;
   const Tuning& t = device.tuning;
-  using Key = std::array<int64_t, 17>;
+  using Key = std::array<int64_t, 20>;
   const Key key{s.in,
                 s.mid,
                 s.proj,
@@ -240,6 +243,9 @@ const Cut& remembered(const Shape& s, const Device& device) {
                 s.width,
                 s.in_planes,
                 s.result,
+                s.dw_floats[0],
+                s.dw_floats[1],
+                s.reach,
                 device.sms,
                 device.shared_per_sm,
                 device.shared_per_cta,
