@@ -76,7 +76,8 @@ SNV2_DEVICE void activate(float (&acc)[kTiles][kBlocks][4], const After& after, 
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; ++i) {
         const int row = tile * 16 + i * 8 + static_cast<int>(threadIdx.x) % kWarp / 4;
-        const float b = bias(row), slope = row < rows ? slope_of(after, row) : 0.0f;
+        const bool there = row < rows;
+        const float b = there ? bias(row) : 0.0f, slope = there ? slope_of(after, row) : 0.0f;
 #pragma unroll
         for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll

@@ -87,7 +87,7 @@ class Sliding {
     float sum = 0.0f;
 #pragma unroll
     for (int tap = 0; tap < kTaps; ++tap) {
-      sum += taps_[tap] * window_[tap / kWindow][p * kStride + tap % kWindow];
+      sum = multiply_add(taps_[tap], window_[tap / kWindow][p * kStride + tap % kWindow], sum);
     }
     return sum;
   }
@@ -126,7 +126,7 @@ class Dilated {
 #pragma unroll
         for (int p = 0; p < kPixels; ++p) {
           const int column = (first + p) * kStride + (kx - half) * dilation_;
-          sums_[p] += tap * ring.pixel(line, at, column);
+          sums_[p] = multiply_add(tap, ring.pixel(line, at, column), sums_[p]);
         }
       }
     }

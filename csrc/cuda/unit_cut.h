@@ -125,11 +125,12 @@ inline int64_t slots_of(const Shape& s, const Device& device, const Cut& c, int6
 template <class T, int kStride>
 void complete(const Shape& s, const Device& device, Cut& c) {
   const bool clustered = c.weights == Weights::kClustered;
-  // Less than a window's rows are kept, and all places are multiples of what divides a row and a
-  // sector.
+  // Less than a window's rows are kept, no more than an image has, and all places are multiples of
+  // what divides a row and a sector.
   int64_t common = s.sector;
   while (s.width % common != 0) common /= 2;
-  c.ring = round_up(c.columns + (2 * s.reach + 1) * s.width - common, kBlock);
+  const int64_t kept = std::min(2 * s.reach + 1, s.height);
+  c.ring = round_up(c.columns + kept * s.width - common, kBlock);
   const int64_t blocks = c.columns / kBlock;
   const auto fits = [&](int64_t ctas) {
     c.rows_per_cta = rows_for(s, device, slots_of(s, device, c, ctas));
