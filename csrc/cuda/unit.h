@@ -240,9 +240,12 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
   }
 }
 
-// A unit at an edge of a network has what it needs for both kinds of map, and an SM to itself.
+// A unit at an edge of a network has what it needs for both kinds of map, and an SM to itself. So
+// has one of any activations with its weights in L2, whose 128 columns in registers leave no room
+// beside them.
 template <class T, int kStride, class Mode, class Act, bool kCaller>
-__global__ void __launch_bounds__(kUnitThreads, kCaller ? 1 : Mode::kCtasPerSm)
+__global__ void __launch_bounds__(kUnitThreads,
+                                  kCaller || (Act::kAny && !Mode::kResident) ? 1 : Mode::kCtasPerSm)
     unit_kernel(UnitParams<T> params) {
   if constexpr (kStride == 2) {
     if (blockIdx.y == 1) return march<T, kStride, Mode, Act, kCaller, true>(params);

@@ -1,9 +1,10 @@
 // The depthwise convolutions of a unit, between ring and DW. unit.h puts them together.
 //
 // A warp takes 8 columns of 8 (float32: 4) channels down the rows, a lane two neighbouring columns
-// (one) of a channel. With windows of 3x3 and 5x5 it has its window of inputs and the taps in
-// registers, and reads each input once for all rows; larger windows have no room there, and rows of
-// a dilated one do not follow each other: both read every tap and every input where they need it.
+// (one) of a channel. With windows of 3x3 it has its window of inputs and the taps in registers,
+// and reads each input once for all rows. Larger windows have no room there (5x5 would take the
+// second CTA of an SM away), and rows of a dilated one do not follow each other: both read every
+// tap and every input where they need it.
 //
 // At stride 2 lanes are two words apart in 16 bits, and channels four times an odd number: odd
 // channels begin one column earlier, so that they read the words between.
@@ -48,8 +49,8 @@ struct Ring {
   }
 };
 
-// kWindow x kWindow, not dilated.
-template <class T, int kStride, int kWindow>
+// 3x3, not dilated.
+template <class T, int kStride>
 class Sliding {
  public:
   SNV2_DEVICE void start(const Branch<T>&, Shared<float> weights) {
@@ -94,7 +95,7 @@ class Sliding {
 
  private:
   static constexpr int kPixels = LaneColumns<T, kStride>::kPixels;
-  static constexpr int kTaps = kWindow * kWindow, kReach = kWindow / 2;
+  static constexpr int kWindow = 3, kTaps = kWindow * kWindow, kReach = kWindow / 2;
   static constexpr int kSpan = (kPixels - 1) * kStride + kWindow;
 
   float taps_[kTaps + 1];
@@ -198,10 +199,9 @@ SNV2_DEVICE void convolve_rows(const UnitParams<T>& params, const Branch<T>& bra
                                                 rows);
   };
   if constexpr (Act::kAny) {
-    if (branch.window > 5 || branch.dilation > 1) return with(Dilated<T, kStride>{});
-    if (branch.window == 5) return with(Sliding<T, kStride, 5>{});
+    if (branch.window > 3 || branch.dilation > 1) return with(Dilated<T, kStride>{});
   }
-  with(Sliding<T, kStride, 3>{});
+  with(Sliding<T, kStride>{});
 }
 
 }  // namespace snv2::SNV2_GPU

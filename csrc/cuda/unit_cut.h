@@ -32,11 +32,15 @@ struct Shape {
   int64_t sector;
   int64_t dw_floats[2];  // of a channel, in the parameters of either branch
   int64_t reach;         // of the larger window
+  bool any;              // activations and windows
 
   int64_t rows() const { return batch * out_height; }
   int64_t branches() const { return proj > 0 ? 2 : 1; }
   bool caller() const { return !in_planes || result; }
-  int64_t ctas_per_sm() const { return caller() ? 1 : 2; }  // that registers allow
+  // That registers allow.
+  int64_t ctas_per_sm(Weights weights) const {
+    return caller() || (any && weights == Weights::kDirect) ? 1 : 2;
+  }
 };
 
 // How a unit is cut.
@@ -149,7 +153,7 @@ void complete(const Shape& s, const Device& device, Cut& c) {
                               kRowsTogether<T> * kHeld<T> * kUnitThreads);
   };
   c.ctas_per_sm = 0;
-  for (int64_t ctas = s.ctas_per_sm(); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
+  for (int64_t ctas = s.ctas_per_sm(c.weights); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
     for (const bool prefetch : {true, false}) {
       c.prefetch = prefetch;
       if (!fits(ctas)) continue;
@@ -166,7 +170,7 @@ void complete(const Shape& s, const Device& device, Cut& c) {
 template <class T, int kStride>
 Cut widest(const Shape& s, const Device& device, const Cut& c) {
   const bool direct = c.weights == Weights::kDirect, forced = device.tuning.columns != 0;
-  const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm()));
+  const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm(c.weights)));
   const int64_t range = round_up((rows * kStride + 2 * s.reach) * s.width + s.sector - 1, s.sector);
   const int64_t most = std::min(direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns, range);
   const int64_t least = std::min(direct ? s.sector : kNarrowStep, range);
@@ -180,7 +184,7 @@ Cut widest(const Shape& s, const Device& device, const Cut& c) {
     complete<T, kStride>(s, device, next);
     if (next.split && columns > 2 * s.sector && !forced) continue;
     if (worth(next) > worth(best)) best = next;
-    if ((best.ctas_per_sm == s.ctas_per_sm() && !direct) || forced) break;
+    if ((best.ctas_per_sm == s.ctas_per_sm(c.weights) && !direct) || forced) break;
   }
   return best;
 }
@@ -201,7 +205,7 @@ Cut choose(const Shape& s, const Device& device) {
   Cut best, lonely;
   if (wanted(Weights::kResident)) {
     const Cut c = with(Weights::kResident, 1);
-    if (c.ctas_per_sm == s.ctas_per_sm() || device.tuning.weights != 0) {
+    if (c.ctas_per_sm == s.ctas_per_sm(c.weights) || device.tuning.weights != 0) {
       best = c;
     } else if (c.rows_per_cta * s.out_width >= kLongMarch * c.columns) {
       lonely = c;
@@ -234,7 +238,7 @@ template <class T, int kStride>
 const Cut& remembered(const Shape& s, const Device& device) {
   constexpr size_t kMost = 4096;
   const Tuning& t = device.tuning;
-  using Key = std::array<int64_t, 20>;
+  using Key = std::array<int64_t, 21>;
   const Key key{s.in,
                 s.mid,
                 s.proj,
@@ -247,6 +251,7 @@ const Cut& remembered(const Shape& s, const Device& device) {
                 s.dw_floats[0],
                 s.dw_floats[1],
                 s.reach,
+                s.any,
                 device.sms,
                 device.shared_per_sm,
                 device.shared_per_cta,

@@ -70,6 +70,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   s.size = sizeof(T), s.sector = kSectorPixels<T>;
   s.dw_floats[0] = depthwise_floats(step.dw_window.window);
   s.dw_floats[1] = depthwise_floats(step.proj_dw_window.window);
+  s.any = Act::kAny;
   s.reach = std::max(step.dw_window.reach(), step.proj_dw_window.reach());
 
   if (s.batch * (s.height + 2) >= int64_t{1} << 31) {
