@@ -257,7 +257,7 @@ snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
         sync_cluster_reads();
 ]] BECOMES [[        // All are past their first product and the second one before it.
 ]]
-  EXPECT "shared memory: race" "unit_product.h" "unit_load.h")
+  EXPECT "shared memory: race" "unit_convolve.h" "unit_load.h")
 
 snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
