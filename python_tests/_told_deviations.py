@@ -15,16 +15,6 @@ from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.recognition import Recognized
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
-# What a recipe can say, and the kernels of the CPU do not compute.
-_NOT_PACKED = (
-    "squeeze-and-excite that follows no convolution",
-    "a branch whose last convolution is depthwise",
-)
-
-
-def is_packed_or_cannot_be(reason: str | None) -> bool:
-    return reason is None or reason.startswith(_NOT_PACKED)
-
 
 def assert_fused(fused: nn.Module, model: nn.Module, kind: str, x: Tensor) -> None:
     """Right outputs, by one op."""

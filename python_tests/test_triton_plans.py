@@ -171,8 +171,8 @@ def test_raw_arguments(triton: Any) -> None:
         (2, plan.parameters[:-16], "step 2 reads beyond its parameters"),
         (3, plan.tables.long(), "tables must be a contiguous torch.int32 vector"),
         (3, plan.tables[:-1], "step 2 reads beyond its tables"),
-        (4, [], "steps must have 23 words each"),
-        (4, words[:-1], "steps must have 23 words each"),
+        (4, [], "steps must have 36 words each"),
+        (4, words[:-1], "steps must have 36 words each"),
         (4, [9, *words[1:]], "step 0 is not known"),
         (4, [*tapped, *words[len(tapped) :]], "plan must have one result, has 2"),
     ):

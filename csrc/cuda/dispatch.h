@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 
+#include "cuda/activation.h"
 #include "cuda/mma.h"
 
 namespace snv2::SNV2_GPU {
@@ -21,14 +22,11 @@ void with_type(DType dtype, const F& f) {
   throw std::invalid_argument("unknown dtype");
 }
 
-// Calls f(Act{}) with the class of an activation.
+// Calls f(Act{}) with the class of a layer's activation.
 template <class F>
-void with_activation(Activation activation, const F& f) {
-  switch (activation) {
-    case Activation::kRelu:
-      return f(Relu{});
-  }
-  throw std::invalid_argument("unknown activation");
+void with_class(const GpuActivation& act, const F& f) {
+  if (act.kind == Activation::kRelu) return f(Relu{});
+  f(AnyActivation{});
 }
 
 }  // namespace snv2::SNV2_GPU

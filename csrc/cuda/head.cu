@@ -129,6 +129,7 @@ void features(const StepCall& call, LaunchInfo* info) {
   params.in_table = call.arrays.tables + step.in_table;
   params.weights = static_cast<const T*>(call.arrays.weights) + step.pw1_weights;
   params.bias = call.arrays.parameters + step.pw1_bias;
+  params.after = {step.pw1_activation.kind, call.arrays.parameters + step.pw1_activation.slopes};
   params.out = static_cast<T*>(call.features);
   params.in_pitch = call.in.channel;
   params.batch = s.batch;
@@ -147,10 +148,12 @@ void features(const StepCall& call, LaunchInfo* info) {
   params.table_at = static_cast<int>(c.table_at);
   params.by_vectors = Divisor(c.blocks * kBlock * s.size / 16);
 
+  const bool slopes = params.after.kind == Activation::kPrelu;  // as many as biases
   const std::array buffers{
       constants(params.in_table, s.depth * 4),
       constants(params.weights, packed_elements(s.features, s.depth, dtype) * s.size),
       constants(params.bias, padded_rows(s.features) * 4),
+      constants(slopes ? params.after.slopes : params.bias, padded_rows(s.features) * 4),
       updates(call.in.data, call.in.channels * call.in.channel * s.size,
               s.depth * s.batch * s.plane * s.size, 0),
       writes(params.out, s.batch * s.features * s.size)};
@@ -245,8 +248,8 @@ void linear(const StepCall& call, LaunchInfo* info) {
 
 void run_features(const StepCall& call, LaunchInfo* info) {
   with_type(call.plan->dtype(), [&](auto zero) {
-    with_activation(call.step->activation,
-                    [&](auto act) { features<decltype(zero), decltype(act)>(call, info); });
+    with_class(call.step->pw1_activation,
+               [&](auto act) { features<decltype(zero), decltype(act)>(call, info); });
   });
 }
 

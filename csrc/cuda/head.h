@@ -24,6 +24,7 @@
 
 #include <cstdint>
 
+#include "cuda/activation.h"
 #include "cuda/line.h"
 #include "cuda/span.h"
 
@@ -45,7 +46,8 @@ struct FeaturesParams {
   const int32_t* in_table;  // [depth] planes
   const T* weights;         // packed [features, depth]
   const float* bias;        // [features], padded
-  T* out;                   // [batch][features]
+  After after;
+  T* out;  // [batch][features]
   int64_t in_pitch;
   int64_t batch;
   int plane;  // pixels of an image
@@ -299,7 +301,10 @@ __global__ void __launch_bounds__(kFeatureThreads*(kTiles == 2 ? kFeatureGroups 
       if (parts > 1) {
         add_parts(acc, (shared_memory() + params.sums_at).template as<float>(), parts, blocks);
       }
-      if (part == 0) means.add(acc, column0, blocks);
+      if (part == 0) {
+        activate<Act>(acc, params.after, params.features, row / 16, [](int) { return 0.0f; });
+        means.add(acc, column0, blocks);
+      }
     }
     sync_threads();
     first = next_first, column0 = next_column0;

@@ -332,6 +332,11 @@ SNV2_DEVICE uint32_t to_tf32(float value) {
 // As torch's: NaN stays NaN.
 SNV2_DEVICE float relu(float value) { return value < 0.0f ? 0.0f : value; }
 
+// Both within two units in the last place; so much the emulator's are apart from them.
+SNV2_DEVICE float exponential(float x) { return expf(x); }
+// Of 2^-126 to 2^126.
+SNV2_DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
+
 // The larger one, +0 being larger than -0; NaN if one of them is NaN.
 SNV2_DEVICE float max_nan(float a, float b) {
 #if __CUDA_ARCH__ >= 800

@@ -205,13 +205,6 @@ SNV2_DEVICE void clear(float (&acc)[kTiles][kBlocks][4]) {
   }
 }
 
-// Activations, as classes so that a kernel is compiled for each ----------------------------
-
-struct Relu {
-  static constexpr bool kMonotone = true;  // never decreases
-  SNV2_DEVICE static float apply(float x) { return relu(x); }
-};
-
 template <class T>
 SNV2_DEVICE T rounded(float value) {
   T out;

@@ -139,8 +139,8 @@ void run(const StepCall& call, LaunchInfo* info) {
   s.size = sizeof(T);
   s.taps = kTaps;
   s.bytes = image.bytes;
-  s.channel_block = Convolution<T, kTaps>::kChannels;
-  s.weight_pitch = Convolution<T, kTaps>::kWeightPitch;
+  s.channel_block = Convolution<T, kTaps, Act>::kChannels;
+  s.weight_pitch = Convolution<T, kTaps, Act>::kWeightPitch;
   const Cut c = choose(s, call.device);
   const int64_t tiles = s.batch * c.strips * c.panes;
   if (tiles >= int64_t{1} << 31) throw std::invalid_argument("stem: too many images");
@@ -150,6 +150,7 @@ void run(const StepCall& call, LaunchInfo* info) {
   params.in = image.map.data;
   params.weights = static_cast<const T*>(call.arrays.weights) + step.pw1_weights;
   params.bias = call.arrays.parameters + step.pw1_bias;
+  params.after = {step.pw1_activation.kind, call.arrays.parameters + step.pw1_activation.slopes};
   params.out_table = call.arrays.tables + step.out_table;
   params.out = static_cast<T*>(call.out.data);
   params.out_pitch = call.out.channel;
@@ -181,9 +182,13 @@ void run(const StepCall& call, LaunchInfo* info) {
 
   const int64_t pixels = s.batch * s.height * s.width;
   const int64_t written = s.batch * s.out * s.out_height * s.out_width * s.size;
+  // Slopes are as many as biases; where there are none, no other bytes are touched than those.
+  const bool slopes = params.after.kind == Activation::kPrelu;
   const std::array buffers{
       constants(params.weights, packed_elements(s.out, s.channels * 9, dtype) * s.size),
-      constants(params.bias, padded_rows(s.out) * 4), constants(params.out_table, s.out * 4),
+      constants(params.bias, padded_rows(s.out) * 4),
+      constants(slopes ? params.after.slopes : params.bias, padded_rows(s.out) * 4),
+      constants(params.out_table, s.out * 4),
       reads(params.in, pixels * s.channels * (image.bytes ? 1 : s.size)),
       updates(params.out, call.out.channels * call.out.channel * s.size, 0, written)};
   Launch config;
@@ -202,7 +207,7 @@ void run_stem(const StepCall& call, LaunchInfo* info) {
   if (call.step->in_channels > 4) throw std::invalid_argument("stem: more than 4 channels");
   with_type(call.plan->dtype(), [&](auto zero) {
     using T = decltype(zero);
-    with_activation(call.step->activation, [&](auto act) {
+    with_class(call.step->pw1_activation, [&](auto act) {
       using Act = decltype(act);
       if (call.step->in_channels != 3) {
         run<T, Act, Taps::kAny>(call, info);

@@ -141,7 +141,7 @@ SNV2_DEVICE int stage_place(const StemParams<T>& params, const StemTile& tile, i
 
 template <class T, class Act, Taps kTaps>
 SNV2_DEVICE void march(const StemParams<T>& params, const StemTile& tile, Shared<T> lines,
-                       Shared<T> stage, Convolution<T, kTaps>& convolution, int channels,
+                       Shared<T> stage, Convolution<T, kTaps, Act>& convolution, int channels,
                        int first) {
   const int end = tile.column + tile.columns;
   convolution.place(params, tile, first);
@@ -151,7 +151,7 @@ SNV2_DEVICE void march(const StemParams<T>& params, const StemTile& tile, Shared
     const int there = row < 0 ? 0 : row < params.conv_height ? row : params.conv_height - 1;
     return lines + (there - 2 * tile.row + 1) * 2 * params.line_pitch;
   };
-  typename Convolution<T, kTaps>::Values most, upper, lower;
+  typename Convolution<T, kTaps, Act>::Values most, upper, lower;
 #pragma unroll 1
   for (int p = 0; p <= tile.rows; ++p) {
     // Rows 2p - 1 and 2p of the convolution: the first ends a pooled row, and both begin the next.
@@ -160,11 +160,10 @@ SNV2_DEVICE void march(const StemParams<T>& params, const StemTile& tile, Shared
     convolution.rows(params, {lines_of(row), lines_of(both ? row + 1 : row)}, both, upper, lower);
     if (p > 0) {
       const int to = stage_place(params, tile, p - 1) - tile.column;
-      convolution.template pool<Act>(
-          params, larger(most, upper), first, [&](int channel, int column, T value) {
-            if (channel >= channels || column >= end) return;
-            store(stage + (to + channel * params.stage_pitch + column), value);
-          });
+      convolution.pool(params, larger(most, upper), first, [&](int channel, int column, T value) {
+        if (channel >= channels || column >= end) return;
+        store(stage + (to + channel * params.stage_pitch + column), value);
+      });
     }
     if (both) most = larger(upper, lower);
   }
@@ -187,8 +186,7 @@ SNV2_DEVICE void store_planes(const StemParams<T>& params, const StemTile& tile,
 
 template <class T, class Act, Taps kTaps>
 __global__ void __launch_bounds__(kStemWarps* kWarp, 2) stem_kernel(StemParams<T> params) {
-  static_assert(Act::kMonotone, "it is applied after the maximum");
-  constexpr int kChannels = Convolution<T, kTaps>::kChannels;
+  constexpr int kChannels = Convolution<T, kTaps, Act>::kChannels;
   const StemTile tile(params);
   const Shared<T> lines = shared_memory().template as<T>();
   const Shared<T> stage = (shared_memory() + params.stage_at).template as<T>();
@@ -197,7 +195,7 @@ __global__ void __launch_bounds__(kStemWarps* kWarp, 2) stem_kernel(StemParams<T
   const int channels = left < kChannels ? left : kChannels;
 
   // Load.
-  Convolution<T, kTaps> convolution;
+  Convolution<T, kTaps, Act> convolution;
   convolution.share_weights(params, channel);
   grid_dependents_launch();
   grid_dependency_wait();

@@ -10,12 +10,14 @@
 // In float32 a lane takes 6 channels of 2 x 2 pixels, so that a weight read from shared memory is
 // used four times.
 //
-// Rounding and the activation never decrease, so the maximum may come between them: in 16 bits two
-// channels of a pixel are one word then.
+// Rounding and ReLU never decrease, so the maximum may come between them: in 16 bits two channels
+// of a pixel are one word then. Other activations may decrease, and come before the maximum, at the
+// price of four for each result instead of one.
 #pragma once
 
 #include <cstdint>
 
+#include "cuda/activation.h"
 #include "cuda/mma.h"
 
 namespace snv2::SNV2_GPU {
@@ -34,9 +36,10 @@ constexpr int kPixel = kTaps == Taps::kPixels3 ? 3 : 1;  // elements of a line's
 
 template <class T>
 struct StemParams {
-  const void* in;            // [N, C, H, W] or [N, H, W, C] of T, or bytes
-  const T* weights;          // packed [out, C * 9]
-  const float* bias;         // [out], padded
+  const void* in;     // [N, C, H, W] or [N, H, W, C] of T, or bytes
+  const T* weights;   // packed [out, C * 9]
+  const float* bias;  // [out], padded
+  After after;
   const int32_t* out_table;  // [out] planes
   T* out;
   int64_t out_pitch;
@@ -79,7 +82,7 @@ SNV2_DEVICE uint32_t word_of(const Vector<T, 2>& pair) {
   return pair.values[0].bits | static_cast<uint32_t>(pair.values[1].bits) << 16;
 }
 
-// What a lane has of a row of the convolution, before the activation.
+// What a lane has of a row of the convolution, before ReLU or after another activation.
 template <class Value, int kValues>
 struct Row {
   Value values[kValues];
@@ -93,7 +96,7 @@ SNV2_DEVICE Row<Value, kValues> larger(const Row<Value, kValues>& a, const Row<V
   return out;
 }
 
-template <class T, Taps kTaps>
+template <class T, Taps kTaps, class Act>
 class Convolution {
  public:
   static constexpr int kTiles = kTaps == Taps::kAny ? 1 : 2;  // of 16 channels; registers bound it
@@ -124,7 +127,10 @@ class Convolution {
     for (int i = 0; i < 2 * kTiles; ++i) {
       const int row = channel + i * 8 + lane_of_warp() / 4;
       bias_[i] = row < params.out_channels ? load(Global<const float>{params.bias} + row) : 0.0f;
+      if constexpr (Act::kAny)
+        slopes_[i] = row < params.out_channels ? slope_of(params.after, row) : 0.0f;
     }
+    kind_ = params.after.kind;
   }
   // After a barrier.
   SNV2_DEVICE void load_weights(const StemParams<T>& params) {
@@ -172,7 +178,7 @@ class Convolution {
 
   // Calls put(channel of the block, pooled column, value) for what this lane makes of the maxima
   // of three rows.
-  template <class Act, class Put>
+  template <class Put>
   SNV2_DEVICE void pool(const StemParams<T>& params, const Values& most, int first,
                         const Put& put) const;
 
@@ -198,13 +204,16 @@ class Convolution {
   Shared<T> weights_;
   Tile<T> a_[kSlots / 2][kTiles];
   float bias_[2 * kTiles];
+  Activation kind_;  // this and the slopes: not for ReLU
+  float slopes_[2 * kTiles];
   int low_[kSlots], high_[kSlots];  // where a lane's taps lie, in bytes
   uint32_t mask_[kSlots];
   int columns_[2];
 };
 
-template <class T, Taps kTaps>
-SNV2_DEVICE void Convolution<T, kTaps>::pair_of(int slot, int t, int taps, int& low, int& high) {
+template <class T, Taps kTaps, class Act>
+SNV2_DEVICE void Convolution<T, kTaps, Act>::pair_of(int slot, int t, int taps, int& low,
+                                                     int& high) {
   if constexpr (kTaps == Taps::kPlanes3) {
     // Nine rows [c][dy] of three taps; the first of a row is alone. Rows of a slot differ modulo
     // four, and so do their banks (stem.cu).
@@ -233,8 +242,8 @@ SNV2_DEVICE void Convolution<T, kTaps>::pair_of(int slot, int t, int taps, int& 
   }
 }
 
-template <class T, Taps kTaps>
-SNV2_DEVICE void Convolution<T, kTaps>::row(Shared<T> line, Values& out) const {
+template <class T, Taps kTaps, class Act>
+SNV2_DEVICE void Convolution<T, kTaps, Act>::row(Shared<T> line, Values& out) const {
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const Shared<unsigned char> pixel = line.template as<unsigned char>() + columns_[j];
@@ -257,6 +266,12 @@ SNV2_DEVICE void Convolution<T, kTaps>::row(Shared<T> line, Values& out) const {
         const uint32_t step[2] = {b[2 * s], b[2 * s + 1]};
         mma(v, a_[s][i], step);
       }
+      if constexpr (Act::kAny) {
+        with_activation(kind_, [&](const auto& act) {
+#pragma unroll
+          for (int c = 0; c < 4; ++c) v[c] = act(v[c], slopes_[2 * i + c / 2]);
+        });
+      }
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         out.values[(i * 2 + j) * 2 + c] = {{rounded<T>(v[c]), rounded<T>(v[c + 2])}};
@@ -267,10 +282,10 @@ SNV2_DEVICE void Convolution<T, kTaps>::row(Shared<T> line, Values& out) const {
 
 // Lane (g, t) has columns 2p - 1 and 2p of pooled columns p = first + t, first + 4 + t; column
 // 2p + 1 is the next lane's. Where one does not exist, place() chose another of the three.
-template <class T, Taps kTaps>
-template <class Act, class Put>
-SNV2_DEVICE void Convolution<T, kTaps>::pool(const StemParams<T>&, const Values& most, int first,
-                                             const Put& put) const {
+template <class T, Taps kTaps, class Act>
+template <class Put>
+SNV2_DEVICE void Convolution<T, kTaps, Act>::pool(const StemParams<T>&, const Values& most,
+                                                  int first, const Put& put) const {
   const int lane = lane_of_warp(), t = lane % 4;
   const int next = (lane & ~3) | ((t + 1) & 3);
 #pragma unroll
@@ -292,8 +307,8 @@ SNV2_DEVICE void Convolution<T, kTaps>::pool(const StemParams<T>&, const Values&
   }
 }
 
-template <Taps kTaps>
-class Convolution<float, kTaps> {
+template <Taps kTaps, class Act>
+class Convolution<float, kTaps, Act> {
  public:
   static constexpr int kChannels = 24;
   // [column 2p, 2p + 1][channel].
@@ -328,7 +343,10 @@ class Convolution<float, kTaps> {
     for (int i = 0; i < kLaneChannels; ++i) {
       const int row = channel + lane_of_warp() / 8 * kLaneChannels + i;
       bias_[i] = row < params.out_channels ? load(Global<const float>{params.bias} + row) : 0.0f;
+      if constexpr (Act::kAny)
+        slopes_[i] = row < params.out_channels ? slope_of(params.after, row) : 0.0f;
     }
+    kind_ = params.after.kind;
   }
   SNV2_DEVICE void load_weights(const StemParams<float>&) {}
 
@@ -378,6 +396,15 @@ class Convolution<float, kTaps> {
         }
       }
     }
+    if constexpr (Act::kAny) {
+      with_activation(kind_, [&](const auto& act) {
+#pragma unroll
+        for (int i = 0; i < 4 * kLaneChannels; ++i) {
+          float& value = v[i / (2 * kLaneChannels)][i / kLaneChannels % 2][i % kLaneChannels];
+          value = act(value, slopes_[i % kLaneChannels]);
+        }
+      });
+    }
 #pragma unroll
     for (int i = 0; i < 2 * kLaneChannels; ++i) {
       first.values[i] = v[0][i / kLaneChannels][i % kLaneChannels];
@@ -387,7 +414,7 @@ class Convolution<float, kTaps> {
 
   // A lane has columns 2p and 2p + 1 of pooled column p = first - 1 + lane % 8; column 2p - 1 is
   // the lane's before it.
-  template <class Act, class Put>
+  template <class Put>
   SNV2_DEVICE void pool(const StemParams<float>& params, const Values& most, int first,
                         const Put& put) const {
     const int lane = lane_of_warp(), column = first - 1 + lane % 8;
@@ -405,6 +432,8 @@ class Convolution<float, kTaps> {
  private:
   Shared<float> weights_;
   float bias_[kLaneChannels];
+  Activation kind_;  // this and the slopes: not for ReLU
+  float slopes_[kLaneChannels];
   int column_;
 };
 

@@ -1,5 +1,5 @@
-// One ShuffleNet V2 unit in one launch: 1x1, depthwise 3x3 and 1x1 of the main branch, and at
-// stride 2 the depthwise 3x3 and 1x1 of the projection, which other CTAs (blockIdx.y = 1) take.
+// One ShuffleNet V2 unit in one launch: 1x1, depthwise and 1x1 of the main branch, and at stride 2
+// the depthwise convolution and 1x1 of the projection, which other CTAs (blockIdx.y = 1) take.
 //
 // All images together are one tall map of batch x height rows. A CTA marches down a range of its
 // output rows. In each step it
@@ -8,9 +8,10 @@
 //   convolves the rows that are complete                          DW   [mid][rows of pixels]
 //   multiplies those, and stores planes or the caller's tensor.
 // Steps begin on 32-byte sectors, not on rows, so that planes are read in whole sectors and
-// products have no ragged columns. The ring keeps what the next rows need, less than three rows:
-// inside a range nothing is read or computed twice; two ranges that meet inside an image both read
-// up to two rows around the cut. X is dead once MID is made, and DW takes its place.
+// products have no ragged columns. The ring keeps what the next rows need, less than the rows of a
+// window: inside a range nothing is read or computed twice; two ranges that meet inside an image
+// both read up to as many rows around the cut, less one. X is dead once MID is made, and DW takes
+// its place.
 //
 // Weights lie in shared memory for the whole march where they fit beside two CTAs (Resident). Where
 // they do not, the CTAs of a cluster march together, each with its share of the rows of both
@@ -22,6 +23,7 @@
 
 #include <cstdint>
 
+#include "cuda/unit_convolve.h"
 #include "cuda/unit_load.h"
 #include "cuda/unit_product.h"
 
@@ -35,21 +37,23 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
   const int cta = static_cast<int>(blockIdx.x) / (Mode::kCluster ? params.cluster : 1);
   const Branch<T>& whole = params.branches[kProjection ? 1 : 0];
   const Branch<T> branch =
-      Mode::kCluster ? share_of(whole, params.in_channels, rank, params.cluster) : whole;
-  const Memory<T> m = memory_of<T, kProjection>(params, branch);
+      Mode::kCluster ? share_of<T, Act>(whole, params.in_channels, rank, params.cluster) : whole;
+  const Memory<T> m = memory_of<T, Act, kProjection>(params, branch);
   const int width = params.width, depth = params.in_channels;
   const int ring = params.ring, columns = params.columns;
+  const int reach = params.template reach_of<Act>();
 
   // The range, in output rows, and the pixels it reads.
   const int all_rows = params.batch * params.out_height;
   int row = cta * params.rows_per_cta;
   const int row_end = all_rows - row < params.rows_per_cta ? all_rows : row + params.rows_per_cta;
-  const int row_start = first_row<kStride>(row, params.height, params.out_height);
+  const int row_start = first_row<kStride>(row, params.height, params.out_height, reach);
   // Pixels count from `start`, at or less than a sector before the first row.
   const int64_t start = int64_t{row_start} * width / kSectorPixels<T> * kSectorPixels<T>;
   const int lead = static_cast<int>(int64_t{row_start} * width - start);
   const int end =
-      (rows_needed<kStride>(row_end, params.height, params.out_height) - row_start) * width + lead;
+      (rows_needed<kStride>(row_end, params.height, params.out_height, reach) - row_start) * width +
+      lead;
   const auto blocks_from = [&](int done) {
     return ((end - done < columns ? end - done : columns) + kBlock - 1) / kBlock;
   };
@@ -68,7 +72,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
     load_words(m.pw1_bias, branch.pw1_bias, static_cast<int>(padded_rows(branch.mid)));
   }
   load_words(m.pw2_bias, branch.pw2_bias, static_cast<int>(padded_rows(branch.out)));
-  load_words(m.dw_weights, branch.dw, branch.mid * static_cast<int>(kDepthwiseFloats));
+  load_words(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
   load_words(m.in_table, params.in_table, depth);
   load_words(m.out_table, branch.out_table, branch.out);
   // Columns beyond the results of a step are multiplied and thrown away.
@@ -121,7 +125,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
     int complete = row_end;
     if (more) {
       const int rows = next > lead ? (next - lead) / width : 0;
-      complete = rows_complete<kStride>(row_start + rows, params.height, params.out_height);
+      complete = rows_complete<kStride>(row_start + rows, params.height, params.out_height, reach);
       if (complete > row_end) complete = row_end;
     }
     if constexpr (!kShared) {
@@ -135,7 +139,9 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
         const int column = ring_at + block * kBlock;
         return column < ring ? column : column - ring;
       };
-      const auto use = [&](const auto& acc, int tile, int block, int count) {
+      const auto use = [&](auto& acc, int tile, int block, int count) {
+        activate<Act>(acc, branch.pw1_after, branch.mid, tile,
+                      [&](int row) { return load(m.pw1_bias + row); });
         for_each_pair<T, Act>(
             acc, m.pw1_bias, branch.mid, tile, count, [&](int r, int j, auto pair) {
               store_vector<2>(
@@ -171,9 +177,10 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
       const int dw_blocks = (pixels.end + kBlock - 1) / kBlock;
 
       // Depthwise convolution.
-      convolve<T, kStride>(params, kProjection ? m.x : m.mid, kProjection ? m.x_pitch : m.mid_pitch,
-                           m.dw + branch.first_depth * m.dw_pitch, m.dw_pitch, m.dw_weights,
-                           branch.mid, row_start, lead, row, rows, pixels.begin);
+      convolve_rows<T, kStride, Act>(params, branch, kProjection ? m.x : m.mid,
+                                     kProjection ? m.x_pitch : m.mid_pitch,
+                                     m.dw + branch.first_depth * m.dw_pitch, m.dw_pitch,
+                                     m.dw_weights, Rows{row_start, lead, row, rows, pixels.begin});
       if (branch.depth % kTileDepth<T> != 0) {
         zero_row(m.dw + branch.depth * m.dw_pitch, m.dw_pitch);
       }
@@ -191,7 +198,9 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
       }
 
       // Second product.
-      const auto use = [&](const auto& acc, int tile, int block, int count) {
+      const auto use = [&](auto& acc, int tile, int block, int count) {
+        activate<Act>(acc, branch.pw2_after, branch.out, tile,
+                      [&](int row) { return load(m.pw2_bias + row); });
         if (!kCaller || params.out != nullptr) {
           store_planes<T, Act>(params, m, acc, branch.out, tile, block, count, pixels);
         }
@@ -231,9 +240,12 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
   }
 }
 
-// A unit at an edge of a network has what it needs for both kinds of map, and an SM to itself.
+// A unit at an edge of a network has what it needs for both kinds of map, and an SM to itself. So
+// has one of any activations with its weights in L2, whose 128 columns in registers leave no room
+// beside them.
 template <class T, int kStride, class Mode, class Act, bool kCaller>
-__global__ void __launch_bounds__(kUnitThreads, kCaller ? 1 : Mode::kCtasPerSm)
+__global__ void __launch_bounds__(kUnitThreads,
+                                  kCaller || (Act::kAny && !Mode::kResident) ? 1 : Mode::kCtasPerSm)
     unit_kernel(UnitParams<T> params) {
   if constexpr (kStride == 2) {
     if (blockIdx.y == 1) return march<T, kStride, Mode, Act, kCaller, true>(params);

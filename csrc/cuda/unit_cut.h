@@ -30,11 +30,17 @@ struct Shape {
   bool in_planes, result;  // the map is read from planes; the caller's tensor is written
   int64_t size;
   int64_t sector;
+  int64_t dw_floats[2];  // of a channel, in the parameters of either branch
+  int64_t reach;         // of the larger window
+  bool any;              // activations and windows
 
   int64_t rows() const { return batch * out_height; }
   int64_t branches() const { return proj > 0 ? 2 : 1; }
   bool caller() const { return !in_planes || result; }
-  int64_t ctas_per_sm() const { return caller() ? 1 : 2; }  // that registers allow
+  // That registers allow.
+  int64_t ctas_per_sm(Weights weights) const {
+    return caller() || (any && weights == Weights::kDirect) ? 1 : 2;
+  }
 };
 
 // How a unit is cut.
@@ -84,7 +90,7 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
                           packed_elements(out, depth, dtype_of<T>());
   places.weights = take(c.weights != Weights::kDirect ? weights * s.size : 0);
   const int64_t biases = (projection ? 0 : padded_rows(mid)) + padded_rows(out);
-  places.parameters = take((biases + mid * kDepthwiseFloats + s.in + out) * 4);
+  places.parameters = take((biases + mid * s.dw_floats[projection] + s.in + out) * 4);
   return at;
 }
 
@@ -93,10 +99,10 @@ template <int kStride>
 int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
   int64_t most = 1, before = 0;
   for (int64_t pixels = columns, step = 0; before < rows_per_cta && step < 64; ++step) {
-    const int64_t complete =
-        std::min<int64_t>(rows_per_cta, rows_complete<kStride>(static_cast<int>(pixels / s.width),
-                                                               static_cast<int>(s.height),
-                                                               static_cast<int>(s.out_height)));
+    const int64_t complete = std::min<int64_t>(
+        rows_per_cta,
+        rows_complete<kStride>(static_cast<int>(pixels / s.width), static_cast<int>(s.height),
+                               static_cast<int>(s.out_height), static_cast<int>(s.reach)));
     most = std::max(most, complete - before);
     before = complete;
     pixels += columns;
@@ -123,10 +129,12 @@ inline int64_t slots_of(const Shape& s, const Device& device, const Cut& c, int6
 template <class T, int kStride>
 void complete(const Shape& s, const Device& device, Cut& c) {
   const bool clustered = c.weights == Weights::kClustered;
-  // Less than three rows are kept, and all places are multiples of what divides a row and a sector.
+  // Less than a window's rows are kept, no more than an image has, and all places are multiples of
+  // what divides a row and a sector.
   int64_t common = s.sector;
   while (s.width % common != 0) common /= 2;
-  c.ring = round_up(c.columns + 3 * s.width - common, kBlock);
+  const int64_t kept = std::min(2 * s.reach + 1, s.height);
+  c.ring = round_up(c.columns + kept * s.width - common, kBlock);
   const int64_t blocks = c.columns / kBlock;
   const auto fits = [&](int64_t ctas) {
     c.rows_per_cta = rows_for(s, device, slots_of(s, device, c, ctas));
@@ -145,7 +153,7 @@ void complete(const Shape& s, const Device& device, Cut& c) {
                               kRowsTogether<T> * kHeld<T> * kUnitThreads);
   };
   c.ctas_per_sm = 0;
-  for (int64_t ctas = s.ctas_per_sm(); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
+  for (int64_t ctas = s.ctas_per_sm(c.weights); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
     for (const bool prefetch : {true, false}) {
       c.prefetch = prefetch;
       if (!fits(ctas)) continue;
@@ -162,8 +170,8 @@ void complete(const Shape& s, const Device& device, Cut& c) {
 template <class T, int kStride>
 Cut widest(const Shape& s, const Device& device, const Cut& c) {
   const bool direct = c.weights == Weights::kDirect, forced = device.tuning.columns != 0;
-  const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm()));
-  const int64_t range = round_up((rows * kStride + 2) * s.width + s.sector - 1, s.sector);
+  const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm(c.weights)));
+  const int64_t range = round_up((rows * kStride + 2 * s.reach) * s.width + s.sector - 1, s.sector);
   const int64_t most = std::min(direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns, range);
   const int64_t least = std::min(direct ? s.sector : kNarrowStep, range);
   const auto worth = [&](const Cut& cut) {
@@ -176,7 +184,7 @@ Cut widest(const Shape& s, const Device& device, const Cut& c) {
     complete<T, kStride>(s, device, next);
     if (next.split && columns > 2 * s.sector && !forced) continue;
     if (worth(next) > worth(best)) best = next;
-    if ((best.ctas_per_sm == s.ctas_per_sm() && !direct) || forced) break;
+    if ((best.ctas_per_sm == s.ctas_per_sm(c.weights) && !direct) || forced) break;
   }
   return best;
 }
@@ -197,7 +205,7 @@ Cut choose(const Shape& s, const Device& device) {
   Cut best, lonely;
   if (wanted(Weights::kResident)) {
     const Cut c = with(Weights::kResident, 1);
-    if (c.ctas_per_sm == s.ctas_per_sm() || device.tuning.weights != 0) {
+    if (c.ctas_per_sm == s.ctas_per_sm(c.weights) || device.tuning.weights != 0) {
       best = c;
     } else if (c.rows_per_cta * s.out_width >= kLongMarch * c.columns) {
       lonely = c;
@@ -230,7 +238,7 @@ template <class T, int kStride>
 const Cut& remembered(const Shape& s, const Device& device) {
   constexpr size_t kMost = 4096;
   const Tuning& t = device.tuning;
-  using Key = std::array<int64_t, 17>;
+  using Key = std::array<int64_t, 21>;
   const Key key{s.in,
                 s.mid,
                 s.proj,
@@ -240,6 +248,10 @@ const Cut& remembered(const Shape& s, const Device& device) {
                 s.width,
                 s.in_planes,
                 s.result,
+                s.dw_floats[0],
+                s.dw_floats[1],
+                s.reach,
+                s.any,
                 device.sms,
                 device.shared_per_sm,
                 device.shared_per_cta,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/activation.h"
 #include "cuda/mma.h"
 #include "cuda/span.h"
 
@@ -45,7 +46,7 @@ struct Branch {
   const T* pw2;  // packed [out, depth]
   const float* pw1_bias;
   const float* pw2_bias;
-  const float* dw;           // [mid][10]
+  const float* dw;           // [mid][depthwise_floats(window)]
   const int32_t* out_table;  // [out] planes
   int mid;
   int out;
@@ -53,6 +54,13 @@ struct Branch {
   int first_depth;   // row of DW that is row 0 of MID
   int first_result;  // row of the unit's whole result that is row 0 of this branch's
   Places at;
+  After pw1_after, dw_after, pw2_after;  // these three for kernels of any activation
+  int window, dilation;
+
+  template <class Act>
+  SNV2_DEVICE int dw_floats() const {
+    return static_cast<int>(Act::kAny ? depthwise_floats(window) : kDepthwiseFloats);
+  }
 };
 
 template <class T>
@@ -77,6 +85,13 @@ struct UnitParams {
   bool prefetch;      // X and DW are apart: the next X is loaded while DW is in use
   int cluster;        // CTAs
   Divisor by_blocks;  // of a row of X
+  int reach;          // of the windows, for kernels of any activation
+
+  // Rows above and below that an output row needs.
+  template <class Act>
+  SNV2_DEVICE int reach_of() const {
+    return Act::kAny ? reach : 1;
+  }
 };
 
 // Columns of DW: a step's rows begin anywhere in a sector.
@@ -90,24 +105,23 @@ constexpr int64_t dw_columns(int64_t step_rows, int64_t out_width) {
 // Input rows of all images that are in once output rows below `row` can be computed, and the number
 // of output rows that can be once `in_rows` are in.
 template <int kStride>
-constexpr int rows_needed(int row, int height, int out_height) {
+constexpr int rows_needed(int row, int height, int out_height, int reach) {
   if (row == 0) return 0;
   const int image = (row - 1) / out_height;
-  const int last = (row - 1 - image * out_height) * kStride + 2;
+  const int last = (row - 1 - image * out_height) * kStride + 1 + reach;
   return image * height + (last < height ? last : height);
 }
 template <int kStride>
-constexpr int rows_complete(int in_rows, int height, int out_height) {
+constexpr int rows_complete(int in_rows, int height, int out_height, int reach) {
   const int image = in_rows / height;
-  const int rest = in_rows - image * height;
-  const int more = kStride == 2 ? rest / 2 : rest - 1;
-  return image * out_height + (rest > 0 ? more : 0);
+  const int rest = in_rows - image * height - reach;
+  return image * out_height + (rest > 0 ? (rest + kStride - 1) / kStride : 0);
 }
 // The first input row that an output row reads.
 template <int kStride>
-constexpr int first_row(int row, int height, int out_height) {
+constexpr int first_row(int row, int height, int out_height, int reach) {
   const int image = row / out_height;
-  const int first = (row - image * out_height) * kStride - 1;
+  const int first = (row - image * out_height) * kStride - reach;
   return image * height + (first > 0 ? first : 0);
 }
 
@@ -122,7 +136,7 @@ struct Memory {
   int x_pitch, mid_pitch, dw_pitch;
 };
 
-template <class T, bool kProjection>
+template <class T, class Act, bool kProjection>
 SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& branch) {
   const Shared<unsigned char> base = shared_memory();
   Memory<T> m;
@@ -139,7 +153,7 @@ SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& br
   if (!kProjection) m.pw2_bias = m.pw1_bias + static_cast<int>(padded_rows(branch.mid));
   m.dw_weights = m.pw2_bias + static_cast<int>(padded_rows(branch.out));
   m.in_table =
-      (m.dw_weights + branch.mid * static_cast<int>(kDepthwiseFloats)).template as<int32_t>();
+      (m.dw_weights + branch.mid * branch.template dw_floats<Act>()).template as<int32_t>();
   m.out_table = m.in_table + params.in_channels;
   m.x_pitch = static_cast<int>(shared_pitch(kProjection ? params.ring : params.columns));
   m.mid_pitch = static_cast<int>(shared_pitch(params.ring));
@@ -148,7 +162,7 @@ SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& br
 }
 
 // What CTA `rank` of a cluster has of a branch: every matrix is cut between rows of tiles.
-template <class T>
+template <class T, class Act>
 SNV2_DEVICE Branch<T> share_of(const Branch<T>& whole, int depth_in, int rank, int ranks) {
   Branch<T> share = whole;
   const auto cut = [&](int rows, int& begin) {
@@ -162,12 +176,15 @@ SNV2_DEVICE Branch<T> share_of(const Branch<T>& whole, int depth_in, int rank, i
   if (whole.pw1 != nullptr) {
     share.pw1 += begin * padded_depth(depth_in, dtype_of<T>());
     share.pw1_bias += begin;
+    share.pw1_after.slopes += begin;
   }
-  share.dw += begin * kDepthwiseFloats;
+  share.dw += begin * whole.template dw_floats<Act>();
+  share.dw_after.slopes += begin;
   share.first_depth = begin;
   share.out = cut(whole.out, begin);
   share.pw2 += begin * padded_depth(whole.depth, dtype_of<T>());
   share.pw2_bias += begin;
+  share.pw2_after.slopes += begin;
   share.out_table += begin;
   share.first_result += begin;
   return share;

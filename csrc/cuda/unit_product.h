@@ -1,4 +1,4 @@
-// Products, depthwise convolution and stores of a unit. unit.h puts them together.
+// Products and stores of a unit. unit.h puts them together.
 #pragma once
 
 #include <cstdint>
@@ -48,8 +48,8 @@ SNV2_DEVICE void for_each_pair(const float (&acc)[kTiles][kBlocks][4], Shared<fl
       for (int j = 0; j < kBlocks; ++j) {
         if (j >= count) break;
         f(row, j,
-          Vector<T, 2>{{rounded<T>(Act::apply(acc[i][j][2 * half] + b)),
-                        rounded<T>(Act::apply(acc[i][j][2 * half + 1] + b))}});
+          Vector<T, 2>{{rounded<T>(Act::finish(acc[i][j][2 * half], b)),
+                        rounded<T>(Act::finish(acc[i][j][2 * half + 1], b))}});
       }
     }
   }
@@ -110,8 +110,8 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             words[j] =
-                word_of(Vector<T, 2>{{rounded<T>(Act::apply(acc[i][j0 + j][2 * half] + b)),
-                                      rounded<T>(Act::apply(acc[i][j0 + j][2 * half + 1] + b))}});
+                word_of(Vector<T, 2>{{rounded<T>(Act::finish(acc[i][j0 + j][2 * half], b)),
+                                      rounded<T>(Act::finish(acc[i][j0 + j][2 * half + 1], b))}});
           }
 #pragma unroll
           for (int bit = 1; bit < 4; bit *= 2) {
@@ -172,91 +172,6 @@ SNV2_DEVICE void store_result(const UnitParams<T>& params, const Memory<T>& m,
       store(Global<T>{params.result} + (channel * params.result_channel +
                                         image * params.result_image + place * params.result_pixel),
             value);
-    }
-  }
-}
-
-// Depthwise convolution -------------------------------------------------------------------------
-
-// A warp takes 8 columns of 8 (float32: 4) channels down the rows, a lane two neighbouring columns
-// (one) of a channel, with its window of inputs in registers. At stride 2 lanes are two words apart
-// in 16 bits, and channels four times an odd number: odd channels begin one column earlier, so that
-// they read the words between.
-template <class T, int kStride>
-SNV2_DEVICE void convolve(const UnitParams<T>& params, Shared<T> x, int x_pitch, Shared<T> out,
-                          int out_pitch, Shared<float> weights, int channels, int row_start,
-                          int lead, int row0, int rows, int column0) {
-  constexpr int kPixels = 4 / static_cast<int>(sizeof(T));
-  constexpr int kAcross = kBlock / kPixels, kChannels = kWarp / kAcross;
-  constexpr int kSpan = kPixels * kStride + 3 - kStride;
-  constexpr bool kShifted = kStride == 2 && sizeof(T) == 2;
-  const int height = params.height, width = params.width, ring = params.ring;
-  const int groups = (channels + kChannels - 1) / kChannels;
-  const int strips = (params.out_width + kBlock - 1 + kShifted) / kBlock;
-  const int image0 = row0 / params.out_height;
-  const int local0 = row0 - image0 * params.out_height;
-  // Place in the ring of the input row that the first output row is centred on.
-  const int place0 = ((image0 * height + local0 * kStride - row_start) * width + lead) % ring;
-  const auto step = [&](int at, int by) {
-    const int there = at + by * width;
-    return there < 0 ? there + ring : there < ring ? there : there - ring;
-  };
-
-  for (int task = warp_of_cta(); task < groups * strips; task += kUnitWarps) {
-    const int wanted = task % groups * kChannels + lane_of_warp() / kAcross;
-    const int channel = wanted < channels ? wanted : channels - 1;
-    const int first =
-        task / groups * kBlock + lane_of_warp() % kAcross * kPixels - (kShifted ? channel % 2 : 0);
-    const Shared<T> line = x + channel * x_pitch;
-    float w[kDepthwiseFloats];
-    for (int i = 0; i < kDepthwiseFloats; ++i) {
-      w[i] = load(weights + (channel * static_cast<int>(kDepthwiseFloats) + i));
-    }
-
-    float window[3][kSpan];
-    const auto read = [&](float (&to)[kSpan], bool inside, int at) {
-#pragma unroll
-      for (int i = 0; i < kSpan; ++i) {
-        to[i] = 0.0f;
-        if (!inside) continue;
-        const int column = first * kStride - 1 + i;
-        const int clamped = column < 0 ? 0 : column < width ? column : width - 1;
-        int there = at + clamped;
-        if (there >= ring) there -= ring;
-        const float value = to_float(load(line + there));
-        to[i] = column == clamped ? value : 0.0f;
-      }
-    };
-    int local = local0, place = place0;
-    for (int r = 0; r < rows; ++r) {
-      if (r == 0 || local == 0) {
-        read(window[0], local > 0, step(place, -1));
-        if constexpr (kStride == 1) read(window[1], true, place);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kSpan; ++i) {
-          window[0][i] = window[kStride][i];
-          window[1][i] = window[2][i];
-        }
-      }
-      if constexpr (kStride == 2) read(window[1], true, place);
-      read(window[2], local * kStride + 1 < height, step(place, 1));
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) {
-        float sum = 0.0f;
-#pragma unroll
-        for (int tap = 0; tap < 9; ++tap) sum += w[tap] * window[tap / 3][p * kStride + tap % 3];
-        const int column = first + p;
-        store_if(wanted < channels && column >= 0 && column < params.out_width,
-                 out + (channel * out_pitch + column0 + r * params.out_width + column),
-                 rounded<T>(sum + w[9]));
-      }
-      if (++local < params.out_height) {
-        place = step(place, kStride);
-      } else {
-        local = 0;
-        place = step(place, height - (params.out_height - 1) * kStride);
-      }
     }
   }
 }

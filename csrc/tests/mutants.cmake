@@ -238,7 +238,7 @@ snv2_add_mutant(unit_without_barrier_after_the_first_product RACE
       if (more) {
 ]] BECOMES [[      if (more) {
 ]]
-  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
+  EXPECT "shared memory: read at unit_convolve.h" "nobody wrote")
 
 snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -249,7 +249,7 @@ snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
       // Second product.
 ]] BECOMES [[      }
 ]]
-  EXPECT "shared memory: race: write at unit_product.h" "read by" "mma.h")
+  EXPECT "shared memory: race: write at unit_convolve.h" "read by" "mma.h")
 
 snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -257,7 +257,7 @@ snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
         sync_cluster_reads();
 ]] BECOMES [[        // All are past their first product and the second one before it.
 ]]
-  EXPECT "shared memory: race" "unit_product.h" "unit_load.h")
+  EXPECT "shared memory: race" "unit_convolve.h" "unit_load.h")
 
 snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -279,8 +279,8 @@ snv2_add_mutant(unit_that_does_not_wait_for_its_input
 
 snv2_add_mutant(unit_without_upper_halo
   FILE cuda/unit_params.h OF cuda/unit.cu IN gpu_units CASES ranges_match
-  TEXT "kStride - 1;" BECOMES "kStride;"
-  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
+  TEXT "kStride - reach;" BECOMES "kStride;"
+  EXPECT "shared memory: read at unit_convolve.h" "nobody wrote")
 
 snv2_add_mutant(unit_past_the_ring
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -289,8 +289,26 @@ snv2_add_mutant(unit_past_the_ring
   EXPECT "is off by")
 
 snv2_add_mutant(unit_with_the_next_tap
-  FILE cuda/unit_product.h OF cuda/unit.cu IN gpu_units CASES stages_match
-  TEXT "window[tap / 3][p * kStride + tap % 3]" BECOMES "window[tap % 3][p * kStride + tap / 3]"
+  FILE cuda/unit_convolve.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "window_[tap / kWindow][p * kStride + tap % kWindow]"
+  BECOMES "window_[tap % kWindow][p * kStride + tap / kWindow]"
+  EXPECT "is off by")
+
+# Any activations and windows ----------------------------------------------------------------
+
+snv2_add_mutant(any_unit_with_a_short_ring
+  FILE cuda/unit_cut.h OF cuda/unit_any.cu IN gpu_units CASES any_windows
+  TEXT "std::min(2 * s.reach + 1, s.height)" BECOMES "std::min(2 * s.reach, s.height)"
+  EXPECT "is off by")
+
+snv2_add_mutant(any_unit_that_forgets_dilation
+  FILE cuda/unit_convolve.h OF cuda/unit_any.cu IN gpu_units CASES any_windows
+  TEXT "kStride + (kx - half) * dilation_" BECOMES "kStride + (kx - half)"
+  EXPECT "is off by")
+
+snv2_add_mutant(any_unit_with_the_next_slope
+  FILE cuda/activation.h OF cuda/unit_any.cu IN gpu_units CASES any_activations
+  TEXT "after.slopes} + row" BECOMES "after.slopes} + (row ^ 1)"
   EXPECT "is off by")
 
 # Ends of networks ---------------------------------------------------------------------------

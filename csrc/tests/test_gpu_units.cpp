@@ -23,13 +23,17 @@ struct Case {
   int64_t batch, in, half, height, width;
   int64_t weights, sms;
   int64_t columns = 0, rows_per_cta = 0;
+  GpuWindow window = {3, 1};
+  Activation after = Activation::kRelu;  // every layer, but for ReLU after depthwise convolutions
 
   std::string name() const {
     return "dtype " + std::to_string(static_cast<int>(dtype)) + " layout " +
            std::to_string(static_cast<int>(layout)) + " " + std::to_string(batch) + "x" +
            std::to_string(in) + "x" + std::to_string(height) + "x" + std::to_string(width) +
            " half " + std::to_string(half) + " weights " + std::to_string(weights) + " sms " +
-           std::to_string(sms) + " columns " + std::to_string(columns);
+           std::to_string(sms) + " columns " + std::to_string(columns) + " window " +
+           std::to_string(window.window) + " dilation " + std::to_string(window.dilation) +
+           " activation " + std::to_string(static_cast<int>(after));
   }
 };
 
@@ -48,9 +52,10 @@ struct Map {
 // A plan of a stage as it is written, with what its steps compute.
 class Stage {
  public:
-  explicit Stage(DType dtype) : dtype_(dtype), rounding_(dtype, 1) {
+  explicit Stage(const Case& c)
+      : dtype_(c.dtype), window_(c.window), after_(c.after), rounding_(c.dtype, 1) {
     header_.magic = kGpuPlanMagic;
-    header_.dtype = static_cast<int64_t>(dtype);
+    header_.dtype = static_cast<int64_t>(c.dtype);
   }
 
   float round(double value) {
@@ -86,8 +91,37 @@ class Stage {
     return at;
   }
 
-  // relu(w x + b), rounded; columns of w are channels of x.
-  Map pointwise(Map& x, const std::vector<float>& w, const std::vector<float>& b, int64_t out) {
+  // The activation of a layer of the plan, as a function.
+  struct After {
+    Activation kind;
+    std::vector<float> slopes;
+
+    double operator()(double x, int64_t row) const {
+      switch (kind) {
+        case Activation::kRelu:
+          return std::max(x, 0.0);
+        case Activation::kRelu6:
+          return std::min(std::max(x, 0.0), 6.0);
+        case Activation::kPrelu:
+          return x > 0 ? x : x * slopes[static_cast<size_t>(row)];
+        case Activation::kSilu:
+          return x / (1 + std::exp(-x));
+        case Activation::kHardswish:
+          return x * std::min(std::max(x + 3, 0.0), 6.0) / 6;
+        default:
+          return x;
+      }
+    }
+  };
+  After after(GpuActivation& act, Activation kind, int64_t rows) {
+    act.kind = kind;
+    if (kind != Activation::kPrelu) return {kind, {}};
+    return {kind, floats(act.slopes, rows, padded_rows(rows), 0.5f)};
+  }
+
+  // after(w x + b), rounded; columns of w are channels of x.
+  Map pointwise(Map& x, const std::vector<float>& w, const std::vector<float>& b, int64_t out,
+                const After& after) {
     Map y(x.batch, out, x.height, x.width);
     for (int64_t n = 0; n < x.batch; ++n) {
       for (int64_t p = 0; p < x.height * x.width; ++p) {
@@ -96,26 +130,28 @@ class Stage {
           for (int64_t k = 0; k < x.channels; ++k) {
             sum += w[static_cast<size_t>(o * x.channels + k)] * x.at(n, k, p);
           }
-          y.at(n, o, p) = round(std::max(sum, 0.0));
+          y.at(n, o, p) = round(after(sum, o));
         }
       }
     }
     return y;
   }
-  Map depthwise(Map& x, const std::vector<float>& w, int64_t stride) {
+  Map depthwise(Map& x, const std::vector<float>& w, int64_t stride, const After& after) {
+    const int64_t window = window_.window, taps = window * window;
     Map y(x.batch, x.channels, conv3x3_extent(x.height, stride), conv3x3_extent(x.width, stride));
     for (int64_t n = 0; n < x.batch; ++n) {
       for (int64_t c = 0; c < x.channels; ++c) {
         for (int64_t p = 0; p < y.height * y.width; ++p) {
-          double sum = w[static_cast<size_t>(c * kDepthwiseFloats + 9)];
-          for (int64_t k = 0; k < 9; ++k) {
-            const int64_t row = p / y.width * stride + k / 3 - 1;
-            const int64_t column = p % y.width * stride + k % 3 - 1;
+          double sum = w[static_cast<size_t>(c * (taps + 1) + taps)];
+          for (int64_t k = 0; k < taps; ++k) {
+            const int64_t row =
+                p / y.width * stride + k / window * window_.dilation - window_.reach();
+            const int64_t column =
+                p % y.width * stride + k % window * window_.dilation - window_.reach();
             if (row < 0 || column < 0 || row >= x.height || column >= x.width) continue;
-            sum += w[static_cast<size_t>(c * kDepthwiseFloats + k)] *
-                   x.at(n, c, row * x.width + column);
+            sum += w[static_cast<size_t>(c * (taps + 1) + k)] * x.at(n, c, row * x.width + column);
           }
-          y.at(n, c, p) = round(sum);
+          y.at(n, c, p) = round(after(sum, c));
         }
       }
     }
@@ -145,6 +181,11 @@ class Stage {
     step.in_channels = in;
     step.mid_channels = step.out_channels = half;
     step.proj_channels = stride == 2 ? half : 0;
+    step.dw_window = window_;
+    if (stride == 2) step.proj_dw_window = window_;
+    const Activation dw_kind = after_ == Activation::kRelu ? Activation::kIdentity : after_;
+    const int64_t dw_floats = depthwise_floats(window_.window);
+    const float dw_scale = 1.2f / static_cast<float>(window_.window);
 
     // Gathered from the last channel down: any order will do.
     std::vector<int64_t> gather;
@@ -159,19 +200,20 @@ class Stage {
     step.in_table = table(gather);
     const auto pw1 = matrix(step.pw1_weights, half, in);
     const auto pw1_bias = floats(step.pw1_bias, half, padded_rows(half), 1);
-    const auto dw = floats(step.dw, half * kDepthwiseFloats, half * kDepthwiseFloats, 0.4f);
+    const auto dw = floats(step.dw, half * dw_floats, half * dw_floats, dw_scale);
     const auto pw2 = matrix(step.pw2_weights, half, half);
     const auto pw2_bias = floats(step.pw2_bias, half, padded_rows(half), 1);
-    Map mid = pointwise(main, pw1, pw1_bias, half);
-    Map convolved = depthwise(mid, dw, stride);
-    Map out = pointwise(convolved, pw2, pw2_bias, half);
+    Map mid = pointwise(main, pw1, pw1_bias, half, after(step.pw1_activation, after_, half));
+    Map convolved = depthwise(mid, dw, stride, after(step.dw_activation, dw_kind, half));
+    Map out = pointwise(convolved, pw2, pw2_bias, half, after(step.pw2_activation, after_, half));
     Map first(x.batch, half, out.height, out.width);
     if (stride == 2) {
-      const auto proj_dw = floats(step.proj_dw, in * kDepthwiseFloats, in * kDepthwiseFloats, 0.4f);
+      const auto proj_dw = floats(step.proj_dw, in * dw_floats, in * dw_floats, dw_scale);
       const auto proj = matrix(step.proj_weights, half, in);
       const auto proj_bias = floats(step.proj_bias, half, padded_rows(half), 1);
-      Map projected = depthwise(main, proj_dw, 2);
-      first = pointwise(projected, proj, proj_bias, half);
+      Map projected = depthwise(main, proj_dw, 2, after(step.proj_dw_activation, dw_kind, in));
+      first =
+          pointwise(projected, proj, proj_bias, half, after(step.proj_activation, after_, half));
     } else {
       for (int64_t n = 0; n < x.batch; ++n) {
         for (int64_t c = 0; c < skip; ++c) {
@@ -298,6 +340,8 @@ class Stage {
   }
 
   DType dtype_;
+  GpuWindow window_;
+  Activation after_;
   Elements rounding_;
   GpuPlanHeader header_{};
   std::vector<GpuStep> steps_;
@@ -313,7 +357,7 @@ class Stage {
 // Two stages: a unit of stride 2 from the caller's tensor, one whose map is also a result; one of
 // stride 2 and one between planes, and one to the caller's tensor.
 void run_stage(const Case& c) {
-  Stage stage(c.dtype);
+  Stage stage(c);
   Map x(c.batch, c.in, c.height, c.width);
   const std::vector<float> values = random(static_cast<int64_t>(x.values.size()));
   for (size_t i = 0; i < values.size(); ++i) x.values[i] = stage.round(values[i]);
@@ -351,6 +395,26 @@ TEST(narrow_steps_and_short_ranges_match_loops) {
   for (const int64_t weights : {kResident, kDirect, kClustered}) {
     for (const int64_t rows : {1, 2, 5}) {
       run_stage({DType::kFloat16, Layout::kContiguous, 3, 9, 24, 12, 10, weights, 1, 16, rows});
+    }
+  }
+}
+TEST(any_windows_match_loops_wherever_weights_are) {
+  constexpr GpuWindow kWindows[] = {{5, 1}, {7, 1}, {3, 2}, {5, 3}};
+  for (const GpuWindow& window : kWindows) {
+    for (const int64_t weights : {kResident, kDirect, kClustered}) {
+      const DType dtype = weights == kDirect ? DType::kFloat32 : DType::kFloat16;
+      run_stage({dtype, Layout::kContiguous, 2, 5, 20, 13, 9, weights, 1, 0, 0, window});
+      run_stage({dtype, Layout::kContiguous, 3, 4, 16, 10, 12, weights, 1, 16, 2, window});
+    }
+    run_stage({DType::kFloat32, Layout::kChannelsLast, 2, 3, 17, 2, 3, kResident, 1, 0, 0, window});
+  }
+}
+TEST(any_activations_match_loops_wherever_weights_are) {
+  for (const Activation after : {Activation::kIdentity, Activation::kRelu6, Activation::kPrelu,
+                                 Activation::kSilu, Activation::kHardswish}) {
+    for (const int64_t weights : {kResident, kDirect, kClustered}) {
+      const DType dtype = kDTypes[(static_cast<int64_t>(after) + weights) % 3];
+      run_stage({dtype, Layout::kContiguous, 2, 5, 40, 7, 9, weights, 1, 0, 0, {3, 1}, after});
     }
   }
 }

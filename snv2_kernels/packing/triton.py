@@ -16,13 +16,23 @@ import torch
 from torch import Tensor
 
 from snv2_kernels.packing.common import BasePlan
-from snv2_kernels.packing.gpu import COPY, NO_BUFFER, NO_RESULT, STEM, UNIT, GpuStep
+from snv2_kernels.packing.gpu import (
+    COPY,
+    IDENTITY,
+    NO_BUFFER,
+    NO_RESULT,
+    STEM,
+    UNIT,
+    GpuStep,
+)
+from snv2_kernels.packing.units import ACTIVATIONS, Unsupported
 
 if TYPE_CHECKING:
     from snv2_kernels.packing.gpu import GpuPlan
 
 __all__ = ["TritonPlan", "pitch", "triton_plan"]
 
+RELU = ACTIVATIONS.index("relu")
 _ALIGNED = 16  # elements
 
 
@@ -62,6 +72,24 @@ class TritonPlan(BasePlan):
         return *self.arrays, self.step_words, self.out_channels, self.halvings, self.classify
 
 
+def _check_paper(step: GpuStep) -> None:
+    """Raises :class:`Unsupported` for what the kernels do not cover: all but ReLU and 3x3."""
+    for field_, value in vars(step).items():
+        fits = (IDENTITY,) if "dw_" in field_ else (IDENTITY, RELU)
+        if field_.endswith("_activation") and value not in fits:
+            raise Unsupported(f"activation {ACTIVATIONS[value]}")
+        if field_.endswith("_window") and value > 3:
+            raise Unsupported(f"a window of {value}x{value}")
+        if field_.endswith("_dilation") and value > 1:
+            raise Unsupported(f"dilation {value}")
+    products = {COPY: (), UNIT: ("pw1", "pw2")}.get(step.kind, ("pw1",))
+    if step.proj_channels:
+        products += ("proj",)
+    for name in products:
+        if getattr(step, f"{name}_activation") != RELU:
+            raise Unsupported("a product without ReLU")
+
+
 class _Rewriter:
     """Copies the arrays of a plan in the order of the steps."""
 
@@ -87,6 +115,7 @@ class _Rewriter:
         return self._from[offset : offset + count]
 
     def step(self, step: GpuStep) -> GpuStep:
+        _check_paper(step)
         depth, mid, out, proj = (
             step.in_channels, step.mid_channels, step.out_channels, step.proj_channels
         )  # fmt: skip
