@@ -22,7 +22,7 @@ from snv2_kernels.packing.common import (
     Folded,
     FoldedHead,
     FoldedStem,
-    FoldingBuilder,
+    TappedBuilder,
     paper_branch,
     relu_only,
 )
@@ -171,8 +171,11 @@ class _Arrays:
         self.tables.extend(entries)
         return offset
 
+    def _packed(self, weight: Tensor) -> Tensor:
+        return pack_tiles(weight, self.dtype)
+
     def matrix(self, weight: Tensor) -> int:
-        offset, tiles = self._weight_count, pack_tiles(weight, self.dtype)
+        offset, tiles = self._weight_count, self._packed(weight)
         if tiles.isinf().any() and not weight.isinf().any():
             raise OverflowError(f"a folded weight is too large for {self.dtype}")
         self.matrices.append(tiles)
@@ -191,6 +194,11 @@ class _Arrays:
 
     def depthwise(self, weight: Tensor, shift: Tensor) -> int:
         return self._parameters(torch.cat([weight, shift[:, None]], 1), _ALIGNED)
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
 
 
 @dataclass
@@ -232,12 +240,8 @@ def _columns(weight: Tensor, main: Sequence[int], channels: Sequence[int]) -> Te
     return columns
 
 
-class GpuPlanBuilder(FoldingBuilder):
+class GpuPlanBuilder(TappedBuilder):
     """Collects steps; :meth:`build`, which knows them all, decides where planes lie."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._tapped: set[int] = set()  # units whose map is a result
 
     def add_unit(self, unit: Unit[Layer]) -> None:
         """See :meth:`Builder.add_unit`.
@@ -248,16 +252,6 @@ class GpuPlanBuilder(FoldingBuilder):
         if (unit.projection is not None) != (unit.stride == 2):
             raise ValueError("projection: expected one at stride 2, and none at stride 1")
         super().add_unit(unit)
-
-    def add_result(self) -> None:
-        """The map so far is a result too, written in logical order by the unit that makes it.
-
-        Raises:
-            ValueError: if no unit comes before.
-        """
-        if not self._units or self._head is not None:
-            raise ValueError("only the map that a unit makes can be a result")
-        self._tapped.add(len(self._units) - 1)
 
     # Steps ------------------------------------------------------------------------------------
 
@@ -274,8 +268,7 @@ class GpuPlanBuilder(FoldingBuilder):
             Unsupported: for what the kernels do not cover.
             OverflowError: if a weight times its batch norm's scale is beyond ``dtype``.
         """
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
+        check_dtype(dtype)
         arrays = _Arrays(dtype)
         steps: list[tuple[GpuStep, _Room]] = []  # and the room of the map that it makes
         results: list[tuple[int, int]] = []
