@@ -10,6 +10,8 @@ namespace snv2 {
 namespace {
 
 constexpr int64_t kAlignedFloats = 4;  // parameters are read in vectors of 16 bytes
+constexpr int64_t kMostWindow = 255;
+constexpr int64_t kMostDilation = 255;
 
 // Planes of a buffer that hold something.
 using Planes = std::vector<bool>;
@@ -42,7 +44,13 @@ class Checker : public PlanChecker {
     floats(offset, padded_rows(rows), what);
   }
 
+  // With `rows` 0 the step has no such layer.
+  void activation(const GpuActivation& act, int64_t rows, const char* what) const;
+  void depthwise(int64_t offset, const GpuWindow& window, int64_t channels, const char* what,
+                 const char* what_window) const;
+
   void buffers(const GpuStep& step, bool first, bool last) const;
+  void layers(const GpuStep& step) const;
   void unit(const GpuStep& step) const;
   void input(const GpuStep& step) const;
   void output(const GpuStep& step);
@@ -60,7 +68,6 @@ void Checker::check_step(const GpuStep& step, bool first, bool last) {
   buffers(step, first, last);
   count(step.in_channels, "in_channels");
   count(step.out_channels, "out_channels");
-  require(step.activation == Activation::kRelu, "activation");
   input(step);
   switch (step.kind) {
     case GpuStepKind::kCopy:
@@ -88,8 +95,42 @@ void Checker::check_step(const GpuStep& step, bool first, bool last) {
       require(false, "unknown kind");
   }
   require(step.kind == GpuStepKind::kUnit || step.proj_channels == 0, "proj_channels");
+  layers(step);
   result(step, last);
   output(step);
+}
+
+void Checker::activation(const GpuActivation& act, int64_t rows, const char* what) const {
+  if (act.kind == Activation::kPrelu && rows > 0) return bias(act.slopes, rows, what);
+  const bool known = act.kind == Activation::kRelu || act.kind == Activation::kRelu6 ||
+                     act.kind == Activation::kSilu || act.kind == Activation::kHardswish;
+  require(act.slopes == 0 && (act.kind == Activation::kIdentity || (known && rows > 0)), what);
+}
+
+void Checker::depthwise(int64_t offset, const GpuWindow& window, int64_t channels, const char* what,
+                        const char* what_window) const {
+  if (channels == 0) return require(window.window == 1 && window.dilation == 1, what_window);
+  require(window.window >= 3 && window.window <= kMostWindow && window.window % 2 == 1 &&
+              window.dilation >= 1 && window.dilation <= kMostDilation,
+          what_window);
+  floats(offset, channels * depthwise_floats(window.window), what);
+}
+
+// After the other checks: channels are known to be in range.
+void Checker::layers(const GpuStep& step) const {
+  const bool unit = step.kind == GpuStepKind::kUnit;
+  const int64_t mid = unit ? step.mid_channels : 0, proj = step.proj_channels;
+  const int64_t in = proj > 0 ? step.in_channels : 0;
+  const int64_t pw1 = step.kind == GpuStepKind::kStem   ? step.out_channels
+                      : step.kind == GpuStepKind::kCopy ? 0
+                                                        : step.mid_channels;
+  activation(step.pw1_activation, pw1, "pw1_activation");
+  activation(step.dw_activation, mid, "dw_activation");
+  activation(step.pw2_activation, unit ? step.out_channels : 0, "pw2_activation");
+  activation(step.proj_dw_activation, in, "proj_dw_activation");
+  activation(step.proj_activation, proj, "proj_activation");
+  depthwise(step.dw, step.dw_window, mid, "dw", "dw_window");
+  depthwise(step.proj_dw, step.proj_dw_window, in, "proj_dw", "proj_dw_window");
 }
 
 // A map stays in its buffer unless its extent changes.
@@ -114,7 +155,6 @@ void Checker::unit(const GpuStep& step) const {
   matrix(step.pw2_weights, step.out_channels, step.mid_channels, "pw2_weights");
   bias(step.pw1_bias, step.mid_channels, "pw1_bias");
   bias(step.pw2_bias, step.out_channels, "pw2_bias");
-  floats(step.dw, step.mid_channels * kDepthwiseFloats, "dw");
   if (step.stride == 1) {
     require(step.proj_channels == 0, "proj_channels");
     return;
@@ -122,7 +162,6 @@ void Checker::unit(const GpuStep& step) const {
   count(step.proj_channels, "proj_channels");
   matrix(step.proj_weights, step.proj_channels, step.in_channels, "proj_weights");
   bias(step.proj_bias, step.proj_channels, "proj_bias");
-  floats(step.proj_dw, step.in_channels * kDepthwiseFloats, "proj_dw");
 }
 
 bool Checker::readable(const GpuStep& step, int64_t plane) const {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,31 @@ from torch.nn import functional as F
 from snv2_kernels import _native
 from snv2_kernels.packing import Builder, GpuPlan
 from snv2_kernels.packing.gpu import GpuStep
-from snv2_kernels.packing.units import RELU, Layer, Unit
+from snv2_kernels.packing.units import ACTIVATIONS, IDENTITY, RELU, Activation, Layer, Unit
 
 # Units ----------------------------------------------------------------------------------------
 
 
-def conv_bn(inp: int, oup: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inp, oup, kernel, stride, kernel // 2, groups=groups, bias=False)
+def conv_bn(
+    inp: int, oup: int, kernel: int = 1, stride: int = 1, groups: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    padding = kernel // 2 * dilation
+    conv = nn.Conv2d(inp, oup, kernel, stride, padding, dilation, groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(oup))
+
+
+@dataclass(frozen=True)
+class Style:
+    """Activations after pw1, dw, pw2 and the projection's dw and pw, and windows."""
+
+    activations: tuple[Activation, ...] = (RELU, IDENTITY, RELU, IDENTITY, RELU)
+    window: int = 3
+    dilation: int = 1
+    proj_window: int = 3
+    proj_dilation: int = 1
+
+
+PAPER = Style()
 
 
 class GeneralUnit(nn.Module):
@@ -36,32 +53,42 @@ class GeneralUnit(nn.Module):
         passthrough: list[int],
         projection: int,
         order: list[int],
+        style: Style = PAPER,
     ) -> None:
         super().__init__()
-        self.stride, self.order = stride, order
+        self.stride, self.order, self.style = stride, order, style
         self.main, self.passthrough = main, passthrough
         self.pw1 = conv_bn(len(main), mid)
-        self.dw = conv_bn(mid, mid, 3, stride, mid)
+        self.dw = conv_bn(mid, mid, style.window, stride, mid, style.dilation)
         self.pw2 = conv_bn(mid, width)
         self.projection = nn.ModuleList()
         if projection:
-            self.projection.append(conv_bn(channels, channels, 3, stride, channels))
+            window = style.proj_window, stride, channels, style.proj_dilation
+            self.projection.append(conv_bn(channels, channels, *window))
             self.projection.append(conv_bn(channels, projection))
 
     def forward(self, x: Tensor) -> Tensor:
-        main = self.pw2(self.dw(self.pw1(x[:, self.main]).relu())).relu()
+        # Slopes are of the map's dtype, as a module's would be.
+        after = [
+            replace(act, slope=act.slope.to(x.dtype)) if isinstance(act.slope, Tensor) else act
+            for act in self.style.activations
+        ]
+        main = after[1](self.dw(after[0](self.pw1(x[:, self.main]))))
+        main = after[2](self.pw2(main))
         if self.projection:
-            first = self.projection[1](self.projection[0](x)).relu()
+            first = after[4](self.projection[1](after[3](self.projection[0](x))))
         else:
             first = x[:, self.passthrough]
         return torch.cat([first, main], 1)[:, self.order]
 
     def add_to(self, builder: Builder) -> None:
-        branch = Layer(*self.pw1, RELU), Layer(*self.dw, kernel=3), Layer(*self.pw2, RELU)
+        style, after = self.style, self.style.activations
+        dw = Layer(*self.dw, after[1], style.window, style.dilation)
+        branch = Layer(*self.pw1, after[0]), dw, Layer(*self.pw2, after[2])
         projection = None
         if self.projection:
-            dw, pw = self.projection
-            projection = Layer(*dw, kernel=3), Layer(*pw, RELU)
+            dw = Layer(*self.projection[0], after[3], style.proj_window, style.proj_dilation)
+            projection = dw, Layer(*self.projection[1], after[4])
         lists = self.main, self.passthrough, self.order
         builder.add_unit(Unit(self.stride, branch, *lists, projection))
 
@@ -94,6 +121,27 @@ def general_units(draw_: Any, projection_at_stride_1: bool = True) -> tuple[int,
         )
         channels = joined
     return first, units
+
+
+def any_slopes(channels: int) -> list[Activation]:
+    """Each activation that a layer of these channels may have."""
+    kinds = [Activation(kind) for kind in ("relu", "identity", "relu6", "silu", "hardswish")]
+    kinds += [Activation("leaky_relu", 0.1), Activation("leaky_relu", -0.5)]
+    slopes = torch.linspace(-0.5, 1.5, channels)
+    return [*kinds, Activation("prelu", slopes[:1]), Activation("prelu", slopes)]
+
+
+def styled_unit(stride: int, mid: int, width: int, turn: int, **windows: int) -> GeneralUnit:
+    """A unit of any widths whose layers have activations of their own: all come in nine turns."""
+    channels = 2 * width if stride == 1 else width
+    halves = list(range(width)), list(range(width, channels))
+    rows = mid, mid, width, channels, width
+    after = tuple(any_slopes(n)[(turn + 2 * i) % len(any_slopes(n))] for i, n in enumerate(rows))
+    projection = 0 if stride == 1 else width
+    order = list(range(2 * width))[::-1]
+    return GeneralUnit(
+        channels, stride, mid, width, *halves, projection, order, Style(after, **windows)
+    )
 
 
 def authors_units() -> tuple[int, nn.Sequential]:
@@ -161,19 +209,35 @@ class _Reader:
         assert not padded[rows:].any()
         return padded[:rows].double()
 
+    def activation(self, y: Tensor, name: str) -> Tensor:
+        """A layer's, of its result [rows, N, H, W]."""
+        kind, slopes = ACTIVATIONS[self.step[f"{name}_activation"]], None
+        if kind == "prelu":
+            slopes = self.bias(f"{name}_slopes", len(y))
+        return Activation(kind, slopes)(y.transpose(0, 1)).transpose(0, 1)
+
     def product(self, x: Tensor, name: str, rows: int) -> Tensor:
-        """relu of a matrix times planes [depth, N, H, W]."""
+        """A matrix times planes [depth, N, H, W]."""
         weight = self.matrix(f"{name}_weights", rows, len(x))
         bias = self.bias(f"{name}_bias", rows)
-        y: Tensor = (torch.einsum("ok,knhw->onhw", weight, x) + bias[:, None, None, None]).relu()
-        return y
+        y = torch.einsum("ok,knhw->onhw", weight, x) + bias[:, None, None, None]
+        return self.activation(y, name)
 
     def depthwise(self, x: Tensor, name: str) -> Tensor:
-        packed = self.plan.parameters[self.step[name] :][: 10 * len(x)].view(-1, 10).double()
-        weight, shift = packed[:, :9].reshape(-1, 1, 3, 3), packed[:, 9]
-        stride = self.step["stride"]
-        y = F.conv2d(x.transpose(0, 1), weight, shift, stride, 1, groups=len(x))
-        return y.transpose(0, 1)
+        window, dilation = self.step[f"{name}_window"], self.step[f"{name}_dilation"]
+        floats = window * window + 1
+        packed = self.plan.parameters[self.step[name] :][: floats * len(x)].view(-1, floats)
+        weight, shift = packed.double().split([window * window, 1], 1)
+        y = F.conv2d(
+            x.transpose(0, 1),
+            weight.reshape(-1, 1, window, window),
+            shift.flatten(),
+            self.step["stride"],
+            window // 2 * dilation,
+            dilation,
+            groups=len(x),
+        )
+        return self.activation(y.transpose(0, 1), name)
 
 
 def steps_of(words: Tensor) -> tuple[dict[str, int], list[dict[str, int]], Tensor]:

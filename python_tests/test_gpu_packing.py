@@ -31,6 +31,7 @@ from _plans import (
     general_units,
     interpret,
     steps_of,
+    styled_unit,
     tell,
     unpack_tiles,
 )
@@ -119,6 +120,17 @@ def test_any_index_lists(
         if i in taps or i == len(units) - 1:
             maps.append(exact)
     check(general_plan(channels, units, taps), x, maps)
+
+
+@pytest.mark.parametrize("turn", range(9))
+def test_any_activations_and_windows(turn: int) -> None:
+    windows = {"window": 5, "dilation": 1 + turn % 3, "proj_window": 7, "proj_dilation": 2}
+    units = nn.Sequential(
+        styled_unit(1, 7, 10, turn, window=7), styled_unit(2, 19, 20, turn, **windows)
+    )
+    randomize_(units).eval()
+    x = draw(2, 20, 15, 9)
+    check(general_plan(20, units), x, [float64_reference(units)(x)])
 
 
 def test_shuffle_at_the_input() -> None:

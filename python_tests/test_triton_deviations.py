@@ -124,11 +124,12 @@ def applied(kind: str, x: Tensor, slope: float) -> Tensor:
         x, y, y, torch.zeros(1, dtype=torch.int32), parameters, 1, 1, count, count, count,
         0, 0, 2, 1, 0, 0, count, count, 1, count, 0, 0, 0,
         STRIDE=1, TO_PLANES=True, TO_MAP=False, WINDOW=1, DILATION=1,
-        ACTIVATION=ACTIVATIONS.index(kind), BM=1, BP=count,
+        ACTIVATION=ACTIVATIONS.index("prelu" if kind == "leaky_relu" else kind), BM=1, BP=count,
     )  # fmt: skip
     return y
 
 
+@pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning")  # by the interpreter
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activation(triton: Any, kind: str) -> None:
     """Each within two units in the last place of the exact value, and PyTorch's specials."""
@@ -358,8 +359,10 @@ def test_steps_that_do_not_fit(triton: Any) -> None:
         (3, {"pw": replace(plan.steps[3].pw, depth=17)}, "is not known"),
         (4, {"pw": replace(plan.steps[4].pw, activation=9)}, "is not known"),
         (5, {"side_channels": 19}, "is not known"),
+        (2, {"source": -1}, "is not known"),
+        (1, {"source": 1}, "reads a map that no step made"),
         (1, {"dw": replace(plan.steps[1].dw, window=99)}, "reads beyond its parameters"),
-        (5, {"side_pw": replace(plan.steps[5].side_pw, slope=1 << 20)}, "beyond its parameters"),
+        (5, {"side_pw": replace(plan.steps[5].side_pw, slopes=1 << 20)}, "beyond its parameters"),
         (5, {"result_table": 1 << 20}, "reads beyond its tables"),
     ):
         steps = list(plan.steps)

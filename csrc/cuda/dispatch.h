@@ -2,8 +2,10 @@
 #pragma once
 
 #include <stdexcept>
+#include <string>
 
 #include "cuda/mma.h"
+#include "cuda/network.h"
 
 namespace snv2::SNV2_GPU {
 
@@ -21,14 +23,11 @@ void with_type(DType dtype, const F& f) {
   throw std::invalid_argument("unknown dtype");
 }
 
-// Calls f(Act{}) with the class of an activation.
-template <class F>
-void with_activation(Activation activation, const F& f) {
-  switch (activation) {
-    case Activation::kRelu:
-      return f(Relu{});
-  }
-  throw std::invalid_argument("unknown activation");
+// What a plan may ask for and no kernel runs.
+inline void require_kernel(bool ok, const StepCall& call, const char* what) {
+  if (ok) return;
+  const int64_t step = call.step - call.plan->begin();
+  throw std::invalid_argument("plan: step " + std::to_string(step) + ": no kernel for its " + what);
 }
 
 }  // namespace snv2::SNV2_GPU

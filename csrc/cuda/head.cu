@@ -244,10 +244,8 @@ void linear(const StepCall& call, LaunchInfo* info) {
 }  // namespace
 
 void run_features(const StepCall& call, LaunchInfo* info) {
-  with_type(call.plan->dtype(), [&](auto zero) {
-    with_activation(call.step->activation,
-                    [&](auto act) { features<decltype(zero), decltype(act)>(call, info); });
-  });
+  require_kernel(call.step->pw1_activation.kind == Activation::kRelu, call, "pw1_activation");
+  with_type(call.plan->dtype(), [&](auto zero) { features<decltype(zero), Relu>(call, info); });
 }
 
 void run_linear(const StepCall& call, LaunchInfo* info) {

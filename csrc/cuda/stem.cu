@@ -200,18 +200,16 @@ void run(const StepCall& call, LaunchInfo* info) {
 
 void run_stem(const StepCall& call, LaunchInfo* info) {
   if (call.step->in_channels > 4) throw std::invalid_argument("stem: more than 4 channels");
+  require_kernel(call.step->pw1_activation.kind == Activation::kRelu, call, "pw1_activation");
   with_type(call.plan->dtype(), [&](auto zero) {
     using T = decltype(zero);
-    with_activation(call.step->activation, [&](auto act) {
-      using Act = decltype(act);
-      if (call.step->in_channels != 3) {
-        run<T, Act, Taps::kAny>(call, info);
-      } else if (call.image->bytes || call.image->map.layout == Layout::kChannelsLast) {
-        run<T, Act, Taps::kPixels3>(call, info);
-      } else {
-        run<T, Act, Taps::kPlanes3>(call, info);
-      }
-    });
+    if (call.step->in_channels != 3) {
+      run<T, Relu, Taps::kAny>(call, info);
+    } else if (call.image->bytes || call.image->map.layout == Layout::kChannelsLast) {
+      run<T, Relu, Taps::kPixels3>(call, info);
+    } else {
+      run<T, Relu, Taps::kPlanes3>(call, info);
+    }
   });
 }
 

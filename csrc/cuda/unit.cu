@@ -191,16 +191,27 @@ void run(const StepCall& call, LaunchInfo* info) {
 }  // namespace
 
 void run_unit(const StepCall& call, LaunchInfo* info) {
+  const GpuStep& s = *call.step;
+  const auto relu = [&](const GpuActivation& act, const char* what) {
+    require_kernel(act.kind == Activation::kRelu, call, what);
+  };
+  relu(s.pw1_activation, "pw1_activation");
+  relu(s.pw2_activation, "pw2_activation");
+  require_kernel(s.dw_activation.kind == Activation::kIdentity, call, "dw_activation");
+  require_kernel(s.dw_window.window == 3 && s.dw_window.dilation == 1, call, "dw_window");
+  if (s.proj_channels > 0) {
+    relu(s.proj_activation, "proj_activation");
+    require_kernel(s.proj_dw_activation.kind == Activation::kIdentity, call, "proj_dw_activation");
+    require_kernel(s.proj_dw_window.window == 3 && s.proj_dw_window.dilation == 1, call,
+                   "proj_dw_window");
+  }
   with_type(call.plan->dtype(), [&](auto zero) {
     using T = decltype(zero);
-    with_activation(call.step->activation, [&](auto act) {
-      using Act = decltype(act);
-      if (call.step->stride == 1) {
-        run<T, 1, Act>(call, info);
-      } else {
-        run<T, 2, Act>(call, info);
-      }
-    });
+    if (s.stride == 1) {
+      run<T, 1, Relu>(call, info);
+    } else {
+      run<T, 2, Relu>(call, info);
+    }
   });
 }
 

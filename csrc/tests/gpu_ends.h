@@ -136,6 +136,7 @@ struct Ends {
     stem.result = kNoResult;
     stem.in_channels = channels;
     stem.out_channels = width;
+    stem.pw1_activation.kind = Activation::kRelu;
     GpuStep head = stem;
     head.kind = GpuStepKind::kHead;
     head.in_buffer = 0;

@@ -10,11 +10,14 @@
 
 namespace {
 
+using snv2::Activation;
 using snv2::DType;
+using snv2::GpuActivation;
 using snv2::GpuPlan;
 using snv2::GpuPlanHeader;
 using snv2::GpuStep;
 using snv2::GpuStepKind;
+using snv2::GpuWindow;
 
 struct Packer {
   GpuPlanHeader header = {};
@@ -42,6 +45,7 @@ struct Packer {
     return offset;
   }
   int64_t bias(int64_t rows) { return floats(snv2::padded_rows(rows)); }
+  GpuActivation prelu(int64_t rows) { return {Activation::kPrelu, bias(rows)}; }
 
   GpuStep& add(GpuStepKind kind, int64_t in, int64_t out, int64_t planes) {
     GpuStep step = {};
@@ -63,6 +67,7 @@ struct Packer {
     step.out_table = table(range(0, channels));
     step.pw1_weights = matrix(channels, header.in_channels * 9);
     step.pw1_bias = bias(channels);
+    step.pw1_activation = prelu(channels);
     header.halvings += 2;
   }
 
@@ -78,12 +83,19 @@ struct Packer {
     step.out_table = table(fresh);
     step.pw1_weights = matrix(width + 1, step.in_channels);
     step.pw1_bias = bias(width + 1);
-    step.dw = floats((width + 1) * snv2::kDepthwiseFloats);
+    step.dw = floats((width + 1) * snv2::depthwise_floats(5));
+    step.dw_window = {5, 2};
+    step.pw1_activation = {Activation::kHardswish};
+    step.dw_activation = prelu(width + 1);
+    step.pw2_activation = {Activation::kRelu6};
     step.pw2_weights = matrix(width, width + 1);
     step.pw2_bias = bias(width);
     if (stride == 2) {
       step.proj_channels = width;
       step.proj_dw = floats(step.in_channels * snv2::kDepthwiseFloats);
+      step.proj_dw_window = {3, 1};
+      step.proj_dw_activation = prelu(step.in_channels);
+      step.proj_activation = {Activation::kSilu};
       step.proj_weights = matrix(width, step.in_channels);
       step.proj_bias = bias(width);
       ++header.halvings;
@@ -106,6 +118,7 @@ struct Packer {
     step.out_channels = header.out_channels = classes;
     step.pw1_weights = matrix(features, step.in_channels);
     step.pw1_bias = bias(features);
+    step.pw1_activation = {Activation::kRelu};
     step.pw2_weights = matrix(classes, features);
     step.pw2_bias = bias(classes);
     step.result = header.result_count++;
@@ -330,6 +343,75 @@ TEST(arrays) {
   }
 }
 
+// All but the copy, which has none, may have any of these.
+TEST(activations) {
+  constexpr Activation kOfLayers[] = {Activation::kRelu, Activation::kIdentity, Activation::kRelu6,
+                                      Activation::kSilu, Activation::kHardswish};
+  constexpr Activation kNone[] = {Activation::kLeakyRelu, Activation::kSigmoid,
+                                  Activation::kHardsigmoid, static_cast<Activation>(9),
+                                  static_cast<Activation>(-1)};
+  const struct {
+    size_t step;
+    GpuActivation GpuStep::* field;
+    const char* name;
+  } layers[] = {{0, &GpuStep::pw1_activation, "step 0: pw1_activation"},
+                {1, &GpuStep::pw1_activation, "step 1: pw1_activation"},
+                {1, &GpuStep::dw_activation, "step 1: dw_activation"},
+                {1, &GpuStep::pw2_activation, "step 1: pw2_activation"},
+                {1, &GpuStep::proj_dw_activation, "step 1: proj_dw_activation"},
+                {1, &GpuStep::proj_activation, "step 1: proj_activation"},
+                {3, &GpuStep::pw1_activation, "step 3: pw1_activation"}};
+  for (const auto& layer : layers) {
+    Packer p = network(DType::kFloat32);
+    GpuActivation& act = p.steps[layer.step].*layer.field;
+    for (const Activation kind : kOfLayers) {
+      act = {kind};
+      p.check();
+      act = {kind, 16};  // slopes of what has none
+      refused(p, layer.name);
+    }
+    for (const Activation kind : kNone) {
+      act = {kind};
+      refused(p, layer.name);
+    }
+    for (const int64_t slopes : {int64_t{-4}, int64_t{1}, p.header.parameter_count}) {
+      act = {Activation::kPrelu, slopes};
+      refused(p, layer.name);
+    }
+  }
+  // Of layers that a step lacks.
+  Packer p = network(DType::kFloat32);
+  p.steps[2].proj_activation = {Activation::kRelu};
+  refused(p, "step 2: proj_activation");
+  p = network(DType::kFloat32);
+  p.steps[3].pw2_activation = {Activation::kRelu};
+  refused(p, "step 3: pw2_activation");
+  p = stage();
+  p.steps[0].pw1_activation = {Activation::kPrelu};
+  refused(p, "step 0: pw1_activation");
+}
+
+TEST(windows) {
+  for (const GpuWindow window : {GpuWindow{1, 1}, GpuWindow{4, 1}, GpuWindow{-3, 1},
+                                 GpuWindow{257, 1}, GpuWindow{3, 0}, GpuWindow{3, 256}}) {
+    Packer p = network(DType::kFloat32);
+    p.steps[2].dw_window = window;
+    refused(p, "step 2: dw_window");
+    p = network(DType::kFloat32);
+    p.steps[1].proj_dw_window = window;
+    refused(p, "step 1: proj_dw_window");
+  }
+  Packer p = single_unit();
+  p.steps[0].dw_window = {7, 1};  // more floats than there are
+  refused(p, "step 0: dw");
+  p = network(DType::kFloat32);
+  p.steps[2].proj_dw_window = {3, 1};
+  refused(p, "step 2: proj_dw_window");
+  p = network(DType::kFloat32);
+  p.steps[0].dw_window = {3, 1};
+  refused(p, "step 0: dw_window");
+}
+
 TEST(headers) {
   for (int64_t GpuPlanHeader::* const field :
        {&GpuPlanHeader::magic, &GpuPlanHeader::out_channels, &GpuPlanHeader::halvings,
@@ -365,9 +447,6 @@ TEST(kinds) {
   p = network(DType::kFloat32);
   p.steps[1].proj_channels = 0;
   refused(p, "step 1: proj_channels");
-  p = network(DType::kFloat32);
-  p.steps[1].activation = snv2::Activation::kSilu;
-  refused(p, "step 1: activation");
   p = network(DType::kFloat32);
   p.steps[1].kind = static_cast<GpuStepKind>(4);
   refused(p, "step 1");

@@ -145,6 +145,12 @@ class Stage {
     step.in_channels = in;
     step.mid_channels = step.out_channels = half;
     step.proj_channels = stride == 2 ? half : 0;
+    step.dw_window.window = 3;
+    step.pw1_activation.kind = step.pw2_activation.kind = Activation::kRelu;
+    if (stride == 2) {
+      step.proj_dw_window.window = 3;
+      step.proj_activation.kind = Activation::kRelu;
+    }
 
     // Gathered from the last channel down: any order will do.
     std::vector<int64_t> gather;

@@ -23,19 +23,18 @@ from snv2_kernels.packing.common import (
     FoldedHead,
     FoldedStem,
     TappedBuilder,
-    paper_branch,
-    relu_only,
 )
-from snv2_kernels.packing.units import ACTIVATIONS
+from snv2_kernels.packing.units import ACTIVATIONS, Gate, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from snv2_kernels.packing.units import Layer, Unit
 
-__all__ = ["GpuPlan", "GpuPlanBuilder", "GpuStep", "pack_tiles", "unpack_tiles"]
+__all__ = ["GpuPlan", "GpuPlanBuilder", "GpuStep", "pack_tiles"]
 
 COPY, STEM, UNIT, HEAD = range(4)
+IDENTITY, PRELU = ACTIVATIONS.index("identity"), ACTIVATIONS.index("prelu")
 CALLERS_MAP, NO_BUFFER = -1, -2
 NO_RESULT = -1
 
@@ -63,25 +62,22 @@ def pack_tiles(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return tiles.to(dtype).flatten()
 
 
-def unpack_tiles(tiles: Tensor, rows: int, depth: int) -> Tensor:
-    """[rows, depth] of what :func:`pack_tiles` gave, flat; more may follow."""
-    columns = 4 if tiles.dtype == torch.float32 else 16
-    down, across = -(-rows // _ROWS), -(-depth // columns)
-    tiles = tiles[: down * _ROWS * across * columns]
-    if tiles.dtype == torch.float32:
-        padded = tiles.view(down, across, 8, 4, 2).permute(0, 4, 2, 1, 3)
-    else:
-        padded = tiles.view(down, across, 8, 4, 2, 2, 2).permute(0, 5, 2, 1, 4, 3, 6)
-    return padded.reshape(down * _ROWS, across * columns)[:rows, :depth].contiguous()
-
-
 @dataclass
 class GpuStep:
-    """One step of a plan; the fields and their order are those of ``snv2::GpuStep``."""
+    """One step of a plan; the fields and their order are those of ``snv2::GpuStep``.
+
+    Each layer has an ``_activation``, an index of ``ACTIVATIONS``, applied to its result; a layer
+    that the step lacks has "identity". "leaky_relu" is written as "prelu", which alone has
+    ``_slopes``, the offset in ``parameters`` of a float for each of the layer's rows, padded as a
+    bias is. Rows are those of the layer's weights: of ``proj_dw`` in the order of ``in_table``.
+
+    A depthwise convolution of ``_window`` x ``_window`` with ``_dilation`` is padded with
+    ``window // 2 * dilation`` zeros, and has ``window * window + 1`` floats for each channel in
+    ``parameters``. A step that lacks it has window 1.
+    """
 
     kind: int
     stride: int = 1
-    activation: int = ACTIVATIONS.index("relu")
     in_buffer: int = CALLERS_MAP
     out_buffer: int = NO_BUFFER
     out_planes: int = 0
@@ -102,6 +98,20 @@ class GpuStep:
     proj_bias: int = 0
     dw: int = 0
     proj_dw: int = 0
+    dw_window: int = 1
+    dw_dilation: int = 1
+    proj_dw_window: int = 1
+    proj_dw_dilation: int = 1
+    pw1_activation: int = IDENTITY
+    pw1_slopes: int = 0
+    dw_activation: int = IDENTITY
+    dw_slopes: int = 0
+    pw2_activation: int = IDENTITY
+    pw2_slopes: int = 0
+    proj_dw_activation: int = IDENTITY
+    proj_dw_slopes: int = 0
+    proj_activation: int = IDENTITY
+    proj_slopes: int = 0
 
     def words(self) -> list[int]:
         return [getattr(self, f.name) for f in fields(self)]
@@ -116,7 +126,7 @@ class GpuPlan(BasePlan):
 
     words: Tensor  # int64, on the CPU
     weights: Tensor  # matrices, of the map's dtype
-    parameters: Tensor  # float32: biases and depthwise convolutions
+    parameters: Tensor  # float32: biases, slopes and depthwise convolutions
     tables: Tensor  # int32, a copy of those in `words`
     steps: tuple[GpuStep, ...] = field(repr=False)
     _covered: dict[tuple[int, ...], bool] = field(default_factory=dict, repr=False, compare=False)
@@ -132,10 +142,6 @@ class GpuPlan(BasePlan):
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, bool]:
         return *self.arrays, self.out_channels, self.halvings, self.classify
-
-    def matrix(self, offset: int, rows: int, depth: int) -> Tensor:
-        """A matrix of a step in row-major order."""
-        return unpack_tiles(self.weights[offset:], rows, depth)
 
     def covers(self, batch: int, height: int, width: int, device: dict[str, int]) -> bool:
         """Whether the kernels can run this input on a device: a few rows of a unit's map must fit
@@ -194,6 +200,38 @@ class _Arrays:
 
     def depthwise(self, weight: Tensor, shift: Tensor) -> int:
         return self._parameters(torch.cat([weight, shift[:, None]], 1), _ALIGNED)
+
+    def product_layer(self, step: GpuStep, name: str, layer: Folded, columns: Tensor) -> None:
+        """Fills in the fields of a layer that multiplies by ``columns``."""
+        setattr(step, f"{name}_weights", self.matrix(columns))
+        setattr(step, f"{name}_bias", self.bias(layer.bias))
+        self._activation(step, name, layer, slice(None))
+
+    def depthwise_layer(
+        self, step: GpuStep, name: str, layer: Folded, rows: Sequence[int] | slice = slice(None)
+    ) -> None:
+        """Fills in the fields of a depthwise convolution of these channels."""
+        setattr(step, name, self.depthwise(layer.weight[rows], layer.bias[rows]))
+        setattr(step, f"{name}_window", layer.kernel)
+        setattr(step, f"{name}_dilation", layer.dilation)
+        self._activation(step, name, layer, rows)
+
+    def _activation(
+        self, step: GpuStep, name: str, layer: Folded, rows: Sequence[int] | slice
+    ) -> None:
+        if layer.activation.kind in ("sigmoid", "hardsigmoid"):
+            raise Unsupported(f"activation {layer.activation.kind}")
+        kind, slopes = self.activation(layer, rows)
+        setattr(step, f"{name}_activation", kind)
+        setattr(step, f"{name}_slopes", slopes)
+
+    def activation(self, layer: Folded, rows: Sequence[int] | slice) -> tuple[int, int]:
+        """A layer's, and the offset of its slopes, if it has any: "leaky_relu" is "prelu"."""
+        kind, slope = layer.activation.kind, layer.activation.slope
+        if slope is None:
+            return ACTIVATIONS.index(kind), 0
+        slopes = torch.as_tensor(slope, dtype=torch.float64).flatten().expand(layer.channels)
+        return PRELU, self.bias(slopes[rows])
 
 
 def check_dtype(dtype: torch.dtype) -> None:
@@ -341,34 +379,44 @@ def _write_copy(channels: int, arrays: _Arrays) -> tuple[GpuStep, _Map]:
 
 
 def _write_stem(stem: FoldedStem, arrays: _Arrays) -> tuple[GpuStep, _Map]:
-    weight, bias, *_ = relu_only(stem.conv)
-    step = GpuStep(STEM, out_buffer=0, in_channels=stem.in_channels, out_channels=len(bias))
+    channels = stem.conv.channels
+    step = GpuStep(STEM, out_buffer=0, in_channels=stem.in_channels, out_channels=channels)
     step.in_table = arrays.table(range(stem.in_channels))
-    step.pw1_weights, step.pw1_bias = arrays.matrix(weight), arrays.bias(bias)
-    planes = list(range(len(bias)))
+    arrays.product_layer(step, "pw1", stem.conv, stem.conv.weight)
+    planes = list(range(channels))
     step.out_table = arrays.table(planes)
     return step, _Map(0, planes, _Room(len(planes)))
+
+
+def _paper_branch(unit: Unit[Folded]) -> tuple[Folded, Folded, Folded]:
+    """pw, dw and pw."""
+    if any(isinstance(part, Gate) for part in unit.branch):
+        raise Unsupported("squeeze-and-excite")
+    layers = [part for part in unit.branch if not isinstance(part, Gate)]
+    windows = [layer.kernel for layer in layers]
+    if len(layers) != 3 or [window > 1 for window in windows] != [False, True, False]:
+        raise Unsupported(f"a branch of windows {windows}")
+    pw1, dw, pw2 = layers
+    return pw1, dw, pw2
 
 
 def _write_unit(
     unit: Unit[Folded], place: _Map, arrays: _Arrays, last: bool
 ) -> tuple[GpuStep, _Map]:
-    pw1, dw, pw2 = paper_branch(unit)
+    pw1, dw, pw2 = _paper_branch(unit)
     step = GpuStep(UNIT, stride=unit.stride, in_buffer=place.buffer)
     gather = place.by_plane(range(len(place.table)) if unit.projection else unit.main)
     step.in_channels = len(gather)
     step.in_table = arrays.table(place.planes(gather))
     step.mid_channels, step.out_channels = pw1.channels, pw2.channels
-    step.pw1_weights = arrays.matrix(_columns(pw1.weight, unit.main, gather))
-    step.pw1_bias = arrays.bias(pw1.bias)
-    step.dw = arrays.depthwise(dw.weight, dw.bias)
-    step.pw2_weights, step.pw2_bias = arrays.matrix(pw2.weight), arrays.bias(pw2.bias)
+    arrays.product_layer(step, "pw1", pw1, _columns(pw1.weight, unit.main, gather))
+    arrays.depthwise_layer(step, "dw", dw)
+    arrays.product_layer(step, "pw2", pw2, pw2.weight)
     if unit.projection is not None:
         dw, pw = unit.projection
         step.proj_channels = pw.channels
-        step.proj_dw = arrays.depthwise(dw.weight[gather], dw.bias[gather])
-        step.proj_weights = arrays.matrix(pw.weight[:, gather])
-        step.proj_bias = arrays.bias(pw.bias)
+        arrays.depthwise_layer(step, "proj_dw", dw, gather)
+        arrays.product_layer(step, "proj", pw, pw.weight[:, gather])
     if last:
         return step, _Map(NO_BUFFER)
     if unit.stride == 2:
@@ -391,10 +439,9 @@ def _result_table(unit: Unit[Folded], place: _Map) -> list[int]:
 
 def _write_head(head: FoldedHead, place: _Map, arrays: _Arrays) -> GpuStep:
     gather = place.by_plane(range(len(place.table)))
-    weight, bias, *_ = relu_only(head.conv)
     step = GpuStep(HEAD, in_buffer=place.buffer, in_channels=len(gather))
     step.in_table = arrays.table(place.planes(gather))
-    step.mid_channels, step.out_channels = len(bias), len(head.fc[1])
-    step.pw1_weights, step.pw1_bias = arrays.matrix(weight[:, gather]), arrays.bias(bias)
+    step.mid_channels, step.out_channels = head.conv.channels, head.fc.channels
+    arrays.product_layer(step, "pw1", head.conv, head.conv.weight[:, gather])
     step.pw2_weights, step.pw2_bias = arrays.matrix(head.fc[0]), arrays.bias(head.fc[1])
     return step

@@ -57,8 +57,8 @@ class Product:
     depth: int = 0
     matrix: int = 0
     bias: int = 0
-    slope: int = 0  # of leaky activations, for each row
     activation: int = ACTIVATIONS.index("identity")
+    slopes: int = 0  # of a PReLU, for each row
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Depthwise:
 
     channels: int = 0
     taps: int = 0
-    slope: int = 0
     window: int = 3
     dilation: int = 1
     activation: int = ACTIVATIONS.index("identity")
+    slopes: int = 0
 
 
 @dataclass(frozen=True)
@@ -186,27 +186,19 @@ class _Rows(_Arrays):
         padded[:, :depth] = weight
         return padded.to(self.dtype).flatten()
 
-    def _activation(self, layer: Folded, rows: Sequence[int]) -> tuple[int, int]:
-        """Offset of the slopes, and the number of the kind."""
-        kind, slope = layer.activation.kind, layer.activation.slope
-        if slope is None:
-            return 0, ACTIVATIONS.index(kind)
-        slopes = torch.as_tensor(slope, dtype=torch.float64).expand(layer.channels)[rows]
-        return self.bias(slopes), ACTIVATIONS.index(kind)
-
     def product(self, layer: Folded, columns: Sequence[int] | None = None) -> Product:
         """``columns`` is the order in which the layer's input comes."""
         weight = layer.weight if columns is None else layer.weight[:, columns]
         rows, depth = weight.shape
         offsets = self.matrix(weight), self.bias(layer.bias)
-        return Product(rows, depth, *offsets, *self._activation(layer, range(rows)))
+        return Product(rows, depth, *offsets, *self.activation(layer, slice(None)))
 
     def taps(self, layer: Folded, channels: Sequence[int] | None = None) -> Depthwise:
         """``channels`` is the order in which the layer's input comes."""
         channels = range(layer.channels) if channels is None else channels
         taps = self.depthwise(layer.weight[channels], layer.bias[channels])
-        slope, kind = self._activation(layer, channels)
-        return Depthwise(len(channels), taps, slope, layer.kernel, layer.dilation, kind)
+        shape = layer.kernel, layer.dilation
+        return Depthwise(len(channels), taps, *shape, *self.activation(layer, channels))
 
 
 class TritonPlanBuilder(TappedBuilder):
@@ -320,8 +312,8 @@ class _Writer:
         self._steps.append((replace(final, **to, **(side if joins else {})), after.room))
         if side and not joins:
             # A launch without rows of its own: tables begin with its own.
-            tables = {key: to[key] + rows for key in ("target_table", "result_table") if key in to}
-            alone = TritonStep(DW_PW, unit.stride, **{**to, **tables}, **side)
+            to |= {key: offset + rows for key, offset in to.items() if key.endswith("table")}
+            alone = TritonStep(DW_PW, unit.stride, **to, **side)
             self._steps.append((alone, after.room))
         return after
 

@@ -9,7 +9,6 @@ from snv2_kernels.packing.units import ACTIVATIONS
 RELU = tl.constexpr(ACTIVATIONS.index("relu"))
 IDENTITY = tl.constexpr(ACTIVATIONS.index("identity"))
 RELU6 = tl.constexpr(ACTIVATIONS.index("relu6"))
-LEAKY_RELU = tl.constexpr(ACTIVATIONS.index("leaky_relu"))
 PRELU = tl.constexpr(ACTIVATIONS.index("prelu"))
 SILU = tl.constexpr(ACTIVATIONS.index("silu"))
 HARDSWISH = tl.constexpr(ACTIVATIONS.index("hardswish"))
@@ -49,7 +48,7 @@ def _activate(
         b_y = tl.where(b_y < 0.0, 0.0, b_y)  # NaN stays
     elif ACTIVATION == RELU6:
         b_y = _clamp6(b_y)
-    elif ACTIVATION == LEAKY_RELU or ACTIVATION == PRELU:  # noqa: PLR1714, SIM109
+    elif ACTIVATION == PRELU:  # a leaky ReLU too
         b_slope = tl.load(slope + o_m, mask=m_m, other=0.0)
         b_y = tl.where(b_y > 0.0, b_y, b_y * b_slope[:, None])
     elif ACTIVATION == SILU:

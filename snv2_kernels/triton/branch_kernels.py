@@ -117,7 +117,7 @@ def gates_kernel(
     matrix,  # [H, K]
     pitch,
     bias,  # [H]
-    slope,  # [H], of leaky activations
+    slope,  # [H], of a PReLU
     hidden,
     gate_matrix,  # [K, H]
     gate_pitch,
@@ -182,7 +182,7 @@ def pointwise_kernel(
     matrix,  # [M, K]
     pitch,
     bias,  # [M]
-    slope,  # [M], of leaky activations
+    slope,  # [M], of a PReLU
     depth,
     rows,
     y_table,  # [M] the plane of y of each row

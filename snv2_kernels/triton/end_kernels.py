@@ -41,7 +41,7 @@ def stem_kernel(
     matrix,  # [M, C * 9]
     pitch,
     bias,  # [M]
-    slope,  # [M], of leaky activations
+    slope,  # [M], of a PReLU
     rows,
     x_n,
     x_c,
@@ -108,7 +108,7 @@ def features_kernel(
     matrix,  # [M, K]
     pitch,
     bias,  # [M]
-    slope,  # [M], of leaky activations
+    slope,  # [M], of a PReLU
     depth,
     rows,
     x_c,

@@ -189,7 +189,7 @@ class _Run(NamedTuple):
 
 
 def _matrix(product: Product) -> tuple[int, int, int, int]:
-    return product.matrix, pitch(product.depth), product.bias, product.slope
+    return product.matrix, pitch(product.depth), product.bias, product.slopes
 
 
 def _run_stem(
@@ -247,8 +247,8 @@ def _run_dw_pw(run: _Run, step: TritonStep, x: _Map, side: _Map, made: Size) -> 
         "dw_pw2", arrays, (rows, side_rows), 1, run.batch * out_h * out_w,
         middle.memory, unit_x.memory, *to.memory, arrays.tables, arrays.weights, arrays.parameters,
         run.batch, h, w, out_h * out_w, out_w,
-        step.table, dw.taps, dw.slope, *_matrix(pw), step.channels, rows,
-        step.side_table, side_dw.taps, side_dw.slope, *_matrix(side_pw), step.side_channels,
+        step.table, dw.taps, dw.slopes, *_matrix(pw), step.channels, rows,
+        step.side_table, side_dw.taps, side_dw.slopes, *_matrix(side_pw), step.side_channels,
         side_rows, step.target_table, step.result_table,
         middle.strides[1], *unit_x.strides, pitch(run.batch * out_h * out_w), *to.strides,
         STRIDE=step.stride, FROM_X=step.channels > 0 and step.source < MIDDLE,
@@ -265,7 +265,7 @@ def _run_dw(run: _Run, step: TritonStep, x: _Map, made: Size) -> None:
     _launch(
         "depthwise", arrays, (step.rows,), 1, run.batch * pixels,
         x.memory, *to.memory, arrays.tables, arrays.parameters, run.batch, h, w, pixels, out_w,
-        step.table, dw.taps, dw.slope, step.rows, step.target_table, step.result_table,
+        step.table, dw.taps, dw.slopes, step.rows, step.target_table, step.result_table,
         *x.strides, pitch(run.batch * pixels), *to.strides,
         STRIDE=step.stride, **to.constants, WINDOW=dw.window, DILATION=dw.dilation,
         ACTIVATION=dw.activation,

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator, Sequence
 
 from snv2_kernels.packing.common import half
-from snv2_kernels.packing.gpu import CALLERS_MAP, NO_BUFFER, NO_RESULT
+from snv2_kernels.packing.gpu import CALLERS_MAP, NO_BUFFER, NO_RESULT, PRELU
 from snv2_kernels.packing.triton import (
     COPY,
     DW,
@@ -14,8 +14,10 @@ from snv2_kernels.packing.triton import (
     FEATURES,
     GATES,
     LINEAR,
+    MEANS,
     MIDDLE,
     PW,
+    SCALE,
     STEM,
     TritonStep,
     pitch,
@@ -53,10 +55,10 @@ def _extents(step: TritonStep) -> Iterator[tuple[str, int, int]]:
     for product in (step.pw, step.side_pw):
         yield "weights", product.matrix, product.rows * pitch(product.depth)
         yield "parameters", product.bias, product.rows
-        yield "parameters", product.slope, product.rows * (product.activation in _LEAKY)
+        yield "parameters", product.slopes, product.rows * (product.activation == PRELU)
     for dw in (step.dw, step.side_dw):
         yield "parameters", dw.taps, dw.channels * (dw.window**2 + 1)
-        yield "parameters", dw.slope, dw.channels * (dw.activation in _LEAKY)
+        yield "parameters", dw.slopes, dw.channels * (dw.activation == PRELU)
     if step.kind == GATES:
         return
     yield "tables", step.side_table, step.side_channels
@@ -72,6 +74,14 @@ def _is_known(step: TritonStep) -> bool:
     fits = COPY <= step.kind <= LINEAR and step.stride in (1, 2) and step.target < BUFFERS
     fits = fits and min(step.words()) >= NO_BUFFER and CALLERS_MAP <= step.source < BUFFERS
     fits = fits and CALLERS_MAP <= step.side_source < MIDDLE
+    if step.kind in (COPY, STEM):
+        fits = fits and step.target in (0, 1)
+    elif step.kind == LINEAR:
+        fits = fits and step.result != NO_RESULT
+    elif step.kind not in (MEANS, GATES, FEATURES):
+        fits = fits and (step.target, step.result) != (NO_BUFFER, NO_RESULT)
+    if step.kind in (MEANS, SCALE, FEATURES) or step.gated:
+        fits = fits and step.source != CALLERS_MAP
     for d in (dw, side_dw):
         fits = fits and d.window % 2 == 1 and d.dilation >= 1
     fits = fits and all(p.activation < len(ACTIVATIONS) for p in (dw, pw, side_dw, side_pw))
@@ -92,8 +102,12 @@ def parsed(words: tuple[int, ...], *sizes: int) -> tuple[TritonStep, ...]:
     starts = range(0, len(words), _WORDS)
     steps = tuple(TritonStep.of_words(words[i : i + _WORDS]) for i in starts)
     available = dict(zip(("weights", "parameters", "tables"), sizes, strict=True))
+    written = {CALLERS_MAP}
     for i, step in enumerate(steps):
         check(_is_known(step) and (step.kind in (STEM, COPY)) <= (i == 0), f"step {i} is not known")
+        reads = {step.source, step.side_source}
+        check(reads <= written, f"step {i} reads a map that no step made")
+        written.add(step.target)
         for name, begin, length in _extents(step):
             inside = begin >= 0 and length >= 0 and begin + length <= available[name]
             check(inside, f"step {i} reads beyond its {name}")

@@ -87,7 +87,7 @@ def pw1_kernel(
     matrix,  # [M, K], rows `pitch` apart
     pitch,
     bias,  # [M]
-    slope,  # [M], of leaky activations
+    slope,  # [M], of a PReLU
     depth,
     rows,
     x_n,
@@ -232,7 +232,7 @@ def dw_pw2_kernel(
     y_width,
     table,  # [K] channels of x, where FROM_X
     dw,  # [K, WINDOW * WINDOW + 1]
-    dw_slope,  # [K], of leaky activations
+    dw_slope,  # [K], of a PReLU
     matrix,  # [M, K]
     pitch,
     bias,  # [M]

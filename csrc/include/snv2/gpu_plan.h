@@ -22,9 +22,10 @@
 //           with column + 8: the A fragment of mma.m16n8k16;
 //   float32: the 8 elements at [g][8]: (g, k), (g+8, k) for k = 0..3; lanes of one g share them.
 //
-// In `parameters` the bias of a matrix is padded with zeros to whole tiles of 16 rows; a depthwise
-// convolution is [channels][10]: nine taps in row order, then the shift; batch norm is folded. Each
-// starts at a multiple of 4 floats.
+// In `parameters` the bias of a matrix is padded with zeros to whole tiles of 16 rows, and so are
+// the slopes of an activation, one for each channel; a depthwise convolution is
+// [channels][depthwise_floats(window)]: taps in row order, then the shift; batch norm is folded.
+// Each starts at a multiple of 4 floats.
 #pragma once
 
 #include <cstdint>
@@ -35,21 +36,36 @@ namespace snv2 {
 
 enum class GpuStepKind : int64_t {
   kCopy = 0,  // caller's map -> planes
-  kStem = 1,  // relu(conv3x3 s2), maxpool3x3 s2: caller's image -> planes
+  kStem = 1,  // conv3x3 s2, activation, maxpool3x3 s2: caller's image -> planes
   kUnit = 2,  // one ShuffleNet V2 unit
-  kHead = 3,  // relu(1x1), mean over pixels, linear: planes -> caller's [N, out_channels]
+  kHead = 3,  // 1x1, activation, mean over pixels, linear: planes -> caller's [N, out_channels]
 };
 
 inline constexpr int64_t kCallersMap = -1;  // as a buffer: the tensor that the network is given
 inline constexpr int64_t kNoBuffer = -2;    // nothing is kept in planes
 inline constexpr int64_t kNoResult = -1;    // as a result: none of the caller's
 
+// A depthwise convolution's window of window x window, odd, and its dilation; it is padded with
+// reach() zeros, so that the extent is that of a 3x3 window. A step that lacks it has window 1.
+struct GpuWindow {
+  int64_t window = 1;
+  int64_t dilation = 1;
+
+  constexpr int64_t reach() const { return window / 2 * dilation; }
+};
+
+// Of a layer's result. kLeakyRelu is written as kPrelu, and kSigmoid and kHardsigmoid are none. A
+// step that lacks the layer has kIdentity.
+struct GpuActivation {
+  Activation kind = Activation::kIdentity;
+  int64_t slopes = 0;  // kPrelu: [rows] in `parameters`, else 0
+};
+
 // All *_table fields are offsets into the tables, *_weights into `weights`, the rest of the last
 // group into `parameters`.
 struct GpuStep {
   GpuStepKind kind;
   int64_t stride;         // of the depthwise convolutions (kUnit): 1 or 2
-  Activation activation;  // after each product
   int64_t in_buffer;      // 0, 1 or kCallersMap
   int64_t out_buffer;     // 0, 1 or kNoBuffer
   int64_t out_planes;     // planes that out_buffer has room for while this step's map is in it
@@ -74,6 +90,15 @@ struct GpuStep {
   int64_t proj_bias;
   int64_t dw;       // [mid]
   int64_t proj_dw;  // [in]
+
+  GpuWindow dw_window;  // kUnit
+  GpuWindow proj_dw_window;
+  // After each layer: kUnit in the order of its layers; kStem and kHead have pw1's.
+  GpuActivation pw1_activation;      // [mid]; kStem: [out]
+  GpuActivation dw_activation;       // [mid]
+  GpuActivation pw2_activation;      // [out]
+  GpuActivation proj_dw_activation;  // [in]
+  GpuActivation proj_activation;     // [proj]
 };
 
 struct GpuPlanHeader {
@@ -89,8 +114,8 @@ struct GpuPlanHeader {
   int64_t dtype;  // of weights
 };
 
-inline constexpr int64_t kGpuPlanMagic = 0x736e7632'1001;  // "snv2", GPU, format 1
-inline constexpr int64_t kGpuStepWords = 23;
+inline constexpr int64_t kGpuPlanMagic = 0x736e7632'1002;  // "snv2", GPU, format 2
+inline constexpr int64_t kGpuStepWords = 36;
 inline constexpr int64_t kGpuHeaderWords = 10;
 static_assert(sizeof(GpuStep) == kGpuStepWords * sizeof(int64_t));
 static_assert(sizeof(GpuPlanHeader) == kGpuHeaderWords * sizeof(int64_t));
@@ -105,7 +130,8 @@ constexpr int64_t padded_depth(int64_t depth, DType dtype) {
 constexpr int64_t packed_elements(int64_t rows, int64_t depth, DType dtype) {
   return padded_rows(rows) * padded_depth(depth, dtype);
 }
-inline constexpr int64_t kDepthwiseFloats = 10;  // of one channel
+constexpr int64_t depthwise_floats(int64_t window) { return window * window + 1; }  // a channel's
+inline constexpr int64_t kDepthwiseFloats = depthwise_floats(3);
 
 // Elements from one plane to the next: planes start on 128 bytes.
 constexpr int64_t planes_pitch(int64_t batch, int64_t height, int64_t width, DType dtype) {
