@@ -309,6 +309,8 @@ class _Writer:
             to["result_table"] = self.arrays.table([channels[entry] for entry in entries])
         side = self._side(unit, place, result != NO_RESULT)
         joins = final.kind == DW_PW and final.stride == unit.stride
+        # Two gathers of a wide window in one kernel would take more registers than there are.
+        joins = joins and (final.source >= MIDDLE or unit.projection is None)
         self._steps.append((replace(final, **to, **(side if joins else {})), after.room))
         if side and not joins:
             # A launch without rows of its own: tables begin with its own.

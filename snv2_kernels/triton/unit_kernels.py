@@ -27,6 +27,10 @@ import triton.language as tl
 
 from snv2_kernels.triton.activations import _activate
 
+# Columns of a window whose loads are under way together; seven would take registers that there are
+# not in float32.
+UNROLLED = tl.constexpr(5)
+
 
 @triton.jit
 def _columns(i_t, pixels, BP: tl.constexpr):
@@ -126,6 +130,19 @@ def pw1_kernel(
 
 
 @triton.jit
+def _add_tap(
+    b_y, p_x, p_dw, m_k, m_row, i, j, o_w, width, x_p,
+    WINDOW: tl.constexpr, DILATION: tl.constexpr,
+):  # fmt: skip
+    b_w = o_w + j * DILATION
+    m_tap = m_row & (b_w >= 0) & (b_w < width)
+    p_tap = p_x + (i * width + j) * DILATION * x_p
+    b_tap = tl.load(p_tap, mask=m_k[:, None] & m_tap[None, :], other=0.0)
+    p_weight = p_dw + (WINDOW * i + j + WINDOW * WINDOW // 2)
+    return b_y + b_tap.to(tl.float32) * tl.load(p_weight, mask=m_k, other=0.0)[:, None]
+
+
+@triton.jit
 def _depthwise(
     p_x,  # [BK, BP], the tap in the middle
     parameters,
@@ -150,13 +167,12 @@ def _depthwise(
     for i in range(-REACH, REACH + 1):
         b_h = o_h + i * DILATION
         m_row = m_p & (b_h >= 0) & (b_h < height)
-        for j in tl.static_range(-REACH, REACH + 1):
-            b_w = o_w + j * DILATION
-            m_tap = m_row & (b_w >= 0) & (b_w < width)
-            p_tap = p_x + (i * width + j) * DILATION * x_p
-            b_tap = tl.load(p_tap, mask=m_k[:, None] & m_tap[None, :], other=0.0)
-            b_weight = tl.load(p_dw + (WINDOW * i + j + TAPS // 2), mask=m_k, other=0.0)
-            b_y += b_tap.to(tl.float32) * b_weight[:, None]
+        if WINDOW <= UNROLLED:
+            for j in tl.static_range(-REACH, REACH + 1):
+                b_y = _add_tap(b_y, p_x, p_dw, m_k, m_row, i, j, o_w, width, x_p, WINDOW, DILATION)
+        else:
+            for j in range(-REACH, REACH + 1):
+                b_y = _add_tap(b_y, p_x, p_dw, m_k, m_row, i, j, o_w, width, x_p, WINDOW, DILATION)
     b_y += tl.load(p_dw + TAPS, mask=m_k, other=0.0)[:, None]
     return _activate(b_y, parameters + slope, o_k, m_k, ACTIVATION)
 
