@@ -137,9 +137,10 @@ def variants(  # noqa: PLR0912
     elif name == "depthwise_input":
         for stride in (1, 2):
             yield {"STRIDE": stride, **ones}
-    elif name == "stem":
-        for is_bytes, kind in ((True, "relu"), (False, "relu"), (True, "silu")):
-            yield {"BYTES": is_bytes, **activations(kind), f"x_{one}": 1}
+    elif name in ("stem", "stem_each"):
+        each = {"EACH": name != "stem", **activations("relu" if name == "stem" else "silu")}
+        for is_bytes in (True, False):
+            yield {"BYTES": is_bytes, **each, f"x_{one}": 1}
     elif name == "pw1":
         for kind in ("relu", "silu"):
             yield {"FLAT": False, **activations(kind), f"x_{one}": 1}
@@ -208,7 +209,7 @@ def usage(names: list[str], quick: bool) -> Iterator[Any]:
                 continue
             several = itertools.islice(instances(name, dtype), 1 if quick else None)
             for kernel, values, tile in several:
-                yield compiled(kernel, values, tile, dtype, target)
+                yield {"kernel": name, **compiled(kernel, values, tile, dtype, target)}
 
 
 # Tracing --------------------------------------------------------------------------------------

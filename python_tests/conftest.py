@@ -59,7 +59,7 @@ def _leave_to_the_slow_tests(items: list[pytest.Item]) -> None:
             small.setdefault(item.location[2].partition("[")[0], []).append(item)
     for cases in small.values():
         # Prime to the lengths of most lists of cases, so that each entry of a list has its turn.
-        step = 5 if len(cases) <= 36 else 13
+        step = 11 if len(cases) <= 36 else 29
         for i, item in enumerate(cases):
             if i % step:
                 item.add_marker(pytest.mark.slow)

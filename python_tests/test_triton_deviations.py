@@ -308,6 +308,39 @@ def test_ends(triton: Any, activation: Activation) -> None:
     check(told, draw(2, 3, 19, 23, dtype=FP32), "network")
 
 
+# Tiles ----------------------------------------------------------------------------------------
+
+
+def shallow(builder: Builder) -> None:
+    """All kinds of launches but for those of gates."""
+    builder.add_stem(layer(3, 20, kernel=3, stride=2))
+    UNITS["none"][1](_Following(builder))  # type: ignore[arg-type]
+    builder.add_head(layer(23, 40), randomize_(nn.Linear(40, 7), 5))
+
+
+@pytest.mark.parametrize("dtype", [FP16, pytest.param(FP32, marks=pytest.mark.slow)], ids=str)
+def test_every_tile_of_products(triton: Any, dtype: torch.dtype) -> None:
+    x, tiles = draw(2, 3, 17, 29, dtype=dtype), triton.tiles.PRODUCT_TILES
+    plan = planned(shallow, dtype)
+    eager, exact = plain(shallow, x), plain(shallow, x.double())
+    of_dtype = [t for (_, n), each in tiles.items() if n == (dtype != FP32) for t in each]
+    for tile in dict.fromkeys(of_dtype):
+        with triton.use_tile(tile):
+            out = operators("triton").network(x, *plan.arguments)
+        assert_accurate("network", out, eager, exact, "triton")
+
+
+def test_pooling_over_several_tiles(triton: Any) -> None:
+    """The head's sums, and a gate's means, of images that are larger than a tile."""
+
+    def told(builder: Builder) -> None:
+        UNITS["gate-after-pw2"][1](builder)
+        builder.add_head(layer(20, 24), randomize_(nn.Linear(24, 7), 5))
+
+    with triton.use_tile(triton.ProductTile(64, 16, 64, 4)):
+        check(told, draw(2, 20, 5, 9), "network")
+
+
 # Plans ----------------------------------------------------------------------------------------
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from _cases import (
     KINDS,
-    assert_agrees,
     draw,
     ops_called,
     plain_and_input,
     plain_stage,
     small_network,
 )
-from test_triton import shallow_network, tiles
 
 import snv2_kernels as snv2
 from snv2_kernels.ops import operators
@@ -54,18 +51,15 @@ def test_plan(kind: str) -> None:
 # Launches -------------------------------------------------------------------------------------
 
 
-def _watch_launches(
-    monkeypatch: pytest.MonkeyPatch, tile_of: Callable[[str], Any] | None = None
-) -> list[str]:
-    """A list that names each product launched from now on, which run in tiles of the caller's."""
+def _watch_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that names each kernel launched from now on."""
     module = importlib.import_module("snv2_kernels.triton.network")
     names: list[str] = []
     launch = module._launch
 
     def watched(name: str, *args: Any, **kwargs: Any) -> Any:
         names.append(name)
-        with tiles().use_tile(*([tile_of(name)] if tile_of else [])):
-            return launch(name, *args, **kwargs)
+        return launch(name, *args, **kwargs)
 
     monkeypatch.setattr(module, "_launch", watched)
     return names
@@ -73,7 +67,7 @@ def _watch_launches(
 
 def test_launches_of_a_network(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two for each unit and three at the ends, also where maps on the way are results."""
-    x = draw(1, 3, 33, 33)
+    x = draw(1, 3, 9, 9)
     with snv2.use_backend("triton"):
         engine = snv2.Engine(small_network(), tuple(x.shape), taps=("stage2", "stage3"))
         names = _watch_launches(monkeypatch)
@@ -107,23 +101,13 @@ def test_units_of_a_stage_leave_what_passes_through(triton: Any) -> None:
     assert torch.equal(rows.nan_to_num(7.0), before.nan_to_num(7.0))
 
 
-def test_pooling_over_several_tiles(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head's sums of an image that is larger than a tile."""
-    model, x = shallow_network(), draw(2, 3, 129, 97)  # 5 x 4 pixels in the end
-    _watch_launches(
-        monkeypatch, lambda name: triton.ProductTile(64, 16 if name == "features" else 256, 64, 4)
-    )
-    with snv2.use_backend("triton"):
-        assert_agrees("network", snv2.fuse(model), model, x, "triton")
-
-
 # The op ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "memory_format"),
     [
-        ("stage", torch.float16, torch.channels_last),
+        pytest.param("stage", torch.float16, torch.channels_last, marks=pytest.mark.slow),
         ("unit-s1", torch.bfloat16, torch.channels_last),
         ("unit-s2", torch.float32, torch.contiguous_format),
     ],

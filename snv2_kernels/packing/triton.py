@@ -216,8 +216,8 @@ class TritonPlanBuilder(TappedBuilder):
         if self._stem is not None:
             place = writer.stem(self._stem)
             halvings = 2
-        elif self._units[0].stride == 1 and len(self._units) > 1:
-            # The second unit will want the first one's passthrough in planes.
+        elif self._units[0].stride == 1 and (len(self._units) > 1 or self._head is not None):
+            # What follows will want the first one's passthrough in planes.
             place = writer.copy(self.in_channels)
         for i, unit in enumerate(self._units):
             halvings += unit.stride == 2

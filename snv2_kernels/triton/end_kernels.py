@@ -15,7 +15,6 @@ layer adds the sums of an image's tiles up as it reads them, and so no order is 
 import triton
 import triton.language as tl
 
-from snv2_kernels.triton.activations import IDENTITY, RELU, RELU6
 from snv2_kernels.triton.unit_kernels import _bias_activate, _columns, _product, _weights
 
 
@@ -48,13 +47,13 @@ def stem_kernel(
     x_p,
     y_c,
     BYTES: tl.constexpr,
+    EACH: tl.constexpr,  # activate before the largest is taken
     ACTIVATION: tl.constexpr,
     BM: tl.constexpr,
     BP: tl.constexpr,
     BK: tl.constexpr,
     WIDENS: tl.constexpr,
 ):
-    RISES: tl.constexpr = ACTIVATION == RELU or ACTIVATION == RELU6 or ACTIVATION == IDENTITY  # noqa: PLR1714
     i_t = tl.program_id(0)
     t_m = tl.cdiv(rows, BM)
     o_m = i_t % t_m * BM + tl.arange(0, BM)
@@ -85,11 +84,11 @@ def stem_kernel(
                 b_x = tl.where(m_x, b_x, 0.0).to(weights.dtype.element_ty)
             b_matrix = _weights(weights + matrix, pitch, o_m, o_k, m_m, m_k)
             b_i = _product(b_matrix, b_x, b_i, WIDENS)
-        if not RISES:
+        if EACH:
             b_i = _bias_activate(b_i, parameters, bias, slope, o_m, m_m, ACTIVATION)
         b_i = tl.where(m_c[None, :], b_i, float("-inf"))
         b_y = tl.maximum(b_y, b_i, propagate_nan=tl.PropagateNan.ALL)
-    if RISES:
+    if not EACH:
         b_y = _bias_activate(b_y, parameters, bias, slope, o_m, m_m, ACTIVATION)
     p_y = y + o_m.to(tl.int64)[:, None] * y_c + o_y[None, :]
     tl.store(p_y, b_y.to(y.dtype.element_ty), mask=m_m[:, None] & (o_y < y_c)[None, :])

@@ -29,6 +29,7 @@ from snv2_kernels.packing.triton import (
     TritonStep,
     pitch,
 )
+from snv2_kernels.packing.units import ACTIVATIONS
 from snv2_kernels.triton import branch_kernels, end_kernels, unit_kernels
 from snv2_kernels.triton.ops import (
     INTERPRETED,
@@ -47,9 +48,11 @@ from snv2_kernels.triton.tuning import tile_for
 __all__ = ["Arrays", "Memory", "allocate", "run"]
 
 _LEAST_PIXELS = 16  # of a tile
+_RISING = [ACTIVATIONS.index(kind) for kind in ("relu", "identity", "relu6")]  # or level
 
 KERNELS = {
     "stem": end_kernels.stem_kernel,
+    "stem_each": end_kernels.stem_kernel,  # with EACH
     "pw1": unit_kernels.pw1_kernel,
     "dw_pw2": unit_kernels.dw_pw2_kernel,
     "pointwise": branch_kernels.pointwise_kernel,
@@ -198,13 +201,14 @@ def _run_stem(
     (h, w), (out_h, out_w), arrays = size, made, run.arrays
     x, x_strides = planar(run.x)
     pixels = run.batch * out_h * out_w
+    each = step.pw.activation not in _RISING
     scale, shift = (arrays.parameters, arrays.parameters) if affine is None else affine
     _launch(
-        "stem", arrays, (step.rows,), 1, pixels,
+        "stem_each" if each else "stem", arrays, (step.rows,), 1, pixels,
         x, scale, shift, run.memory.planes[step.target], arrays.weights, arrays.parameters,
         run.batch, step.channels, h, w, half(h), half(w), out_h * out_w, out_w,
         *_matrix(step.pw), step.rows, *x_strides, pitch(pixels),
-        BYTES=affine is not None, ACTIVATION=step.pw.activation,
+        BYTES=affine is not None, EACH=each, ACTIVATION=step.pw.activation,
     )  # fmt: skip
 
 
