@@ -30,6 +30,7 @@ from triton.compiler import ASTSource
 
 import snv2_kernels as snv2
 from snv2_kernels.ops import operators
+from snv2_kernels.packing.units import ACTIVATIONS
 from snv2_kernels.triton import backward_kernels, kernels
 from snv2_kernels.triton.backward import CUT_WARPS
 from snv2_kernels.triton.network import KERNELS as PRODUCTS
@@ -41,11 +42,14 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 DTYPES = ("fp32", "fp16", "bf16")
+UNLIKE = ("split_dw_cat_shuffle", "depthwise_cut", "stem", "dw_pw2", "gates")
+QUICK = ("fp32", "sm_80"), ("fp16", "gfx942")
 MAPS = ("x", "y", "z", "a", "b", "middle", "weights", "grad", "cut", "grad_x")
 FLOATS = ("weight", "scale", "shift", "parameters", "sums")
-FLOATS += ("grad_weight", "grad_scale", "grad_shift")
+FLOATS += ("means", "gates", "grad_weight", "grad_scale", "grad_shift")
 # Offsets and strides that are multiples of 16 in every plan, as a launch finds out.
-ALIGNED = ("matrix", "side_matrix", "pitch", "side_pitch", "middle_c", "y_c")
+ALIGNED = ("matrix", "side_matrix", "gate_matrix", "pitch", "side_pitch", "gate_pitch")
+ALIGNED += ("middle_c", "y_c")
 
 
 def compiled(
@@ -54,7 +58,7 @@ def compiled(
     """What a kernel with these constants uses."""
     is_product = isinstance(tile, ProductTile)
     aligned = ALIGNED if is_product else ()
-    if values.get("FLAT") or values.get("TO_PLANES"):
+    if values.get("FLAT") or values.get("TO_PLANES") or "GATED" in values:
         aligned += ("x_c",)
     signature, constexprs, attributes = {}, {}, {}
     for i, argument in enumerate(kernel.arg_names):
@@ -97,6 +101,22 @@ def compiled(
 # Configurations -------------------------------------------------------------------------------
 
 
+def activations(kind: str, *prefixes: str) -> dict[str, int]:
+    return {f"{prefix}ACTIVATION": ACTIVATIONS.index(kind) for prefix in ("", *prefixes)}
+
+
+def paper(
+    stride: int, window: int = 3, kind: str = "relu", from_x: bool = False
+) -> dict[str, int | bool]:
+    """Constants of the second kernel of a unit."""
+    depthwise = "identity" if kind == "relu" else kind
+    return {
+        "FROM_X": from_x, "PROJECTS": stride == 2 and not from_x, "WINDOW": window, "DILATION": 1,
+        "SIDE_WINDOW": window, "SIDE_DILATION": 1, **activations(kind, "SIDE_"),
+        **{f"{side}DW_ACTIVATION": ACTIVATIONS.index(depthwise) for side in ("", "SIDE_")},
+    }  # fmt: skip
+
+
 def variants(  # noqa: PLR0912
     name: str, channels_last: bool
 ) -> Iterator[dict[str, Any]]:
@@ -117,19 +137,42 @@ def variants(  # noqa: PLR0912
     elif name == "depthwise_input":
         for stride in (1, 2):
             yield {"STRIDE": stride, **ones}
-    elif name == "stem":
+    elif name in ("stem", "stem_each"):
+        each = {"EACH": name != "stem", **activations("relu" if name == "stem" else "silu")}
         for is_bytes in (True, False):
-            yield {"BYTES": is_bytes, f"x_{one}": 1}
+            yield {"BYTES": is_bytes, **each, f"x_{one}": 1}
     elif name == "pw1":
-        yield {"FLAT": False, f"x_{one}": 1}
-        if not channels_last:
-            yield {"FLAT": True, "x_p": 1}
+        for kind in ("relu", "silu"):
+            yield {"FLAT": False, **activations(kind), f"x_{one}": 1}
+            if not channels_last:
+                yield {"FLAT": True, **activations(kind), "x_p": 1}
     elif name == "dw_pw2":
         for planes, to_map in ((True, True), (False, True), (True, False)):
             for stride in (1, 2):
                 places = {"STRIDE": stride, "TO_PLANES": planes, "TO_MAP": to_map}
                 # A unit alone reads the caller's map, one in a stage planes.
-                yield {**places, f"x_{'p' if planes else one}": 1, f"z_{one}": 1}
+                places |= {f"x_{'p' if planes else one}": 1, f"z_{one}": 1}
+                yield {**places, **paper(stride)}
+        if not channels_last:
+            for stride, window, kind in ((2, 5, "silu"), (1, 7, "prelu"), (2, 7, "hardswish")):
+                for from_x in (False, True):
+                    yield {**places, **paper(stride, window, kind, from_x), "STRIDE": stride}
+    elif name in ("pointwise", "depthwise", "scale"):
+        for planes in (True, False):
+            places = {"TO_PLANES": planes, "TO_MAP": not planes, f"z_{one}": 1}
+            if name == "pointwise":
+                yield {**places, "GATED": True, **activations("silu")}
+            elif name == "scale":
+                yield places
+            else:
+                for stride, window in itertools.product((1, 2), (3, 7)):
+                    window_of = {"STRIDE": stride, "WINDOW": window, "DILATION": 1}
+                    yield {**places, **window_of, **activations("silu"), "x_p": 1}
+    elif name == "gates":
+        yield {**activations("silu"), "GATE_ACTIVATION": ACTIVATIONS.index("sigmoid")}
+    elif name == "features":
+        for kind in ("relu", "silu"):
+            yield activations(kind)
     elif not channels_last:
         yield {}
 
@@ -150,26 +193,23 @@ def instances(name: str, dtype: str) -> Iterator[tuple[Any, dict[str, Any], Tile
                 sizes = {"BM": tile.rows, "BP": tile.pixels, "BK": tile.depth, "WIDENS": False}
             else:
                 sizes = {"BP": tile.pixels, "BC": tile.channels}
-                sizes = {key: n for key, n in sizes.items() if key in kernel.arg_names}
+            sizes = {key: n for key, n in sizes.items() if key in kernel.arg_names}
             yield kernel, {**values, **sizes}, tile
 
 
 def usage(names: list[str], quick: bool) -> Iterator[Any]:
-    """Quick: one instance of each kernel on each GPU, in float32, which takes the most registers,
-    or in 16 bits, in turn."""
+    """Quick: one instance of each kernel in 16 bits for sm_90, and of those that are least like
+    others in float32, which takes the most registers, for sm_80 and in 16 bits for AMD's."""
     knobs.nvidia.dump_ptxas_log = True
     with tempfile.TemporaryDirectory() as cache:
         knobs.cache.dir = cache
         for name, dtype, target in itertools.product(names, DTYPES, TARGETS):
-            if quick and (dtype, target) not in (
-                ("fp32", "sm_80"),
-                ("bf16", "sm_90"),
-                ("fp16", "gfx942"),
-            ):
+            chosen = {("bf16", "sm_90"), *(QUICK if name in UNLIKE else ())}
+            if quick and (dtype, target) not in chosen:
                 continue
             several = itertools.islice(instances(name, dtype), 1 if quick else None)
             for kernel, values, tile in several:
-                yield compiled(kernel, values, tile, dtype, target)
+                yield {"kernel": name, **compiled(kernel, values, tile, dtype, target)}
 
 
 # Tracing --------------------------------------------------------------------------------------

@@ -28,9 +28,19 @@ from snv2_kernels.peers import Unavailable
 _INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a second for more
 
 
+# Of what is the same code on all backends, around kernels that other tests run, and of many sizes.
+_NOT_OF_KERNELS = {
+    "test_autocast_does_not_change_the_dtype", "test_drawn_sizes", "test_drawn_units",
+    "test_gradients", "test_inference_mode", "test_normalize_any_strides",
+    "test_output_is_overwritten_by_the_next_call", "test_taps_are_overwritten_by_the_next_call",
+    "test_weights_are_frozen",
+}  # fmt: skip
+
+
 def _on_triton(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
-    return call is not None and any(type(v) is str and v == "triton" for v in call.params.values())
+    name = "snv2_triton" if item.location[2].startswith("test_opcheck[") else "triton"
+    return call is not None and any(type(v) is str and v == name for v in call.params.values())
 
 
 def _is_large(params: dict[str, Any]) -> bool:
@@ -38,7 +48,8 @@ def _is_large(params: dict[str, Any]) -> bool:
     if isinstance(shape, tuple) and isinstance(shape[-1], tuple):
         shape = shape[-1]
     elements = math.prod(shape) if isinstance(shape, tuple) else 0
-    return "width" in params or elements > _INTERPRETED_ELEMENTS
+    named = any(type(v) is str and "x1_0" in v for v in params.values())
+    return "width" in params or named or elements > _INTERPRETED_ELEMENTS
 
 
 def _leave_to_the_slow_tests(items: list[pytest.Item]) -> None:
@@ -50,13 +61,14 @@ def _leave_to_the_slow_tests(items: list[pytest.Item]) -> None:
         params = item.callspec.params  # type: ignore[attr-defined]
         if params.get("size") == 224:
             item.add_marker(pytest.mark.skip(reason="takes too long in Triton's interpreter"))
-        if _is_large(params):
+        name = item.location[2].partition("[")[0]
+        if _is_large(params) or name in _NOT_OF_KERNELS:
             item.add_marker(pytest.mark.slow)
         else:
-            small.setdefault(item.location[2].partition("[")[0], []).append(item)
+            small.setdefault(name, []).append(item)
     for cases in small.values():
         # Prime to the lengths of most lists of cases, so that each entry of a list has its turn.
-        step = 5 if len(cases) <= 36 else 13
+        step = 11 if len(cases) <= 36 else 29
         for i, item in enumerate(cases):
             if i % step:
                 item.add_marker(pytest.mark.slow)

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from _cases import (
-    DTYPES,
     KINDS,
-    assert_agrees,
     draw,
     ops_called,
     plain_and_input,
     plain_stage,
     small_network,
 )
-from test_triton import shallow_network, tiles
 
 import snv2_kernels as snv2
 from snv2_kernels.ops import operators
 from snv2_kernels.packing import TritonPlan
-from snv2_kernels.packing.gpu import UNIT, pack_tiles, unpack_tiles
-from snv2_kernels.packing.triton import pitch
+from snv2_kernels.packing.triton import DW_PW, pitch
 
 # Words ----------------------------------------------------------------------------------------
 
@@ -35,46 +30,36 @@ def plan_of(kind: str, dtype: torch.dtype = torch.float32) -> TritonPlan:
     return snv2.fuse(model)._triton_plan(dtype, torch.get_default_device())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(16, 16), (58, 58), (29, 13), (1, 1), (244, 122)], ids=str)
-def test_unpacking_of_tiles(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    matrix = draw(*shape, dtype=dtype)
-    tiles = torch.cat([pack_tiles(matrix, dtype), matrix.flatten()])
-    assert torch.equal(unpack_tiles(tiles, *shape), matrix)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_plan(kind: str) -> None:
     """Offsets of matrices are where 16 bytes may be read, and tables are within their buffers."""
     plan = plan_of(kind, torch.float16)
     assert plan.weights.numel() % 16 == 0
     for step in plan.steps:
-        assert step.pw1_weights % 16 == step.pw2_weights % 16 == step.proj_weights % 16 == 0
-        rows = step.proj_channels + step.out_channels
-        if step.kind == UNIT and step.out_buffer >= 0:
-            planes = plan.tables[step.out_table : step.out_table + rows].tolist()
+        assert step.pw.matrix % 16 == step.side_pw.matrix % 16 == 0
+        if step.kind == DW_PW and step.target >= 0:
+            rows = step.rows + step.side_pw.rows
+            planes = plan.tables[step.target_table : step.target_table + rows].tolist()
             assert len(set(planes)) == rows
-            assert max(planes) < step.out_planes
-        if step.kind == UNIT and step.result >= 0:
-            channels = plan.tables[step.result_table :][: step.result_channels].tolist()
-            assert sorted(channels) == list(range(step.result_channels))
+            assert max(planes) < step.target_planes
+        if step.kind == DW_PW and step.result >= 0:
+            rows = step.rows + step.side_rows
+            channels = plan.tables[step.result_table : step.result_table + rows].tolist()
+            assert sorted(channels) == list(range(plan.results[step.result][0]))
 
 
 # Launches -------------------------------------------------------------------------------------
 
 
-def _watch_launches(
-    monkeypatch: pytest.MonkeyPatch, tile_of: Callable[[str], Any] | None = None
-) -> list[str]:
-    """A list that names each product launched from now on, which run in tiles of the caller's."""
+def _watch_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that names each kernel launched from now on."""
     module = importlib.import_module("snv2_kernels.triton.network")
     names: list[str] = []
     launch = module._launch
 
     def watched(name: str, *args: Any, **kwargs: Any) -> Any:
         names.append(name)
-        with tiles().use_tile(*([tile_of(name)] if tile_of else [])):
-            return launch(name, *args, **kwargs)
+        return launch(name, *args, **kwargs)
 
     monkeypatch.setattr(module, "_launch", watched)
     return names
@@ -82,7 +67,7 @@ def _watch_launches(
 
 def test_launches_of_a_network(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two for each unit and three at the ends, also where maps on the way are results."""
-    x = draw(1, 3, 33, 33)
+    x = draw(1, 3, 9, 9)
     with snv2.use_backend("triton"):
         engine = snv2.Engine(small_network(), tuple(x.shape), taps=("stage2", "stage3"))
         names = _watch_launches(monkeypatch)
@@ -92,34 +77,28 @@ def test_launches_of_a_network(triton: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_units_of_a_stage_leave_what_passes_through(triton: Any) -> None:
     """Planes of the passthrough half are neither read nor written: their NaN stays where it is."""
-    from snv2_kernels.triton.network import Arrays, _Map, _run_unit, allocate
+    from snv2_kernels.triton.network import Arrays, _Run, _run_dw_pw, _run_pw, allocate
 
     plain = plain_stage([1, 1, 1], 34, 34)
     plan = snv2.fuse(plain)._triton_plan(torch.float32, torch.device(torch.get_default_device()))
-    n, h, w = 2, 5, 7
-    memory = allocate(plan.weights, plan.steps, n, h, w)
-    step, planes, row = plan.steps[1], memory.planes[0], pitch(n * h * w)
-    rows = planes[: step.out_planes * row].view(step.out_planes, row)
+    n, size, pixels = 2, (5, 7), 35
+    memory = allocate(plan.weights, plan.steps, n, *size)
+    _, pw, dw_pw = plan.steps[:3]
+    planes, row = memory.planes[0], pitch(n * pixels)
+    rows = planes[: dw_pw.target_planes * row].view(dw_pw.target_planes, row)
     rows.fill_(float("nan"))
-    read = plan.tables[step.in_table : step.in_table + step.in_channels].long()
-    written = plan.tables[step.out_table : step.out_table + step.out_channels].long()
-    rows[read] = draw(step.in_channels, row)
+    read = plan.tables[pw.table : pw.table + pw.channels].long()
+    written = plan.tables[dw_pw.target_table : dw_pw.target_table + dw_pw.rows].long()
+    rows[read] = draw(pw.channels, row)
     before = rows.clone()
     arrays = Arrays(plan.weights, plan.parameters, plan.tables)
-    _run_unit(_Map(planes, (h * w, row, 1), True), arrays, step, memory, n, (h, w), (h, w), None)
-    assert rows[written][:, : n * h * w].isfinite().all()
+    call = _Run(torch.empty(n, 34, *size), arrays, memory, [])
+    source = call.read(pw.source, size)
+    _run_pw(call, pw, source, pixels)
+    _run_dw_pw(call, dw_pw, call.read(dw_pw.source, size), source, size)
+    assert rows[written][:, : n * pixels].isfinite().all()
     rows[written] = before[written]
     assert torch.equal(rows.nan_to_num(7.0), before.nan_to_num(7.0))
-
-
-def test_pooling_over_several_tiles(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head's sums of an image that is larger than a tile."""
-    model, x = shallow_network(), draw(2, 3, 129, 97)  # 5 x 4 pixels in the end
-    _watch_launches(
-        monkeypatch, lambda name: triton.ProductTile(64, 16 if name == "features" else 256, 64, 4)
-    )
-    with snv2.use_backend("triton"):
-        assert_agrees("network", snv2.fuse(model), model, x, "triton")
 
 
 # The op ---------------------------------------------------------------------------------------
@@ -128,7 +107,7 @@ def test_pooling_over_several_tiles(triton: Any, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("kind", "dtype", "memory_format"),
     [
-        ("stage", torch.float16, torch.channels_last),
+        pytest.param("stage", torch.float16, torch.channels_last, marks=pytest.mark.slow),
         ("unit-s1", torch.bfloat16, torch.channels_last),
         ("unit-s2", torch.float32, torch.contiguous_format),
     ],
@@ -159,20 +138,21 @@ def test_raw_arguments(triton: Any) -> None:
     plan, (_, x) = plan_of("stage"), plain_and_input("stage")
     good = [x, *plan.arguments]
     words = plan.step_words
-    tapped = dataclasses.replace(plan.steps[0], result=0, result_channels=34).words()
+    count = len(plan.steps[0].words())
+    tapped = dataclasses.replace(plan.steps[0], result=1).words()
     for i, value, message in (
         (0, x[0], "x must have 4 dimensions"),
         (0, x.double(), "x must be float32"),
         (0, x[:, :20], "x has 20 channels, too few"),
         (0, x[..., :0], "at least one pixel"),
         (1, plan.weights.half(), "weights must be a contiguous torch.float32 vector"),
-        (1, plan.weights[:-16], "step 2 reads beyond its weights"),
+        (1, plan.weights[:-16], "step 5 reads beyond its weights"),
         (2, plan.parameters[::2], "parameters must be a contiguous"),
-        (2, plan.parameters[:-16], "step 2 reads beyond its parameters"),
+        (2, plan.parameters[:-16], "step 5 reads beyond its parameters"),
         (3, plan.tables.long(), "tables must be a contiguous torch.int32 vector"),
-        (3, plan.tables[:-1], "step 2 reads beyond its tables"),
-        (4, [], "steps must have 36 words each"),
-        (4, words[:-1], "steps must have 36 words each"),
+        (3, plan.tables[:-1], "step 5 reads beyond its tables"),
+        (4, [], f"steps must have {count} words each"),
+        (4, words[:-1], f"steps must have {count} words each"),
         (4, [9, *words[1:]], "step 0 is not known"),
         (4, [*tapped, *words[len(tapped) :]], "plan must have one result, has 2"),
     ):

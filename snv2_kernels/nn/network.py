@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from snv2_kernels.packing import (
     Plan,
     PlanBuilder,
     TritonPlan,
-    triton_plan,
+    TritonPlanBuilder,
 )
 from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Layer, Unit, Unsupported
 from snv2_kernels.runners import device_fields
@@ -75,6 +75,7 @@ def _check_relu(name: str, module: nn.Module) -> None:
         raise Unsupported(f"{name}: {type(module).__name__} is not a ReLU")
 
 
+P_co = TypeVar("P_co", covariant=True)
 _gpu_fields = functools.cache(device_fields)
 
 
@@ -82,6 +83,17 @@ def plan_element(dtype: torch.dtype) -> torch.dtype:
     """Of the maps inside a plan of the CPU backend, for an input of ``dtype``."""
     narrow = dtype == torch.bfloat16 and _native.cpu_has_bfloat16()
     return torch.bfloat16 if narrow else torch.float32
+
+
+class _PlanBuilder(Protocol[P_co]):
+    def build(self, dtype: torch.dtype, device: torch.device) -> P_co: ...
+
+
+def _built(builder: _PlanBuilder[P_co], dtype: torch.dtype, device: torch.device) -> P_co:
+    try:
+        return builder.build(dtype, device)
+    except OverflowError as error:
+        raise Unsupported(str(error)) from None
 
 
 class PlannedModule(FusedModule):
@@ -130,7 +142,9 @@ class PlannedModule(FusedModule):
         self, dtype: torch.dtype, device: torch.device, taps: Collection[str] = ()
     ) -> TritonPlan:
         """See :meth:`_gpu_plan`."""
-        return triton_plan(self._gpu_plan(dtype, torch.device("cpu"), taps), device)
+        builder = TritonPlanBuilder()
+        self._tell(builder, taps)
+        return _built(builder, dtype, device)
 
     def _gpu_plan(
         self, dtype: torch.dtype, device: torch.device, taps: Collection[str] = ()
@@ -148,10 +162,7 @@ class PlannedModule(FusedModule):
         """
         builder = GpuPlanBuilder()
         self._tell(builder, taps)
-        try:
-            return builder.build(dtype, device)
-        except OverflowError as error:
-            raise Unsupported(str(error)) from None
+        return _built(builder, dtype, device)
 
     def _covers(self, weights: Plan | GpuPlan | TritonPlan, x: Tensor) -> bool:
         if not isinstance(weights, GpuPlan):

@@ -20,6 +20,7 @@ __all__ = [
     "FoldedHead",
     "FoldedStem",
     "FoldingBuilder",
+    "TappedBuilder",
     "Work",
     "fold",
     "fold_bn",
@@ -295,3 +296,21 @@ class FoldingBuilder(Builder):
         weight, bias = fold_fc(fc)
         self._head = FoldedHead(fold(layer), Folded(weight.cpu(), bias.cpu()))
         super().add_head(layer, fc)
+
+
+class TappedBuilder(FoldingBuilder):
+    """One whose plans may have several results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tapped: set[int] = set()  # units whose map is a result
+
+    def add_result(self) -> None:
+        """The map so far is a result too, written in logical order by the unit that makes it.
+
+        Raises:
+            ValueError: if no unit comes before.
+        """
+        if not self._units or self._head is not None:
+            raise ValueError("only the map that a unit makes can be a result")
+        self._tapped.add(len(self._units) - 1)

@@ -22,7 +22,7 @@ from snv2_kernels.packing.common import (
     Folded,
     FoldedHead,
     FoldedStem,
-    FoldingBuilder,
+    TappedBuilder,
 )
 from snv2_kernels.packing.units import ACTIVATIONS, Gate, Unsupported
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from snv2_kernels.packing.units import Layer, Unit
 
-__all__ = ["GpuPlan", "GpuPlanBuilder", "GpuStep", "pack_tiles", "unpack_tiles"]
+__all__ = ["GpuPlan", "GpuPlanBuilder", "GpuStep", "pack_tiles"]
 
 COPY, STEM, UNIT, HEAD = range(4)
 IDENTITY, PRELU = ACTIVATIONS.index("identity"), ACTIVATIONS.index("prelu")
@@ -60,18 +60,6 @@ def pack_tiles(weight: Tensor, dtype: torch.dtype) -> Tensor:
         # Row 8 h + g and column 8 c + 2 t + j are element [c][h][j] of lane 4 g + t.
         tiles = padded.view(down, 2, 8, across, 2, 4, 2).permute(0, 3, 2, 5, 4, 1, 6)
     return tiles.to(dtype).flatten()
-
-
-def unpack_tiles(tiles: Tensor, rows: int, depth: int) -> Tensor:
-    """[rows, depth] of what :func:`pack_tiles` gave, flat; more may follow."""
-    columns = 4 if tiles.dtype == torch.float32 else 16
-    down, across = -(-rows // _ROWS), -(-depth // columns)
-    tiles = tiles[: down * _ROWS * across * columns]
-    if tiles.dtype == torch.float32:
-        padded = tiles.view(down, across, 8, 4, 2).permute(0, 4, 2, 1, 3)
-    else:
-        padded = tiles.view(down, across, 8, 4, 2, 2, 2).permute(0, 5, 2, 1, 4, 3, 6)
-    return padded.reshape(down * _ROWS, across * columns)[:rows, :depth].contiguous()
 
 
 @dataclass
@@ -155,10 +143,6 @@ class GpuPlan(BasePlan):
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, bool]:
         return *self.arrays, self.out_channels, self.halvings, self.classify
 
-    def matrix(self, offset: int, rows: int, depth: int) -> Tensor:
-        """A matrix of a step in row-major order."""
-        return unpack_tiles(self.weights[offset:], rows, depth)
-
     def covers(self, batch: int, height: int, width: int, device: dict[str, int]) -> bool:
         """Whether the kernels can run this input on a device: a few rows of a unit's map must fit
         in its shared memory. ``device`` is from :func:`snv2_kernels.runners.device_fields`."""
@@ -193,8 +177,11 @@ class _Arrays:
         self.tables.extend(entries)
         return offset
 
+    def _packed(self, weight: Tensor) -> Tensor:
+        return pack_tiles(weight, self.dtype)
+
     def matrix(self, weight: Tensor) -> int:
-        offset, tiles = self._weight_count, pack_tiles(weight, self.dtype)
+        offset, tiles = self._weight_count, self._packed(weight)
         if tiles.isinf().any() and not weight.isinf().any():
             raise OverflowError(f"a folded weight is too large for {self.dtype}")
         self.matrices.append(tiles)
@@ -232,15 +219,24 @@ class _Arrays:
     def _activation(
         self, step: GpuStep, name: str, layer: Folded, rows: Sequence[int] | slice
     ) -> None:
+        if layer.activation.kind in ("sigmoid", "hardsigmoid"):
+            raise Unsupported(f"activation {layer.activation.kind}")
+        kind, slopes = self.activation(layer, rows)
+        setattr(step, f"{name}_activation", kind)
+        setattr(step, f"{name}_slopes", slopes)
+
+    def activation(self, layer: Folded, rows: Sequence[int] | slice) -> tuple[int, int]:
+        """A layer's, and the offset of its slopes, if it has any: "leaky_relu" is "prelu"."""
         kind, slope = layer.activation.kind, layer.activation.slope
-        if kind in ("sigmoid", "hardsigmoid"):
-            raise Unsupported(f"activation {kind}")
         if slope is None:
-            setattr(step, f"{name}_activation", ACTIVATIONS.index(kind))
-            return
+            return ACTIVATIONS.index(kind), 0
         slopes = torch.as_tensor(slope, dtype=torch.float64).flatten().expand(layer.channels)
-        setattr(step, f"{name}_activation", PRELU)
-        setattr(step, f"{name}_slopes", self.bias(slopes[rows]))
+        return PRELU, self.bias(slopes[rows])
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
 
 
 @dataclass
@@ -282,12 +278,8 @@ def _columns(weight: Tensor, main: Sequence[int], channels: Sequence[int]) -> Te
     return columns
 
 
-class GpuPlanBuilder(FoldingBuilder):
+class GpuPlanBuilder(TappedBuilder):
     """Collects steps; :meth:`build`, which knows them all, decides where planes lie."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._tapped: set[int] = set()  # units whose map is a result
 
     def add_unit(self, unit: Unit[Layer]) -> None:
         """See :meth:`Builder.add_unit`.
@@ -298,16 +290,6 @@ class GpuPlanBuilder(FoldingBuilder):
         if (unit.projection is not None) != (unit.stride == 2):
             raise Unsupported("a projection at stride 1, or none at stride 2")
         super().add_unit(unit)
-
-    def add_result(self) -> None:
-        """The map so far is a result too, written in logical order by the unit that makes it.
-
-        Raises:
-            ValueError: if no unit comes before.
-        """
-        if not self._units or self._head is not None:
-            raise ValueError("only the map that a unit makes can be a result")
-        self._tapped.add(len(self._units) - 1)
 
     # Steps ------------------------------------------------------------------------------------
 
@@ -324,8 +306,7 @@ class GpuPlanBuilder(FoldingBuilder):
             Unsupported: for what the kernels do not cover.
             OverflowError: if a weight times its batch norm's scale is beyond ``dtype``.
         """
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
+        check_dtype(dtype)
         arrays = _Arrays(dtype)
         steps: list[tuple[GpuStep, _Room]] = []  # and the room of the map that it makes
         results: list[tuple[int, int]] = []

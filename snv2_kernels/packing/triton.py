@@ -1,38 +1,46 @@
-"""Plans for the Triton kernels: those of the CUDA kernels, with matrices row by row.
+"""Plans for the Triton kernels: a list of launches.
 
-Rows of a matrix are ``pitch(depth)`` elements apart, zeros at their end, so that each begins where
-16 bytes are read at once. A unit's rows are its main branch's and then its side's: the projection
-at stride 2, what passes through at stride 1. Tables that say where rows go have that order.
+Matrices are in the map's dtype, row by row; rows are ``pitch(depth)`` elements apart, zeros at
+their end, so that each begins where 16 bytes are read at once. Biases, slopes and depthwise
+convolutions are float32.
+
+A map lies in planes as the CUDA kernels' maps do (:mod:`snv2_kernels.packing.gpu`), or for the
+next launch alone in one of two middle buffers, plane ``i`` channel ``i``. A unit's rows are its
+main branch's and then its *side's*: the projection, or what passes through to the caller's map.
+
+The paper's unit is two launches, ``PW`` and ``DW_PW``. Any other branch is cut from its front: a
+depthwise convolution and the pointwise one after it are one launch, any other layer is one of its
+own. Squeeze-and-excite is the means of a map and then the gates, two launches; who reads the map
+next multiplies it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from snv2_kernels.packing.common import BasePlan
+from snv2_kernels.packing.common import BasePlan, Folded, FoldedHead, FoldedStem, TappedBuilder
 from snv2_kernels.packing.gpu import (
-    COPY,
-    IDENTITY,
+    CALLERS_MAP,
     NO_BUFFER,
     NO_RESULT,
-    STEM,
-    UNIT,
-    GpuStep,
+    _Arrays,
+    _Map,
+    _Room,
+    check_dtype,
 )
-from snv2_kernels.packing.units import ACTIVATIONS, Unsupported
+from snv2_kernels.packing.units import ACTIVATIONS, Gate, Unit, Unsupported
 
-if TYPE_CHECKING:
-    from snv2_kernels.packing.gpu import GpuPlan
+__all__ = ["MIDDLE", "Depthwise", "Product", "TritonPlan", "TritonPlanBuilder", "TritonStep"]
 
-__all__ = ["TritonPlan", "pitch", "triton_plan"]
+COPY, STEM, PW, DW_PW, DW, MEANS, GATES, SCALE, FEATURES, LINEAR = range(10)
+MIDDLE = 2  # the first of the middle buffers
 
-RELU = ACTIVATIONS.index("relu")
 _ALIGNED = 16  # elements
 
 
@@ -41,19 +49,116 @@ def pitch(length: int) -> int:
     return -(-length // _ALIGNED) * _ALIGNED
 
 
-@dataclass(frozen=True, kw_only=True)
-class TritonPlan(BasePlan):
-    """``torch.ops.snv2_triton.network(x, *plan.arguments)``.
+@dataclass(frozen=True)
+class Product:
+    """``activation(matrix @ x + bias)``; offsets in the plan's arrays."""
 
-    Steps are those of the CUDA plan with offsets of their own. ``out_table`` has a plane for each
-    row, ``result_table`` a channel of the result for each row, and at stride 1 behind them the
-    planes that pass through.
+    rows: int = 0
+    depth: int = 0
+    matrix: int = 0
+    bias: int = 0
+    activation: int = ACTIVATIONS.index("identity")
+    slopes: int = 0  # of a PReLU, for each row
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """Taps in row order and the shift of each channel, and the activation behind them."""
+
+    channels: int = 0
+    taps: int = 0
+    window: int = 3
+    dilation: int = 1
+    activation: int = ACTIVATIONS.index("identity")
+    slopes: int = 0
+
+
+@dataclass(frozen=True)
+class TritonStep:
+    """One launch.
+
+    Attributes:
+        kind: ``COPY``, the caller's map -> planes; ``STEM``; ``PW``; ``DW_PW``; ``DW``; ``MEANS``
+            of each channel -> float32; ``GATES``, means -> float32; ``SCALE``, a map times its
+            gates; ``FEATURES``, the head's sums; ``LINEAR``, sums -> result.
+        stride: of the depthwise convolutions.
+        source: buffer that is read, or ``CALLERS_MAP``.
+        table: [channels] planes of the source, or channels of the caller's map.
+        channels: that are read.
+        gated: whether ``source`` is multiplied by the gates.
+        target: buffer that is written, or ``NO_BUFFER``.
+        target_planes: that it has room for.
+        target_table: [rows] the plane of each.
+        result: of the plan, or ``NO_RESULT``.
+        result_table: [rows] the channel of each.
+        dw, pw: what is computed; of ``GATES`` ``pw`` comes first.
+        side_source: buffer that the side reads, or ``CALLERS_MAP``.
+        side_table: [side_channels]
+        side_channels: that it reads: as many as rows, where they pass through.
+        side_dw, side_pw: the projection; of ``GATES`` ``side_pw`` comes second.
     """
 
+    kind: int
+    stride: int = 1
+    source: int = CALLERS_MAP
+    table: int = 0
+    channels: int = 0
+    gated: int = 0
+    target: int = NO_BUFFER
+    target_planes: int = 0
+    target_table: int = 0
+    result: int = NO_RESULT
+    result_table: int = 0
+    dw: Depthwise = Depthwise()
+    pw: Product = Product()
+    side_source: int = CALLERS_MAP
+    side_table: int = 0
+    side_channels: int = 0
+    side_dw: Depthwise = Depthwise()
+    side_pw: Product = Product()
+
+    @property
+    def rows(self) -> int:
+        """Of the main branch."""
+        return self.pw.rows if self.pw.rows or self.kind == DW_PW else self.channels
+
+    @property
+    def side_rows(self) -> int:
+        return self.side_pw.rows or self.side_channels
+
+    def words(self) -> list[int]:
+        return _flat(astuple(self))
+
+    @staticmethod
+    def of_words(words: Sequence[int]) -> TritonStep:
+        """What :meth:`words` wrote."""
+        rest = iter(words)
+        values: list[Any] = []
+        for f in fields(TritonStep):
+            nested = _NESTED.get(f.name)
+            count = 1 if nested is None else len(fields(nested))
+            read = [next(rest) for _ in range(count)]
+            values.append(read[0] if nested is None else nested(*read))
+        return TritonStep(*values)
+
+
+_NESTED: dict[str, type[Depthwise] | type[Product]] = {
+    "dw": Depthwise, "pw": Product, "side_dw": Depthwise, "side_pw": Product
+}  # fmt: skip
+
+
+def _flat(values: tuple[int | tuple[int, ...], ...]) -> list[int]:
+    return [w for v in values for w in (v if isinstance(v, tuple) else (v,))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonPlan(BasePlan):
+    """``torch.ops.snv2_triton.network(x, *plan.arguments)``."""
+
     weights: Tensor  # matrices, of the map's dtype
-    parameters: Tensor  # float32: biases and depthwise convolutions
+    parameters: Tensor  # float32: biases, slopes and depthwise convolutions
     tables: Tensor  # int32
-    steps: tuple[GpuStep, ...] = field(repr=False)
+    steps: tuple[TritonStep, ...] = field(repr=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,91 +177,218 @@ class TritonPlan(BasePlan):
         return *self.arrays, self.step_words, self.out_channels, self.halvings, self.classify
 
 
-def _check_paper(step: GpuStep) -> None:
-    """Raises :class:`Unsupported` for what the kernels do not cover: all but ReLU and 3x3."""
-    for field_, value in vars(step).items():
-        fits = (IDENTITY,) if "dw_" in field_ else (IDENTITY, RELU)
-        if field_.endswith("_activation") and value not in fits:
-            raise Unsupported(f"activation {ACTIVATIONS[value]}")
-        if field_.endswith("_window") and value > 3:
-            raise Unsupported(f"a window of {value}x{value}")
-        if field_.endswith("_dilation") and value > 1:
-            raise Unsupported(f"dilation {value}")
-    products = {COPY: (), UNIT: ("pw1", "pw2")}.get(step.kind, ("pw1",))
-    if step.proj_channels:
-        products += ("proj",)
-    for name in products:
-        if getattr(step, f"{name}_activation") != RELU:
-            raise Unsupported("a product without ReLU")
+class _Rows(_Arrays):
+    """The arrays of a plan while it is written."""
+
+    def _packed(self, weight: Tensor) -> Tensor:
+        rows, depth = weight.shape
+        padded = weight.new_zeros(rows, pitch(depth))
+        padded[:, :depth] = weight
+        return padded.to(self.dtype).flatten()
+
+    def product(self, layer: Folded, columns: Sequence[int] | None = None) -> Product:
+        """``columns`` is the order in which the layer's input comes."""
+        weight = layer.weight if columns is None else layer.weight[:, columns]
+        rows, depth = weight.shape
+        offsets = self.matrix(weight), self.bias(layer.bias)
+        return Product(rows, depth, *offsets, *self.activation(layer, slice(None)))
+
+    def taps(self, layer: Folded, channels: Sequence[int] | None = None) -> Depthwise:
+        """``channels`` is the order in which the layer's input comes."""
+        channels = range(layer.channels) if channels is None else channels
+        taps = self.depthwise(layer.weight[channels], layer.bias[channels])
+        shape = layer.kernel, layer.dilation
+        return Depthwise(len(channels), taps, *shape, *self.activation(layer, channels))
 
 
-class _Rewriter:
-    """Copies the arrays of a plan in the order of the steps."""
+class TritonPlanBuilder(TappedBuilder):
+    """Collects steps; :meth:`build`, which knows them all, decides where planes lie."""
 
-    def __init__(self, plan: GpuPlan) -> None:
-        self._plan = plan
-        self._from = plan.tables.tolist()
-        self.tables: list[int] = []
-        self.weights: list[Tensor] = [plan.weights[:0]]
-        self._weight_count = 0
-
-    def matrix(self, offset: int, rows: int, depth: int) -> int:
-        padded = self._plan.weights.new_zeros(rows, pitch(depth))
-        padded[:, :depth] = self._plan.matrix(offset, rows, depth)
-        self.weights.append(padded.flatten())
-        self._weight_count += padded.numel()
-        return self._weight_count - padded.numel()
-
-    def table(self, entries: list[int]) -> int:
-        self.tables += entries
-        return len(self.tables) - len(entries)
-
-    def entries(self, offset: int, count: int) -> list[int]:
-        return self._from[offset : offset + count]
-
-    def step(self, step: GpuStep) -> GpuStep:
-        _check_paper(step)
-        depth, mid, out, proj = (
-            step.in_channels, step.mid_channels, step.out_channels, step.proj_channels
-        )  # fmt: skip
-        new = replace(step, in_table=self.table(self.entries(step.in_table, depth)))
-        if step.kind == COPY:
-            return new
-        if step.kind == STEM:
-            new.pw1_weights = self.matrix(step.pw1_weights, out, 9 * depth)
-            return new
-        new.pw1_weights = self.matrix(step.pw1_weights, mid, depth)
-        new.pw2_weights = self.matrix(step.pw2_weights, out, mid)
-        if step.kind != UNIT:
-            return new
-        if proj:
-            new.proj_weights = self.matrix(step.proj_weights, proj, depth)
-        if step.out_buffer != NO_BUFFER:
-            planes = self.entries(step.out_table, proj + out)
-            new.out_table = self.table(planes[proj:] + planes[:proj])
-        if step.result != NO_RESULT:
-            new.result_table = self._result(step)
-        return new
-
-    def _result(self, step: GpuStep) -> int:
-        result = self.entries(step.result_table, step.result_channels)
-        # Rows of the CUDA plan are the projection's first; negative ones are planes.
-        channels = {row: channel for channel, row in enumerate(result)}
-        proj = step.proj_channels
-        passing = [row for row in result if row < 0]
-        order = [*range(proj, proj + step.out_channels), *(range(proj) if proj else passing)]
-        return self.table([channels[row] for row in order] + [-1 - row for row in passing])
+    def build(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> TritonPlan:
+        """See :meth:`snv2_kernels.packing.GpuPlanBuilder.build`."""
+        check_dtype(dtype)
+        writer = _Writer(dtype)
+        results: list[tuple[int, int]] = []
+        halvings = 0
+        place = _Map(CALLERS_MAP, list(range(self.in_channels)))
+        if self._stem is not None:
+            place = writer.stem(self._stem)
+            halvings = 2
+        elif self._units[0].stride == 1 and (len(self._units) > 1 or self._head is not None):
+            # What follows will want the first one's passthrough in planes.
+            place = writer.copy(self.in_channels)
+        for i, unit in enumerate(self._units):
+            halvings += unit.stride == 2
+            last = self._head is None and i == len(self._units) - 1
+            result = NO_RESULT
+            if last or i in self._tapped:
+                result = len(results)
+                results.append((len(unit.order), halvings))
+            place = writer.unit(unit, place, last, result)
+        if self._head is not None:
+            writer.head(self._head, place, len(results))
+            results.append((self._head.fc.channels, halvings))
+        arrays = writer.arrays
+        out_channels, _ = results[-1]
+        return TritonPlan(
+            in_channels=self.in_channels,
+            out_channels=out_channels,
+            classify=self._head is not None,
+            units=self.units,
+            work=tuple(self.work),
+            results=tuple(results),
+            weights=torch.cat([torch.empty(0, dtype=dtype), *arrays.matrices]).to(device),
+            parameters=torch.cat(arrays.floats).to(device),
+            tables=torch.tensor(arrays.tables, dtype=torch.int32, device=device),
+            steps=writer.finished(),
+        )
 
 
-def triton_plan(plan: GpuPlan, device: torch.device) -> TritonPlan:
-    """The same network; ``plan`` had better lie on the CPU."""
-    rewriter = _Rewriter(plan)
-    steps = tuple(map(rewriter.step, plan.steps))
-    common = {f.name: getattr(plan, f.name) for f in dataclasses.fields(BasePlan)}
-    return TritonPlan(
-        **common,
-        weights=torch.cat(rewriter.weights).to(device),
-        parameters=plan.parameters.to(device),
-        tables=torch.tensor(rewriter.tables, dtype=torch.int32, device=device),
-        steps=steps,
-    )
+class _Writer:
+    """Writes steps one after the other."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.arrays = _Rows(dtype)
+        self._steps: list[tuple[TritonStep, _Room]] = []  # and the room of the map that it makes
+
+    def finished(self) -> tuple[TritonStep, ...]:
+        return tuple(replace(step, target_planes=room.planes) for step, room in self._steps)
+
+    def copy(self, channels: int) -> _Map:
+        place = _Map(0, list(range(channels)), _Room(channels))
+        table = self.arrays.table(place.table)
+        step = TritonStep(COPY, table=table, channels=channels, target=0, target_table=table)
+        self._steps.append((step, place.room))
+        return place
+
+    def stem(self, stem: FoldedStem) -> _Map:
+        product = self.arrays.product(stem.conv)
+        place = _Map(0, list(range(product.rows)), _Room(product.rows))
+        step = TritonStep(STEM, channels=stem.in_channels, target=0, pw=product)
+        step = replace(step, table=self.arrays.table(range(stem.in_channels)))
+        self._steps.append((replace(step, target_table=self.arrays.table(place.table)), place.room))
+        return place
+
+    def head(self, head: FoldedHead, place: _Map, result: int) -> None:
+        gather = place.by_plane(range(len(place.table)))
+        product = self.arrays.product(head.conv, gather)
+        features = TritonStep(FEATURES, **self._read(place, gather), pw=product)
+        linear = TritonStep(LINEAR, result=result, pw=self.arrays.product(head.fc))
+        self._steps += [(features, _Room()), (linear, _Room())]
+
+    def _read(self, place: _Map, channels: Sequence[int]) -> dict[str, Any]:
+        table = self.arrays.table(place.planes(channels))
+        return {"source": place.buffer, "table": table, "channels": len(channels)}
+
+    # Units ------------------------------------------------------------------------------------
+
+    def unit(self, unit: Unit[Folded], place: _Map, last: bool, result: int) -> _Map:
+        gather = place.by_plane(unit.main)
+        launches = self._branch(unit, self._read(place, gather), gather)
+        *before, final = launches
+        middle = MIDDLE
+        for step in before:
+            if step.kind in (MEANS, GATES):
+                self._steps.append((step, _Room()))
+                continue
+            table = self.arrays.table(range(step.rows))
+            self._steps.append((replace(step, target=middle, target_table=table), _Room(step.rows)))
+            middle = _other(middle)
+        after, fresh = self._place(unit, place, last)
+        rows, proj = unit.branch_channels, unit.projection_channels
+        to: dict[str, Any] = {}
+        if not last:
+            to = {"target": after.buffer}
+            to["target_table"] = self.arrays.table(fresh[proj:] + fresh[:proj])
+        if result != NO_RESULT:
+            to["result"], firsts = result, len(unit.order) - rows
+            channels = {entry: channel for channel, entry in enumerate(unit.order)}
+            entries = [*range(firsts, firsts + rows), *range(firsts)]
+            to["result_table"] = self.arrays.table([channels[entry] for entry in entries])
+        side = self._side(unit, place, result != NO_RESULT)
+        joins = final.kind == DW_PW and final.stride == unit.stride
+        # Two gathers of a wide window in one kernel would take more registers than there are.
+        joins = joins and (final.source >= MIDDLE or unit.projection is None)
+        self._steps.append((replace(final, **to, **(side if joins else {})), after.room))
+        if side and not joins:
+            # A launch without rows of its own: tables begin with its own.
+            to |= {key: offset + rows for key, offset in to.items() if key.endswith("table")}
+            alone = TritonStep(DW_PW, unit.stride, **to, **side)
+            self._steps.append((alone, after.room))
+        return after
+
+    def _place(self, unit: Unit[Folded], place: _Map, last: bool) -> tuple[_Map, list[int]]:
+        """Where the unit's result is, and the planes that are new: the projection's come first."""
+        if last:
+            return _Map(NO_BUFFER), []
+        if unit.stride == 2:
+            after = _Map(1 if place.buffer == 0 else 0)
+        else:
+            after = _Map(place.buffer, place.table, place.room)
+        fresh = after.free_planes(unit.projection_channels + unit.branch_channels)
+        joined = place.planes(unit.passthrough) + fresh
+        after.table = [joined[j] for j in unit.order]
+        return after, fresh
+
+    def _side(self, unit: Unit[Folded], place: _Map, to_map: bool) -> dict[str, Any]:
+        if unit.projection is not None:
+            dw, pw = unit.projection
+            if dw.kernel == 1 or pw.kernel != 1:
+                raise Unsupported(f"a projection of windows {[dw.kernel, pw.kernel]}")
+            gather = place.by_plane(range(len(place.table)))
+            side = self._read(place, gather)
+            computed: dict[str, Any] = {
+                "dw": self.arrays.taps(dw, gather),
+                "pw": self.arrays.product(pw, gather),
+            }
+            return {f"side_{key}": value for key, value in {**side, **computed}.items()}
+        if not to_map or not unit.passthrough:
+            return {}
+        side = self._read(place, unit.passthrough)
+        return {f"side_{key}": value for key, value in side.items()}
+
+    def _branch(
+        self, unit: Unit[Folded], read: dict[str, Any], gather: Sequence[int]
+    ) -> list[TritonStep]:
+        """The launches of the branch, but for what the last one writes."""
+        inner = {c: k for k, c in enumerate(unit.main)}
+        order: list[int] | None = [inner[c] for c in gather]  # in which the layer's input comes
+        arrays, stride, middle = self.arrays, unit.stride, MIDDLE
+        launches: list[TritonStep] = []
+        parts = list(unit.branch)
+        while parts:
+            part, pw = parts.pop(0), None
+            following = parts[0] if parts else None
+            if isinstance(following, Folded) and following.kernel == 1:
+                pw = following
+            if isinstance(part, Gate):
+                if order is not None:
+                    raise Unsupported("squeeze-and-excite of a unit's input")
+                launches.append(TritonStep(MEANS, **read))
+                first, second = arrays.product(part.reduce), arrays.product(part.expand)
+                gates = TritonStep(GATES, channels=first.depth, pw=first, side_pw=second)
+                launches.append(gates)
+                step = TritonStep(SCALE, **read, gated=1)
+                if pw is not None:
+                    step = replace(step, kind=PW, pw=arrays.product(pw))
+            elif part.kernel == 1:
+                step, pw = TritonStep(PW, **read, pw=arrays.product(part, order)), None
+                if order is not None and not parts:
+                    raise Unsupported("a branch of one pointwise convolution")
+            else:
+                step = TritonStep(DW, stride, **read, dw=arrays.taps(part, order))
+                if pw is not None:
+                    step = replace(step, kind=DW_PW, pw=arrays.product(pw, order))
+                stride = 1
+            parts = parts[pw is not None :]
+            launches.append(step)
+            table = 0 if order is None else arrays.table(range(step.rows))
+            read = {"source": middle, "table": table, "channels": step.rows}
+            order, middle = None, _other(middle)
+        return launches
+
+
+def _other(middle: int) -> int:
+    return 2 * MIDDLE + 1 - middle

@@ -5,7 +5,8 @@ Tiles and planes are those of :mod:`~snv2_kernels.triton.unit_kernels`.
 The stem makes BM channels of BP pixels of the pooled map. It convolves at each of the nine places
 of the pooling window, where four would do if neighbours shared theirs, and keeps the largest: the
 products are few, and the map between convolution and pooling, four times the result, is never
-written. Bias and ReLU come after the largest, which they do not change.
+written. Bias and activation come after the largest, which one that never falls does not change;
+others come before.
 
 The head's features are summed over the pixels of a tile of one image, in float32; the linear
 layer adds the sums of an image's tiles up as it reads them, and so no order is left to chance.
@@ -14,12 +15,12 @@ layer adds the sums of an image's tiles up as it reads them, and so no order is 
 import triton
 import triton.language as tl
 
-from snv2_kernels.triton.unit_kernels import _bias_relu, _columns, _product, _weights
+from snv2_kernels.triton.unit_kernels import _bias_activate, _columns, _product, _weights
 
 
 @triton.jit(
     do_not_specialize=["batch", "height", "width", "y_height", "y_width", "in_channels", "bias",
-                       "rows"]
+                       "slope", "rows"]
 )  # fmt: skip
 def stem_kernel(
     x,  # the caller's map [N, C, H * W], or BYTES
@@ -39,12 +40,15 @@ def stem_kernel(
     matrix,  # [M, C * 9]
     pitch,
     bias,  # [M]
+    slope,  # [M], of a PReLU
     rows,
     x_n,
     x_c,
     x_p,
     y_c,
     BYTES: tl.constexpr,
+    EACH: tl.constexpr,  # activate before the largest is taken
+    ACTIVATION: tl.constexpr,
     BM: tl.constexpr,
     BP: tl.constexpr,
     BK: tl.constexpr,
@@ -80,14 +84,17 @@ def stem_kernel(
                 b_x = tl.where(m_x, b_x, 0.0).to(weights.dtype.element_ty)
             b_matrix = _weights(weights + matrix, pitch, o_m, o_k, m_m, m_k)
             b_i = _product(b_matrix, b_x, b_i, WIDENS)
+        if EACH:
+            b_i = _bias_activate(b_i, parameters, bias, slope, o_m, m_m, ACTIVATION)
         b_i = tl.where(m_c[None, :], b_i, float("-inf"))
         b_y = tl.maximum(b_y, b_i, propagate_nan=tl.PropagateNan.ALL)
-    b_y = _bias_relu(b_y, parameters + bias, o_m, m_m)
+    if not EACH:
+        b_y = _bias_activate(b_y, parameters, bias, slope, o_m, m_m, ACTIVATION)
     p_y = y + o_m.to(tl.int64)[:, None] * y_c + o_y[None, :]
     tl.store(p_y, b_y.to(y.dtype.element_ty), mask=m_m[:, None] & (o_y < y_c)[None, :])
 
 
-@triton.jit(do_not_specialize=["batch", "pixels", "table", "bias", "depth", "rows"])
+@triton.jit(do_not_specialize=["batch", "pixels", "table", "bias", "slope", "depth", "rows"])
 def features_kernel(
     x,  # planes
     sums,  # [tiles of an image, N, M] float32
@@ -100,9 +107,11 @@ def features_kernel(
     matrix,  # [M, K]
     pitch,
     bias,  # [M]
+    slope,  # [M], of a PReLU
     depth,
     rows,
     x_c,
+    ACTIVATION: tl.constexpr,
     BM: tl.constexpr,
     BP: tl.constexpr,
     BK: tl.constexpr,
@@ -125,7 +134,8 @@ def features_kernel(
         b_x = tl.load(p_x + b_c[:, None] * x_c, mask=m_k[:, None] & m_p[None, :], other=0.0)
         b_w = _weights(weights + matrix, pitch, o_m, o_k, m_m, m_k)
         b_y = _product(b_w, b_x, b_y, WIDENS)
-    b_y = tl.where(m_p[None, :], _bias_relu(b_y, parameters + bias, o_m, m_m), 0.0)
+    b_y = _bias_activate(b_y, parameters, bias, slope, o_m, m_m, ACTIVATION)
+    b_y = tl.where(m_p[None, :], b_y, 0.0)
     p_sums = sums + (i_p * batch + i_n) * rows + o_m
     tl.store(p_sums, tl.sum(b_y, 1), mask=m_m)
 

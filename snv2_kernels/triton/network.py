@@ -1,29 +1,36 @@
 """``torch.ops.snv2_triton.network``: a plan (:class:`snv2_kernels.packing.TritonPlan`) as launches,
-two for each unit, one for the stem and two for the head."""
+one for each step."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from snv2_kernels.ops import _no_gradient, _plan_fake
-from snv2_kernels.packing.gpu import (
-    CALLERS_MAP,
+from snv2_kernels.packing.common import half
+from snv2_kernels.packing.gpu import CALLERS_MAP, NO_BUFFER, NO_RESULT
+from snv2_kernels.packing.triton import (
     COPY,
-    HEAD,
-    NO_BUFFER,
-    NO_RESULT,
+    DW,
+    DW_PW,
+    FEATURES,
+    GATES,
+    LINEAR,
+    MEANS,
+    MIDDLE,
+    PW,
+    SCALE,
     STEM,
-    UNIT,
-    GpuStep,
+    Product,
+    TritonStep,
+    pitch,
 )
-from snv2_kernels.packing.triton import pitch
-from snv2_kernels.triton import end_kernels, unit_kernels
+from snv2_kernels.packing.units import ACTIVATIONS
+from snv2_kernels.triton import branch_kernels, end_kernels, unit_kernels
 from snv2_kernels.triton.ops import (
     INTERPRETED,
     check,
@@ -34,18 +41,25 @@ from snv2_kernels.triton.ops import (
     strides,
     wrapped,
 )
+from snv2_kernels.triton.steps import BUFFERS, Size, parsed, sized
 from snv2_kernels.triton.tiles import PRODUCT_TILES, ProductTile, choose_product_tile, programs
 from snv2_kernels.triton.tuning import tile_for
 
 __all__ = ["Arrays", "Memory", "allocate", "run"]
 
 _LEAST_PIXELS = 16  # of a tile
-_WORDS = len(GpuStep(COPY).words())
+_RISING = [ACTIVATIONS.index(kind) for kind in ("relu", "identity", "relu6")]  # or level
 
 KERNELS = {
     "stem": end_kernels.stem_kernel,
+    "stem_each": end_kernels.stem_kernel,  # with EACH
     "pw1": unit_kernels.pw1_kernel,
     "dw_pw2": unit_kernels.dw_pw2_kernel,
+    "pointwise": branch_kernels.pointwise_kernel,
+    "depthwise": branch_kernels.depthwise_kernel,
+    "means": branch_kernels.means_kernel,
+    "gates": branch_kernels.gates_kernel,
+    "scale": branch_kernels.scale_kernel,
     "features": end_kernels.features_kernel,
     "linear": end_kernels.linear_kernel,
 }
@@ -64,58 +78,67 @@ class Arrays:
 class Memory:
     """Of one call, to be written in any order; its size follows from plan and input."""
 
-    planes: tuple[Tensor, Tensor]  # of the maps between steps: a plan's buffers
-    middle: Tensor  # planes of a unit's middle map
-    sums: Tensor  # float32, of the head's features
+    planes: tuple[Tensor, ...]  # of the maps between steps: a plan's buffers
+    sums: Tensor  # float32: of the head's features, or means of a map
+    gates: Tensor  # float32
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return *self.planes, self.middle, self.sums
+        return *self.planes, self.sums, self.gates
 
 
-@dataclass(frozen=True)
-class _Map:
-    """What a step reads: memory and its strides from image to image, channel to channel, pixel to
-    pixel."""
+class _Map(NamedTuple):
+    """What a step reads: memory, its strides from image to image, channel to channel, pixel to
+    pixel, and the extents of the map there."""
 
     memory: Tensor
     strides: tuple[int, int, int]
-    is_planes: bool
+    size: tuple[int, int]
 
 
-def _halved(extent: int) -> int:
-    return (extent - 1) // 2 + 1
+class _Target(NamedTuple):
+    """What a step writes; kernels take a map of another step's for one that is not written."""
+
+    planes: Tensor | None
+    result: Tensor | None
+
+    @property
+    def memory(self) -> tuple[Tensor, Tensor]:
+        planes = self.result if self.planes is None else self.planes
+        result = self.planes if self.result is None else self.result
+        assert planes is not None
+        assert result is not None
+        return planes, result
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Of the result."""
+        return (0, 0, 0) if self.result is None else strides(self.result)
+
+    @property
+    def constants(self) -> dict[str, bool]:
+        return {"TO_PLANES": self.planes is not None, "TO_MAP": self.result is not None}
 
 
-def _sized(
-    steps: Sequence[GpuStep], height: int, width: int
-) -> Iterator[tuple[GpuStep, tuple[int, int], tuple[int, int]]]:
-    """Each step with the extents of the map that it reads and of the one that it makes."""
-    size = height, width
-    for step in steps:
-        before = size
-        if step.kind == STEM or step.stride == 2:
-            size = _halved(size[0]), _halved(size[1])
-        if step.kind == STEM:
-            size = _halved(size[0]), _halved(size[1])
-        yield step, before, size
-
-
-def allocate(like: Tensor, steps: Sequence[GpuStep], batch: int, height: int, width: int) -> Memory:
+def allocate(
+    like: Tensor, steps: Sequence[TritonStep], batch: int, height: int, width: int
+) -> Memory:
     """Memory for one call, beside the weights ``like``."""
-    planes, middle, sums = [0, 0], 0, 0
-    for step, (h, w), (out_h, out_w) in _sized(steps, height, width):
-        if step.out_buffer >= 0:
-            size = step.out_planes * pitch(batch * out_h * out_w)
-            planes[step.out_buffer] = max(planes[step.out_buffer], size)
-        if step.kind == UNIT:
-            middle = max(middle, step.mid_channels * pitch(batch * h * w))
-        if step.kind == HEAD:
-            sums = -(-h * w // _LEAST_PIXELS) * batch * step.mid_channels
+    planes, sums, gates = [0] * BUFFERS, 0, 0
+    for step, (h, w), _, (out_h, out_w) in sized(steps, height, width):
+        if step.target != NO_BUFFER:
+            size = step.target_planes * pitch(batch * out_h * out_w)
+            planes[step.target] = max(planes[step.target], size)
+        if step.kind == MEANS:
+            sums = max(sums, batch * step.channels)
+        if step.kind == GATES:
+            gates = max(gates, batch * step.channels)
+        if step.kind == FEATURES:
+            sums = max(sums, -(-h * w // _LEAST_PIXELS) * batch * step.rows)
     return Memory(
-        planes=(like.new_empty(planes[0]), like.new_empty(planes[1])),
-        middle=like.new_empty(middle),
+        planes=tuple(like.new_empty(count) for count in planes),
         sums=like.new_empty(sums, dtype=torch.float32),
+        gates=like.new_empty(gates, dtype=torch.float32),
     )
 
 
@@ -123,16 +146,18 @@ def _launch(
     name: str, arrays: Arrays, rows: tuple[int, ...], images: int, pixels: int,
     *args: Any, **constants: Any,
 ) -> ProductTile:  # fmt: skip
-    """A product of matrices with these rows and of all pixels, which are cut by image if there is
-    more than one image; the tile that it ran in."""
+    """Make these rows of all pixels, which are cut by image if there is more than one image; the
+    tile that it ran in."""
     weights, kernel = arrays.weights, KERNELS[name]
     widens = INTERPRETED and weights.dtype == torch.bfloat16
 
     def launch(tile: ProductTile) -> None:
+        sizes = {"BM": tile.rows, "BP": tile.pixels}
+        if "BK" in kernel.arg_names:
+            sizes |= {"BK": tile.depth, "WIDENS": widens}
         wrapped(kernel)[(images * programs(tile, rows, pixels),)](
-            *args, **constants, BM=tile.rows, BP=tile.pixels, BK=tile.depth, WIDENS=widens,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+            *args, **constants, **sizes, num_warps=tile.warps, num_stages=tile.stages
+        )
 
     narrow = weights.dtype != torch.float32
     default = choose_product_tile(name, narrow, rows, images * pixels)
@@ -142,82 +167,168 @@ def _launch(
     return tile
 
 
-def _read(x: Tensor, step: GpuStep, memory: Memory, batch: int, pixels: int) -> _Map:
-    if step.in_buffer == CALLERS_MAP:
-        return _Map(*planar(x), False)
-    return _Map(memory.planes[step.in_buffer], (pixels, pitch(batch * pixels), 1), True)
+class _Run(NamedTuple):
+    """One call."""
+
+    x: Tensor
+    arrays: Arrays
+    memory: Memory
+    results: Sequence[Tensor]
+
+    @property
+    def batch(self) -> int:
+        return self.x.shape[0]
+
+    def read(self, source: int, size: Size) -> _Map:
+        if source == CALLERS_MAP:
+            return _Map(*planar(self.x), size)
+        pixels = size[0] * size[1]
+        return _Map(self.memory.planes[source], (pixels, pitch(self.batch * pixels), 1), size)
+
+    def target(self, step: TritonStep) -> _Target:
+        planes = None if step.target == NO_BUFFER else self.memory.planes[step.target]
+        result = None if step.result == NO_RESULT else self.results[step.result]
+        return _Target(planes, result)
+
+
+def _matrix(product: Product) -> tuple[int, int, int, int]:
+    return product.matrix, pitch(product.depth), product.bias, product.slopes
 
 
 def _run_stem(
-    x: Tensor, arrays: Arrays, step: GpuStep, y: Tensor, size: tuple[int, int],
-    out_size: tuple[int, int], affine: tuple[Tensor, Tensor] | None,
-) -> None:  # fmt: skip
-    n, (h, w), (out_h, out_w) = x.shape[0], size, out_size
-    x, x_strides = planar(x)
+    run: _Run, step: TritonStep, size: Size, made: Size, affine: tuple[Tensor, Tensor] | None
+) -> None:
+    (h, w), (out_h, out_w), arrays = size, made, run.arrays
+    x, x_strides = planar(run.x)
+    pixels = run.batch * out_h * out_w
+    each = step.pw.activation not in _RISING
     scale, shift = (arrays.parameters, arrays.parameters) if affine is None else affine
     _launch(
-        "stem", arrays, (step.out_channels,), 1, n * out_h * out_w,
-        x, scale, shift, y, arrays.weights, arrays.parameters, n, step.in_channels, h, w,
-        _halved(h), _halved(w), out_h * out_w, out_w,
-        step.pw1_weights, pitch(9 * step.in_channels), step.pw1_bias, step.out_channels,
-        *x_strides, pitch(n * out_h * out_w), BYTES=affine is not None,
+        "stem_each" if each else "stem", arrays, (step.rows,), 1, pixels,
+        x, scale, shift, run.memory.planes[step.target], arrays.weights, arrays.parameters,
+        run.batch, step.channels, h, w, half(h), half(w), out_h * out_w, out_w,
+        *_matrix(step.pw), step.rows, *x_strides, pitch(pixels),
+        BYTES=affine is not None, EACH=each, ACTIVATION=step.pw.activation,
     )  # fmt: skip
 
 
-def _run_unit(
-    x: _Map, arrays: Arrays, step: GpuStep, memory: Memory, batch: int, size: tuple[int, int],
-    out_size: tuple[int, int], result: Tensor | None,
-) -> None:  # fmt: skip
-    (h, w), (out_h, out_w) = size, out_size
-    pixels, out_pixels = h * w, out_h * out_w
-    mid, middle_pitch = step.mid_channels, pitch(batch * pixels)
+def _run_copy(run: _Run, step: TritonStep, size: Size) -> None:
+    pixels = run.batch * size[0] * size[1]
+    length = pitch(pixels)
+    rows = run.memory.planes[step.target][: step.rows * length].view(step.rows, length)
+    planes = rows[:, :pixels].unflatten(1, (run.batch, *size))
+    planes.copy_(run.x[:, : step.rows].transpose(0, 1))
+
+
+def _run_pw(run: _Run, step: TritonStep, x: _Map, pixels: int) -> None:
+    arrays, total, (_, x_c, _) = run.arrays, run.batch * pixels, x.strides
+    constants: dict[str, Any] = {"ACTIVATION": step.pw.activation}
+    if step.target >= MIDDLE and not step.gated:
+        _launch(
+            "pw1", arrays, (step.rows,), 1, total,
+            x.memory, run.memory.planes[step.target], arrays.tables, arrays.weights,
+            arrays.parameters, run.batch, pixels, step.table, *_matrix(step.pw), step.channels,
+            step.rows, *x.strides, pitch(total), FLAT=step.source != CALLERS_MAP, **constants,
+        )  # fmt: skip
+        return
+    to = run.target(step)
     _launch(
-        "pw1", arrays, (mid,), 1, batch * pixels,
-        x.memory, memory.middle, arrays.tables, arrays.weights, arrays.parameters, batch, pixels,
-        step.in_table, step.pw1_weights, pitch(step.in_channels), step.pw1_bias, step.in_channels,
-        mid, *x.strides, middle_pitch, FLAT=x.is_planes,
+        "pointwise", arrays, (step.rows,), 1, total,
+        x.memory, run.memory.gates, *to.memory, arrays.tables, arrays.weights, arrays.parameters,
+        run.batch, pixels, *_matrix(step.pw), step.channels, step.rows, step.target_table,
+        step.result_table, x_c, pitch(total), *to.strides,
+        GATED=bool(step.gated), **to.constants, **constants,
     )  # fmt: skip
-    rows, side_rows, side_table = step.out_channels, step.proj_channels, step.in_table
-    if step.stride == 1 and result is not None:
-        side_rows = step.result_channels - rows
-        side_table = step.result_table + step.result_channels
-    planes = None if step.out_buffer == NO_BUFFER else memory.planes[step.out_buffer]
-    assert planes is not None or result is not None
+
+
+def _run_dw_pw(run: _Run, step: TritonStep, x: _Map, side: _Map, made: Size) -> None:
+    arrays, (out_h, out_w), to = run.arrays, made, run.target(step)
+    (h, w), rows, side_rows = (x if step.channels else side).size, step.rows, step.side_rows
+    # Of the two the kernel is given one for another that it does not read.
+    middle, unit_x = (x if step.channels else side), (side if side_rows else x)
+    dw, pw, side_dw, side_pw = step.dw, step.pw, step.side_dw, step.side_pw
     _launch(
-        "dw_pw2", arrays, (rows, side_rows), 1, batch * out_pixels,
-        memory.middle, x.memory, result if planes is None else planes,
-        planes if result is None else result,
-        arrays.tables, arrays.weights, arrays.parameters, batch, h, w, out_pixels, out_w,
-        step.dw, step.pw2_weights, pitch(mid), step.pw2_bias, mid, rows,
-        side_table, step.proj_dw, step.proj_weights, pitch(step.in_channels), step.proj_bias,
-        step.in_channels, side_rows, step.out_table, step.result_table,
-        middle_pitch, *x.strides, pitch(batch * out_pixels),
-        *((0, 0, 0) if result is None else strides(result)),
-        STRIDE=step.stride, TO_PLANES=planes is not None, TO_MAP=result is not None,
+        "dw_pw2", arrays, (rows, side_rows), 1, run.batch * out_h * out_w,
+        middle.memory, unit_x.memory, *to.memory, arrays.tables, arrays.weights, arrays.parameters,
+        run.batch, h, w, out_h * out_w, out_w,
+        step.table, dw.taps, dw.slopes, *_matrix(pw), step.channels, rows,
+        step.side_table, side_dw.taps, side_dw.slopes, *_matrix(side_pw), step.side_channels,
+        side_rows, step.target_table, step.result_table,
+        middle.strides[1], *unit_x.strides, pitch(run.batch * out_h * out_w), *to.strides,
+        STRIDE=step.stride, FROM_X=step.channels > 0 and step.source < MIDDLE,
+        PROJECTS=side_pw.rows > 0, **to.constants,
+        WINDOW=dw.window, DILATION=dw.dilation, DW_ACTIVATION=dw.activation,
+        ACTIVATION=pw.activation, SIDE_WINDOW=side_dw.window, SIDE_DILATION=side_dw.dilation,
+        SIDE_DW_ACTIVATION=side_dw.activation, SIDE_ACTIVATION=side_pw.activation,
     )  # fmt: skip
 
 
-def _run_head(
-    x: _Map, arrays: Arrays, step: GpuStep, sums: Tensor, batch: int, pixels: int, result: Tensor
-) -> None:
-    features = step.mid_channels
+def _run_dw(run: _Run, step: TritonStep, x: _Map, made: Size) -> None:
+    arrays, (h, w), (out_h, out_w), to = run.arrays, x.size, made, run.target(step)
+    pixels, dw = out_h * out_w, step.dw
+    _launch(
+        "depthwise", arrays, (step.rows,), 1, run.batch * pixels,
+        x.memory, *to.memory, arrays.tables, arrays.parameters, run.batch, h, w, pixels, out_w,
+        step.table, dw.taps, dw.slopes, step.rows, step.target_table, step.result_table,
+        *x.strides, pitch(run.batch * pixels), *to.strides,
+        STRIDE=step.stride, **to.constants, WINDOW=dw.window, DILATION=dw.dilation,
+        ACTIVATION=dw.activation,
+    )  # fmt: skip
+
+
+def _run_means(run: _Run, step: TritonStep, x: _Map, pixels: int) -> None:
+    _launch(
+        "means", run.arrays, (step.channels,), run.batch, 1,
+        x.memory, run.memory.sums, pixels, step.channels, x.strides[1],
+    )  # fmt: skip
+
+
+def _run_gates(run: _Run, step: TritonStep) -> None:
+    arrays, memory = run.arrays, run.memory
+    _launch(
+        "gates", arrays, (step.channels,), 1, run.batch,
+        memory.sums, memory.gates, arrays.weights, arrays.parameters, run.batch, step.channels,
+        *_matrix(step.pw), step.pw.rows, *_matrix(step.side_pw),
+        ACTIVATION=step.pw.activation, GATE_ACTIVATION=step.side_pw.activation,
+    )  # fmt: skip
+
+
+def _run_scale(run: _Run, step: TritonStep, x: _Map, pixels: int) -> None:
+    to, total = run.target(step), run.batch * pixels
+    _launch(
+        "scale", run.arrays, (step.rows,), 1, total,
+        x.memory, run.memory.gates, *to.memory, run.arrays.tables, run.batch, pixels, step.rows,
+        step.target_table, step.result_table, x.strides[1], pitch(total), *to.strides,
+        **to.constants,
+    )  # fmt: skip
+
+
+def _run_features(run: _Run, step: TritonStep, x: _Map, pixels: int) -> int:
+    """Tiles that an image was cut into."""
+    arrays = run.arrays
     tile = _launch(
-        "features", arrays, (features,), batch, pixels,
-        x.memory, sums, arrays.tables, arrays.weights, arrays.parameters, batch, pixels,
-        step.in_table, step.pw1_weights, pitch(step.in_channels), step.pw1_bias,
-        step.in_channels, features, x.strides[1],
+        "features", arrays, (step.rows,), run.batch, pixels,
+        x.memory, run.memory.sums, arrays.tables, arrays.weights, arrays.parameters, run.batch,
+        pixels, step.table, *_matrix(step.pw), step.channels, step.rows, x.strides[1],
+        ACTIVATION=step.pw.activation,
     )  # fmt: skip
+    return -(-pixels // tile.pixels)
+
+
+def _run_linear(run: _Run, step: TritonStep, pixels: int, tiles: int) -> None:
+    arrays = run.arrays
+    matrix, row, bias, _ = _matrix(step.pw)
     _launch(
-        "linear", arrays, (step.out_channels,), 1, batch,
-        sums, result, arrays.weights, arrays.parameters, batch, pixels, -(-pixels // tile.pixels),
-        step.pw2_weights, pitch(features), step.pw2_bias, features, step.out_channels,
+        "linear", arrays, (step.rows,), 1, run.batch,
+        run.memory.sums, run.results[step.result], arrays.weights, arrays.parameters, run.batch,
+        pixels, tiles, matrix, row, bias, step.pw.depth, step.rows,
     )  # fmt: skip
 
 
 def run(
     x: Tensor,
     arrays: Arrays,
-    steps: Sequence[GpuStep],
+    steps: Sequence[TritonStep],
     memory: Memory,
     results: Sequence[Tensor],
     affine: tuple[Tensor, Tensor] | None = None,
@@ -232,74 +343,38 @@ def run(
         affine: scale and shift for each channel of bytes, float32; the network's input is
             ``x * scale + shift``.
     """
-    batch = x.shape[0]
-    for step, size, out_size in _sized(steps, x.shape[2], x.shape[3]):
+    call = _Run(x, arrays, memory, results)
+    pooled = tiles = 0
+    for step, size, side_size, made in sized(steps, x.shape[2], x.shape[3]):
         pixels = size[0] * size[1]
-        result = None if step.result == NO_RESULT else results[step.result]
         if step.kind == STEM:
-            _run_stem(x, arrays, step, memory.planes[0], size, out_size, affine)
-            continue
-        if step.kind == COPY:
-            length = pitch(batch * pixels)
-            rows = memory.planes[0][: step.out_channels * length].view(step.out_channels, length)
-            planes = rows[:, : batch * pixels].unflatten(1, (batch, *size))
-            planes.copy_(x.transpose(0, 1))
-            continue
-        source = _read(x, step, memory, batch, pixels)
-        if step.kind == UNIT:
-            _run_unit(source, arrays, step, memory, batch, size, out_size, result)
+            _run_stem(call, step, size, made, affine)
+        elif step.kind == COPY:
+            _run_copy(call, step, size)
+        elif step.kind == GATES:
+            _run_gates(call, step)
+        elif step.kind == LINEAR:
+            _run_linear(call, step, pooled, tiles)
         else:
-            assert result is not None
-            _run_head(source, arrays, step, memory.sums, batch, pixels, result)
-
-
-def _extents(step: GpuStep) -> Iterator[tuple[str, int, int]]:
-    """Where each operand of a step begins and ends in ``weights``, ``parameters`` or ``tables``."""
-    depth, mid, out, proj = (
-        step.in_channels, step.mid_channels, step.out_channels, step.proj_channels
-    )  # fmt: skip
-    yield "tables", step.in_table, depth
-    first = (out, 9 * depth) if step.kind == STEM else (mid, depth)
-    if step.kind != COPY:
-        yield "weights", step.pw1_weights, first[0] * pitch(first[1])
-        yield "parameters", step.pw1_bias, first[0]
-    if step.kind in (UNIT, HEAD):
-        yield "weights", step.pw2_weights, out * pitch(mid)
-        yield "parameters", step.pw2_bias, out
-    if step.kind != UNIT:
-        return
-    yield "parameters", step.dw, 10 * mid
-    yield "weights", step.proj_weights, proj * pitch(depth)
-    yield "parameters", step.proj_dw, 10 * depth if proj else 0
-    yield "parameters", step.proj_bias, proj
-    if step.out_buffer != NO_BUFFER:
-        yield "tables", step.out_table, out + proj
-    if step.result != NO_RESULT:
-        passing = step.result_channels - out - proj
-        yield "tables", step.result_table, step.result_channels + passing
-
-
-@functools.lru_cache(maxsize=256)
-def _parsed(words: tuple[int, ...], *sizes: int) -> tuple[GpuStep, ...]:
-    """The steps, whose operands must lie in ``weights``, ``parameters`` and ``tables`` of these
-    sizes."""
-    check(bool(words) and len(words) % _WORDS == 0, f"steps must have {_WORDS} words each")
-    steps = tuple(GpuStep(*words[i : i + _WORDS]) for i in range(0, len(words), _WORDS))
-    available = dict(zip(("weights", "parameters", "tables"), sizes, strict=True))
-    for i, step in enumerate(steps):
-        known = COPY <= step.kind <= HEAD and step.stride in (1, 2) and step.out_buffer < 2
-        known = known and step.in_buffer in (CALLERS_MAP, 0, 1) and min(step.words()) >= NO_BUFFER
-        check(known and (step.kind in (STEM, COPY)) <= (i == 0), f"step {i} is not known")
-        for name, begin, length in _extents(step):
-            inside = begin >= 0 and length >= 0 and begin + length <= available[name]
-            check(inside, f"step {i} reads beyond its {name}")
-    return steps
+            source = call.read(step.source, size)
+            if step.kind == PW:
+                _run_pw(call, step, source, pixels)
+            elif step.kind == DW_PW:
+                _run_dw_pw(call, step, source, call.read(step.side_source, side_size), made)
+            elif step.kind == DW:
+                _run_dw(call, step, source, made)
+            elif step.kind == MEANS:
+                _run_means(call, step, source, pixels)
+            elif step.kind == SCALE:
+                _run_scale(call, step, source, pixels)
+            else:
+                pooled, tiles = pixels, _run_features(call, step, source, pixels)
 
 
 def _steps_of(
     words: Sequence[int], weights: Tensor, parameters: Tensor, tables: Tensor
-) -> tuple[GpuStep, ...]:
-    return _parsed(tuple(words), weights.numel(), parameters.numel(), tables.numel())
+) -> tuple[TritonStep, ...]:
+    return parsed(tuple(words), weights.numel(), parameters.numel(), tables.numel())
 
 
 def network(
@@ -324,14 +399,14 @@ def network(
             t.dtype == dtype and t.dim() == 1 and t.is_contiguous() and t.device == x.device,
             f"{name} must be a contiguous {dtype} vector on the device of x",
         )
-    parsed = _steps_of(steps, weights, parameters, tables)
-    results = [step.result for step in parsed if step.result != NO_RESULT]
-    check(results == [0], f"plan must have one result, has {len(results)}")
-    check(x.shape[1] >= parsed[0].in_channels, f"x has {x.shape[1]} channels, too few for the plan")
+    planned = _steps_of(steps, weights, parameters, tables)
+    results = {step.result for step in planned if step.result != NO_RESULT}
+    check(results == {0}, f"plan must have one result, has {len(results)}")
+    check(x.shape[1] >= planned[0].channels, f"x has {x.shape[1]} channels, too few for the plan")
     out = _plan_fake(x, out_channels, halvings, classify)
     if x.shape[0] > 0:
-        memory = allocate(weights, parsed, x.shape[0], x.shape[2], x.shape[3])
-        run(x, Arrays(weights, parameters, tables), parsed, memory, [out])
+        memory = allocate(weights, planned, x.shape[0], x.shape[2], x.shape[3])
+        run(x, Arrays(weights, parameters, tables), planned, memory, [out])
     return out
 
 
@@ -347,12 +422,12 @@ def network_out(
 ) -> None:
     """The same in memory from :func:`allocate`, with all results of the plan. ``affine`` is empty,
     or ``x`` is bytes and the network's input ``x * scale + shift``, with float32 [C] each."""
-    check(len(memory) == 4, "memory must be four tensors")
-    first, second, middle, sums = memory
+    check(len(memory) == BUFFERS + 2, f"memory must be {BUFFERS + 2} tensors")
+    *planes, sums, gates = memory
     arrays = Arrays(weights, parameters, tables)
     if x.shape[0] > 0:
         scale_shift = (affine[0], affine[1]) if affine else None
-        planned = Memory((first, second), middle, sums)
+        planned = Memory(tuple(planes), sums, gates)
         run(x, arrays, _steps_of(steps, weights, parameters, tables), planned, results, scale_shift)
 
 

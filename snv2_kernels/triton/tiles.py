@@ -86,7 +86,9 @@ TILES: dict[Shapes, Tile] = {
 # By kernel and whether the map is in 16 bits; without tensor cores a thread makes fewer products.
 # Nine taps are under way for each element of a depthwise tile, so a thread has few of them: a depth
 # of 16, and no loads of the next step, for the same registers. The stem's 27 taps are one product
-# of depth 32. The linear layer reads each weight once: what counts is how many programs read.
+# of depth 32. The linear layer and the gates read each weight once: what counts is how many
+# programs read. Kernels without a product have four elements for a thread, since the taps of 7 x 7
+# take many registers.
 PRODUCT_TILES: dict[tuple[str, bool], tuple[ProductTile, ...]] = {
     ("pw1", True): (
         ProductTile(64, 128, 32, 8, 3),
@@ -102,6 +104,17 @@ PRODUCT_TILES: dict[tuple[str, bool], tuple[ProductTile, ...]] = {
     ("dw_pw2", False): (ProductTile(64, 32, 16, 8), ProductTile(32, 32, 16, 4)),
     ("stem", True): (ProductTile(32, 64, 32, 8), ProductTile(32, 32, 32, 4)),
     ("stem", False): (ProductTile(32, 32, 16, 4), ProductTile(32, 16, 16, 4)),
+    ("stem_each", True): (ProductTile(32, 32, 32, 4),),
+    ("stem_each", False): (ProductTile(32, 16, 16, 4),),
+    ("pointwise", True): (ProductTile(64, 64, 32, 4, 3), ProductTile(32, 32, 32, 4, 3)),
+    ("pointwise", False): (ProductTile(32, 32, 16, 4, 2),),
+    **{
+        (kernel, narrow): (ProductTile(32, 32, 16, 8),)
+        for kernel in ("depthwise", "means", "scale")
+        for narrow in (True, False)
+    },
+    ("gates", True): (ProductTile(16, 16, 64, 4),),
+    ("gates", False): (ProductTile(16, 16, 32, 4),),
     ("features", True): (ProductTile(64, 64, 32, 4, 3), ProductTile(32, 64, 32, 4, 3)),
     ("features", False): (ProductTile(32, 64, 16, 4, 2), ProductTile(16, 64, 16, 4, 2)),
     ("linear", True): (ProductTile(64, 32, 32, 4), ProductTile(16, 16, 64, 4)),

@@ -1,0 +1,405 @@
+"""Units other than the paper's, as plans of the Triton kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from _cases import assert_accurate, draw
+from torch import Tensor, nn
+
+from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
+from snv2_kernels.ops import operators
+from snv2_kernels.packing import Builder, TritonPlan, TritonPlanBuilder
+from snv2_kernels.packing.triton import DW, DW_PW, GATES, MEANS, PW, SCALE, TritonStep
+from snv2_kernels.packing.units import (
+    ACTIVATIONS,
+    IDENTITY,
+    RELU,
+    Activation,
+    Gate,
+    Layer,
+    Unit,
+    Unsupported,
+)
+from snv2_kernels.testing import randomize_
+
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
+Told = Callable[[Builder], None]
+
+# Networks -------------------------------------------------------------------------------------
+
+
+def layer(
+    inp: int, oup: int, activation: Activation = RELU, kernel: int = 1, stride: int = 1,
+    dilation: int = 1, groups: int = 1,
+) -> Layer:  # fmt: skip
+    padding = kernel // 2 * dilation
+    conv = nn.Conv2d(inp, oup, kernel, stride, padding, dilation, groups, bias=False)
+    seed = 1000 * inp + 10 * oup + kernel
+    pair = randomize_(nn.Sequential(conv, nn.BatchNorm2d(oup)), seed).eval()
+    conv, bn = pair.bfloat16().float()  # exact in every dtype
+    return Layer(conv, bn, activation, kernel, dilation)  # type: ignore[arg-type]
+
+
+def depthwise(
+    channels: int, kernel: int = 3, stride: int = 1, dilation: int = 1,
+    activation: Activation = IDENTITY,
+) -> Layer:  # fmt: skip
+    return layer(channels, channels, activation, kernel, stride, dilation, channels)
+
+
+def prelu(channels: int) -> Activation:
+    """Slopes of both signs, and one above 1."""
+    return Activation("prelu", torch.linspace(-0.4, 1.3, channels).bfloat16().float())
+
+
+def gate(channels: int, reduce: str = "relu", expand: str = "sigmoid") -> Gate[Layer]:
+    hidden = channels // 4 + 1
+    first = layer(channels, hidden, Activation(reduce))
+    return Gate(first, layer(hidden, channels, Activation(expand)))
+
+
+def alone(
+    *branch: Layer | Gate[Layer], stride: int = 1, channels: int = 20,
+    projection: tuple[Layer, Layer] | None = None,
+) -> tuple[int, Told]:  # fmt: skip
+    """A unit that reads half its input, or with a projection all of it."""
+    width = next(p.channels for p in reversed(branch) if isinstance(p, Layer))
+    if projection is None:
+        main, passing = range(channels // 2, channels), range(channels // 2)
+    else:
+        main, passing = range(channels), range(0)
+    firsts = projection[1].channels if projection else len(passing)
+    # Those of the two take turns, as far as there are.
+    order = sorted(range(firsts + width), key=lambda e: e % firsts if e < firsts else e - firsts)
+    unit = Unit(stride, branch, main, passing, order, projection)
+
+    def tell(builder: Builder) -> None:
+        builder.add_import(channels)
+        builder.add_unit(unit)
+
+    return channels, tell
+
+
+def planned(told: Told, dtype: torch.dtype = FP32) -> TritonPlan:
+    builder = TritonPlanBuilder()
+    told(builder)
+    return builder.build(dtype, torch.get_default_device())
+
+
+def plain(told: Told, x: Tensor) -> Tensor:
+    """In x's dtype."""
+    recipe = RecipeBuilder()
+    told(recipe)
+    state = [t.to(x.device, x.dtype) for t in recipe.state]
+    with torch.no_grad():
+        return Recipe.read(recipe.text).plain(x, state)
+
+
+def check(told: Told, x: Tensor, kind: str = "unit") -> TritonPlan:
+    """The plan gives the formula, within the rule for ``kind``."""
+    plan = planned(told, x.dtype)
+    out = operators("triton").network(x, *plan.arguments)
+    assert_accurate(kind, out, plain(told, x), plain(told, x.double()), "triton")
+    return plan
+
+
+# Activations ----------------------------------------------------------------------------------
+
+SPECIAL = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 3.0, -3.0, 6.0, 1e30, -1e30, 1e-30]
+
+
+def applied(kind: str, x: Tensor, slope: float) -> Tensor:
+    """By a depthwise convolution that changes nothing."""
+    from snv2_kernels.triton.branch_kernels import depthwise_kernel
+
+    y, count = torch.empty_like(x), x.numel()
+    parameters = torch.tensor([1.0, 0.0, slope])
+    depthwise_kernel[(1,)](
+        x, y, y, torch.zeros(1, dtype=torch.int32), parameters, 1, 1, count, count, count,
+        0, 0, 2, 1, 0, 0, count, count, 1, count, 0, 0, 0,
+        STRIDE=1, TO_PLANES=True, TO_MAP=False, WINDOW=1, DILATION=1,
+        ACTIVATION=ACTIVATIONS.index("prelu" if kind == "leaky_relu" else kind), BM=1, BP=count,
+    )  # fmt: skip
+    return y
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning")  # by the interpreter
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activation(triton: Any, kind: str) -> None:
+    """Each within two units in the last place of the exact value, and PyTorch's specials."""
+    slope = {"leaky_relu": 0.1, "prelu": -0.75}.get(kind)
+    values = torch.cat([torch.tensor(SPECIAL), torch.linspace(-95, 95, 4096 - len(SPECIAL))])
+    x = values.to(torch.get_default_device())
+    torch_slope = torch.tensor([slope]) if kind == "prelu" else slope
+    function = Activation(kind, torch_slope)
+    actual, eager = applied(kind, x, slope or 0.0), function(x)
+    n = len(SPECIAL)
+    torch.testing.assert_close(actual[:n], eager[:n], rtol=1e-6, atol=0, equal_nan=True)
+    exact = Activation(kind, torch_slope.double() if kind == "prelu" else slope)(x[n:].double())
+    # Beside a zero of the activation, x + 3 is rounded as PyTorch rounds it.
+    error = (actual[n:] - exact).abs() - (eager[n:] - exact).abs()
+    normal = exact.abs() >= torch.finfo(torch.float32).tiny
+    ulp = exact.abs() * torch.finfo(torch.float32).eps
+    assert (error <= 2 * ulp)[normal].all(), (error / ulp)[normal].max()
+
+
+# Units ----------------------------------------------------------------------------------------
+
+
+def paper(
+    pw1: Activation = RELU, dw: Activation = IDENTITY, pw2: Activation = RELU, kernel: int = 3,
+    stride: int = 1, dilation: int = 1, channels: int = 20,
+) -> tuple[int, Told]:  # fmt: skip
+    """The paper's unit with these, in the projection too."""
+    inp, mid, side = channels // (2 if stride == 1 else 1), 18, None
+    window = {"kernel": kernel, "stride": stride, "dilation": dilation, "activation": dw}
+    if stride == 2:
+        side = depthwise(inp, **window), layer(inp, 13, pw2)  # type: ignore[arg-type]
+    main = layer(inp, mid, pw1), depthwise(mid, **window), layer(mid, 10, pw2)  # type: ignore[arg-type]
+    return alone(*main, stride=stride, channels=channels, projection=side)
+
+
+SILU, HARDSWISH, RELU6 = Activation("silu"), Activation("hardswish"), Activation("relu6")
+LEAKY = Activation("leaky_relu", 0.1)
+ONE_SLOPE = Activation("prelu", torch.tensor([-0.25]))
+
+ACTIVATED = {
+    "silu": paper(SILU, SILU, SILU, stride=2),
+    "hardswish": paper(HARDSWISH, IDENTITY, HARDSWISH),
+    "leaky": paper(LEAKY, IDENTITY, LEAKY, stride=2),
+    "prelu": paper(prelu(18), prelu(18), prelu(10)),
+    "one-slope": paper(ONE_SLOPE, RELU6, ONE_SLOPE),
+    "leaky-s1": paper(LEAKY, IDENTITY, LEAKY),
+    "none": paper(IDENTITY, RELU, IDENTITY, stride=2),
+}
+WINDOWS = {
+    "5x5": paper(kernel=5),
+    "5x5-s2": paper(kernel=5, stride=2),
+    "7x7-s2": paper(kernel=7, stride=2),
+    "dilated": paper(dilation=2),
+    "5x5-dilated-s2": paper(kernel=5, dilation=3, stride=2),
+    "differing": alone(
+        layer(20, 18), depthwise(18, 5, 2), layer(18, 10), stride=2,
+        projection=(depthwise(20, 3, 2, dilation=2), layer(20, 13)),
+    ),
+}  # fmt: skip
+GATED = {
+    "gate-before-pw2": alone(layer(10, 18), depthwise(18), gate(18), layer(18, 10)),
+    "gate-before-pw2-s2": alone(
+        layer(20, 18), depthwise(18, 5, 2), gate(18, "silu"), layer(18, 10, SILU), stride=2,
+        projection=(depthwise(20, 3, 2), layer(20, 13, prelu(13))),
+    ),
+    "gate-after-pw2": alone(
+        layer(10, 18), depthwise(18), layer(18, 10), gate(10, "hardswish", "hardsigmoid")
+    ),
+    "gate-after-pw2-s2": alone(
+        layer(20, 18), depthwise(18, 3, 2), layer(18, 10), gate(10), stride=2,
+        projection=(depthwise(20, 3, 2), layer(20, 10)),
+    ),
+    "gate-before-dw": alone(layer(10, 18), gate(18), depthwise(18), layer(18, 10)),
+}  # fmt: skip
+CHAINS = {
+    "dw-first": alone(depthwise(10), layer(10, 18), depthwise(18), layer(18, 10)),
+    "pairs": alone(
+        depthwise(10), layer(10, 18), depthwise(18, 5), layer(18, 14), depthwise(14), layer(14, 10)
+    ),
+    "pairs-s2": alone(
+        depthwise(20, 3, 2), layer(20, 18), depthwise(18), layer(18, 10), stride=2,
+        projection=(depthwise(20, 3, 2), layer(20, 13)),
+    ),
+    "pairs-gate": alone(depthwise(10), layer(10, 18), depthwise(18), layer(18, 10), gate(10)),
+    "pw-dw": alone(layer(10, 18, SILU), depthwise(18, activation=SILU)),
+    "dw-pw": alone(depthwise(10), layer(10, 12)),
+    "dw": alone(depthwise(10, activation=prelu(10))),
+    "pw-pw": alone(layer(10, 18), layer(18, 10)),
+    "dw-pw-pw": alone(depthwise(10), layer(10, 18), layer(18, 10)),
+    "no-passthrough": alone(
+        layer(20, 18), depthwise(18), layer(18, 10),
+        projection=(depthwise(20), layer(20, 13)),
+    ),
+}  # fmt: skip
+UNITS = {**ACTIVATED, **WINDOWS, **GATED, **CHAINS}
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_unit(triton: Any, name: str) -> None:
+    """Each in one dtype and memory format, in turn."""
+    (channels, told), turn = UNITS[name], list(UNITS).index(name)
+    memory_format = (CONTIGUOUS, LAST)[turn % 2]
+    x = draw(2, channels, 7, 9, dtype=(FP32, FP16, BF16)[turn % 3], memory_format=memory_format)
+    deep = name in GATED or name in CHAINS
+    check(told, x, "stage" if deep else "unit")
+
+
+def joined(*names: str) -> tuple[int, Told]:
+    """Units one after the other; each must have the channels that the one before gives."""
+
+    def tell(builder: Builder) -> None:
+        for i, name in enumerate(names):
+            following = _Following(builder) if i else builder
+            UNITS[name][1](following)  # type: ignore[arg-type]
+
+    return UNITS[names[0]][0], tell
+
+
+class _Following:
+    """Told a unit that is not the first."""
+
+    def __init__(self, builder: Builder) -> None:
+        self._builder = builder
+
+    def add_import(self, channels: int) -> None:
+        assert channels == self._builder.channels
+
+    def add_unit(self, unit: Unit[Layer]) -> None:
+        self._builder.add_unit(unit)
+
+
+STAGE = "gate-after-pw2", "pairs", "gate-after-pw2-s2", "prelu", "pairs-gate"
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16])
+def test_stage(triton: Any, dtype: torch.dtype) -> None:
+    """Units of several kinds hand their planes on."""
+    channels, told = joined(*STAGE)
+    check(told, draw(2, channels, 9, 5, dtype=dtype), "stage")
+
+
+def test_results_on_the_way(triton: Any) -> None:
+    """Each unit's map, whoever writes it."""
+    x, builder = draw(1, 20, 5, 6), TritonPlanBuilder()
+
+    def tell(names: tuple[str, ...], taps: bool) -> Told:
+        def told(builder: Builder) -> None:
+            for i, name in enumerate(names):
+                UNITS[name][1](_Following(builder) if i else builder)  # type: ignore[arg-type]
+                if taps and i < len(names) - 1:
+                    builder.add_result()
+
+        return told
+
+    tell(STAGE, True)(builder)
+    plan = builder.build(FP32, torch.get_default_device())
+    results = [x.new_empty(shape) for shape in plan.result_shapes(1, 5, 6)]
+    memory = triton.network.allocate(plan.weights, plan.steps, 1, 5, 6).tensors
+    operators("triton").network_out(x, *plan.arrays, plan.step_words, memory, results, [])
+    for i, result in enumerate(results):
+        told = tell(STAGE[: i + 1], False)
+        assert_accurate("stage", result, plain(told, x), plain(told, x.double()), "triton")
+
+
+@pytest.mark.parametrize("activation", [SILU, prelu(20), RELU6], ids=lambda a: a.kind)
+def test_ends(triton: Any, activation: Activation) -> None:
+    """Stem and head with other activations, some of which fall somewhere."""
+    stem, conv5 = layer(3, 20, activation, 3, 2), layer(20, 20, activation)
+    fc = randomize_(nn.Linear(20, 7), 5)
+
+    def told(builder: Builder) -> None:
+        builder.add_stem(stem)
+        UNITS["leaky-s1"][1](_Following(builder))  # type: ignore[arg-type]
+        builder.add_head(conv5, fc)
+
+    check(told, draw(2, 3, 19, 23, dtype=FP32), "network")
+
+
+# Tiles ----------------------------------------------------------------------------------------
+
+
+def shallow(builder: Builder) -> None:
+    """All kinds of launches but for those of gates."""
+    builder.add_stem(layer(3, 20, kernel=3, stride=2))
+    UNITS["none"][1](_Following(builder))  # type: ignore[arg-type]
+    builder.add_head(layer(23, 40), randomize_(nn.Linear(40, 7), 5))
+
+
+@pytest.mark.parametrize("dtype", [FP16, pytest.param(FP32, marks=pytest.mark.slow)], ids=str)
+def test_every_tile_of_products(triton: Any, dtype: torch.dtype) -> None:
+    x, tiles = draw(2, 3, 17, 29, dtype=dtype), triton.tiles.PRODUCT_TILES
+    plan = planned(shallow, dtype)
+    eager, exact = plain(shallow, x), plain(shallow, x.double())
+    of_dtype = [t for (_, n), each in tiles.items() if n == (dtype != FP32) for t in each]
+    for tile in dict.fromkeys(of_dtype):
+        with triton.use_tile(tile):
+            out = operators("triton").network(x, *plan.arguments)
+        assert_accurate("network", out, eager, exact, "triton")
+
+
+def test_pooling_over_several_tiles(triton: Any) -> None:
+    """The head's sums, and a gate's means, of images that are larger than a tile."""
+
+    def told(builder: Builder) -> None:
+        UNITS["gate-after-pw2"][1](builder)
+        builder.add_head(layer(20, 24), randomize_(nn.Linear(24, 7), 5))
+
+    with triton.use_tile(triton.ProductTile(64, 16, 64, 4)):
+        check(told, draw(2, 20, 5, 9), "network")
+
+
+# Plans ----------------------------------------------------------------------------------------
+
+
+def kinds_of(name: str) -> list[int]:
+    return [step.kind for step in planned(UNITS[name][1]).steps]
+
+
+def test_launches(triton: Any) -> None:
+    """No more than the module says."""
+    for name in (*ACTIVATED, *WINDOWS):
+        assert kinds_of(name) == [PW, DW_PW], name
+    assert kinds_of("gate-before-pw2") == [PW, DW, MEANS, GATES, PW, DW_PW]
+    assert kinds_of("gate-after-pw2-s2") == [PW, DW_PW, MEANS, GATES, SCALE, DW_PW]
+    assert kinds_of("pairs") == [DW_PW, DW_PW, DW_PW]
+    assert kinds_of("dw-first") == [DW_PW, DW_PW]
+
+
+@pytest.mark.parametrize("name", ["gate-before-pw2-s2", "pairs", "prelu"])
+def test_words(triton: Any, name: str) -> None:
+    for step in planned(UNITS[name][1]).steps:
+        assert TritonStep.of_words(step.words()) == step
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (alone(gate(10), layer(10, 10))[1], "squeeze-and-excite of a unit's input"),
+        (alone(layer(10, 10))[1], "a branch of one pointwise convolution"),
+        (
+            alone(depthwise(20), projection=(layer(20, 20), layer(20, 10)))[1],
+            r"a projection of windows \[1, 1\]",
+        ),
+    ],
+    ids=["gate", "pw", "projection"],
+)
+def test_unsupported(triton: Any, told: Told, reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        planned(told)
+
+
+def test_steps_that_do_not_fit(triton: Any) -> None:
+    """What would read beyond an array, or is no step, raises."""
+    x = draw(1, 20, 3, 3)
+    plan = planned(UNITS["gate-before-pw2-s2"][1])
+    for i, changes, message in (
+        (0, {"kind": 10}, "is not known"),
+        (1, {"dw": replace(plan.steps[1].dw, window=4)}, "is not known"),
+        (1, {"dw": replace(plan.steps[1].dw, channels=17)}, "is not known"),
+        (3, {"pw": replace(plan.steps[3].pw, depth=17)}, "is not known"),
+        (4, {"pw": replace(plan.steps[4].pw, activation=9)}, "is not known"),
+        (5, {"side_channels": 19}, "is not known"),
+        (2, {"source": -1}, "is not known"),
+        (1, {"source": 1}, "reads a map that no step made"),
+        (1, {"dw": replace(plan.steps[1].dw, window=99)}, "reads beyond its parameters"),
+        (5, {"side_pw": replace(plan.steps[5].side_pw, slopes=1 << 20)}, "beyond its parameters"),
+        (5, {"result_table": 1 << 20}, "reads beyond its tables"),
+    ):
+        steps = list(plan.steps)
+        steps[i] = replace(steps[i], **changes)
+        words = [word for step in steps for word in step.words()]
+        with pytest.raises(RuntimeError, match=f"step {i} .*{message}"):
+            operators("triton").network(x, *plan.arrays, words, *plan.arguments[4:])
