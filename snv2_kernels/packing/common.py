@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Gate, Layer, Unit, Unsupported
+from snv2_kernels.packing.units import IDENTITY, Activation, Gate, Layer, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +29,6 @@ __all__ = [
     "half",
     "halvings_of",
     "map_shape",
-    "paper_branch",
-    "relu_only",
 ]
 
 
@@ -244,35 +242,6 @@ def fold(layer: Layer) -> Folded:
     if isinstance(activation.slope, Tensor):
         activation = replace(activation, slope=activation.slope.detach().double().cpu())
     return Folded(weight.cpu(), bias.cpu(), activation, layer.kernel, layer.dilation)
-
-
-def paper_branch(unit: Unit[Folded]) -> tuple[Folded, Folded, Folded]:
-    """pw, dw 3x3 and pw of a unit with ReLU alone, which all kernels cover.
-
-    Raises:
-        Unsupported: for any other.
-    """
-    if any(isinstance(part, Gate) for part in unit.branch):
-        raise Unsupported("squeeze-and-excite")
-    layers = list(unit.layers())
-    kernels = [layer.kernel for layer in layers]
-    if kernels != [1, 3, 1] + ([] if unit.projection is None else [3, 1]):
-        raise Unsupported(f"a branch of windows {kernels[: len(unit.branch)]}")
-    for layer in layers:
-        if layer.dilation != 1:
-            raise Unsupported(f"dilation {layer.dilation}")
-        if layer.activation != (RELU if layer.kernel == 1 else IDENTITY):
-            where = "" if layer.kernel == 1 else " after the depthwise convolution"
-            raise Unsupported(f"activation {layer.activation.kind}{where}")
-    pw1, dw, pw2 = layers[:3]
-    return pw1, dw, pw2
-
-
-def relu_only(layer: Folded) -> Folded:
-    """A layer with ReLU; raises :class:`Unsupported` for any other."""
-    if layer.activation != RELU:
-        raise Unsupported(f"activation {layer.activation.kind}")
-    return layer
 
 
 class FoldingBuilder(Builder):
