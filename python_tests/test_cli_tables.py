@@ -18,6 +18,8 @@ _KEYS = {
     "paper_per_s", "paper_ratio", "reason", "multiply_adds", "speedup", "samples",
 }  # fmt: skip
 
+ROUNDED = 2e-4  # ratios of numbers that are written with five digits
+
 
 def _rows(path: Path, key: str) -> list[dict[str, Any]]:
     written = json.loads(path.read_text())
@@ -38,7 +40,7 @@ def test_guidelines(tmp_path: Path) -> None:
         assert (row["device"], row["batch"], row["threads"]) == ("cpu", 1, 1)
         if row["reason"] is None:
             assert row["error"] < 1e-5
-            assert row["per_s"] == pytest.approx(1e3 / row["median_ms"])
+            assert row["per_s"] == pytest.approx(1e3 / row["median_ms"], rel=ROUNDED)
     names = [(row["table"], row["setting"], row["peer"]) for row in rows]
     assert names[:5] == [
         ("G1", "1:1", "eager"), ("G1", "1:2", "eager"), ("G1", "1:6", "eager"),
@@ -47,13 +49,13 @@ def test_guidelines(tmp_path: Path) -> None:
     first, second = rows[:2]
     assert second["channels"] == [22, 44]
     assert first["ratio"] == first["paper_ratio"] == 1
-    assert second["ratio"] == pytest.approx(first["median_ms"] / second["median_ms"])
-    assert second["paper_ratio"] == pytest.approx(72.9 / 76.2)
+    assert second["ratio"] == pytest.approx(first["median_ms"] / second["median_ms"], rel=ROUNDED)
+    assert second["paper_ratio"] == pytest.approx(72.9 / 76.2, rel=ROUNDED)
     units = [row for row in rows if row["table"] == "unit"]
     assert [row["setting"] for row in units] == [s for s in SETTINGS for _ in range(2)]
     fused = {row["setting"]: row["reason"] for row in units if row["peer"] == "fused"}
-    assert {s for s, reason in fused.items() if reason} == {"no ReLU", "convolutions"}
-    assert fused["no ReLU"] in result.output
+    assert {s for s, reason in fused.items() if reason} == {"convolutions"}
+    assert fused["convolutions"] in result.output
     assert "G1, channels x1, 1 thread" in result.output
     assert "72.9" in result.output
     for name in ("G1", "G4", "unit"):
@@ -74,11 +76,11 @@ def test_table8(tmp_path: Path) -> None:
     by_name = {(row["model"], row["size"], row["peer"]): row for row in rows}
     mobile = by_name["MobileNet v1", "0.25", "eager"]
     base = by_name["ShuffleNet v2", "1.0x", "eager"]
-    assert mobile["ratio"] == pytest.approx(mobile["per_s"] / base["per_s"])
-    assert mobile["paper_ratio"] == pytest.approx(502 / 341)
+    assert mobile["ratio"] == pytest.approx(mobile["per_s"] / base["per_s"], rel=ROUNDED)
+    assert mobile["paper_ratio"] == pytest.approx(502 / 341, rel=ROUNDED)
     engine = by_name["ShuffleNet v2", "1.0x", "engine"]
     assert engine["ratio"] == 1
-    assert engine["speedup"] == pytest.approx(base["median_ms"] / engine["median_ms"])
+    assert engine["speedup"] == pytest.approx(base["median_ms"] / engine["median_ms"], rel=ROUNDED)
     with Image.open(plots / "table8.png") as picture:
         assert picture.width > 100
 

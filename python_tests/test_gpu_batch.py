@@ -98,8 +98,8 @@ def test_time_limit_ends_the_whole_group(
     child = tmp_path / "child"
     hangs = f"sleep 300 & echo $! > {child}; trap 'echo stopped' INT; wait; wait"
     writes = f"trap 'echo half > {tmp_path}/writes.json; exit' INT; sleep 300 & wait"
-    monkeypatch.setattr(batch, "GRACE_S", 1)
-    steps = [_shell(batch, "hangs", hangs, 1), _shell(batch, "writes", writes, 1)]
+    monkeypatch.setattr(batch, "GRACE_S", 2)
+    steps = [_shell(batch, "hangs", hangs, 3), _shell(batch, "writes", writes, 3)]
     start = time.monotonic()
     assert not batch.Batch(tmp_path, 60, False).run(steps)
     assert time.monotonic() - start < 30

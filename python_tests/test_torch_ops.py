@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import snv2_kernels as snv2
 from snv2_kernels import _native
 from snv2_kernels.graph.recipe import RecipeBuilder
+from snv2_kernels.nn.network import plan_element
 from snv2_kernels.ops import operators
 from snv2_kernels.packing import Plan
 from snv2_kernels.packing.cpu_plan import Step
@@ -69,8 +70,13 @@ def depthwise_arguments(channels: int, count: int) -> list[Tensor]:
     ][:count]  # fmt: skip
 
 
-@functools.cache  # nobody changes it
 def plan_of(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Plan, Tensor]:
+    return _plan_of(kind, dtype, plan_element(dtype))
+
+
+@functools.cache  # nobody changes it
+def _plan_of(kind: str, dtype: torch.dtype, element: torch.dtype) -> tuple[Plan, Tensor]:
+    """``element`` depends on the instruction set in use."""
     model, x = plain_and_input(kind)
     fused = snv2.fuse(model)
     return fused.packed().weights(fused, "cpu", dtype), x.to(dtype)
