@@ -15,153 +15,19 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "cpu/network_memory.h"
 #include "cpu/team.h"
+#include "cpu/unit_grid.h"
 
 namespace snv2::cpu {
 namespace {
 
-constexpr int64_t kAlign = 16;  // floats in a cache line
-
-constexpr int64_t aligned(int64_t floats) { return ceil_div(floats, kAlign) * kAlign; }
-
 // Multiply-adds below which another thread costs more than it saves.
 constexpr int64_t kMinWork = 50'000;
-
-// Floats of each part of the workspace.
-struct Memory {
-  int64_t buffer = 0;     // one of the two feature map buffers of an image
-  int64_t depthwise = 0;  // depthwise results of a unit
-  int64_t offsets = 0;    // int32 offset lists of a step, of one thread
-  int64_t scratch = 0;    // rows of one thread
-  int64_t features = 0;   // pooled features of all images
-  int64_t classes = 0;
-
-  int64_t per_image(int64_t threads) const {
-    return 2 * buffer + depthwise + threads * (offsets + scratch);
-  }
-};
-
-struct Extent {
-  int64_t height;
-  int64_t width;
-
-  int64_t pixels() const { return height * width; }
-  Extent strided(int64_t stride) const {
-    return {conv3x3_extent(height, stride), conv3x3_extent(width, stride)};
-  }
-};
-
-Extent extent_after(const Step& step, Extent in) {
-  if (step.kind == StepKind::kStem) return in.strided(2).strided(2);
-  return step.kind == StepKind::kUnit ? in.strided(step.stride) : in;
-}
-
-DepthwiseShape depthwise_shape(const Branch& branch, Extent extent, int64_t stride) {
-  return {extent.height, extent.width, stride, branch.window, branch.dilation};
-}
 
 Act act_of(const Layer& layer, const float* weights) {
   return {static_cast<Activation>(layer.activation), weights + layer.slopes};
 }
-
-// Whether all of the depthwise result must be there before the last product reads it.
-bool meets(const Branch& branch) {
-  return (branch.parts & kDepthwise) != 0 && (branch.parts & kProject) != 0;
-}
-
-// Means, what is left of them, and scales.
-int64_t gate_floats(const Branch& gate) {
-  return (2 * panels_of(gate.out_channels) + panels_of(gate.mid_channels)) * kPanel;
-}
-
-void grow(int64_t& value, int64_t floats) { value = std::max(value, aligned(floats)); }
-
-Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
-  const int64_t planes = planes_in_word(plan.element());
-  const auto map = [&](int64_t panels, int64_t pixels) {
-    return panels * pixels * (kPanel / planes);
-  };
-  Memory memory;
-  for (const Step& step : plan) {
-    const Extent out = extent_after(step, extent);
-    if (step.new_buffer) grow(memory.buffer, map(step.buffer_panels, out.pixels()));
-    const Branch& main = step.main;
-    switch (step.kind) {
-      case StepKind::kStem:
-        grow(memory.offsets, main.in_channels * 9);
-        grow(memory.scratch,
-             stem_scratch(ceil_div(main.in_channels, planes), extent.width, main.out_channels));
-        break;
-      case StepKind::kUnit: {
-        int64_t offsets = 0, panels = 0;
-        for (const Branch* branch : {&main, &step.projection}) {
-          offsets += branch->in_channels + branch->depth;
-          if (meets(*branch)) panels += panels_of(branch->mid_channels);
-          if ((branch->parts & kDepthwise) == 0) continue;
-          grow(memory.scratch, depthwise_scratch(depthwise_shape(*branch, extent, step.stride)));
-        }
-        grow(memory.offsets, offsets);
-        grow(memory.depthwise, map(panels, out.pixels()));
-        break;
-      }
-      case StepKind::kGate:
-        grow(memory.depthwise, gate_floats(main));
-        break;
-      case StepKind::kHead:
-        grow(memory.offsets, main.in_channels);
-        memory.features = aligned(map(panels_of(main.mid_channels), batch));
-        memory.classes = panels_of(main.out_channels) * kPanel * batch;
-        break;
-      case StepKind::kExport:
-        grow(memory.offsets, main.in_channels);
-        break;
-      default:
-        break;
-    }
-    extent = out;
-  }
-  return memory;
-}
-
-// What a unit's cut into parts is chosen by, in multiply-adds.
-struct UnitWork {
-  int64_t stride;
-  int64_t reach;     // of the depthwise windows, to each side
-  int64_t expand;    // of a row of the input and a panel of the middle map
-  int64_t rest;      // of a row of the result and a panel
-  int64_t weights;   // floats of all panels
-  int64_t exchange;  // floats of the maps that all threads read once, whoever wrote them
-};
-
-// A cut of a unit's panels x rows into equal parts for `threads` threads.
-struct Grid {
-  int64_t panel_parts = 1;
-  int64_t row_parts = 1;
-  int64_t panels;
-  int64_t rows;  // of the result
-
-  Grid(int64_t threads, int64_t panel_count, int64_t row_count, const UnitWork& unit)
-      : panels(panel_count), rows(row_count) {
-    // Measured: multiply-adds in the time of reading a float of weights, or one that another
-    // core wrote, and of a wait for all threads.
-    constexpr int64_t kWeight = 4, kForeign = 16, kWait = 100'000;
-    int64_t best = std::numeric_limits<int64_t>::max();
-    for (int64_t p = 1; p <= std::min(threads, panels); ++p) {
-      const int64_t r = std::max<int64_t>(1, std::min(threads / p, rows));
-      const int64_t part = ceil_div(rows, r);
-      // Rows of the first product that a neighbour makes too: above, and at stride 1 below.
-      const int64_t sides = r == 1 ? 0 : r == 2 || unit.stride == 2 ? 1 : 2;
-      const int64_t halo = sides * unit.reach;
-      const int64_t work = (part * unit.stride + halo) * unit.expand + part * unit.rest;
-      const int64_t cost = ceil_div(panels, p) * work + unit.weights / p * kWeight +
-                           (p == 1 ? 0 : unit.exchange / r * kForeign + kWait);
-      if (cost < best) best = cost, panel_parts = p, row_parts = r;
-    }
-  }
-
-  int64_t parts() const { return panel_parts * row_parts; }
-  Range row_range(int64_t i) const { return part_of(rows, row_parts, i / panel_parts); }
-};
 
 // Offsets of planes in a buffer of `pixels` pixels.
 void plane_offsets(const int64_t* planes, int64_t count, int64_t pixels, int32_t* offsets) {

@@ -156,7 +156,7 @@ PYBIND11_MODULE(_native, m) {
         const char* name = std::getenv("SNV2_BACKEND");
         return std::string(name == nullptr ? "" : name);
       },
-      "SNV2_BACKEND as it is now, in a hundredth of the time of os.environ.");
+      "SNV2_BACKEND as it is now; os.environ took 20 us of a call with cold caches.");
   m.def("cpu_isa", &snv2::cpu::isa,
         "Instruction set in use: avx512_bf16, avx512, avx2, neon or portable.");
   m.def("cpu_has_bfloat16", &snv2::cpu::has_bfloat16,
