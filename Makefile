@@ -111,7 +111,7 @@ format: $(INSTALLED)
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 # All ways to run the network side by side, with the inference engines of the extra `peers`, and a
-# page of it: some 15 minutes on two cores. QUICK=1 takes three.
+# page of it: 18 minutes on two cores. QUICK=1 takes two.
 ifdef QUICK
 BENCH := --width x1.0 --threads 1 --threads 2 --repeats 10 --layers
 TABLES := --quick
@@ -119,6 +119,7 @@ else
 BENCH := --width x0.5 --width x1.0 --width x1.5 --width x2.0 --batch 1 --batch 8 \
   --threads 1 --threads 2 --repeats 20 --layers --startup
 TABLES := --repeats 10
+BATCHES := --width x1.0 --batch 1 --batch 4 --batch 16 --batch 64 --repeats 3
 COUNTED := out/gpu.json
 endif
 
@@ -128,8 +129,9 @@ bench: $(INSTALLED) $(COUNTED)
 	$(BIN)/snv2 bench $(BENCH) --json out/bench.json
 	$(BIN)/snv2 guidelines $(TABLES) --json out/guidelines.json
 	$(BIN)/snv2 table8 $(TABLES) --json out/table8.json
-	$(BIN)/snv2 report out/bench.json out/guidelines.json out/table8.json $(COUNTED) \
-	  -o out/report.html
+	$(if $(BATCHES),$(BIN)/snv2 bench $(BATCHES) --json out/batches.json)
+	$(BIN)/snv2 report out/bench.json $(if $(BATCHES),out/batches.json) out/guidelines.json \
+	  out/table8.json $(COUNTED) -o out/report.html
 
 # What the CUDA kernels move, counted by the emulator.
 out/gpu.json: $(INSTALLED) benchmarks/predict.py

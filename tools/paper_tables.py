@@ -32,7 +32,8 @@ def _guideline(rows: list[dict[str, Any]]) -> str:
     header, lines = ["", "by"], []
     for column in columns:
         header += [column, "paper"] if paper else [f"{column}, ms", "speed"]
-    for setting, peer in dict.fromkeys((row["setting"], row["peer"]) for row in rows):
+    timed = [row for row in rows if row["median_ms"]]  # not all ways run all set-ups
+    for setting, peer in dict.fromkeys((row["setting"], row["peer"]) for row in timed):
         line = [setting, peer]
         for column in columns:
             row = next(
