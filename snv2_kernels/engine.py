@@ -199,7 +199,7 @@ class Engine:
                 With ``normalize`` uint8 [N, H, W, C].
 
         Returns:
-            What the model returns, or with ``taps`` that and ``{name: map}``, maps in logical order.
+            What the model returns, with ``taps`` that and ``{name: map}``; maps in logical order.
 
         Raises:
             TypeError, ValueError: if ``x`` does not fit, or needs a gradient.

@@ -161,9 +161,13 @@ def _recognize(
             break
     if farthest is None:
         raise _NotRecognized("its input channels cannot be told")
-    reason = farthest.error or why_no_unit(farthest.graph)
-    no_unit = farthest.error is None and not recognize(farthest.graph)
-    raise _NotRecognized(reason, farthest.channels, no_unit)
+    runs = [] if farthest.error else recognize(farthest.graph, farthest.outs)
+    made = {out for run in runs for out in (run.out, *(unit.out for unit in run.units))}
+    if runs and farthest.returned.container and not made.issuperset(farthest.outs):
+        reason = "returns maps that no unit makes"
+    else:
+        reason = farthest.error or why_no_unit(farthest.graph)
+    raise _NotRecognized(reason, farthest.channels, no_unit=not farthest.error and not runs)
 
 
 def _guesses(module: nn.Module) -> list[int]:

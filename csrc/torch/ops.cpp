@@ -105,6 +105,7 @@ Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
   STD_TORCH_CHECK(header.out_channels == out_channels && header.halvings == halvings &&
                       (header.classify != 0) == classify,
                   "out_channels, halvings or classify do not match plan");
+  STD_TORCH_CHECK(plan.result_count() == 1, "plan must have one result, has ", plan.result_count());
   return new_results(plan, x, weights, {out_channels}, {halvings}, classify)[0];
 }
 

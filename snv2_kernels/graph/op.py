@@ -77,9 +77,7 @@ def _entry(text: str, state: Sequence[Tensor]) -> _Entry:
     return entry
 
 
-def _run_packed(
-    x: Tensor, state: Sequence[Tensor], text: str, backend: str
-) -> list[Tensor] | None:
+def _run_packed(x: Tensor, state: Sequence[Tensor], text: str, backend: str) -> list[Tensor] | None:
     """The results of the kernels, None where they do not cover the input."""
     name = resolve(x.device, backend)
     if name not in _Told.kernel_backends:

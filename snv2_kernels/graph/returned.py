@@ -40,9 +40,8 @@ class Returned:
         maps = [results[place] for place in self.places]
         if self.container is None:
             return maps[0]
-        if issubclass(self.container, dict):
-            return self.container(zip(self.keys, maps, strict=True))
-        return self.container(maps)
+        container: Any = self.container
+        return container(zip(self.keys, maps, strict=True) if self.keys else maps)
 
     def results(self, out: Any) -> Any:
         """The results that are in what a forward returned, as a plan gives them."""

@@ -63,6 +63,7 @@ def _is_transparent(module: nn.Module | None) -> TypeGuard[nn.Sequential]:
     """Whether a module is a container whose forward runs its modules and nothing else."""
     if type(module) not in (nn.Sequential, Mixed):
         return False
+    assert module is not None
     return "forward" not in vars(module) and not has_own_hooks(module)
 
 

@@ -126,7 +126,11 @@ class BasePlan:
     def result_fields(self) -> tuple[list[int], list[int], bool]:
         """What the ops that give all results take: channels and halvings of each, and whether the
         last are scores."""
-        return [c for c, _ in self.results], [halvings for _, halvings in self.results], self.classify
+        return (
+            [c for c, _ in self.results],
+            [halvings for _, halvings in self.results],
+            self.classify,
+        )
 
     def output_shape(self, batch: int, height: int, width: int) -> tuple[int, ...]:
         if self.classify:
