@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ WIDTHS = (10, 28, 44, 60)
 def stages(count: int = 3, **kwargs: Any) -> list[nn.Sequential]:
     return [
         nn.Sequential(General(i, o, 2, **kwargs), General(o, o, **kwargs))
-        for i, o in zip(WIDTHS[:count], WIDTHS[1:], strict=False)
+        for i, o in itertools.pairwise(WIDTHS[: count + 1])
     ]
 
 

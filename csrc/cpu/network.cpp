@@ -418,8 +418,7 @@ void run_on(const Kernels& kernels, const Plan& plan, const float* weights, cons
       base + images * memory.per_image(1) + (threads - 1) * (memory.offsets + memory.scratch);
   const auto runner_at = [&](int64_t place, Team& team) {
     return ImageRunner<T>(plan, maps, weights, x, results, memory,
-                          base + place * memory.per_image(1), reinterpret_cast<T*>(features),
-                          team);
+                          base + place * memory.per_image(1), reinterpret_cast<T*>(features), team);
   };
 
   parallel_for(threads, [&](int64_t member) {
@@ -440,8 +439,8 @@ void run_on(const Kernels& kernels, const Plan& plan, const float* weights, cons
 
     const Step& tail = plan.end()[-1];
     if (tail.kind == StepKind::kHead) {
-      classify<T>(tail.main, kernels, weights, memory, features,
-                  results[plan.result_count() - 1], team);
+      classify<T>(tail.main, kernels, weights, memory, features, results[plan.result_count() - 1],
+                  team);
     }
   });
 }

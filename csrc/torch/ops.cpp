@@ -61,8 +61,7 @@ snv2::FeatureMap result_of(const Tensor& out, snv2::Layout layout) {
 }
 
 void run_network(const snv2::Plan& plan, const Tensor& x, const Tensor& weights, void* workspace,
-                 int64_t workspace_bytes, const std::vector<Tensor>& results,
-                 snv2::Layout layout) {
+                 int64_t workspace_bytes, const std::vector<Tensor>& results, snv2::Layout layout) {
   const auto pool = torch_pool();
   std::vector<snv2::FeatureMap> maps;
   for (const Tensor& out : results) maps.push_back(result_of(out, layout));
@@ -78,8 +77,8 @@ std::vector<Tensor> new_results(const snv2::Plan& plan, const Tensor& x, const T
   STD_TORCH_CHECK((plan.header().classify != 0) == classify, "classify does not match plan");
   STD_TORCH_CHECK(static_cast<int64_t>(channels.size()) == plan.result_count(), "plan must have ",
                   channels.size(), " results, has ", plan.result_count());
-  STD_TORCH_CHECK(x.size(1) == plan.header().in_channels, "x must have ",
-                  plan.header().in_channels, " channels, got ", x.size(1));
+  STD_TORCH_CHECK(x.size(1) == plan.header().in_channels, "x must have ", plan.header().in_channels,
+                  " channels, got ", x.size(1));
   const snv2::Layout layout = layout_of(x);
   const Tensor in = dense(x, layout);
   std::vector<Tensor> results = empty_results(x, channels, halvings, classify, layout);

@@ -213,7 +213,8 @@ void define_gpu_ops(Library& m) {
       "gpu_network(Tensor x, Tensor weights, Tensor parameters, Tensor tables, Tensor plan, "
       "int out_channels, int halvings, bool classify) -> Tensor");
   m.def(
-      "gpu_network_results(Tensor x, Tensor weights, Tensor parameters, Tensor tables, Tensor plan, "
+      "gpu_network_results(Tensor x, Tensor weights, Tensor parameters, Tensor tables, Tensor "
+      "plan, "
       "int[] channels, int[] halvings, bool classify) -> Tensor[]");
   m.def(
       "gpu_network_out(Tensor x, Tensor weights, Tensor parameters, Tensor tables, Tensor plan, "

@@ -67,10 +67,10 @@ SNV2_API void split_dw_cat_shuffle_backward(const FeatureMap& grad, const Featur
 SNV2_API int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height, int64_t width,
                                  int64_t threads);
 
-// Runs all steps. `results` are as many as plan.result_count(), in the order of the steps that write
-// them: feature maps, and the last one may be [N, classes] (height = width = 1); all of x's dtype.
-// `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned. Throws
-// std::runtime_error for a plan whose element the instruction set in use does not run.
+// Runs all steps. `results` are as many as plan.result_count(), in the order of the steps that
+// write them: feature maps, and the last one may be [N, classes] (height = width = 1); all of x's
+// dtype. `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned.
+// Throws std::runtime_error for a plan whose element the instruction set in use does not run.
 // `parallel_for` is called once, for as many bodies as it has threads: those that run at the same
 // time share the work, and if they run one after the other the first does all of it.
 SNV2_API void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
