@@ -123,7 +123,9 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
     const bool last = check.step() == steps - 1;
     const bool enters = step.kind == StepKind::kImport || step.kind == StepKind::kStem;
     const bool leaves = step.kind == StepKind::kHead || step.kind == StepKind::kExport;
-    check.require(first == enters && last == leaves, "wrong kind at this place");
+    const bool between = step.kind == StepKind::kExport && !first;
+    check.require(first == enters && (last == leaves || between), "wrong kind at this place");
+    result_count_ += leaves;
     const Branch& main = step.main;
     check.in_part("main.");
     check.count(main.in_channels, "in_channels");

@@ -21,7 +21,6 @@ from _cases import (
     small_network,
     unit_pair,
 )
-from conftest import GPU_BACKENDS, running_on
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
@@ -47,28 +46,21 @@ def maps_of(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 # Taps -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[*GPU_BACKENDS, "triton"])
-def tapping(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once on each backend that gives taps."""
-    with running_on(request.param) as name, snv2.use_backend(name):
-        yield name
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("taps", [("stage3",), ("stage4", "stage2"), STAGES], ids=str)
-def test_taps(tapping: str, taps: tuple[str, ...], dtype: torch.dtype) -> None:
+def test_taps(kernels: str, taps: tuple[str, ...], dtype: torch.dtype) -> None:
     model, x = small_network().to(dtype), draw(*SHAPE, dtype=dtype)
     engine = snv2.Engine(model, SHAPE, taps=taps)
     out, maps = engine(x)
     assert list(maps) == list(taps)
     eager, exact = maps_of(model, x), maps_of(small_network().to(dtype).double(), x.double())
     for name in taps:
-        assert_accurate("network", maps[name], eager[name], exact[name], tapping)
+        assert_accurate("network", maps[name], eager[name], exact[name], kernels)
         assert maps[name].is_contiguous()
     assert torch.equal(out, snv2.Engine(model, SHAPE)(x))
 
 
-def test_taps_come_from_the_same_launches(tapping: str) -> None:
+def test_taps_come_from_the_same_launches(kernels: str) -> None:
     plain, tapped = (
         snv2.Engine(small_network(), SHAPE, taps=taps).report() for taps in ((), STAGES)
     )
@@ -78,7 +70,7 @@ def test_taps_come_from_the_same_launches(tapping: str) -> None:
     assert tapped.op_calls == 1
 
 
-def test_taps_are_overwritten_by_the_next_call(tapping: str) -> None:
+def test_taps_are_overwritten_by_the_next_call(kernels: str) -> None:
     engine = snv2.Engine(small_network(), SHAPE, taps=["stage2"])
     _, first = engine(draw(*SHAPE))
     before = first["stage2"].clone()
@@ -102,12 +94,6 @@ def test_taps_of_a_stage() -> None:
         pytest.raises(ValueError, match="taps: expected none for a stage or unit, got 'stage2'"),
     ):
         snv2.Engine(plain_stage([2, 1], 34, 21), (1, 21, 9, 9), taps=("stage2",))
-
-
-def test_taps_on_the_cpu_backend() -> None:
-    with pytest.raises(ValueError, match="taps: the cpu backend gives the output only"):
-        snv2.Engine(small_network(), SHAPE, taps=("stage2",))
-    assert isinstance(snv2.Engine(small_network(), SHAPE, taps=())(draw(*SHAPE)), Tensor)
 
 
 # Bytes ----------------------------------------------------------------------------------------
@@ -153,8 +139,6 @@ def test_normalize_of_every_byte(kernels: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"taps": ("stage2",)}], ids=["alone", "taps"])
 def test_normalize_any_strides(kernels: str, options: dict[str, Any]) -> None:
-    if kernels == "cpu" and options:
-        pytest.skip("no taps on the cpu backend")
     engine = snv2.Engine(small_network(), SHAPE, normalize=(MEAN, STD), **options)
     image = photograph()
     first = engine(image)

@@ -311,8 +311,6 @@ def test_builder_is_the_cpus_but_for_projections_at_stride_1() -> None:
     builder.add_import(8)
     with pytest.raises(ValueError, match="only the map that a unit makes can be a result"):
         builder.add_result()
-    with pytest.raises(ValueError, match="plans of this kind have only one result"):
-        PlanBuilder().add_result()
     GeneralUnit(8, 1, 4, 4, [0, 1, 2, 3], [4, 5, 6, 7], 0, list(range(8))).add_to(builder)
     with pytest.raises(ValueError, match="dtype: expected float32, float16 or bfloat16, got torch"):
         builder.build(torch.float64)

@@ -126,7 +126,7 @@ NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "written": (lambda: Near("written"), "a map is written in place: mul_"),
     "size": (lambda: Near("size"), "its control flow depends on the size of its input"),
     "values": (lambda: Near("values"), "cannot be traced: "),
-    "tuple": (lambda: Near("tuple"), "returns tuple, not one map"),
+    "tuple": (lambda: Near("tuple"), "returns maps that no unit makes"),
     "counts": (lambda: Near("counts"), "its forward sets 'calls'"),
     "ghost": (lambda: GhostUnit(28), "the result of a convolution is read more than once"),
     "strided late": (

@@ -19,6 +19,7 @@ from _cases import (
     drawn,
     needs_bfloat16,
     plain_and_input,
+    small_network,
 )
 from conftest import instruction_set, running_on
 from hypothesis import example, given
@@ -82,13 +83,14 @@ def _plan_of(kind: str, dtype: torch.dtype, element: torch.dtype) -> tuple[Plan,
     return fused.packed().weights(fused, "cpu", dtype), x.to(dtype)
 
 
-def out_arguments(plan: Plan, x: Tensor) -> tuple[Tensor, ...]:
+def out_arguments(plan: Plan, x: Tensor) -> tuple[Any, ...]:
     size = _native.workspace_bytes(
         plan.words.numpy(), plan.weights.numel(), x.shape[0], *x.shape[2:], torch.get_num_threads()
     )
     workspace = torch.zeros(size // 4)
-    out = torch.zeros(plan.output_shape(x.shape[0], *x.shape[2:]), dtype=x.dtype)
-    return x, plan.weights, plan.words, workspace, out
+    shapes = plan.result_shapes(x.shape[0], *x.shape[2:])
+    results = [torch.zeros(shape, dtype=x.dtype) for shape in shapes]
+    return x, plan.weights, plan.words, workspace, results
 
 
 # opcheck --------------------------------------------------------------------------------------
@@ -155,6 +157,42 @@ def test_opcheck_of_plans(
     torch.library.opcheck(OPS.network_out.default, out_arguments(plan, x))
     x = x.contiguous(memory_format=memory_format)
     torch.library.opcheck(OPS.network.default, (x, *plan.arguments))
+
+
+def test_opcheck_of_several_results() -> None:
+    plan, x = tapped_plan()
+    torch.library.opcheck(OPS.network_out.default, out_arguments(plan, x))
+    torch.library.opcheck(OPS.network_results.default, (x, *plan.result_arguments))
+
+
+def tapped_plan() -> tuple[Plan, Tensor]:
+    x = draw(2, 3, 37, 45)
+    return snv2.fuse(small_network())._cpu_plan(torch.float32, ("stage2", "stage4")), x
+
+
+def test_raw_arguments_of_several_results() -> None:
+    plan, x = tapped_plan()
+    good = [x, *plan.result_arguments]
+    channels, halvings, classify = plan.result_fields
+    wrong: list[tuple[int, Any, str]] = [
+        (3, channels[:-1], "plan must have 2 results, has 3"),
+        (4, halvings[:-1], "as many"),
+        (3, [channels[0] + 1, *channels[1:]], "out does not fit the plan"),
+        (3, [-1, *channels[1:]], ""),
+        (4, [halvings[0] + 1, *halvings[1:]], "out does not fit the plan"),
+        (5, not classify, "classify does not match plan"),
+    ]
+    for i, value, message in wrong:
+        with pytest.raises(ERRORS, match=message):
+            OPS.network_results(*good[:i], value, *good[i + 1 :])
+    with pytest.raises(ERRORS, match="plan must have one result, has 3"):
+        OPS.network(x, *plan.arguments)
+    arguments = list(out_arguments(plan, x))
+    with pytest.raises(ERRORS, match="results are not as many as the plan's"):
+        OPS.network_out(*arguments[:4], arguments[4][1:])
+    OPS.network_out(*arguments)
+    for a, b in zip(arguments[4], OPS.network_results(*good), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -272,21 +310,22 @@ def test_raw_arguments_of_network() -> None:
 def test_raw_arguments_of_network_out() -> None:
     plan, x = plan_of("stage")
     good = list(out_arguments(plan, x))
-    workspace, out = good[3], good[4]
+    workspace, (out,) = good[3], good[4]
     wrong: list[tuple[int, Any, str]] = [
         (0, x[..., ::2], "x must be dense"),
-        (0, x.half(), "out must be a CPU tensor of x's dtype"),
+        (0, x.half(), "results must be CPU tensors of x's dtype"),
         (0, x[:1], "out"),
-        (0, x.contiguous(memory_format=torch.channels_last), "out must be dense"),
+        (0, x.contiguous(memory_format=torch.channels_last), "results must be dense"),
         (3, workspace[:-1], "workspace"),
         (3, workspace[:0], "workspace"),
         (3, workspace.double(), "workspace must be a contiguous float32"),
         (3, workspace.repeat(2)[::2], "workspace must be a contiguous float32"),
-        (4, out[:, :-1], "out"),
-        (4, out.half(), "out must be a CPU tensor of x's dtype"),
-        (4, out.flatten(1), "out has the wrong rank"),
-        (4, out.contiguous(memory_format=torch.channels_last), "out must be dense"),
-        (4, out.repeat(2, 1, 1, 1)[::2], "out"),
+        (4, [out[:, :-1]], "results must be dense"),
+        (4, [out.half()], "results must be CPU tensors of x's dtype"),
+        (4, [out.flatten(1)], "results have the wrong rank"),
+        (4, [out.contiguous(memory_format=torch.channels_last)], "results must be dense"),
+        (4, [out.repeat(2, 1, 1, 1)[::2]], "results must be dense"),
+        (4, [], "results are not as many"),
     ]
     for i, value, message in wrong:
         with pytest.raises(ERRORS, match=message):
@@ -305,9 +344,10 @@ def test_memory_at_any_address(isa: str, kind: str, dtype: torch.dtype) -> None:
 
     plan, x = plan_of(kind, dtype)
     expected = OPS.network(x, *plan.arguments)
-    shifted = [moved(t) for t in out_arguments(plan, x)]
-    OPS.network_out(*shifted)
-    assert torch.equal(shifted[4], expected)
+    *tensors, (out,) = out_arguments(plan, x)
+    shifted = moved(out)
+    OPS.network_out(*map(moved, tensors), [shifted])
+    assert torch.equal(shifted, expected)
     assert torch.equal(
         OPS.network(moved(x), moved(plan.weights), moved(plan.words), *plan.arguments[2:]), expected
     )

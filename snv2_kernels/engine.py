@@ -122,8 +122,7 @@ class Engine:
         dtype: of input and output, float32, float16 or bfloat16; defaults to the parameters'.
             Weights are packed from the parameters as they are, without rounding them first.
         taps: names of stages (``"stage2"``, ``"stage3"``, ``"stage4"`` of a network) whose maps a
-            call returns too, from the same launches. Not on the CPU backend, where a fused stage
-            is as fast alone as in the network.
+            call returns too, in the same call.
         normalize: ``(mean, std)``, one number for each channel. The engine then takes images as
             bytes, uint8 [N, H, W, C], and computes ``(x / 255 - mean) / std`` on the way in. For
             whole networks, of at most four channels.
@@ -166,7 +165,7 @@ class Engine:
         if self._device == torch.device("cuda"):
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._shape = _checked_shape(input_shape, packed.in_channels)
-        self._taps = _checked_taps(taps, fused, self._backend)
+        self._taps = _checked_taps(taps, fused)
         self._pixels = _checked_pixels(normalize, fused, packed.in_channels)
         self._lock = threading.Lock()
         try:
@@ -176,11 +175,12 @@ class Engine:
         # Results come in the order of the network.
         names = [name for name in fused._tap_names() if name in self._taps]
         self._tapped = dict(zip(names, self._runner.results, strict=False))
+        self._returned = fused._returned
 
     def _make_runner(self, fused: PlannedModule) -> CpuRunner | GpuRunner | TritonRunner:
         dtype, shape, device, pixels = self._dtype, self._shape, self._device, self._pixels
         if self._backend == "cpu":
-            return CpuRunner(fused.packed().weights(fused, "cpu", dtype), shape, dtype, pixels)
+            return CpuRunner(fused._cpu_plan(dtype, self._taps), shape, dtype, pixels)
         if self._backend == "triton":
             return TritonRunner(
                 fused._triton_plan(dtype, device, self._taps), shape, device, pixels
@@ -199,7 +199,7 @@ class Engine:
                 With ``normalize`` uint8 [N, H, W, C].
 
         Returns:
-            The output, or with ``taps`` the output and ``{name: map}``, maps in logical order.
+            What the model returns, with ``taps`` that and ``{name: map}``; maps in logical order.
 
         Raises:
             TypeError, ValueError: if ``x`` does not fit, or needs a gradient.
@@ -213,7 +213,7 @@ class Engine:
                 self._runner(x)
         finally:
             self._lock.release()
-        output = self._runner.results[-1]
+        output = self._returned.filled(tuple(self._runner.results[len(self._tapped) :]))
         return (output, {name: self._tapped[name] for name in self._taps}) if self._taps else output
 
     def _check_input(self, x: Any) -> None:
@@ -280,17 +280,13 @@ def _checked_shape(input_shape: Any, channels: int) -> tuple[int, int, int, int]
     return n, c, h, w
 
 
-def _checked_taps(taps: Any, fused: PlannedModule, backend: str) -> tuple[str, ...]:
+def _checked_taps(taps: Any, fused: PlannedModule) -> tuple[str, ...]:
     known = fused._tap_names()
     names = [taps] if isinstance(taps, str) else list(taps)
     for name in names:
         if name not in known:
             expected = f"names among {', '.join(known)}" if known else "none for a stage or unit"
             raise ValueError(f"taps: expected {expected}, got {name!r}")
-    if names and backend == "cpu":
-        raise ValueError(
-            "taps: the cpu backend gives the output only; call the stages of snv2.fuse(model)"
-        )
     return tuple(dict.fromkeys(names))
 
 

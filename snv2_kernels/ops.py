@@ -229,21 +229,23 @@ def split_dw_cat_shuffle(
     return out
 
 
-def run_plan(x: Tensor, plan: Plan | GpuPlan | TritonPlan, backend: str) -> Tensor:
+def run_plan(x: Tensor, plan: Plan | GpuPlan | TritonPlan, backend: str) -> Any:
     """Run a packed unit, stage or network on a backend's kernels, in one op call.
 
     Args:
         x: [N, plan.in_channels, H, W]; float32, float16 or bfloat16, a GPU plan's own dtype.
-        plan: of the backend's kind, from :mod:`snv2_kernels.packing`, with one result.
+        plan: of the backend's kind, from :mod:`snv2_kernels.packing`.
         backend: "cpu", "cuda", "cuda-emulated" or "triton".
 
     Returns:
-        [N, plan.out_channels] for a classifier, else a feature map in logical order.
+        [N, plan.out_channels] for a classifier, else a feature map in logical order. A tuple of
+        all results, in the order of the network, where the plan has several.
     """
     kernels = operators(backend)
-    network = kernels.gpu_network if backend.startswith("cuda") else kernels.network
-    out: Tensor = network(x, *plan.arguments)
-    return out
+    name = "gpu_network" if backend.startswith("cuda") else "network"
+    if len(plan.results) == 1:
+        return getattr(kernels, name)(x, *plan.arguments)
+    return tuple(getattr(kernels, f"{name}_results")(x, *plan.result_arguments))
 
 
 # Fake kernels ---------------------------------------------------------------------------------
@@ -329,8 +331,30 @@ def _(
     return _plan_fake(x, out_channels, halvings, classify)
 
 
+def _results_fake(
+    x: Tensor, channels: list[int], halvings: list[int], classify: bool
+) -> list[Tensor]:
+    last = len(channels) - 1
+    return [
+        _plan_fake(x, c, times, classify and i == last)
+        for i, (c, times) in enumerate(zip(channels, halvings, strict=True))
+    ]
+
+
+@torch.library.register_fake("snv2::network_results")
+def _(
+    x: Tensor,
+    weights: Tensor,
+    plan: Tensor,
+    channels: list[int],
+    halvings: list[int],
+    classify: bool,
+) -> list[Tensor]:
+    return _results_fake(x, channels, halvings, classify)
+
+
 @torch.library.register_fake("snv2::network_out")
-def _(x: Tensor, weights: Tensor, plan: Tensor, workspace: Tensor, out: Tensor) -> None:
+def _(x: Tensor, weights: Tensor, plan: Tensor, workspace: Tensor, results: list[Tensor]) -> None:
     return None
 
 
@@ -346,6 +370,20 @@ def _gpu_network_fake(
 ) -> Tensor:
     _check_one_device(x, weights, parameters, tables)
     return _plan_fake(x, out_channels, halvings, classify)
+
+
+def _gpu_network_results_fake(
+    x: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    tables: Tensor,
+    plan: Tensor,
+    channels: list[int],
+    halvings: list[int],
+    classify: bool,
+) -> list[Tensor]:
+    _check_one_device(x, weights, parameters, tables)
+    return _results_fake(x, channels, halvings, classify)
 
 
 def _gpu_network_out_fake(
@@ -449,9 +487,15 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
     )
 
 
-torch.library.register_autograd("snv2::network", _no_gradient)
+for _name in ("network", "network_results"):
+    torch.library.register_autograd(f"snv2::{_name}", _no_gradient)
 for _namespace in ("snv2", "snv2_emulated"):
-    torch.library.register_fake(f"{_namespace}::gpu_network", _gpu_network_fake)
-    torch.library.register_fake(f"{_namespace}::gpu_network_out", _gpu_network_out_fake)
-    torch.library.register_autograd(f"{_namespace}::gpu_network", _no_gradient)
+    for _name, _fake in (
+        ("gpu_network", _gpu_network_fake),
+        ("gpu_network_results", _gpu_network_results_fake),
+        ("gpu_network_out", _gpu_network_out_fake),
+    ):
+        torch.library.register_fake(f"{_namespace}::{_name}", _fake)
+    for _name in ("gpu_network", "gpu_network_results"):
+        torch.library.register_autograd(f"{_namespace}::{_name}", _no_gradient)
 torch.library.register_fake("snv2_emulated::conformance", _conformance_fake)

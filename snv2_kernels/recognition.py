@@ -6,7 +6,7 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from snv2_kernels.graph.reasons import why_no_unit
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.graph.recognize import Run, recognize
 from snv2_kernels.graph.record import Recording, plain_copy, record
+from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.units import Unsupported
@@ -43,12 +44,13 @@ _CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict)  # without a forward
 class Recognition:
     """What a module computes, and where its numbers are."""
 
-    kind: str  # unit, stage or network
+    kind: str  # unit, stage, backbone (of several results) or network
     recipe: str
     names: tuple[str, ...]  # of the recipe's state among parameters and buffers
     in_channels: int
     splits_input: bool
-    spells_norms: bool  # so that autocast does not reach their results
+    plain_in_autocast: bool  # it leaves some results in float32
+    returned: Returned
     structure: dict[str, Any]  # of the module that this is true of
 
     def state(self, module: nn.Module) -> list[Tensor]:
@@ -149,7 +151,7 @@ def _recognize(
         if recording.error is None:
             run = _whole_run(recording)
             if run is not None and _reads_all(run, channels):
-                recognition = _describe(module, run, channels)
+                recognition = _describe(module, run, channels, recording)
                 if verify:
                     _verify(module, recognition)
                 return recognition, recording.channels
@@ -159,9 +161,13 @@ def _recognize(
             break
     if farthest is None:
         raise _NotRecognized("its input channels cannot be told")
-    reason = farthest.error or why_no_unit(farthest.graph)
-    no_unit = farthest.error is None and not recognize(farthest.graph)
-    raise _NotRecognized(reason, farthest.channels, no_unit)
+    runs = [] if farthest.error else recognize(farthest.graph, farthest.outs)
+    made = {out for run in runs for out in (run.out, *(unit.out for unit in run.units))}
+    if runs and farthest.returned.container and not made.issuperset(farthest.outs):
+        reason = "returns maps that no unit makes"
+    else:
+        reason = farthest.error or why_no_unit(farthest.graph)
+    raise _NotRecognized(reason, farthest.channels, no_unit=not farthest.error and not runs)
 
 
 def _guesses(module: nn.Module) -> list[int]:
@@ -188,9 +194,12 @@ def _is_hollow(recording: Recording) -> bool:
 
 
 def _whole_run(recording: Recording) -> Run | None:
-    """The run that is all that was recorded."""
-    for run in recognize(recording.graph):
-        if run.source is recording.source and run.out is recording.out:
+    """The run that is all that was recorded, with the maps on the way that are returned."""
+    outs = recording.outs
+    for run in recognize(recording.graph, frozenset(outs)):
+        made = {run.out, *(unit.out for unit in run.units)}
+        if run.source is recording.source and run.out in outs and made.issuperset(outs):
+            run.taps = frozenset(outs) - {run.out}
             nodes = run.nodes
             if not any(writes(node) and node not in nodes for node in recording.graph.nodes):
                 return run
@@ -204,23 +213,39 @@ def _reads_all(run: Run, channels: int) -> bool:
     return run.stem is not None or unit.projection is not None or len(read) == channels
 
 
-def _describe(module: nn.Module, run: Run, channels: int) -> Recognition:
+def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) -> Recognition:
     builder: Any = RecipeBuilder()  # of nodes in the place of tensors
     run.tell(builder)
     names = tuple(node.target for node in builder.state if node.op == "get_attr")
     own = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     if len(names) != len(builder.state) or not own.issuperset(names):
         raise _NotRecognized("weights that are not its parameters")
-    kind = "network" if run.head else "unit" if len(run.units) == 1 and not run.stem else "stage"
+    returned, outs = recording.returned, recording.outs
+    order = sorted(outs)  # nodes compare by their places in the graph
+    projects = [unit.told.projection is not None for unit in run.units]
+    splits = run.stem is None and not projects[0]
     return Recognition(
-        kind=kind,
+        kind=_kind(run, returned),
         recipe=builder.text,
         names=names,
         in_channels=channels,
-        splits_input=run.stem is None and run.units[0].told.projection is None,
-        spells_norms=any(layer.norm.is_spelled for layer in run.layers),
+        splits_input=splits,
+        # A split passes on the input's dtype, up to the first unit that projects.
+        plain_in_autocast=(splits and any(projects))
+        or any(layer.norm.is_spelled for layer in run.layers),
+        returned=replace(
+            returned, places=tuple(order.index(outs[place]) for place in returned.places)
+        ),
         structure=structure(module),
     )
+
+
+def _kind(run: Run, returned: Returned) -> str:
+    if run.head is not None:
+        return "network"
+    if returned.container is not None:
+        return "backbone"
+    return "unit" if len(run.units) == 1 and run.stem is None else "stage"
 
 
 # Checking -------------------------------------------------------------------------------------
@@ -249,11 +274,19 @@ def _verify(module: nn.Module, recognition: Recognition) -> None:
         try:
             expected = copied(x.clone())
             actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
-            off = max_error(actual, expected)
+            off = _largest_error(recognition.returned.filled(actual), expected)
         except Exception as error:  # whatever a module's code may raise
             raise _NotRecognized(f"its recognition cannot be verified: {error}") from None
     if not off <= _LARGEST_ERROR:
         raise _NotRecognized(f"its recognition failed verification: off by {off:.1e}")
+
+
+def _largest_error(actual: Any, expected: Any) -> float:
+    """Of any map; infinite for other containers of maps."""
+    a, b = Returned.of(actual), Returned.of(expected)
+    if a is None or b is None or a[0] != b[0]:
+        return math.inf
+    return max(map(max_error, a[1], b[1]))
 
 
 # The drop-in ----------------------------------------------------------------------------------
@@ -310,26 +343,30 @@ class Recognized(PlannedModule):
             return super().forward(args[0])
         return self._original.forward(self, *args, **kwargs)
 
-    def _plain(self, x: Tensor) -> Tensor:
-        out: Tensor = self._original.forward(self, x)
-        return out
+    def _plain(self, x: Tensor) -> Any:
+        return self._original.forward(self, x)
 
-    def _eager(self, x: Tensor) -> Tensor:
+    @property
+    def _returned(self) -> Returned:
+        known = _later.get(self) or self._recognition
+        return ONE_MAP if known is None else known.returned
+
+    def _eager(self, x: Tensor) -> Any:
         return self._plain(x) if self._differs(x) else super()._eager(x)
 
-    def _exported(self, x: Tensor) -> Tensor:
+    def _exported(self, x: Tensor) -> Any:
         if self._differs(x):
             raise Unsupported("plain")
         return super()._exported(x)
 
     def _differs(self, x: Tensor) -> bool:
         """Whether the forward does something else with this input than was recognised: it may take
-        several numbers of channels, and autocast leave spelled out norms in float32."""
+        several numbers of channels, and autocast leave some results in float32."""
         known = _later.get(self) or self._recognition
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
         if known is None or tracing or not isinstance(x, Tensor) or x.dim() != 4:
             return False
-        autocast = known.spells_norms and torch.is_autocast_enabled(x.device.type)
+        autocast = known.plain_in_autocast and torch.is_autocast_enabled(x.device.type)
         return autocast or x.shape[1] != known.in_channels
 
     def _current(self) -> Recognition:
@@ -337,6 +374,8 @@ class Recognized(PlannedModule):
         now = structure(self)
         for known in (self._recognition, _later.get(self)):
             if known is not None and known.structure == now:
+                if known is self._recognition:
+                    _later.pop(self, None)
                 return known
         try:
             hint = None if self._recognition is None else self._recognition.in_channels

@@ -96,7 +96,10 @@ class CpuRunner:
         with torch.inference_mode(False):  # buffers that may be written in and out of it
             self.input = _input_buffer(shape, dtype, "cpu", pixels)
             self._convert = _Conversion(pixels, shape, dtype) if pixels else None
-            self.results = [torch.empty(plan.output_shape(n, h, w), dtype=dtype, device="cpu")]
+            self.results = [
+                torch.empty(result, dtype=dtype, device="cpu")
+                for result in plan.result_shapes(n, h, w)
+            ]
         self._allocate_workspace()
 
     def _allocate_workspace(self) -> None:
@@ -116,7 +119,7 @@ class CpuRunner:
         elif not x.is_contiguous():
             x = self.input.copy_(x)
         torch.ops.snv2.network_out(
-            x, self.plan.weights, self.plan.words, *self.workspace, self.results[0]
+            x, self.plan.weights, self.plan.words, *self.workspace, self.results
         )
 
     @property

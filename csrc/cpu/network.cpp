@@ -53,13 +53,13 @@ template <class T>
 class ImageRunner {
  public:
   ImageRunner(const Plan& plan, const MapKernels<T>& kernels, const float* weights,
-              const FeatureMap& x, const FeatureMap& out, const Memory& memory, float* workspace,
-              T* features, Team& team)
+              const FeatureMap& x, const FeatureMap* results, const Memory& memory,
+              float* workspace, T* features, Team& team)
       : plan_(plan),
         kernels_(kernels),
         weights_(weights),
         x_(x),
-        out_(out),
+        results_(results),
         memory_(memory),
         features_(features),
         parallel_for_(team) {
@@ -74,6 +74,7 @@ class ImageRunner {
   void run(int64_t image) {
     image_ = image;
     extent_ = {x_.height, x_.width};
+    result_ = results_;
     for (const Step& step : plan_) {
       switch (step.kind) {
         case StepKind::kImport:
@@ -310,15 +311,16 @@ class ImageRunner {
     plane_offsets(plan_.table(main.in_table), main.in_channels, pixels, offsets_);
     const int64_t parts = std::min(threads_for(pixels * main.in_channels * 8), pixels);
     parallel_for_(parts, [&](int64_t i) {
-      kernels_.export_planes(current_, offsets_, out_, image_, part_of(pixels, parts, i));
+      kernels_.export_planes(current_, offsets_, *result_, image_, part_of(pixels, parts, i));
     });
+    ++result_;
   }
 
   const Plan& plan_;
   const MapKernels<T>& kernels_;
   const float* weights_;
   const FeatureMap& x_;
-  const FeatureMap& out_;
+  const FeatureMap* results_;
   const Memory& memory_;
   T* features_;
   Team& parallel_for_;
@@ -327,6 +329,7 @@ class ImageRunner {
   T* depthwise_;
   int32_t* offsets_;
   float* scratch_;
+  const FeatureMap* result_ = nullptr;  // that the next export writes
   int64_t image_ = 0;
   Extent extent_{0, 0};
 };
@@ -379,24 +382,31 @@ int64_t workspace_floats(const Memory& memory, const Plan& plan, int64_t batch, 
   return counters + body + memory.features + memory.classes + aligned(head_offsets);
 }
 
-void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap& out) {
-  const PlanHeader& header = plan.header();
-  Extent extent{x.height, x.width};
-  for (int64_t i = 0; i < header.halvings; ++i) extent = extent.strided(2);
-  if (header.classify) extent = {1, 1};
-  if (x.channels != header.in_channels || x.height < 1 || x.width < 1) {
+void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap* results,
+              int64_t result_count) {
+  if (x.channels != plan.header().in_channels || x.height < 1 || x.width < 1) {
     throw std::invalid_argument("x does not fit the plan");
   }
-  if (out.batch != x.batch || out.channels != header.out_channels || out.height != extent.height ||
-      out.width != extent.width || out.dtype != x.dtype) {
-    throw std::invalid_argument("out does not fit the plan and x");
+  if (result_count != plan.result_count()) {
+    throw std::invalid_argument("results are not as many as the plan's");
+  }
+  Extent extent{x.height, x.width};
+  for (const Step& step : plan) {
+    extent = extent_after(step, extent);
+    if (step.kind != StepKind::kExport && step.kind != StepKind::kHead) continue;
+    if (step.kind == StepKind::kHead) extent = {1, 1};
+    const FeatureMap& out = *results++;
+    if (out.batch != x.batch || out.channels != step.main.out_channels ||
+        out.height != extent.height || out.width != extent.width || out.dtype != x.dtype) {
+      throw std::invalid_argument("out does not fit the plan and x");
+    }
   }
 }
 
 // The network on a workspace that is large enough.
 template <class T>
 void run_on(const Kernels& kernels, const Plan& plan, const float* weights, const FeatureMap& x,
-            const FeatureMap& out, void* workspace, const ParallelFor& parallel_for) {
+            const FeatureMap* results, void* workspace, const ParallelFor& parallel_for) {
   const int64_t threads = parallel_for.threads;
   const MapKernels<T>& maps = *maps_of<T>(kernels);
   const Memory memory = plan_memory(plan, x.batch, {x.height, x.width});
@@ -407,8 +417,8 @@ void run_on(const Kernels& kernels, const Plan& plan, const float* weights, cons
   float* const features =
       base + images * memory.per_image(1) + (threads - 1) * (memory.offsets + memory.scratch);
   const auto runner_at = [&](int64_t place, Team& team) {
-    return ImageRunner<T>(plan, maps, weights, x, out, memory, base + place * memory.per_image(1),
-                          reinterpret_cast<T*>(features), team);
+    return ImageRunner<T>(plan, maps, weights, x, results, memory,
+                          base + place * memory.per_image(1), reinterpret_cast<T*>(features), team);
   };
 
   parallel_for(threads, [&](int64_t member) {
@@ -429,7 +439,8 @@ void run_on(const Kernels& kernels, const Plan& plan, const float* weights, cons
 
     const Step& tail = plan.end()[-1];
     if (tail.kind == StepKind::kHead) {
-      classify<T>(tail.main, kernels, weights, memory, features, out, team);
+      classify<T>(tail.main, kernels, weights, memory, features, results[plan.result_count() - 1],
+                  team);
     }
   });
 }
@@ -453,9 +464,10 @@ int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height, int64_t
   return workspace_floats(memory, plan, batch, threads) * static_cast<int64_t>(sizeof(float));
 }
 
-void run_network(const Plan& plan, const float* weights, const FeatureMap& x, const FeatureMap& out,
-                 void* workspace, int64_t workspace_size, const ParallelFor& parallel_for) {
-  check_io(plan, x, out);
+void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
+                 const FeatureMap* results, int64_t result_count, void* workspace,
+                 int64_t workspace_size, const ParallelFor& parallel_for) {
+  check_io(plan, x, results, result_count);
   const Kernels& table = kernels();
   const bool narrow = plan.element() == DType::kBFloat16;
   if (narrow && table.bfloat16 == nullptr) {
@@ -469,7 +481,7 @@ void run_network(const Plan& plan, const float* weights, const FeatureMap& x, co
   }
   if (x.batch == 0) return;
   const auto run = narrow ? run_on<BFloat16> : run_on<float>;
-  run(table, plan, weights, x, out, workspace, parallel_for);
+  run(table, plan, weights, x, results, workspace, parallel_for);
 }
 
 }  // namespace snv2::cpu

@@ -255,6 +255,44 @@ TEST(bfloat16_stage_equals_loops_for_any_number_of_threads) {
   }
 }
 
+TEST(results_on_the_way) {
+  Stage stage(20, 29);
+  const auto words = stage.packer.words(20, 58, 1);
+  // The map as it was imported is a result, and the last one twice.
+  Step first = stage.packer.steps.back();
+  first.main.in_table = stage.packer.steps[0].main.in_table;
+  first.main.in_channels = first.main.out_channels = 20;
+  stage.packer.steps.insert(stage.packer.steps.begin() + 1, first);
+  stage.packer.steps.push_back(Step(stage.packer.steps.back()));
+  const auto tapped_words = stage.packer.words(20, 58, 1);
+  const auto plan_of = [&](const std::vector<int64_t>& words) {
+    return snv2::Plan(words.data(), static_cast<int64_t>(words.size()),
+                      static_cast<int64_t>(stage.packer.weights.size()));
+  };
+  const snv2::Plan plain = plan_of(words), tapped = plan_of(tapped_words);
+  CHECK(plain.result_count() == 1 && tapped.result_count() == 3);
+  const float* const weights = stage.packer.weights.data();
+  Map x(3, 20, 9, 7, Layout::kContiguous), y(3, 58, 5, 4, Layout::kContiguous);
+  x.randomize();
+  for (const int64_t threads : {1, 2, 4}) {
+    const int64_t bytes = snv2::cpu::workspace_bytes(tapped, 3, 9, 7, threads);
+    std::vector<float> memory(static_cast<size_t>(bytes / 4), kNan);
+    snv2::cpu::run_network(plain, weights, x.map, y.map, memory.data(), bytes,
+                           std_threads(threads));
+    Map copy(3, 20, 9, 7, Layout::kContiguous);
+    Map one(3, 58, 5, 4, Layout::kContiguous), other(3, 58, 5, 4, Layout::kContiguous);
+    const auto run = [&](const std::vector<snv2::FeatureMap>& results) {
+      snv2::cpu::run_network(tapped, weights, x.map, results.data(),
+                             static_cast<int64_t>(results.size()), memory.data(), bytes,
+                             std_threads(threads));
+    };
+    run({copy.map, one.map, other.map});
+    CHECK(copy.values == x.values && one.values == y.values && other.values == y.values);
+    CHECK_THROWS(run({copy.map, one.map}));
+    CHECK_THROWS(run({one.map, copy.map, other.map}));
+  }
+}
+
 void broken_plans(DType element) {
   const Stage stage(20, element == DType::kFloat32 ? 29 : 32, element);
   const auto words = stage.packer.words(20, stage.channels, 1);

@@ -132,17 +132,6 @@ inline gpu::Image bytes_of(const Tensor& x, const GpuPlan& plan, const std::vect
   return image;
 }
 
-struct Extents {
-  int64_t height, width;
-
-  void halve(int64_t times) {
-    for (int64_t i = 0; i < times; ++i) {
-      height = conv3x3_extent(height, 2);
-      width = conv3x3_extent(width, 2);
-    }
-  }
-};
-
 // A map, or the scores of a classifier as a map of one pixel. The kernels check its extents.
 inline FeatureMap result_of(const Tensor& out, Layout layout, const Tensor& x, DType dtype) {
   STD_TORCH_CHECK(out.device() == x.device() && dtype_of(out) == dtype,
@@ -157,6 +146,47 @@ inline FeatureMap result_of(const Tensor& out, Layout layout, const Tensor& x, D
   return map_of(out, layout);
 }
 
+// The results of a plan in new memory.
+template <class Backend>
+std::vector<Tensor> new_results(const GpuPlan& plan, const Tensor& x, const Tensor& weights,
+                                const Tensor& parameters, const Tensor& tables,
+                                const std::vector<int64_t>& channels,
+                                const std::vector<int64_t>& halvings, bool classify) {
+  const GpuPlanHeader& header = plan.header();
+  STD_TORCH_CHECK((header.classify != 0) == classify, "classify does not match plan");
+  STD_TORCH_CHECK(static_cast<int64_t>(channels.size()) == header.result_count, "plan must have ",
+                  channels.size(), " results, has ", header.result_count);
+  const gpu::PlanArrays arrays = arrays_of(plan, weights, parameters, tables, x);
+  const Backend backend(x);
+  const Layout layout = layout_of(x);
+  const Tensor in = dense(x, layout);
+  const gpu::Image image = image_of<Backend>(in, plan, layout);
+
+  std::vector<Tensor> results = empty_results(x, channels, halvings, classify, layout);
+  std::vector<FeatureMap> maps;
+  for (const Tensor& out : results) maps.push_back(result_of(out, layout, x, plan.dtype()));
+  if (x.size(0) == 0) return results;
+  const gpu::Device device = gpu::current_device();
+  const int64_t bytes = gpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3), device);
+  const Tensor memory = torch::stable::empty({bytes + kWorkspaceAlign - 1}, ScalarType::Byte,
+                                             std::nullopt, x.device());
+  const Workspace workspace(memory);
+  gpu::run_network(plan, arrays, image, maps.data(), static_cast<int64_t>(maps.size()),
+                   workspace.data, workspace.size, device, backend.where);
+  return results;
+}
+
+template <class Backend>
+std::vector<Tensor> gpu_network_results(const Tensor& x, const Tensor& weights,
+                                        const Tensor& parameters, const Tensor& tables,
+                                        const Tensor& plan_words, std::vector<int64_t> channels,
+                                        std::vector<int64_t> halvings, bool classify) {
+  check_map(x, "x");
+  Backend::check_device(x, "x");
+  return new_results<Backend>(plan_of(plan_words), x, weights, parameters, tables, channels,
+                              halvings, classify);
+}
+
 template <class Backend>
 Tensor gpu_network(const Tensor& x, const Tensor& weights, const Tensor& parameters,
                    const Tensor& tables, const Tensor& plan_words, int64_t out_channels,
@@ -169,27 +199,8 @@ Tensor gpu_network(const Tensor& x, const Tensor& weights, const Tensor& paramet
                       (header.classify != 0) == classify,
                   "out_channels, halvings or classify do not match plan");
   STD_TORCH_CHECK(header.result_count == 1, "plan must have one result, has ", header.result_count);
-  const gpu::PlanArrays arrays = arrays_of(plan, weights, parameters, tables, x);
-  const Backend backend(x);
-  const Layout layout = layout_of(x);
-  const Tensor in = dense(x, layout);
-  const gpu::Image image = image_of<Backend>(in, plan, layout);
-
-  Extents extents{x.size(2), x.size(3)};
-  extents.halve(halvings);
-  Tensor out = classify ? torch::stable::empty({x.size(0), out_channels}, x.scalar_type(),
-                                               std::nullopt, x.device())
-                        : empty_map(x, out_channels, extents.height, extents.width, layout);
-  const FeatureMap result = result_of(out, layout, x, plan.dtype());
-  if (x.size(0) == 0) return out;
-  const gpu::Device device = gpu::current_device();
-  const int64_t bytes = gpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3), device);
-  const Tensor memory = torch::stable::empty({bytes + kWorkspaceAlign - 1}, ScalarType::Byte,
-                                             std::nullopt, x.device());
-  const Workspace workspace(memory);
-  gpu::run_network(plan, arrays, image, &result, 1, workspace.data, workspace.size, device,
-                   backend.where);
-  return out;
+  return new_results<Backend>(plan, x, weights, parameters, tables, {out_channels}, {halvings},
+                              classify)[0];
 }
 
 // `x` is a map, or bytes where scale and shift are not empty. `workspace` has workspace_bytes() and
@@ -244,6 +255,7 @@ template <class Backend, class Library>
 void implement_gpu_ops(Library& m) {
   implement_ops<Backend>(m);
   m.impl("gpu_network", TORCH_BOX(&gpu_network<Backend>));
+  m.impl("gpu_network_results", TORCH_BOX(&gpu_network_results<Backend>));
   m.impl("gpu_network_out", TORCH_BOX(&gpu_network_out<Backend>));
   m.impl("conformance", TORCH_BOX(&conformance<Backend>));
 }

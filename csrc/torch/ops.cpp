@@ -1,6 +1,8 @@
 // The PyTorch ops of the CPU backend, through the stable ABI of torch 2.11 and newer.
 #include "ops.h"
 
+#include <vector>
+
 #include "snv2/cpu.h"
 #include "thread_memory.h"
 
@@ -59,11 +61,39 @@ snv2::FeatureMap result_of(const Tensor& out, snv2::Layout layout) {
 }
 
 void run_network(const snv2::Plan& plan, const Tensor& x, const Tensor& weights, void* workspace,
-                 int64_t workspace_bytes, const Tensor& out, snv2::Layout layout) {
+                 int64_t workspace_bytes, const std::vector<Tensor>& results, snv2::Layout layout) {
   const auto pool = torch_pool();
+  std::vector<snv2::FeatureMap> maps;
+  for (const Tensor& out : results) maps.push_back(result_of(out, layout));
   snv2::cpu::run_network(plan, static_cast<const float*>(weights.const_data_ptr()),
-                         map_of(x, layout), result_of(out, layout), workspace, workspace_bytes,
-                         pool);
+                         map_of(x, layout), maps.data(), static_cast<int64_t>(maps.size()),
+                         workspace, workspace_bytes, pool);
+}
+
+// The results of a plan in new memory.
+std::vector<Tensor> new_results(const snv2::Plan& plan, const Tensor& x, const Tensor& weights,
+                                const std::vector<int64_t>& channels,
+                                const std::vector<int64_t>& halvings, bool classify) {
+  STD_TORCH_CHECK((plan.header().classify != 0) == classify, "classify does not match plan");
+  STD_TORCH_CHECK(static_cast<int64_t>(channels.size()) == plan.result_count(), "plan must have ",
+                  channels.size(), " results, has ", plan.result_count());
+  STD_TORCH_CHECK(x.size(1) == plan.header().in_channels, "x must have ", plan.header().in_channels,
+                  " channels, got ", x.size(1));
+  const snv2::Layout layout = layout_of(x);
+  const Tensor in = dense(x, layout);
+  std::vector<Tensor> results = empty_results(x, channels, halvings, classify, layout);
+  const int64_t bytes = snv2::cpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3),
+                                                   torch::stable::get_num_threads());
+  const ThreadMemory workspace(bytes);
+  run_network(plan, in, weights, workspace.data(), bytes, results, layout);
+  return results;
+}
+
+std::vector<Tensor> network_results(const Tensor& x, const Tensor& weights,
+                                    const Tensor& plan_words, std::vector<int64_t> channels,
+                                    std::vector<int64_t> halvings, bool classify) {
+  check_image(x);
+  return new_results(plan_of(plan_words, weights, x), x, weights, channels, halvings, classify);
 }
 
 Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
@@ -74,41 +104,28 @@ Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
   STD_TORCH_CHECK(header.out_channels == out_channels && header.halvings == halvings &&
                       (header.classify != 0) == classify,
                   "out_channels, halvings or classify do not match plan");
-  STD_TORCH_CHECK(x.size(1) == header.in_channels, "x must have ", header.in_channels,
-                  " channels, got ", x.size(1));
-  const snv2::Layout layout = layout_of(x);
-  const Tensor in = dense(x, layout);
-
-  int64_t height = x.size(2), width = x.size(3);
-  for (int64_t i = 0; i < halvings; ++i) {
-    height = snv2::conv3x3_extent(height, 2);
-    width = snv2::conv3x3_extent(width, 2);
-  }
-  const torch::stable::Device cpu(DeviceType::CPU);
-  Tensor out =
-      classify ? torch::stable::empty({x.size(0), out_channels}, x.scalar_type(), std::nullopt, cpu)
-               : empty_map(x, out_channels, height, width, layout);
-  const int64_t bytes = snv2::cpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3),
-                                                   torch::stable::get_num_threads());
-  const ThreadMemory workspace(bytes);
-  run_network(plan, in, weights, workspace.data(), bytes, out, layout);
-  return out;
+  STD_TORCH_CHECK(plan.result_count() == 1, "plan must have one result, has ", plan.result_count());
+  return new_results(plan, x, weights, {out_channels}, {halvings}, classify)[0];
 }
 
 void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_words, Tensor workspace,
-                 Tensor out) {
+                 std::vector<Tensor> results) {
   check_image(x);
   const snv2::Plan plan = plan_of(plan_words, weights, x);
   const snv2::Layout layout = layout_of(x);
   STD_TORCH_CHECK(is_dense(x, layout), "x must be dense");
-  STD_TORCH_CHECK(out.is_cpu() && dtype_of(out) == dtype_of(x),
-                  "out must be a CPU tensor of x's dtype");
-  STD_TORCH_CHECK(out.dim() == (plan.header().classify != 0 ? 2 : 4), "out has the wrong rank");
-  STD_TORCH_CHECK(out.dim() == 2 ? out.is_contiguous() : is_dense(out, layout),
-                  "out must be dense in x's memory format");
+  for (size_t i = 0; i < results.size(); ++i) {
+    const Tensor& out = results[i];
+    const bool scores = plan.header().classify != 0 && i + 1 == results.size();
+    STD_TORCH_CHECK(out.is_cpu() && dtype_of(out) == dtype_of(x),
+                    "results must be CPU tensors of x's dtype");
+    STD_TORCH_CHECK(out.dim() == (scores ? 2 : 4), "results have the wrong rank");
+    STD_TORCH_CHECK(scores ? out.is_contiguous() : is_dense(out, layout),
+                    "results must be dense in x's memory format");
+  }
   parameters(workspace, "workspace", workspace.numel(), x);
   run_network(plan, x, weights, workspace.data_ptr(),
-              workspace.numel() * static_cast<int64_t>(sizeof(float)), out, layout);
+              workspace.numel() * static_cast<int64_t>(sizeof(float)), results, layout);
 }
 
 }  // namespace
@@ -120,12 +137,16 @@ STABLE_TORCH_LIBRARY(snv2, m) {
       "network(Tensor x, Tensor weights, Tensor plan, int out_channels, int halvings, "
       "bool classify) -> Tensor");
   m.def(
-      "network_out(Tensor x, Tensor weights, Tensor plan, Tensor(a!) workspace, Tensor(b!) out) "
-      "-> ()");
+      "network_results(Tensor x, Tensor weights, Tensor plan, int[] channels, int[] halvings, "
+      "bool classify) -> Tensor[]");
+  m.def(
+      "network_out(Tensor x, Tensor weights, Tensor plan, Tensor(a!) workspace, "
+      "Tensor(b!)[] results) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(snv2, CPU, m) {
   implement_ops<Cpu>(m);
   m.impl("network", TORCH_BOX(&network));
+  m.impl("network_results", TORCH_BOX(&network_results));
   m.impl("network_out", TORCH_BOX(&network_out));
 }

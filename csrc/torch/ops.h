@@ -9,6 +9,7 @@
 #pragma once
 
 #include <tuple>
+#include <vector>
 
 #include "tensors.h"
 
@@ -180,12 +181,41 @@ void define_ops(Library& m) {
       "Tensor shift) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
+// Networks ---------------------------------------------------------------------------------
+
+// Memory for the results of a plan for x: maps of these channels, after so many halvings of x, of
+// which the last may be [N, classes].
+inline std::vector<Tensor> empty_results(const Tensor& x, const std::vector<int64_t>& channels,
+                                         const std::vector<int64_t>& halvings, bool classify,
+                                         Layout layout) {
+  STD_TORCH_CHECK(channels.size() == halvings.size(), "channels and halvings must be as many");
+  std::vector<Tensor> results;
+  for (size_t i = 0; i < channels.size(); ++i) {
+    if (classify && i + 1 == channels.size()) {
+      results.push_back(torch::stable::empty({x.size(0), channels[i]}, x.scalar_type(),
+                                             std::nullopt, x.device()));
+      continue;
+    }
+    int64_t height = x.size(2), width = x.size(3);
+    for (int64_t k = 0; k < halvings[i]; ++k) {
+      height = conv3x3_extent(height, 2);
+      width = conv3x3_extent(width, 2);
+    }
+    results.push_back(empty_map(x, channels[i], height, width, layout));
+  }
+  return results;
+}
+
 // Networks of the GPU backends; gpu_ops.h has the bodies.
 template <class Library>
 void define_gpu_ops(Library& m) {
   m.def(
       "gpu_network(Tensor x, Tensor weights, Tensor parameters, Tensor tables, Tensor plan, "
       "int out_channels, int halvings, bool classify) -> Tensor");
+  m.def(
+      "gpu_network_results(Tensor x, Tensor weights, Tensor parameters, Tensor tables, Tensor "
+      "plan, "
+      "int[] channels, int[] halvings, bool classify) -> Tensor[]");
   m.def(
       "gpu_network_out(Tensor x, Tensor weights, Tensor parameters, Tensor tables, Tensor plan, "
       "Tensor(a!) workspace, Tensor(b!)[] results, float[] scale, float[] shift) -> ()");

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -14,7 +16,7 @@ from snv2_kernels.packing.units import Unsupported
 __all__ = ["run_exported"]
 
 
-def run_exported(module: FusedModule, x: Tensor) -> Tensor:
+def run_exported(module: FusedModule, x: Tensor) -> Any:
     """The fused forward of a module whose parameters torch.export has replaced by fake ones.
 
     Raises:
@@ -31,7 +33,8 @@ def run_exported(module: FusedModule, x: Tensor) -> Tensor:
         weights = packed.weights(real, backend, dtype)
         if not real._covers(weights, _like(x)):
             raise Unsupported("plain")
-    return real._run(weights, x if x.dtype == dtype else x.to(dtype), backend)
+    results = real._run(weights, x if x.dtype == dtype else x.to(dtype), backend)
+    return real._returned.filled(results)
 
 
 def _with_real_tensors(module: FusedModule) -> FusedModule:

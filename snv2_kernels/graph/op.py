@@ -1,4 +1,5 @@
-"""``torch.ops.snv2.fused``: a recipe, run on packed weights.
+"""``torch.ops.snv2.fused``: a recipe, run on packed weights; ``fused_results`` where it has several
+results.
 
 It is a function of its tensors and nothing else, so a compiler may move and copy it as it likes.
 The packed weights are remembered beside the first tensor of the state, and made again when any of
@@ -18,7 +19,7 @@ from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.nn.fused import Weights
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.nn.watch import beside, optimizer_steps
-from snv2_kernels.ops import _plan_fake
+from snv2_kernels.ops import _results_fake
 from snv2_kernels.packing.units import Unsupported
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def _entry(text: str, state: Sequence[Tensor]) -> _Entry:
     return entry
 
 
-def _run_packed(x: Tensor, state: Sequence[Tensor], text: str, backend: str) -> Tensor | None:
-    """The result of the kernels, None where they do not cover the input."""
+def _run_packed(x: Tensor, state: Sequence[Tensor], text: str, backend: str) -> list[Tensor] | None:
+    """The results of the kernels, None where they do not cover the input."""
     name = resolve(x.device, backend)
     if name not in _Told.kernel_backends:
         return None
@@ -88,26 +89,35 @@ def _run_packed(x: Tensor, state: Sequence[Tensor], text: str, backend: str) -> 
         return None
     if not entry.module._covers(weights, x):
         return None
-    return entry.module._run(weights, x, name)
+    return _listed(entry.module._run(weights, x, name))
 
 
-# The operator ---------------------------------------------------------------------------------
+def _listed(results: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    return [results] if isinstance(results, Tensor) else list(results)
 
 
-def _fused(
+# The operators --------------------------------------------------------------------------------
+
+
+def _fused_results(
     x: Tensor,
     state: list[Tensor],
     recipe: str,
     backend: str,
     dtype: torch.dtype,
     autocast: torch.dtype | None,
-) -> Tensor:
-    out = _run_packed(x.to(dtype), state, recipe, backend)
-    if out is not None:
-        return out
-    promised = _fused_fake(x, state, recipe, backend, dtype, autocast)
+) -> list[Tensor]:
+    results = _run_packed(x.to(dtype), state, recipe, backend)
+    if results is not None:
+        return results
+    promised = _fused_results_fake(x, state, recipe, backend, dtype, autocast)
     with _autocast(x, autocast):
-        return promised.copy_(Recipe.read(recipe).plain(x, state))
+        results = _listed(Recipe.read(recipe).plain(x, state))
+    return [out.copy_(result) for out, result in zip(promised, results, strict=True)]
+
+
+def _fused(x: Tensor, *arguments: Any) -> Tensor:
+    return _fused_results(x, *arguments)[0]
 
 
 def _autocast(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
@@ -115,20 +125,25 @@ def _autocast(x: Tensor, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(x.device.type, dtype, enabled=dtype is not None)
 
 
-def _fused_fake(
+def _fused_results_fake(
     x: Tensor,
     state: list[Tensor],
     recipe: str,
     backend: str,
     dtype: torch.dtype,
     autocast: torch.dtype | None,
-) -> Tensor:
+) -> list[Tensor]:
     told = Recipe.read(recipe)
-    return _plan_fake(x.to(dtype), told.out_channels, told.halvings, told.classify)
+    channels, halvings = map(list, zip(*told.results, strict=True))
+    return _results_fake(x.to(dtype), channels, halvings, told.classify)
+
+
+def _fused_fake(x: Tensor, *arguments: Any) -> Tensor:
+    return _fused_results_fake(x, *arguments)[0]
 
 
 def _fused_backward(
-    grad: Tensor,
+    grads: list[Tensor],
     x: Tensor,
     state: list[Tensor],
     recipe: str,
@@ -143,11 +158,11 @@ def _fused_backward(
     with guards[0], guards[1], torch.enable_grad(), _autocast(x, autocast):
         out = Recipe.read(recipe).plain(leaves[0], leaves[1:])
     inputs = [t for t in leaves if t.requires_grad]
-    return [g.clone() for g in torch.autograd.grad(out, inputs, grad)]
+    return [g.clone() for g in torch.autograd.grad(_listed(out), inputs, grads)]
 
 
 def _fused_backward_fake(
-    grad: Tensor,
+    grads: list[Tensor],
     x: Tensor,
     state: list[Tensor],
     recipe: str,
@@ -157,15 +172,16 @@ def _fused_backward_fake(
     return [torch.empty_like(t) for t, want in zip((x, *state), wanted, strict=True) if want]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, state, ctx.recipe, _, _, ctx.autocast = inputs
     ctx.save_for_backward(x, *state)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _gradient(ctx: Any, grads: Any) -> tuple[Any, ...]:
     x, *state = ctx.saved_tensors
     wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[1]]
-    computed = iter(torch.ops.snv2.fused_backward(grad, x, state, ctx.recipe, ctx.autocast, wanted))
+    backward = torch.ops.snv2.fused_backward
+    computed = iter(backward(_listed(grads), x, state, ctx.recipe, ctx.autocast, wanted))
     by_x, *by_state = (next(computed) if want else None for want in wanted)
     return by_x, by_state, None, None, None, None
 
@@ -192,11 +208,19 @@ _define(
     tags=(torch.Tag.cudagraph_unsafe,),
 )
 _define(
-    "fused_backward(Tensor grad, Tensor x, Tensor[] state, str recipe, ScalarType? autocast,"
+    "fused_results(Tensor x, Tensor[] state, str recipe, str backend, ScalarType dtype,"
+    " ScalarType? autocast) -> Tensor[]",
+    _fused_results,
+    _fused_results_fake,
+    tags=(torch.Tag.cudagraph_unsafe,),
+)
+_define(
+    "fused_backward(Tensor[] grads, Tensor x, Tensor[] state, str recipe, ScalarType? autocast,"
     " bool[] wanted) -> Tensor[]",
     _fused_backward,
     _fused_backward_fake,
 )
-torch.library.register_autograd(
-    "snv2::fused", _gradient, setup_context=_setup_context, lib=_library
-)
+for _name in ("fused", "fused_results"):
+    torch.library.register_autograd(
+        f"snv2::{_name}", _gradient, setup_context=_setup_context, lib=_library
+    )

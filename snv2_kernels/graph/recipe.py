@@ -6,6 +6,7 @@ the *state*, in the order in which the recipe's layers take them. It is JSON, a 
     ["import", channels]
     ["stem", layer]
     ["unit", stride, branch, main, passthrough, order, projection]
+    ["result"]
     ["head", layer, linear, classes]
 
 as :class:`snv2_kernels.packing.Builder` is told them. A branch or projection is a list of layers,
@@ -151,6 +152,10 @@ class RecipeBuilder(Builder):
         side = [self._layer(layer) for layer in unit.projection or ()]
         self._steps.append(("unit", unit.stride, branch, *lists, side))
 
+    def add_result(self) -> None:
+        super().add_result()
+        self._steps.append(("result",))
+
     def add_head(self, layer: Layer, fc: nn.Linear) -> None:
         super().add_head(layer, fc)
         written = self._layer(layer)
@@ -230,13 +235,25 @@ class Recipe:
 
     def __init__(self, text: str) -> None:
         self._steps: list[list[Any]] = json.loads(text)
-        first, last = self._steps[0], self._steps[-1]
-        self.classify: bool = last[0] == "head"
-        units = [step for step in self._steps if step[0] == "unit"]
-        strides: list[int] = [step[1] for step in units]
-        self.halvings = strides.count(2) + (2 if first[0] == "stem" else 0)
-        self._lists = {text: read_channels(text) for step in units for text in step[3:6]}
-        self.out_channels: int = last[3] if self.classify else len(self._lists[last[5]])
+        self.classify: bool = self._steps[-1][0] == "head"
+        self._lists = {
+            text: read_channels(text)
+            for step in self._steps if step[0] == "unit"
+            for text in step[3:6]
+        }  # fmt: skip
+        self.results: list[tuple[int, int]] = []  # channels and halvings of each
+        channels = halvings = 0
+        for kind, *rest in self._steps:
+            if kind == "stem":
+                halvings = 2
+            elif kind == "unit":
+                channels, halvings = len(self._lists[rest[4]]), halvings + (rest[0] == 2)
+            elif kind == "head":
+                channels = rest[2]
+            elif kind == "result":
+                self.results.append((channels, halvings))
+        self.results.append((channels, halvings))
+        self.out_channels, self.halvings = self.results[-1]
 
     @staticmethod
     @functools.lru_cache(maxsize=1024)
@@ -246,7 +263,8 @@ class Recipe:
     @property
     def is_run(self) -> bool:
         """Whether it is units alone."""
-        return self._steps[0][0] == "import" and not self.classify
+        kinds = {step[0] for step in self._steps}
+        return kinds == {"import", "unit"}
 
     def tell(self, builder: Builder, tensors: Sequence[Tensor], goes_on: bool = False) -> None:
         """Tell a builder this network with a state's tensors; ``goes_on`` if units came before."""
@@ -263,14 +281,16 @@ class Recipe:
                 parts, ends = state.branch(branch, stride), state.branch(side, stride)
                 projection: Any = ends or None
                 builder.add_unit(Unit(stride, parts, main, passthrough, order, projection))
+            elif kind == "result":
+                builder.add_result()
             else:
                 builder.add_head(state.layer(rest[0]), state.linear(rest[1]))
 
-    def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """The formula in plain PyTorch."""
+    def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Any:
+        """The formula in plain PyTorch: the result, or a tuple of several."""
         formula = _Formula(x)
         self.tell(formula, tensors)
-        return formula.value
+        return (*formula.results, formula.value) if formula.results else formula.value
 
 
 class _Formula(Builder):
@@ -279,6 +299,7 @@ class _Formula(Builder):
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.value = x
+        self.results: list[Tensor] = []
 
     def add_import(self, channels: int) -> None:
         pass
@@ -301,6 +322,9 @@ class _Formula(Builder):
             dw, pw = unit.projection
             first = _apply(pw, _apply(dw, x))
         self.value = _channels(torch.cat([first, y], 1), unit.order)
+
+    def add_result(self) -> None:
+        self.results.append(self.value)
 
     def add_head(self, layer: Layer, fc: nn.Linear) -> None:
         features = _apply(layer, self.value).mean([2, 3])

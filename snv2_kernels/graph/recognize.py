@@ -9,7 +9,7 @@ says so in the terms of :meth:`snv2_kernels.packing.Builder.add_unit`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -52,6 +52,7 @@ class Run:
     units: list[Unit]
     stem: Stem | None = None
     head: Head | None = None
+    taps: frozenset[Node] = frozenset()  # maps of units on the way that are results too
 
     @property
     def source(self) -> Node:
@@ -88,13 +89,16 @@ class Run:
             builder.add_stem(self.stem.layer.told())
         for unit in self.units:
             unit.tell(builder)
+            if unit.out in self.taps:
+                builder.add_result()
         if self.head is not None:
             builder.add_head(self.head.layer.told(), self.head.linear)  # type: ignore[arg-type]
 
 
-def recognize(graph: Graph) -> list[Run]:
-    """All runs of units in a graph that the kernels cover, in its order."""
-    found = Units(graph)
+def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
+    """All runs of units in a graph that the kernels cover, in its order. A unit whose map is returned
+    ends there, whatever shuffles it next."""
+    found = Units(graph, returned)
     runs: list[Run] = []
     for unit in found.units:
         last = runs[-1].units[-1] if runs else None
@@ -118,8 +122,9 @@ def _reads_alone(unit: Unit) -> bool:
 class Units:
     """Those of a graph, which it goes through once."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, returned: Collection[Node] = ()) -> None:
         self.units: list[Unit] = []
+        self._returned = returned
         self.layers = Layers(graph)
         self.gates = {gate.out: gate for gate in gates(graph, self.layers)}
         self._follower = Follower()
@@ -207,7 +212,7 @@ class Units:
     def _last_shuffle(self, join: Node, joined: set[Origin]) -> Node:
         """The farthest map with the same channels that is all that the join is used for."""
         out = node = join
-        while len(readers(node)) == 1:
+        while len(readers(node)) == 1 and node not in self._returned:
             (node,) = readers(node)
             moved = self._follower.value(node)
             if not isinstance(moved, Value):

@@ -25,6 +25,7 @@ from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
 from snv2_kernels.graph.nodes import writes
+from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.fused import clone_tree
 
 __all__ = ["Recording", "Untraceable", "inner_state", "plain_copy", "record"]
@@ -47,7 +48,8 @@ class Recording:
 
     graph: Graph
     source: Node
-    out: Node | None = None  # None if the forward was not recorded to its end
+    outs: list[Node] = field(default_factory=list)  # what it returns, each once
+    returned: Returned = ONE_MAP
     error: str | None = None
     channels: dict[str, int] = field(default_factory=dict)  # of the inputs of submodules
 
@@ -81,9 +83,11 @@ def record(module: nn.Module, in_channels: int) -> Recording:
             out = copied(x)
         _check_unchanged(before, inner_state(copied))
         recorder.check_sizes()
-        recording.out = recorder.node_of(out)
-        if recording.out is None:
-            raise Untraceable(f"returns {type(out).__name__}, not one map")
+        returned = Returned.of(out)
+        if returned is None:
+            raise Untraceable(f"returns {type(out).__name__}, not maps")
+        recording.returned, maps = returned
+        recording.outs = [recorder.node_of(t) for t in maps]
         _erase_unread(recording)
     except Untraceable as error:
         recording.error = str(error)
@@ -96,7 +100,7 @@ def record(module: nn.Module, in_channels: int) -> Recording:
 def _erase_unread(recording: Recording) -> None:
     """What was only asked for its size would pass for a reader of a map."""
     for node in reversed(recording.graph.nodes):
-        kept = node in (recording.source, recording.out) or node.users or writes(node)
+        kept = node in (recording.source, *recording.outs) or node.users or writes(node)
         if not kept:
             recording.graph.erase_node(node)
 

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from snv2_kernels.backends import DEVICES, resolve, use_backend
 from snv2_kernels.graph.constant import constant_to_dynamo
+from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.watch import Watch, forget, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 from snv2_kernels.packing.units import Unsupported
@@ -184,8 +185,13 @@ class FusedModule(nn.Module):
     _backend: str = "auto"
     _shares_parameters: bool = False  # with the model it was fused from
 
-    def _plain(self, x: Tensor) -> Tensor:
+    def _plain(self, x: Tensor) -> Any:
         raise NotImplementedError
+
+    @property
+    def _returned(self) -> Returned:
+        """What :meth:`_plain` makes of the results of :meth:`_run`."""
+        return ONE_MAP
 
     def _in_channels(self) -> int:
         """Channels of the input; raises :class:`Unsupported` if they cannot be told."""
@@ -207,7 +213,8 @@ class FusedModule(nn.Module):
         """Whether the kernels can run an input of this shape."""
         return True
 
-    def _run(self, weights: Any, x: Tensor, backend: str) -> Tensor:
+    def _run(self, weights: Any, x: Tensor, backend: str) -> Any:
+        """The result, or a tuple of several."""
         raise NotImplementedError
 
     def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
@@ -242,12 +249,12 @@ class FusedModule(nn.Module):
             return str(error)
         return why_plain(self) if packed.watch.runs_plain() else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.training:
             return self._plain(x)
         return self._compiled(x) if torch.compiler.is_compiling() else self._eager(x)
 
-    def _eager(self, x: Tensor) -> Tensor:
+    def _eager(self, x: Tensor) -> Any:
         if _outside_kernels(x):
             return self._plain(x)
         backend = resolve(x.device, self._backend)
@@ -269,11 +276,11 @@ class FusedModule(nn.Module):
             return self._plain(x)
         if torch.is_grad_enabled() and (x.requires_grad or packed.watch.requires_grad()):
             run = _Run(self, packed, weights, dtype, backend)
-            out: Tensor = _Recompute.apply(run, x, *packed.watch.parameters)
-            return out
-        return self._run(weights, x if x.dtype == dtype else x.to(dtype), backend)
+            return self._returned.filled(_Recompute.apply(run, x, *packed.watch.parameters))
+        results = self._run(weights, x if x.dtype == dtype else x.to(dtype), backend)
+        return self._returned.filled(results)
 
-    def _compiled(self, x: Tensor) -> Tensor:
+    def _compiled(self, x: Tensor) -> Any:
         """The forward under Dynamo, which sets guards on all that is looked at here, and under
         torch.export. What does not fit is left to torch to complain of."""
         dynamo = torch.compiler.is_dynamo_compiling()
@@ -286,7 +293,7 @@ class FusedModule(nn.Module):
                 pass
         return self._plain(x)
 
-    def _exported(self, x: Tensor) -> Tensor:
+    def _exported(self, x: Tensor) -> Any:
         from snv2_kernels.graph.export import run_exported
 
         return run_exported(self, x)
@@ -364,7 +371,7 @@ class _Recompute(torch.autograd.Function):
     OTHERS = 1  # arguments before x, without gradients
 
     @staticmethod
-    def forward(ctx: Any, run: _Run, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, run: _Run, x: Tensor, *parameters: Tensor) -> Any:
         ctx.twin = run.packed.eval_twin(run.module)
         device = x.device.type
         ctx.autocast = {
@@ -376,15 +383,16 @@ class _Recompute(torch.autograd.Function):
         return run.module._run(run.weights, x.to(run.dtype), run.backend)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads_of_results: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[_Recompute.OTHERS + i]]
         create_graph = torch.is_grad_enabled()  # the caller wants a second derivative
         with torch.enable_grad(), use_backend("reference"), torch.autocast(**ctx.autocast):
             out = ctx.twin._plain(inputs[0])  # the root's hooks have run in the forward
         computed = torch.autograd.grad(
-            out, [inputs[i] for i in wanted], grad, create_graph=create_graph, allow_unused=True
-        )
+            ctx.twin._returned.results(out), [inputs[i] for i in wanted], grads_of_results,
+            create_graph=create_graph, allow_unused=True,
+        )  # fmt: skip
         grads: list[Tensor | None] = [None] * (_Recompute.OTHERS + len(inputs))
         for i, g in zip(wanted, computed, strict=True):
             grads[_Recompute.OTHERS + i] = g

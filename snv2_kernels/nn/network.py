@@ -133,10 +133,14 @@ class PlannedModule(FusedModule):
         self, backend: str, dtype: torch.dtype, device: torch.device
     ) -> Plan | GpuPlan | TritonPlan:
         if backend == "cpu":
-            builder = PlanBuilder()
-            self._tell(builder)
-            return builder.build(plan_element(dtype))
+            return self._cpu_plan(dtype)
         return (self._triton_plan if backend == "triton" else self._gpu_plan)(dtype, device)
+
+    def _cpu_plan(self, dtype: torch.dtype, taps: Collection[str] = ()) -> Plan:
+        """Of the CPU's kernels, for an input of ``dtype``; see :meth:`_gpu_plan`."""
+        builder = PlanBuilder()
+        self._tell(builder, taps)
+        return builder.build(plan_element(dtype))
 
     def _triton_plan(
         self, dtype: torch.dtype, device: torch.device, taps: Collection[str] = ()
@@ -170,7 +174,7 @@ class PlannedModule(FusedModule):
         fields = _gpu_fields(x.device) if x.is_cuda else device_fields(x.device)
         return weights.covers(x.shape[0], x.shape[2], x.shape[3], fields)
 
-    def _run(self, weights: Plan | GpuPlan | TritonPlan, x: Tensor, backend: str) -> Tensor:
+    def _run(self, weights: Plan | GpuPlan | TritonPlan, x: Tensor, backend: str) -> Any:
         return run_plan(x, weights, backend)
 
     def _in_graph(self, x: Tensor) -> Tensor:

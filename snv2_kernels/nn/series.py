@@ -1,16 +1,16 @@
-"""A container of which some modules are units in a row."""
+"""A container of which some modules are units in a row, also across containers inside it."""
 
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from snv2_kernels.nn.network import PlannedModule
+from snv2_kernels.nn.watch import has_own_hooks
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.units import Unsupported
 
@@ -41,21 +41,41 @@ class Series(PlannedModule, nn.Sequential):
 
 
 def has_series(module: nn.Sequential) -> bool:
-    """Whether units follow each other in a container."""
-    backends = map(_backend, module)
-    return any(a == b is not None for a, b in itertools.pairwise(backends))
+    """Whether units follow each other in a container, and not all in the same one inside it."""
+    pairs = itertools.pairwise(_flat(module))
+    return any(
+        _backend(a) == _backend(b) is not None and name.partition(".")[0] != other.partition(".")[0]
+        for (name, a), (other, b) in pairs
+    )
 
 
-def _joined(container: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
-    items = container._modules.items()  # a module may stand in two places
-    for backend, group in itertools.groupby(items, lambda item: _backend(item[1])):
-        named: Any = OrderedDict(group)
-        if backend is None or len(named) == 1:
-            yield from named.items()
+def _flat(container: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Its modules by name in the order in which they run. A module may stand in two places."""
+    modules: Any = container._modules
+    for name, module in modules.items():
+        if _is_transparent(module):
+            yield from _flat(module, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", module
+
+
+def _is_transparent(module: nn.Module | None) -> TypeGuard[nn.Sequential]:
+    """Whether a module is a container whose forward runs its modules and nothing else."""
+    if type(module) not in (nn.Sequential, Mixed):
+        return False
+    assert module is not None
+    return "forward" not in vars(module) and not has_own_hooks(module)
+
+
+def _joined(modules: list[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
+    for backend, group in itertools.groupby(modules, lambda item: _backend(item[1])):
+        found = list(group)
+        if backend is None or len(found) == 1:
+            yield from found
             continue
-        series = Series(named)
+        series = Series(*(module for _, module in found))
         series.training, series._backend = False, backend
-        yield f"{next(iter(named))}-{next(reversed(named))}", series
+        yield f"{found[0][0]}-{found[-1][0]}", series
 
 
 def _backend(module: nn.Module) -> str | None:
@@ -69,7 +89,7 @@ class Mixed(nn.Sequential):
     """``nn.Sequential`` in which units that follow each other run in one op call in ``eval()``
     mode."""
 
-    _made: tuple[list[nn.Module], dict[str, nn.Module]] | None = None
+    _made: tuple[list[tuple[str, nn.Module]], dict[str, nn.Module]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
@@ -81,11 +101,12 @@ class Mixed(nn.Sequential):
         return x
 
     def steps(self) -> dict[str, nn.Module]:
-        """Its modules by name, units in a row as one :class:`Series`, such as ``"1-3"``."""
-        modules = list(self)
+        """Its modules and those of containers inside, by name, units in a row as one
+        :class:`Series`, such as ``"1-3"``."""
+        modules = list(_flat(self))
         made = self._made
-        if made is None or list(map(id, made[0])) != list(map(id, modules)):
-            made = self._made = modules, dict(_joined(self))
+        if made is None or [id(m) for _, m in made[0]] != [id(m) for _, m in modules]:
+            made = self._made = modules, dict(_joined(modules))
         return made[1]
 
     def train(self, mode: bool = True) -> Mixed:

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snv2_kernels._native import Snapshot
 
-__all__ = ["Watch", "beside", "forget", "optimizer_steps", "why_plain"]
+__all__ = ["Watch", "beside", "forget", "has_own_hooks", "optimizer_steps", "why_plain"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _requires_grad = attrgetter("requires_grad")
@@ -42,6 +42,12 @@ register_optimizer_step_post_hook(_count_step)
 def optimizer_steps() -> int:
     """That any optimizer has taken in this process."""
     return _optimizer_steps
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Whether there are hooks around its forward, its own or global ones."""
+    own = any(getattr(module, hooks) for hooks in _HOOKS)
+    return own or any(getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS)
 
 
 def why_plain(module: nn.Module) -> str | None:

@@ -20,7 +20,6 @@ __all__ = [
     "FoldedHead",
     "FoldedStem",
     "FoldingBuilder",
-    "TappedBuilder",
     "Work",
     "fold",
     "fold_bn",
@@ -106,8 +105,7 @@ class BasePlan:
     classify: bool  # the result is [N, out_channels]
     units: int
     work: tuple[Work, ...] = field(repr=False)
-    # Channels and halvings of each result, the last one included, where there may be several.
-    results: tuple[tuple[int, int], ...] = ()
+    results: tuple[tuple[int, int], ...]  # channels and halvings of each, the last one included
 
     @property
     def halvings(self) -> int:
@@ -123,6 +121,16 @@ class BasePlan:
                 height, width = half(height), half(width)
             total += work.per_output_pixel * height * width + work.per_image
         return total
+
+    @property
+    def result_fields(self) -> tuple[list[int], list[int], bool]:
+        """What the ops that give all results take: channels and halvings of each, and whether the
+        last are scores."""
+        return (
+            [c for c, _ in self.results],
+            [halvings for _, halvings in self.results],
+            self.classify,
+        )
 
     def output_shape(self, batch: int, height: int, width: int) -> tuple[int, ...]:
         if self.classify:
@@ -163,6 +171,7 @@ class Builder:
         self.in_channels = 0  # of the caller's
         self.units = 0
         self.work: list[Work] = []
+        self._classifies = False
 
     def add_import(self, channels: int) -> None:
         """The user's feature map, [N, channels, H, W]."""
@@ -199,15 +208,17 @@ class Builder:
         """The map so far is a result too, in logical order.
 
         Raises:
-            ValueError: if plans of this kind have only one result.
+            ValueError: if it is not one that a unit makes.
         """
-        raise ValueError("plans of this kind have only one result")
+        if not self.units or self._classifies:
+            raise ValueError("only the map that a unit makes can be a result")
 
     def add_head(self, layer: Layer, fc: nn.Linear) -> None:
         """``fc(layer(x).mean([2, 3]))``, the layer pointwise."""
         features = layer.channels
         self.work.append(Work(1, self.channels * features, 0, features * fc.out_features))
         self.channels = fc.out_features
+        self._classifies = True
 
 
 class Folded(NamedTuple):
@@ -245,13 +256,15 @@ def fold(layer: Layer) -> Folded:
 
 
 class FoldingBuilder(Builder):
-    """Collects folded steps: a subclass lays them out when it knows them all."""
+    """Collects folded steps: a subclass lays them out when it knows them all. The unit that makes a
+    result writes it in logical order too."""
 
     def __init__(self) -> None:
         super().__init__()
         self._stem: FoldedStem | None = None
         self._units: list[Unit[Folded]] = []
         self._head: FoldedHead | None = None
+        self._tapped: set[int] = set()  # units whose map is a result
 
     def add_stem(self, layer: Layer) -> None:
         self._stem = FoldedStem(fold(layer), layer.conv.in_channels)
@@ -261,25 +274,11 @@ class FoldingBuilder(Builder):
         self._units.append(unit.map(fold))
         super().add_unit(unit)
 
+    def add_result(self) -> None:
+        super().add_result()
+        self._tapped.add(self.units - 1)
+
     def add_head(self, layer: Layer, fc: nn.Linear) -> None:
         weight, bias = fold_fc(fc)
         self._head = FoldedHead(fold(layer), Folded(weight.cpu(), bias.cpu()))
         super().add_head(layer, fc)
-
-
-class TappedBuilder(FoldingBuilder):
-    """One whose plans may have several results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._tapped: set[int] = set()  # units whose map is a result
-
-    def add_result(self) -> None:
-        """The map so far is a result too, written in logical order by the unit that makes it.
-
-        Raises:
-            ValueError: if no unit comes before.
-        """
-        if not self._units or self._head is not None:
-            raise ValueError("only the map that a unit makes can be a result")
-        self._tapped.add(len(self._units) - 1)

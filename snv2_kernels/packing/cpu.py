@@ -125,7 +125,7 @@ class PlanBuilder(FoldingBuilder):
     """Collects steps; :meth:`build`, which knows them all, decides where planes lie."""
 
     def build(self, element: torch.dtype = torch.float32) -> Plan:
-        """The plan; without a head the map leaves in logical order.
+        """The plan; maps that are results leave in logical order, without a head the last one too.
 
         Args:
             element: of the maps: float32, or bfloat16, which runs where the instruction set in use
@@ -141,12 +141,12 @@ class PlanBuilder(FoldingBuilder):
             writer.stem(self._stem)
         else:
             writer.import_map(self.in_channels)
-        for unit in self._units:
+        for i, unit in enumerate(self._units):
             writer.unit(unit)
+            if i in self._tapped or (self._head is None and i == len(self._units) - 1):
+                writer.export_map()
         if self._head is not None:
             writer.head(self._head)
-        else:
-            writer.export_map()
         out_channels = writer.steps[-1].main.out_channels
         words = [_native.PLAN_MAGIC, len(writer.steps), self.in_channels, out_channels]
         words += [halvings_of(self.work), int(self._head is not None), _ELEMENTS[element]]
@@ -161,6 +161,7 @@ class PlanBuilder(FoldingBuilder):
             classify=self._head is not None,
             units=self.units,
             work=tuple(self.work),
+            results=tuple(writer.results),
             element=element,
             steps=tuple(writer.steps),
             matrices=tuple(writer.matrices),
@@ -212,6 +213,7 @@ class _Writer:
         self.weights: list[Tensor] = []
         self.weight_count = 0
         self.matrices: list[Matrix] = []
+        self.results: list[tuple[int, int]] = []  # channels and halvings
         self._element = element
         self._in_word = 4 // element.itemsize  # planes
         self._readers = iter(readers)
@@ -488,6 +490,7 @@ class _Writer:
         )
         main.pw2 = self._add_product("fc", head.fc, classes, features, None)
         self.steps.append(step)
+        self.results.append((len(classes), halvings))
 
     def export_map(self) -> None:
         channels = len(self._table)
@@ -495,3 +498,4 @@ class _Writer:
         step.main.in_channels = step.main.out_channels = channels
         step.main.in_table = self._add_table(self._table)
         self.steps.append(step)
+        self.results.append((channels, self._halvings))

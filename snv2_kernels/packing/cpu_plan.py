@@ -135,6 +135,11 @@ class Plan(BasePlan):
     def arguments(self) -> tuple[Tensor, Tensor, int, int, bool]:
         return self.weights, self.words, self.out_channels, self.halvings, self.classify
 
+    @property
+    def result_arguments(self) -> tuple[Any, ...]:
+        """Those of ``network_results``."""
+        return self.weights, self.words, *self.result_fields
+
     def products(self, height: int, width: int) -> list[Product]:
         """All convolutions and linear layers in the order in which they run, but that a unit's
         projection follows its branch."""

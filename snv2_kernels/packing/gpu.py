@@ -11,7 +11,7 @@ next one, and not for the same one: its CTAs read while others write.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from snv2_kernels.packing.common import (
     Folded,
     FoldedHead,
     FoldedStem,
-    TappedBuilder,
+    FoldingBuilder,
 )
 from snv2_kernels.packing.units import ACTIVATIONS, Gate, Unsupported
 
@@ -142,6 +142,11 @@ class GpuPlan(BasePlan):
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, bool]:
         return *self.arrays, self.out_channels, self.halvings, self.classify
+
+    @property
+    def result_arguments(self) -> tuple[Any, ...]:
+        """Those of ``gpu_network_results``."""
+        return *self.arrays, *self.result_fields
 
     def covers(self, batch: int, height: int, width: int, device: dict[str, int]) -> bool:
         """Whether the kernels can run this input on a device: a few rows of a unit's map must fit
@@ -278,7 +283,7 @@ def _columns(weight: Tensor, main: Sequence[int], channels: Sequence[int]) -> Te
     return columns
 
 
-class GpuPlanBuilder(TappedBuilder):
+class GpuPlanBuilder(FoldingBuilder):
     """Collects steps; :meth:`build`, which knows them all, decides where planes lie."""
 
     def add_unit(self, unit: Unit[Layer]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snv2_kernels.packing.common import BasePlan, Folded, FoldedHead, FoldedStem, TappedBuilder
+from snv2_kernels.packing.common import BasePlan, Folded, FoldedHead, FoldedStem, FoldingBuilder
 from snv2_kernels.packing.gpu import (
     CALLERS_MAP,
     NO_BUFFER,
@@ -176,6 +176,11 @@ class TritonPlan(BasePlan):
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, list[int], int, int, bool]:
         return *self.arrays, self.step_words, self.out_channels, self.halvings, self.classify
 
+    @property
+    def result_arguments(self) -> tuple[Any, ...]:
+        """Those of ``network_results``."""
+        return *self.arrays, self.step_words, *self.result_fields
+
 
 class _Rows(_Arrays):
     """The arrays of a plan while it is written."""
@@ -201,7 +206,7 @@ class _Rows(_Arrays):
         return Depthwise(len(channels), taps, *shape, *self.activation(layer, channels))
 
 
-class TritonPlanBuilder(TappedBuilder):
+class TritonPlanBuilder(FoldingBuilder):
     """Collects steps; :meth:`build`, which knows them all, decides where planes lie."""
 
     def build(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snv2_kernels.ops import _no_gradient, _plan_fake
+from snv2_kernels.ops import _no_gradient, _plan_fake, _results_fake
 from snv2_kernels.packing.common import half
 from snv2_kernels.packing.gpu import CALLERS_MAP, NO_BUFFER, NO_RESULT
 from snv2_kernels.packing.triton import (
@@ -388,6 +388,23 @@ def network(
     classify: bool,
 ) -> Tensor:
     """A plan with one result; the entries of its tables are taken on trust."""
+    (out,) = network_results(
+        x, weights, parameters, tables, steps, [out_channels], [halvings], classify
+    )
+    return out
+
+
+def network_results(
+    x: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    tables: Tensor,
+    steps: Sequence[int],
+    channels: Sequence[int],
+    halvings: Sequence[int],
+    classify: bool,
+) -> list[Tensor]:
+    """All results of a plan; ``channels`` and ``halvings`` are theirs."""
     check_map(x, "x")
     check_pixels(x)
     for name, t, dtype in (
@@ -401,13 +418,14 @@ def network(
         )
     planned = _steps_of(steps, weights, parameters, tables)
     results = {step.result for step in planned if step.result != NO_RESULT}
-    check(results == {0}, f"plan must have one result, has {len(results)}")
+    wanted = "one result" if len(channels) == 1 else f"{len(channels)} results"
+    check(results == {*range(len(channels))}, f"plan must have {wanted}, has {len(results)}")
     check(x.shape[1] >= planned[0].channels, f"x has {x.shape[1]} channels, too few for the plan")
-    out = _plan_fake(x, out_channels, halvings, classify)
+    made = _results_fake(x, list(channels), list(halvings), classify)
     if x.shape[0] > 0:
         memory = allocate(weights, planned, x.shape[0], x.shape[2], x.shape[3])
-        run(x, Arrays(weights, parameters, tables), planned, memory, [out])
-    return out
+        run(x, Arrays(weights, parameters, tables), planned, memory, made)
+    return made
 
 
 def network_out(
@@ -436,12 +454,19 @@ def _network_fake(x: Tensor, *arguments: Any) -> Tensor:
     return _plan_fake(x, out_channels, halvings, classify)
 
 
+def _network_results_fake(x: Tensor, *arguments: Any) -> list[Tensor]:
+    return _results_fake(x, *arguments[-3:])
+
+
 def _network_out_fake(*arguments: Any) -> None:
     return None
 
 
 define(network)
+define(network_results)
 define(network_out, mutates=("memory", "results"))
 torch.library.register_fake("snv2_triton::network_out", _network_out_fake)
 torch.library.register_fake("snv2_triton::network", _network_fake)
-torch.library.register_autograd("snv2_triton::network", _no_gradient)
+torch.library.register_fake("snv2_triton::network_results", _network_results_fake)
+for _name in ("network", "network_results"):
+    torch.library.register_autograd(f"snv2_triton::{_name}", _no_gradient)

@@ -67,14 +67,22 @@ SNV2_API void split_dw_cat_shuffle_backward(const FeatureMap& grad, const Featur
 SNV2_API int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height, int64_t width,
                                  int64_t threads);
 
-// Runs all steps. `out` is [N, classes] (height = width = 1) or a feature map, of x's dtype.
-// `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned. Throws
-// std::runtime_error for a plan whose element the instruction set in use does not run.
+// Runs all steps. `results` are as many as plan.result_count(), in the order of the steps that
+// write them: feature maps, and the last one may be [N, classes] (height = width = 1); all of x's
+// dtype. `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned.
+// Throws std::runtime_error for a plan whose element the instruction set in use does not run.
 // `parallel_for` is called once, for as many bodies as it has threads: those that run at the same
 // time share the work, and if they run one after the other the first does all of it.
 SNV2_API void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
-                          const FeatureMap& out, void* workspace, int64_t workspace_size,
-                          const ParallelFor& parallel_for);
+                          const FeatureMap* results, int64_t result_count, void* workspace,
+                          int64_t workspace_size, const ParallelFor& parallel_for);
+
+// The same for a plan with one result.
+inline void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
+                        const FeatureMap& out, void* workspace, int64_t workspace_size,
+                        const ParallelFor& parallel_for) {
+  run_network(plan, weights, x, &out, 1, workspace, workspace_size, parallel_for);
+}
 
 // For benchmarks: does at least `count` multiply-adds of float32 or bfloat16 in registers, as fast
 // as one core can with the instruction set in use, and returns how many.

@@ -40,7 +40,7 @@ enum class StepKind : int64_t {
   kUnit = 2,    // pw, dw and pw, or some of them, of a branch and of a projection beside it
   kGate = 3,    // squeeze-and-excite: planes *= pw2(pw1(mean over their pixels))
   kHead = 4,    // 1x1, mean over pixels, linear -> user's [N, out_channels]
-  kExport = 5,  // planes in logical order -> user's tensor
+  kExport = 5,  // planes in logical order -> user's tensor; also between units
 };
 
 // All *_table fields are offsets into the plan's tables, weights and slopes into the float buffer.
@@ -91,9 +91,9 @@ struct PlanHeader {
   int64_t magic;
   int64_t step_count;
   int64_t in_channels;   // of the user's tensor
-  int64_t out_channels;  // of the result
+  int64_t out_channels;  // of the last result
   int64_t halvings;      // how often height and width are halved (rounding up)
-  int64_t classify;      // 1: the result is [N, out_channels]
+  int64_t classify;      // 1: the last result is [N, out_channels]
   int64_t element;       // DType of the maps: float32 or bfloat16
 };
 
@@ -117,11 +117,14 @@ class SNV2_API Plan {
   const Step* begin() const { return steps_; }
   const Step* end() const { return steps_ + header_->step_count; }
   const int64_t* table(int64_t offset) const { return tables_ + offset; }
+  // Tensors that are written: one by each kExport, and by the kHead.
+  int64_t result_count() const { return result_count_; }
 
  private:
   const PlanHeader* header_;
   const Step* steps_;
   const int64_t* tables_;
+  int64_t result_count_ = 0;
 };
 
 }  // namespace snv2
