@@ -211,7 +211,8 @@ def _describe(module: nn.Module, run: Run, channels: int) -> Recognition:
     own = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     if len(names) != len(builder.state) or not own.issuperset(names):
         raise _NotRecognized("weights that are not its parameters")
-    kind = "network" if run.head else "unit" if len(run.units) == 1 and not run.stem else "stage"
+    joins = sum(unit.told.joins for unit in run.units)
+    kind = "network" if run.head else "unit" if joins == 1 and not run.stem else "stage"
     return Recognition(
         kind=kind,
         recipe=builder.text,
