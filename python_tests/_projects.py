@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _styles import ConvBNReLU, conv_bn, shuffle
+from _styles import conv_bn, shuffle
 from torch import Tensor, nn
 
 # Activations ----------------------------------------------------------------------------------
@@ -148,9 +148,31 @@ class FlatGate(nn.Module):
         return y.unsqueeze(-1).unsqueeze(-1) * x
 
 
+class EffectiveGate(nn.Module):
+    """Effective squeeze-and-excite, as VoVNet's and PicoDet's neck: one layer, with its norm."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(*conv_bn(c, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.hardsigmoid(self.fc(F.adaptive_avg_pool2d(x, 1)))
+
+
+class EffectiveLinearGate(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(c, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.fc(x.mean((2, 3)))).view(*x.shape[:2], 1, 1) * x
+
+
+# Of two layers, and of one.
 GATES: dict[str, Callable[[int], nn.Module]] = {
     "linear": LinearGate, "conv": ConvGate, "normed": NormedGate, "mean": MeanGate,
     "window": WindowGate, "flat": FlatGate,
+    "effective": EffectiveGate, "effective-linear": EffectiveLinearGate,
 }  # fmt: skip
 
 
@@ -307,37 +329,6 @@ class PlusUnit(nn.Module):
         b, c, h, w = x.data.size()
         x = x.reshape(b * c // 2, 2, h * w).permute(1, 0, 2).reshape(2, -1, c // 2, h, w)
         return x[0], x[1]
-
-
-class GhostUnit(nn.Module):
-    """PicoDet's (ESNet) at stride 1: pw1's result stays beside the depthwise one's."""
-
-    def __init__(self, c: int) -> None:
-        super().__init__()
-        half = c // 2
-        self.pw, self.dw = ConvBNReLU(half, half // 2), ConvBNReLU(half // 2, half // 2, 3, 1, 7)
-        self.dw = nn.Sequential(*conv_bn(half // 2, half // 2, 3, 1, half // 2))
-        self.se, self.linear = ConvGate(half), ConvBNReLU(half, half)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x1, x2 = x.split((x.shape[1] // 2, x.shape[1] // 2), 1)
-        x2 = self.pw(x2)
-        x3 = self.se(torch.cat([x2, self.dw(x2)], 1))
-        return shuffle(torch.cat([x1, self.linear(x3)], 1), 2)
-
-
-class BlockAfterJoin(nn.Module):
-    """PicoDet's at stride 2: a gate in the branch, and two layers behind the join."""
-
-    def __init__(self, inp: int, oup: int) -> None:
-        super().__init__()
-        self.unit = General(inp, oup, 2, act="hardswish", gate="conv", gate_after=1, shuffled=False)
-        self.after = nn.Sequential(
-            *conv_bn(oup, oup, 3, 1, oup), nn.Hardswish(), *conv_bn(oup, oup), nn.Hardswish()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.unit(x))
 
 
 PROJECTS: dict[str, tuple[Callable[[], nn.Module], int]] = {

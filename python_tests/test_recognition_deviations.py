@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from _cases import draw, drawn
-from _projects import ACTIVATIONS, GATES, NORMS, PROJECTS, BlockAfterJoin, General
+from _projects import ACTIVATIONS, GATES, NORMS, PROJECTS, General
 from _styles import ConvBNReLU
 from _told_deviations import assert_fused, gates_of, layers_of, recognized
 from hypothesis import Phase, given, settings
@@ -69,9 +69,11 @@ def test_padding_in_words() -> None:
 def test_gate(gate: str, gate_after: int) -> None:
     _, unit = recognized(General(16, 16, gate=gate, gate_after=gate_after), 16, size=5)
     assert isinstance(unit[2][gate_after + 1][0], list)
-    ((reduce, expand),) = gates_of(unit)
-    assert reduce[2] in ("relu", "silu", "hardswish")
-    assert expand[2] == ("sigmoid" if gate in ("linear", "mean", "flat") else "hardsigmoid")
+    ((*reduce, expand),) = gates_of(unit)
+    assert len(reduce) == (not gate.startswith("effective"))
+    assert all(layer[2] in ("relu", "silu", "hardswish") for layer in reduce)
+    sigmoid = gate in ("linear", "mean", "flat", "effective-linear")
+    assert expand[2] == ("sigmoid" if sigmoid else "hardsigmoid")
 
 
 @pytest.mark.parametrize("layers", ["pw dw", "dw pw", "dw pw dw pw", "dw pw dw pw dw pw"])
@@ -131,17 +133,6 @@ def test_ends() -> None:
     assert [step[0] for step in steps] == ["import", "stem", "unit", "head"][1:]
     assert steps[0][1][2] == "hardswish"
     assert steps[2][1][2:4] == ["leaky_relu", 0.1]
-
-
-def test_layers_after_the_join() -> None:
-    model = randomize_(BlockAfterJoin(10, 28)).eval()
-    fused = snv2.fuse(model)
-    assert isinstance(fused.unit, Recognized)
-    assert not isinstance(fused, Recognized)
-    assert_fused(fused.unit, model.unit, "unit", draw(2, 10, 9, 11))
-    explanation = str(snv2.explain(model)).splitlines()
-    assert [line.split(":")[0] for line in explanation] == ["unit", "(model)"]
-    assert explanation[1] == "(model): BlockAfterJoin: not fused: computes more than units: conv2d"
 
 
 @settings(drawn, max_examples=8, phases=[Phase.generate])  # shrinking takes minutes

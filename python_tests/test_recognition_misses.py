@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _cases import assert_close, draw
-from _projects import GhostUnit
+from _esnet import EsUnit
 from _styles import STYLES, Loop, Wrapped, check, conv_bn, shuffle, styled
 from torch import Tensor, nn
 
@@ -35,12 +35,15 @@ class Near(nn.Module):
         self.pw2, self.bn3 = conv_bn(14, 14)
         self.act = act or nn.ReLU()
         self.se, self.se2 = nn.Conv2d(14, 14, 1), nn.Conv2d(14, 14, 1)
+        self.one = nn.Conv2d(14, 1, 1)
         self.calls = 0
 
     def gate(self, b: Tensor) -> Tensor:
         """Almost squeeze-and-excite."""
-        if self.what == "short gate":
-            return b * torch.sigmoid(self.se(b.mean([2, 3], keepdim=True)))
+        if self.what == "one gate for all":
+            return b * torch.sigmoid(self.se(b.mean([2, 3], keepdim=True))[:, :1])
+        if self.what == "one output":
+            return b * torch.sigmoid(self.one(b.mean([2, 3], keepdim=True)))
         if self.what == "part of a map":
             pooled = F.avg_pool2d(b, (9, 7))  # the size that recognition tries
         elif self.what == "maximum":
@@ -102,9 +105,20 @@ class Grouped(Near):
         self.bn2 = nn.GroupNorm(2, 14)
 
 
+class GhostAndMore(EsUnit):
+    """The depthwise result is read once more."""
+
+    def __init__(self) -> None:
+        super().__init__(28, 20)
+
+    def beside(self, x: Tensor) -> Tensor:
+        y = self.conv_dw(x)
+        return torch.cat([x, y + y.mean()], 1)
+
+
 SE = "squeeze-and-excite in a form that is not known"
 GATES = {
-    "short gate": SE, "part of a map": "the result of a convolution is read more than once",
+    "one gate for all": SE, "one output": SE, "part of a map": "the result of a convolution is read more than once",
     "maximum": "the result of a convolution is read more than once", "tanh gate": SE,
     "other sigmoid": SE, "permuted gate": SE, "other map": SE,
 }  # fmt: skip
@@ -128,7 +142,8 @@ NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "values": (lambda: Near("values"), "cannot be traced: "),
     "tuple": (lambda: Near("tuple"), "returns maps that no unit makes"),
     "counts": (lambda: Near("counts"), "its forward sets 'calls'"),
-    "ghost": (lambda: GhostUnit(28), "the result of a convolution is read more than once"),
+    "ghost and more": (GhostAndMore, "the result of a convolution is read more than once"),
+    "ghost with gelu": (lambda: EsUnit(28, 20, nn.GELU), "activation GELU"),
     "strided late": (
         lambda: Strided(28), "a stride after the first depthwise convolution"
     ),

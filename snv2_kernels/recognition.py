@@ -245,7 +245,8 @@ def _kind(run: Run, returned: Returned) -> str:
         return "network"
     if returned.container is not None:
         return "backbone"
-    return "unit" if len(run.units) == 1 and run.stem is None else "stage"
+    joins = sum(unit.told.joins for unit in run.units)
+    return "unit" if joins == 1 and run.stem is None else "stage"
 
 
 # Checking -------------------------------------------------------------------------------------

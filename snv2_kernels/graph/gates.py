@@ -28,11 +28,11 @@ _VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze")
 
 @dataclass(frozen=True)
 class Gate:
-    """``source * expand(reduce(mean of source))``."""
+    """``source * expand(reduce(mean of source))``, where ``reduce`` may be missing."""
 
     source: Node
     out: Node
-    reduce: Layer
+    reduce: Layer | None
     expand: Layer
 
     @property
@@ -41,7 +41,7 @@ class Gate:
 
 
 def gates(graph: Graph, layers: Layers) -> Iterator[Gate]:
-    """All of a graph that can be told as two layers."""
+    """All of a graph that can be told as one or two layers."""
     for node in graph.nodes:
         if spelled(node) in ("mul", "multiply") and (gate := _gate(node, layers)) is not None:
             yield gate
@@ -57,14 +57,15 @@ def _gate(product: Node, layers: Layers) -> Gate | None:
         if len(others) != 1 or not same_shape(product, source):
             continue
         pooled = mean_of(source, others[0])
-        reduce = layers.after(pooled[-1], "pw", "linear") if pooled else None
-        if reduce is None:
+        first = layers.after(pooled[-1], "pw", "linear") if pooled else None
+        if first is None:
             continue
-        expand = layers.after(_viewed(reduce.out)[-1], "pw", "linear")
-        if expand is None or expand.activation.kind not in ("sigmoid", "hardsigmoid"):
+        second = layers.after(_viewed(first.out)[-1], "pw", "linear")
+        reduce, expand = (None, first) if second is None else (first, second)
+        if expand.activation.kind not in ("sigmoid", "hardsigmoid"):
             continue
         last = _viewed(expand.out)[-1]
-        if example(last).dim() != 4:
+        if example(last).dim() != 4 or not _is_column(last, source):
             continue
         if function_name(scale) in ("expand", "expand_as") and readers(last) == [scale]:
             last = scale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +13,9 @@ from snv2_kernels.graph.nodes import arguments, example, function_name, only_num
 from snv2_kernels.packing import units
 from snv2_kernels.packing.units import Activation
 
-__all__ = ["Conv", "Layer", "Layers", "convolution", "kind_of"]
+__all__ = ["CONCATENATIONS", "Conv", "Layer", "Layers", "convolution", "kind_of"]
+
+CONCATENATIONS = ("cat", "concat", "concatenate")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Layer:
-    """``activation(norm(conv(source)))``."""
+    """``activation(norm(conv(source)))``, behind ``source`` itself if it keeps that."""
 
     source: Node
     conv: Conv
@@ -43,6 +45,7 @@ class Layer:
     stride: int
     dilation: int
     nodes: tuple[Node, ...]
+    keeps_input: bool = False
 
     @property
     def out(self) -> Node:
@@ -50,14 +53,20 @@ class Layer:
 
     @property
     def channels(self) -> int:
-        return self.conv.out_channels
+        return self.conv.out_channels * (1 + self.keeps_input)
+
+    @property
+    def reads_alone(self) -> bool:
+        """Whether nothing else reads its source."""
+        return set(readers(self.source)) <= set(self.nodes)
 
     def told(self) -> units.Layer:
         """For a builder that takes nodes for tensors."""
         conv: Any = self.conv
         norm: Any = self.norm
         kernel = self.kernel if self.kind == "dw" else 1
-        return units.Layer(conv, norm, self.activation, kernel, self.dilation)
+        shape = kernel, self.dilation, self.keeps_input
+        return units.Layer(conv, norm, self.activation, *shape)
 
 
 class Layers:
@@ -70,13 +79,31 @@ class Layers:
             if (layer := _layer(node)) is not None:
                 self.by_first[node] = layer
                 self.by_last[layer.out] = layer
+        for layer in list(self.by_last.values()):
+            if layer.kind == "dw" and (join := _join_with_input(layer)) is not None:
+                del self.by_last[layer.out]
+                kept = replace(layer, nodes=(*layer.nodes, join), keeps_input=True)
+                self.by_first[layer.nodes[0]] = self.by_last[join] = kept
 
     def after(self, node: Node, *kinds: str) -> Layer | None:
         """The layer that alone reads a node."""
-        found = readers(node)
-        layer = self.by_first.get(found[0]) if len(found) == 1 else None
+        layer = next((self.by_first[n] for n in readers(node) if n in self.by_first), None)
         fits = layer is not None and layer.source is node and layer.kind in kinds
-        return layer if fits else None
+        return layer if fits and layer is not None and layer.reads_alone else None
+
+
+def _join_with_input(layer: Layer) -> Node | None:
+    """The node ``cat([source, result], 1)`` of a layer, if nothing else reads either."""
+    users = readers(layer.out)
+    join = users[0] if len(users) == 1 else None
+    if function_name(join) not in CONCATENATIONS or join is None:
+        return None
+    given = arguments(join, ("tensors", "dim"), dim=0)
+    tensors = list(given["tensors"])
+    along_channels = given.get("axis", given["dim"]) in (1, -3) and layer.stride == 1
+    if tensors != [layer.source, layer.out] or not along_channels:
+        return None
+    return join if set(readers(layer.source)) == {layer.nodes[0], join} else None
 
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")

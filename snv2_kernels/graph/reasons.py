@@ -97,12 +97,13 @@ def _after(found: Units, node: Node) -> str | None:
 
 def _before(found: Units, node: Node) -> str | None:
     """What comes before that no unit has."""
-    source = convolution(node)["input"]
+    source, reader = convolution(node)["input"], found.layers.by_first.get(node)
     while (layer := found.layers.by_last.get(source)) is not None:
         begins = [user in found.layers.by_first for user in readers(source)]
-        if len(begins) > 1 and not all(begins):
+        alone = reader is not None and reader.reads_alone
+        if len(begins) > 1 and not all(begins) and not alone:
             return _READ_TWICE
-        source = layer.source
+        reader, source = layer, layer.source
     return _strange(source) if function_name(source) else None
 
 

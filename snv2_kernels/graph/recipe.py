@@ -10,9 +10,9 @@ the *state*, in the order in which the recipe's layers take them. It is JSON, a 
     ["head", layer, linear, classes]
 
 as :class:`snv2_kernels.packing.Builder` is told them. A branch or projection is a list of layers,
-where a gate is a list of its two. A layer is ``[letters, eps, activation, slope, dilation]``: a
-letter for each tensor of the convolution, its batch norm and its activation that is there
-(``_LETTERS``), and the slope of a leaky ReLU. A list of channels is a text such as
+where a gate is a list of its one or two. A layer is ``[letters, eps, activation, slope, dilation,
+keeps_input]``: a letter for each tensor of the convolution, its batch norm and its activation that
+is there (``_LETTERS``), and the slope of a leaky ReLU. A list of channels is a text such as
 ``"0:58|58:116"`` (:func:`write_channels`).
 """
 
@@ -45,7 +45,7 @@ _LETTERS = {
     "v": "running_var",
     "a": "weight of a PReLU",
 }
-Written = tuple[str, float, str, float, int]  # a layer
+Written = tuple[str, float, str, float, int, bool]  # a layer
 
 # Channels -------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class RecipeBuilder(Builder):
             if tensor is not None:
                 letters += letter
                 self.state.append(tensor)
-        return letters, _constant(bn.eps), act.kind, slope, layer.dilation
+        return letters, _constant(bn.eps), act.kind, slope, layer.dilation, layer.keeps_input
 
     def add_import(self, channels: int) -> None:
         super().add_import(channels)
@@ -143,7 +143,7 @@ class RecipeBuilder(Builder):
     def add_unit(self, unit: Unit[Layer]) -> None:
         super().add_unit(unit)
         branch = [
-            [self._layer(part.reduce), self._layer(part.expand)]
+            [self._layer(layer) for layer in part.layers]
             if isinstance(part, Gate)
             else self._layer(part)
             for part in unit.branch
@@ -181,7 +181,7 @@ class _State:
 
     def layer(self, written: Written, stride: int = 1, depthwise: bool = True) -> Layer:
         """As modules, on these tensors; a window larger than 1x1 is a depthwise one or a stem's."""
-        letters, eps, kind, slope, dilation = written
+        letters, eps, kind, slope, dilation, keeps_input = written
         tensors = self.take(letters)
         weight = tensors["W"]
         if weight.dim() == 2:  # of a linear layer, in a gate
@@ -201,14 +201,14 @@ class _State:
         bn.running_mean = vectors.get("m", weight.new_zeros(out_channels))
         bn.running_var = vectors.get("v", weight.new_ones(out_channels))
         learned = {"prelu": tensors.get("a"), "leaky_relu": slope}.get(kind)
-        return Layer(conv, bn, Activation(kind, learned), kernel, dilation)
+        return Layer(conv, bn, Activation(kind, learned), kernel, dilation, keeps_input)
 
     def branch(self, written: Sequence[Any], stride: int) -> tuple[Layer | Gate[Layer], ...]:
         parts: list[Layer | Gate[Layer]] = []
         for part in written:
             if isinstance(part[0], list):
-                reduce, expand = part
-                parts.append(Gate(self.layer(reduce), self.layer(expand)))
+                *reduce, expand = map(self.layer, part)
+                parts.append(Gate(reduce[0] if reduce else None, expand))
                 continue
             layer = self.layer(part, stride)
             parts.append(layer)
@@ -312,16 +312,19 @@ class _Formula(Builder):
         y = _channels(x, unit.main)
         for part in unit.branch:
             if isinstance(part, Gate):
-                scale = _apply(part.reduce, y.mean([2, 3], keepdim=True))
-                y = y * _apply(part.expand, scale)
+                scale = y.mean([2, 3], keepdim=True)
+                for layer in part.layers:
+                    scale = _apply(layer, scale)
+                y = y * scale
             else:
                 y = _apply(part, y)
-        if unit.projection is None:
-            first = _channels(x, unit.passthrough)
-        else:
+        joined = [y]
+        if unit.projection is not None:
             dw, pw = unit.projection
-            first = _apply(pw, _apply(dw, x))
-        self.value = _channels(torch.cat([first, y], 1), unit.order)
+            joined.insert(0, _apply(pw, _apply(dw, x)))
+        elif unit.passthrough:
+            joined.insert(0, _channels(x, unit.passthrough))
+        self.value = _channels(torch.cat(joined, 1), unit.order)
 
     def add_result(self) -> None:
         self.results.append(self.value)
@@ -337,7 +340,8 @@ def _apply(layer: Layer, x: Tensor) -> Tensor:
         x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
     )  # fmt: skip
     norm = bn.running_mean, bn.running_var, bn.weight, bn.bias
-    return layer.activation(F.batch_norm(y, *norm, False, 0.0, bn.eps))
+    y = layer.activation(F.batch_norm(y, *norm, False, 0.0, bn.eps))
+    return torch.cat([x, y], 1) if layer.keeps_input else y
 
 
 def _channels(x: Tensor, channels: Sequence[int]) -> Tensor:

@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from snv2_kernels.graph.channels import Follower, Origin, Value
 from snv2_kernels.graph.ends import Head, Stem, head_after, stem_before
 from snv2_kernels.graph.gates import Gate, gates
-from snv2_kernels.graph.layers import Layer, Layers
+from snv2_kernels.graph.layers import CONCATENATIONS, Layer, Layers
 from snv2_kernels.graph.nodes import example, function_name, readers, writes
 from snv2_kernels.ops import KERNEL_DTYPES
 from snv2_kernels.packing import units
@@ -106,6 +106,10 @@ def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
             runs[-1].units.append(unit)
         else:
             runs.append(Run([unit]))
+        chain = found.behind(unit)
+        while chain is not None:
+            runs[-1].units.append(chain)
+            chain = found.behind(chain)
     for run in runs:
         if _reads_alone(run.units[0]):
             run.stem = stem_before(run.source, found.layers)
@@ -130,7 +134,7 @@ class Units:
         self._follower = Follower()
         for node in graph.nodes:
             self._follower.value(node)
-            if function_name(node) in ("cat", "concat", "concatenate", "stack"):
+            if function_name(node) in (*CONCATENATIONS, "stack"):
                 unit = self._joined_at(node)
                 if unit is None:
                     self._follower.cut(node)
@@ -146,9 +150,32 @@ class Units:
                 break
             parts.insert(0, part)
             out = part.source
-            if isinstance(part, Layer) and readers(out) != [part.nodes[0]]:
+            if isinstance(part, Layer) and not part.reads_alone:
                 break
         return tuple(parts)
+
+    def behind(self, unit: Unit) -> Unit | None:
+        """A depthwise and a pointwise layer that alone read a unit's result, as a unit through
+        which nothing passes."""
+        parts: list[Part] = []
+        out = unit.out
+        for kind in ("dw", "pw"):
+            layer = self.layers.after(out, kind)
+            if layer is None or layer.stride != 1 or layer.keeps_input:
+                return None
+            parts.append(layer)
+            out = layer.out
+            gate = next((gate for gate in self.gates.values() if gate.source is out), None)
+            if gate is not None:
+                parts.append(gate)
+                out = gate.out
+        nodes = _between(unit.out, out)
+        if not is_branch(parts) or _is_written(unit.out, out, nodes):
+            return None
+        channels = len(unit.told.order)
+        assert isinstance(layer, Layer)
+        told = units.Unit(1, _told(parts), range(channels), (), range(layer.channels))
+        return Unit(unit.out, channels, out, told, nodes)
 
     def _map(self, node: Node) -> tuple[Origin, ...]:
         value = self._follower.value(node)
@@ -201,7 +228,7 @@ class Units:
             return None
         told = units.Unit(
             stride,
-            tuple(units.Gate(p.reduce, p.expand) if isinstance(p, Gate) else p for p in branch),
+            _told(branch),
             tuple(channel for _, channel in read),
             () if projection else tuple(channel for _, channel in first),
             tuple(place[origin] for origin in order),
@@ -223,6 +250,10 @@ class Units:
                     break
                 out = node
         return out
+
+
+def _told(parts: Sequence[Part]) -> tuple[Layer | units.Gate[Layer], ...]:
+    return tuple(units.Gate(p.reduce, p.expand) if isinstance(p, Gate) else p for p in parts)
 
 
 def _between(source: Node, out: Node) -> frozenset[Node]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.packing.units import IDENTITY, Activation, Gate, Layer, Unit
+from snv2_kernels.packing.units import IDENTITY, Activation, Gate, Layer, Unit, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,10 +188,11 @@ class Builder:
         depth, strided = len(unit.main), False
         for part in unit.branch:
             if isinstance(part, Gate):
-                per_image += 2 * part.reduce.channels * depth
+                per_image += len(part.layers) * part.layers[0].channels * depth
                 continue
             strided = strided or part.kernel > 1
-            multiply_adds = part.channels * (part.kernel**2 if part.kernel > 1 else depth)
+            outputs = part.conv.out_channels
+            multiply_adds = outputs * (part.kernel**2 if part.kernel > 1 else depth)
             if strided:
                 per_output += multiply_adds
             else:
@@ -202,7 +203,7 @@ class Builder:
             per_output += self.channels * (dw.kernel**2 + pw.channels)
         self.work.append(Work(unit.stride, per_input, per_output, per_image))
         self.channels = len(unit.order)
-        self.units += 1
+        self.units += unit.joins
 
     def add_result(self) -> None:
         """The map so far is a result too, in logical order.
@@ -229,10 +230,11 @@ class Folded(NamedTuple):
     activation: Activation = IDENTITY
     kernel: int = 1
     dilation: int = 1
+    keeps_input: bool = False
 
     @property
     def channels(self) -> int:
-        return len(self.bias)
+        return len(self.bias) * (1 + self.keeps_input)
 
 
 @dataclass
@@ -252,7 +254,61 @@ def fold(layer: Layer) -> Folded:
     activation = layer.activation
     if isinstance(activation.slope, Tensor):
         activation = replace(activation, slope=activation.slope.detach().double().cpu())
-    return Folded(weight.cpu(), bias.cpu(), activation, layer.kernel, layer.dilation)
+    shape = layer.kernel, layer.dilation, layer.keeps_input
+    return Folded(weight.cpu(), bias.cpu(), activation, *shape)
+
+
+# What no kernel computes, told in layers that all of them do --------------------------------------
+
+
+def lowered(unit: Unit[Folded]) -> Unit[Folded]:
+    """The same unit, of layers that keep no input and gates of two layers."""
+    branch: list[Folded | Gate[Folded]] = []
+    for part in unit.branch:
+        if isinstance(part, Gate):
+            branch.append(part if part.reduce is not None else _of_two_layers(part))
+        elif part.keeps_input:
+            branch[-1:] = _over_both(branch[-1] if branch else None, part)
+        else:
+            branch.append(part)
+    return replace(unit, branch=tuple(branch))
+
+
+def _of_two_layers(gate: Gate[Folded]) -> Gate[Folded]:
+    """The first of them changes nothing."""
+    same = torch.eye(gate.expand.weight.shape[1], dtype=torch.float64)
+    return Gate(Folded(same, torch.zeros(len(same), dtype=torch.float64)), gate.expand)
+
+
+def _over_both(before: Folded | Gate[Folded] | None, dw: Folded) -> tuple[Folded, Folded]:
+    """Rows of the layer before, twice, and a depthwise convolution that takes the first of each as
+    they are: its other taps are zeros, so an infinity beside a pixel makes a NaN of it."""
+    if before is None or isinstance(before, Gate) or before.kernel > 1:
+        raise Unsupported("a depthwise convolution beside its input, which no pointwise one makes")
+    channels = len(dw.bias)
+    same = torch.zeros_like(dw.weight)
+    same[:, dw.kernel**2 // 2] = 1
+    taps, shift = torch.cat([same, dw.weight]), torch.cat([torch.zeros_like(dw.bias), dw.bias])
+    activation = _after_identity(dw.activation, channels)
+    slope = before.activation.slope
+    if isinstance(slope, Tensor) and slope.numel() > 1:
+        slope = slope.repeat(2)
+    twice = before._replace(
+        weight=before.weight.repeat(2, 1), bias=before.bias.repeat(2),
+        activation=replace(before.activation, slope=slope),
+    )  # fmt: skip
+    return twice, Folded(taps, shift, activation, dw.kernel, dw.dilation)
+
+
+def _after_identity(activation: Activation, channels: int) -> Activation:
+    """None of so many channels, the given one of as many more."""
+    if activation.kind == "identity":
+        return activation
+    slope = {"relu": 0.0, "leaky_relu": activation.slope, "prelu": activation.slope}
+    if activation.kind not in slope:
+        raise Unsupported(f"{activation.kind} of a depthwise convolution beside its input")
+    slopes = torch.as_tensor(slope[activation.kind], dtype=torch.float64).expand(channels)
+    return Activation("prelu", torch.cat([slopes.new_ones(channels), slopes]))
 
 
 class FoldingBuilder(Builder):
@@ -271,7 +327,7 @@ class FoldingBuilder(Builder):
         super().add_stem(layer)
 
     def add_unit(self, unit: Unit[Layer]) -> None:
-        self._units.append(unit.map(fold))
+        self._units.append(lowered(unit.map(fold)))
         super().add_unit(unit)
 
     def add_result(self) -> None:

@@ -465,14 +465,14 @@ class _Writer:
         """Of the planes from a panel on, which hold these rows."""
         step = Step(_GATE)
         main = step.main
-        channels = range(gate.expand.channels)
-        reduced = range(gate.reduce.channels)
+        reduce, expand = gate.layers
+        channels, reduced = range(expand.channels), range(reduce.channels)
         main.in_channels = len(channels)
         main.in_table = self._add_table([rows.index(c) for c in channels])
         main.mid_channels, main.out_channels, main.out_panel = len(reduced), len(rows), panel
         float32 = torch.float32
-        main.pw1 = self._add_product("gate reduce", gate.reduce, reduced, channels, None, float32)
-        main.pw2 = self._add_product("gate expand", gate.expand, rows, reduced, None, float32)
+        main.pw1 = self._add_product("gate reduce", reduce, reduced, channels, None, float32)
+        main.pw2 = self._add_product("gate expand", expand, rows, reduced, None, float32)
         self.steps.append(step)
 
     def head(self, head: FoldedHead) -> None:

@@ -372,7 +372,7 @@ class _Writer:
                 if order is not None:
                     raise Unsupported("squeeze-and-excite of a unit's input")
                 launches.append(TritonStep(MEANS, **read))
-                first, second = arrays.product(part.reduce), arrays.product(part.expand)
+                first, second = map(arrays.product, part.layers)
                 gates = TritonStep(GATES, channels=first.depth, pw=first, side_pw=second)
                 launches.append(gates)
                 step = TritonStep(SCALE, **read, gated=1)

@@ -61,17 +61,19 @@ RELU = Activation("relu")
 class Layer:
     """``activation(bn(conv(x)))``. With a window of 1x1 the convolution is pointwise, with a larger
     one depthwise, and both keep height and width but for the stride of their unit. (The stem's is
-    neither; it is no part of a unit.)"""
+    neither; it is no part of a unit.) One that ``keeps_input``, depthwise and without a stride, is
+    ``torch.cat([x, activation(bn(conv(x)))], 1)``."""
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d
     activation: Activation = IDENTITY
     kernel: int = 1
     dilation: int = 1
+    keeps_input: bool = False
 
     @property
     def channels(self) -> int:
-        return self.conv.out_channels
+        return self.conv.out_channels * (1 + self.keeps_input)
 
 
 class _HasChannels(Protocol):
@@ -85,10 +87,15 @@ M = TypeVar("M", bound=_HasChannels)
 
 @dataclass(frozen=True)
 class Gate(Generic[L]):
-    """Squeeze-and-excite: ``x * expand(reduce(x.mean([2, 3], keepdim=True)))``, both pointwise."""
+    """Squeeze-and-excite: ``x * expand(reduce(x.mean([2, 3], keepdim=True)))``, both pointwise, of
+    which ``reduce`` may be missing."""
 
-    reduce: L
+    reduce: L | None
     expand: L
+
+    @property
+    def layers(self) -> tuple[L, ...]:
+        return (self.expand,) if self.reduce is None else (self.reduce, self.expand)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,8 @@ class Unit(Generic[L]):
         stride: of the first depthwise convolution of the branch, and of the projection's: 1 or 2.
         branch: layers and gates, one after the other; pw, dw, pw in the paper.
         main: logical channels that the branch reads.
-        passthrough: logical channels that go through untouched; empty with a projection.
+        passthrough: logical channels that go through untouched; empty with a projection. With
+            neither a unit is a chain of layers, such as those behind another unit's join.
         order: output channel ``j`` is entry ``order[j]`` of ``cat([first, branch result])``.
         projection: dw and pw, over all logical channels.
     """
@@ -120,10 +128,17 @@ class Unit(Generic[L]):
     def projection_channels(self) -> int:
         return 0 if self.projection is None else self.projection[1].channels
 
+    @property
+    def joins(self) -> bool:
+        """Whether the branch's result is joined with anything."""
+        return self.projection is not None or len(self.passthrough) > 0
+
     def map(self, f: Callable[[L], M]) -> Unit[M]:
         """The same unit with ``f`` of each layer."""
         branch = tuple(
-            Gate(f(part.reduce), f(part.expand)) if isinstance(part, Gate) else f(part)
+            Gate(None if part.reduce is None else f(part.reduce), f(part.expand))
+            if isinstance(part, Gate)
+            else f(part)
             for part in self.branch
         )
         side = None if self.projection is None else (f(self.projection[0]), f(self.projection[1]))
@@ -133,7 +148,7 @@ class Unit(Generic[L]):
         """Of the branch, gates included, then of the projection."""
         for part in self.branch:
             if isinstance(part, Gate):
-                yield from (part.reduce, part.expand)
+                yield from part.layers
             else:
                 yield part
         yield from self.projection or ()
