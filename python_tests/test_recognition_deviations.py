@@ -9,13 +9,12 @@ import torch
 from _cases import draw, drawn
 from _projects import ACTIVATIONS, GATES, NORMS, PROJECTS, General
 from _styles import ConvBNReLU
-from _told_deviations import assert_fused, gates_of, layers_of, recognized
+from _told_deviations import gates_of, layers_of, recognized
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
-from snv2_kernels.recognition import Recognized
 from snv2_kernels.testing import randomize_
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from _esnet import EsUnit, EsUnitDS
 from _cases import assert_accurate, assert_close, draw, run_fused, runs_fused
+from _esnet import EsUnit, EsUnitDS
 from _told_deviations import gates_of, layers_of, recognized
 from torch import nn
 

@@ -40,10 +40,10 @@ class Near(nn.Module):
 
     def gate(self, b: Tensor) -> Tensor:
         """Almost squeeze-and-excite."""
-        if self.what == "one gate for all":
-            return b * torch.sigmoid(self.se(b.mean([2, 3], keepdim=True))[:, :1])
-        if self.what == "one output":
-            return b * torch.sigmoid(self.one(b.mean([2, 3], keepdim=True)))
+        if self.what in ("one gate for all", "one output"):
+            means = b.mean([2, 3], keepdim=True)
+            scale = self.one(means) if self.what == "one output" else self.se(means)[:, :1]
+            return b * torch.sigmoid(scale)
         if self.what == "part of a map":
             pooled = F.avg_pool2d(b, (9, 7))  # the size that recognition tries
         elif self.what == "maximum":
@@ -118,7 +118,8 @@ class GhostAndMore(EsUnit):
 
 SE = "squeeze-and-excite in a form that is not known"
 GATES = {
-    "one gate for all": SE, "one output": SE, "part of a map": "the result of a convolution is read more than once",
+    "one gate for all": SE, "one output": SE,
+    "part of a map": "the result of a convolution is read more than once",
     "maximum": "the result of a convolution is read more than once", "tanh gate": SE,
     "other sigmoid": SE, "permuted gate": SE, "other map": SE,
 }  # fmt: skip
