@@ -198,3 +198,32 @@ def test_nothing_is_recorded_of_units_known_by_their_class(monkeypatch: pytest.M
     fused = snv2.fuse(snv2.models.shufflenet_v2_x0_5())
     snv2.fuse(fused)
     assert isinstance(fused.stage2[0], snv2.nn.InvertedResidual)
+
+
+class Listed(nn.Module):
+    """Modules that its forward finds elsewhere than in its registry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        make = snv2.models.InvertedResidual
+        self.unit, self.pool, self.outside = make(8, 8, 1), nn.MaxPool2d(2), (make(8, 8, 1),)
+        self.blocks = [self.unit, (self.pool, {"again": self.unit})]
+        self.run = self.unit.forward
+        self.names = ["unit"]
+        self.itself: list[object] = []
+        self.itself.append(self.itself)
+
+
+def test_modules_in_attributes_are_the_fused_ones() -> None:
+    model = Listed()
+    blocks, run = list(model.blocks), model.run
+    fused = snv2.fuse(model)
+    unit, (pool, others) = fused.blocks
+    assert unit is others["again"] is fused.run.__self__ is fused.unit
+    assert pool is fused.pool is not model.pool
+    assert isinstance(unit, snv2.nn.InvertedResidual)
+    # What holds none of its modules is shared.
+    assert fused.outside is model.outside
+    assert fused.names is model.names
+    assert fused.itself is model.itself
+    assert (model.blocks, model.run) == (blocks, run)

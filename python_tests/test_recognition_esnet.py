@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from _cases import assert_accurate, assert_close, draw, run_fused, runs_fused
-from _esnet import EsUnit, EsUnitDS
+from _cases import assert_accurate, assert_close, draw, ops_called, run_fused, runs_fused
+from _esnet import EsNet, EsUnit, EsUnitDS
 from _told_deviations import gates_of, layers_of, recognized
 from torch import nn
 
@@ -95,3 +95,17 @@ def test_changes_show() -> None:
         m[1].conv_dw.act = nn.ReLU().eval()
     assert_close(fused, model, x)
     assert runs_fused(fused, x)
+
+
+def test_the_backbone_is_one_op() -> None:
+    """Though its forward goes through a list that no module knows of."""
+    model, x = randomize_(EsNet()).eval(), draw(2, 3, 70, 53)
+    fused = snv2.fuse(model)
+    assert str(snv2.explain(fused)).startswith("(model): backbone: fused")
+    with torch.no_grad():
+        assert [name for name in ops_called(fused, x) if "conv" in name or "snv2" in name] == [
+            "snv2::network_results"
+        ]
+        maps = zip(fused(x), model(x), float64_reference(model)(x), strict=True)
+        for out, eager, exact in maps:
+            assert_accurate("network", out, eager, exact, "cpu")

@@ -11,7 +11,7 @@ from torch import nn
 from snv2_kernels import models
 from snv2_kernels.backends import check_backend
 from snv2_kernels.nn import FusedModule, InvertedResidual, ShuffleNetV2, Stage
-from snv2_kernels.nn.fused import clone_tree
+from snv2_kernels.nn.clone import clone_tree
 from snv2_kernels.nn.series import Mixed, Series, has_series
 from snv2_kernels.recognition import (
     Recognized,

@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from snv2_kernels.backends import resolve
-from snv2_kernels.nn.fused import FusedModule, Packed, clone_tree
+from snv2_kernels.nn.clone import clone_tree
+from snv2_kernels.nn.fused import FusedModule, Packed
 from snv2_kernels.packing.units import Unsupported
 
 __all__ = ["run_exported"]

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from snv2_kernels.graph.nodes import writes
 from snv2_kernels.graph.returned import ONE_MAP, Returned
-from snv2_kernels.nn.fused import clone_tree
+from snv2_kernels.nn.clone import clone_tree
 
 __all__ = ["Recording", "Untraceable", "inner_state", "plain_copy", "record"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +12,7 @@ from torch.autograd import forward_ad
 from snv2_kernels.backends import DEVICES, resolve, use_backend
 from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.graph.returned import ONE_MAP, Returned
+from snv2_kernels.nn.clone import clone_tree
 from snv2_kernels.nn.watch import Watch, forget, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 from snv2_kernels.packing.units import Unsupported
@@ -20,7 +20,7 @@ from snv2_kernels.packing.units import Unsupported
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FusedModule", "Packed", "Unsupported", "clone_tree"]
+__all__ = ["FusedModule", "Packed", "Unsupported"]
 
 
 class Weights:
@@ -122,35 +122,6 @@ def _one_dtype(module: nn.Module) -> torch.dtype:
     if dtype not in KERNEL_DTYPES:
         raise Unsupported(f"{dtype} runs the reference")
     return dtype
-
-
-def clone_tree(
-    module: nn.Module,
-    new_class: Callable[[nn.Module], type[nn.Module]] = type,
-    memo: dict[int, nn.Module] | None = None,
-) -> nn.Module:
-    """A copy of a module tree that shares all parameters, buffers and other attributes.
-
-    Args:
-        module: the root.
-        new_class: class of the copy of each module.
-        memo: copies made so far; a module that stands in two places is copied once.
-    """
-    memo = {} if memo is None else memo
-    if id(module) in memo:
-        return memo[id(module)]
-    cls = new_class(module)
-    new = object.__new__(cls)  # fx.GraphModule's own __new__ makes another class
-    memo[id(module)] = new
-    # One level of copies: hooks, parameters and buffers registered on one do not show on the other.
-    new.__dict__.update(
-        (key, copy.copy(value) if isinstance(value, dict | set) else value)
-        for key, value in module.__dict__.items()
-    )
-    new.__dict__.pop("_packed_state", None)
-    for name, child in module._modules.items():
-        new._modules[name] = None if child is None else clone_tree(child, new_class, memo)
-    return new
 
 
 def _outside_kernels(x: Any) -> bool:

@@ -1,0 +1,82 @@
+"""Copies of module trees that share their parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+__all__ = ["clone_tree"]
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+def clone_tree(
+    module: nn.Module,
+    new_class: Callable[[nn.Module], type[nn.Module]] = type,
+    memo: dict[int, nn.Module] | None = None,
+) -> nn.Module:
+    """A copy of a module tree that shares all parameters, buffers and other attributes.
+
+    Modules of the tree that attributes hold as well, such as a list of those that a forward goes
+    through, are the copies there too.
+
+    Args:
+        module: the root.
+        new_class: class of the copy of each module.
+        memo: is filled with the copies, by the id of their modules; a module that stands in two
+            places is copied once.
+    """
+    memo = {} if memo is None else memo
+    cloned = _clone(module, new_class, memo)
+    for new in memo.values():
+        for name, value in new.__dict__.items():
+            if name not in _REGISTRIES:
+                new.__dict__[name] = _redirected(value, memo, {})
+    return cloned
+
+
+def _clone(
+    module: nn.Module,
+    new_class: Callable[[nn.Module], type[nn.Module]],
+    memo: dict[int, nn.Module],
+) -> nn.Module:
+    if id(module) in memo:
+        return memo[id(module)]
+    cls = new_class(module)
+    new = object.__new__(cls)  # fx.GraphModule's own __new__ makes another class
+    memo[id(module)] = new
+    # One level of copies: hooks, parameters and buffers registered on one do not show on the other.
+    new.__dict__.update(
+        (key, copy.copy(value) if isinstance(value, dict | set) else value)
+        for key, value in module.__dict__.items()
+    )
+    new.__dict__.pop("_packed_state", None)
+    for name, child in module._modules.items():
+        new._modules[name] = None if child is None else _clone(child, new_class, memo)
+    return new
+
+
+def _redirected(value: Any, memo: dict[int, nn.Module], seen: dict[int, Any]) -> Any:
+    """The same, with the copies of modules; itself if it holds none."""
+    if isinstance(value, nn.Module):
+        return memo.get(id(value), value)
+    if isinstance(value, MethodType) and id(value.__self__) in memo:
+        return MethodType(value.__func__, memo[id(value.__self__)])
+    if id(value) in seen:  # it holds itself
+        return seen[id(value)]
+    if type(value) in (list, tuple, set):
+        seen[id(value)] = value
+        parts = [_redirected(part, memo, seen) for part in value]
+        same = all(a is b for a, b in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    if isinstance(value, dict):
+        seen[id(value)] = value
+        changed = {k: new for k, v in value.items() if (new := _redirected(v, memo, seen)) is not v}
+        if changed:
+            value = copy.copy(value)
+            value.update(changed)
+    return value
