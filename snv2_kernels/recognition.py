@@ -21,6 +21,7 @@ from snv2_kernels.graph.record import Recording, plain_copy, record
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.packing import Builder
+from snv2_kernels.packing.common import map_shape
 from snv2_kernels.packing.units import Unsupported
 from snv2_kernels.testing import max_error
 
@@ -34,7 +35,6 @@ __all__ = [
     "structure",
 ]
 
-_CHECKED_SIZE = (2, 9, 7)  # batch, height, width
 _LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
 _MOST_GUESSES = 10
 _CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict)  # without a forward
@@ -51,6 +51,8 @@ class Recognition:
     splits_input: bool
     plain_in_autocast: bool  # it leaves some results in float32
     returned: Returned
+    checked_size: tuple[int, int, int]  # batch, height and width of the input that it is checked on
+    last_map: tuple[int, int] | None  # the only size of the last map that it is true of
     structure: dict[str, Any]  # of the module that this is true of
 
     def state(self, module: nn.Module) -> list[Tensor]:
@@ -201,6 +203,10 @@ def _whole_run(recording: Recording) -> Run | None:
         if run.source is recording.source and run.out in outs and made.issuperset(outs):
             run.taps = frozenset(outs) - {run.out}
             nodes = run.nodes
+            pools = recording.pools
+            means = [] if run.head is None else run.head.nodes
+            if len(pools) > 1 or not all(pool in means for pool in pools):
+                continue
             if not any(writes(node) and node not in nodes for node in recording.graph.nodes):
                 return run
     return None
@@ -236,6 +242,8 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
         returned=replace(
             returned, places=tuple(order.index(outs[place]) for place in returned.places)
         ),
+        checked_size=recording.size,
+        last_map=recording.windows[-1][0] if recording.pools else None,
         structure=structure(module),
     )
 
@@ -268,7 +276,7 @@ def _verify(module: nn.Module, recognition: Recognition) -> None:
         return 0.5 + normal(*t.shape).abs()  # a variance is positive
 
     copied = plain_copy(module, random)
-    n, h, w = _CHECKED_SIZE
+    n, h, w = recognition.checked_size
     x = normal(n, recognition.in_channels, h, w)
     with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
         try:
@@ -361,13 +369,22 @@ class Recognized(PlannedModule):
 
     def _differs(self, x: Tensor) -> bool:
         """Whether the forward does something else with this input than was recognised: it may take
-        several numbers of channels, and autocast leave some results in float32."""
+        several numbers of channels, average over a window of one size, and autocast leave some
+        results in float32."""
         known = _later.get(self) or self._recognition
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
         if known is None or tracing or not isinstance(x, Tensor) or x.dim() != 4:
             return False
         autocast = known.plain_in_autocast and torch.is_autocast_enabled(x.device.type)
-        return autocast or x.shape[1] != known.in_channels
+        return autocast or x.shape[1] != known.in_channels or not self._fits(*x.shape[2:])
+
+    def _fits(self, height: int, width: int) -> bool:
+        known = _later.get(self) or self._recognition
+        if known is None or known.last_map is None:
+            return True
+        sizes = isinstance(height, int) and isinstance(width, int)  # in an export they may be open
+        halvings = Recipe.read(known.recipe).halvings
+        return sizes and map_shape(1, 1, halvings, height, width)[2:] == known.last_map
 
     def _current(self) -> Recognition:
         """Of the module as it is now."""

@@ -109,6 +109,10 @@ class PlannedModule(FusedModule):
         """Whether :meth:`_add_to` tells all of it, so that units may follow."""
         return False
 
+    def _fits(self, height: int, width: int) -> bool:
+        """Whether the plan is right for inputs of this size."""
+        return True
+
     def _splits_input(self) -> bool:
         """Whether part of the input goes through untouched, so that its dtype does too."""
         return False
