@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.constant import constant_to_dynamo
+from snv2_kernels.graph.guards import erase_unread_after, last_node
 from snv2_kernels.graph.nodes import example, writes
 from snv2_kernels.graph.reasons import why_no_unit
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
@@ -356,7 +358,7 @@ class Recognized(PlannedModule):
 
     @property
     def _returned(self) -> Returned:
-        known = _later.get(self) or self._recognition
+        known = self._known()
         return ONE_MAP if known is None else known.returned
 
     def _eager(self, x: Tensor) -> Any:
@@ -371,7 +373,7 @@ class Recognized(PlannedModule):
         """Whether the forward does something else with this input than was recognised: it may take
         several numbers of channels, average over a window of one size, and autocast leave some
         results in float32."""
-        known = _later.get(self) or self._recognition
+        known = self._known()
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
         if known is None or tracing or not isinstance(x, Tensor) or x.dim() != 4:
             return False
@@ -379,12 +381,17 @@ class Recognized(PlannedModule):
         return autocast or x.shape[1] != known.in_channels or not self._fits(*x.shape[2:])
 
     def _fits(self, height: int, width: int) -> bool:
-        known = _later.get(self) or self._recognition
-        if known is None or known.last_map is None:
+        last_map = _fact(self, "last_map").split()
+        if not last_map:
             return True
         sizes = isinstance(height, int) and isinstance(width, int)  # in an export they may be open
-        halvings = Recipe.read(known.recipe).halvings
-        return sizes and map_shape(1, 1, halvings, height, width)[2:] == known.last_map
+        last_height, last_width, halvings = map(int, last_map)
+        made = map_shape(1, 1, halvings, height, width)[2:]
+        return sizes and made == (last_height, last_width)
+
+    def _known(self) -> Recognition | None:
+        """Of the module as it was when it was last looked at."""
+        return _later.get(self) or self._recognition
 
     def _current(self) -> Recognition:
         """Of the module as it is now."""
@@ -406,7 +413,7 @@ class Recognized(PlannedModule):
         return self._current().in_channels
 
     def _splits_input(self) -> bool:
-        return self._recognition is None or self._recognition.splits_input
+        return _fact(self, "splits_input") == "True"
 
     def _is_run(self) -> bool:
         return self._recognition is not None and Recipe.read(self._recognition.recipe).is_run
@@ -423,11 +430,69 @@ class Recognized(PlannedModule):
         now = self._current()
         Recipe.read(now.recipe).tell(builder, now.state(self))
 
-    def _in_graph(self, x: Tensor) -> Tensor:
-        raise Unsupported("a module that changes has no guards")
+    def _in_graph(self, x: Tensor) -> Any:
+        recipe = _fact(self, "recipe")
+        if not recipe:
+            raise Unsupported("it was changed, and computes something else")
+        state = []
+        for name in _fact(self, "names").split():
+            tensor: Any = self
+            for part in name.split("."):
+                tensor = getattr(tensor, part)
+            state.append(tensor)
+        weights = [state[int(place)] for place in _fact(self, "weights").split()]
+        dtypes = self._graph_dtypes(x, weights, int(_fact(self, "in_channels")))
+        plain_in_autocast = _fact(self, "plain_in_autocast") == "True"
+        if (plain_in_autocast and dtypes[1] is not None) or not self._fits(*x.shape[2:]):
+            raise Unsupported("plain")
+        # The forward may read whatever it likes.
+        before = last_node()
+        plain = self._plain(x)
+        erase_unread_after(before)
+        arguments = x, state, recipe, self._backend, *dtypes
+        if int(_fact(self, "results")) > 1:
+            results = torch.ops.snv2.fused_results(*arguments)
+        else:
+            results = [torch.ops.snv2.fused(*arguments)]
+        return _like(plain, [results[int(place)] for place in _fact(self, "places").split()])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _without_state, (self._original,), self.__getstate__()
+
+
+@constant_to_dynamo  # which guards the module's identity, and by its forward what it consists of
+def _fact(module: Recognized, name: str) -> str:
+    """Something of its recognition, as a text: Dynamo takes no other for a constant."""
+    try:
+        known = module._current() if name == "recipe" else module._known()
+    except Unsupported:
+        known = None
+    if known is None:
+        return ""
+    if name == "last_map" and known.last_map is None:
+        return ""
+    recipe = Recipe.read(known.recipe)
+    values = {
+        "names": known.names,
+        "weights": recipe.weights,
+        "results": [len(recipe.results)],
+        "places": known.returned.places,
+        "last_map": [*(known.last_map or ()), recipe.halvings],
+    }
+    return " ".join(map(str, values.get(name) or [getattr(known, name)]))
+
+
+def _like(plain: Any, maps: list[Tensor]) -> Any:
+    """Other maps in a container as the forward makes it."""
+    if isinstance(plain, Tensor):
+        return maps[0]
+    if isinstance(plain, tuple):
+        return tuple(maps)
+    if isinstance(plain, list):
+        return maps
+    for key, value in zip(list(plain), maps, strict=True):
+        plain[key] = value
+    return plain
 
 
 def _without_state(original: type[nn.Module]) -> nn.Module:
