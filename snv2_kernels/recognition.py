@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -19,13 +18,13 @@ from snv2_kernels.graph.nodes import example, writes
 from snv2_kernels.graph.reasons import why_no_unit
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.graph.recognize import Run, recognize
-from snv2_kernels.graph.record import Recording, plain_copy, record
+from snv2_kernels.graph.record import Recording, record
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.common import map_shape
 from snv2_kernels.packing.units import Unsupported
-from snv2_kernels.testing import max_error
+from snv2_kernels.verification import why_wrong
 
 __all__ = [
     "Recognition",
@@ -37,7 +36,6 @@ __all__ = [
     "structure",
 ]
 
-_LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
 _MOST_GUESSES = 10
 _CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict)  # without a forward
 
@@ -49,6 +47,7 @@ class Recognition:
     kind: str  # unit, stage, backbone (of several results) or network
     recipe: str
     names: tuple[str, ...]  # of the recipe's state among parameters and buffers
+    weights: tuple[int, ...]  # places in it of the weights of convolutions and linear layers
     in_channels: int
     splits_input: bool
     plain_in_autocast: bool  # it leaves some results in float32
@@ -156,8 +155,9 @@ def _recognize(
             run = _whole_run(recording)
             if run is not None and _reads_all(run, channels):
                 recognition = _describe(module, run, channels, recording)
-                if verify:
-                    _verify(module, recognition)
+                wrong = why_wrong(module, recognition) if verify else None
+                if wrong is not None:
+                    raise _NotRecognized(wrong)
                 return recognition, recording.channels
         if farthest is None or len(farthest.graph.nodes) < len(recording.graph.nodes):
             farthest = recording
@@ -236,6 +236,7 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
         kind=_kind(run, returned),
         recipe=builder.text,
         names=names,
+        weights=tuple(builder.state.index(weight) for weight in builder.weights),
         in_channels=channels,
         splits_input=splits,
         # A split passes on the input's dtype, up to the first unit that projects.
@@ -256,47 +257,6 @@ def _kind(run: Run, returned: Returned) -> str:
     if returned.container is not None:
         return "backbone"
     return "unit" if len(run.units) == 1 and run.stem is None else "stage"
-
-
-# Checking -------------------------------------------------------------------------------------
-
-
-def _verify(module: nn.Module, recognition: Recognition) -> None:
-    """Raise unless the recipe computes what the module does, on copies with random numbers: the
-    module's own may be zeros, which hide an error."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        numbers: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-        return numbers
-
-    def random(t: Tensor) -> Tensor:
-        if not t.is_floating_point():
-            return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
-        if t.dim() > 1:
-            return normal(*t.shape) * math.sqrt(2 * len(t) / max(t.numel(), 1))
-        return 0.5 + normal(*t.shape).abs()  # a variance is positive
-
-    copied = plain_copy(module, random)
-    n, h, w = recognition.checked_size
-    x = normal(n, recognition.in_channels, h, w)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
-        try:
-            expected = copied(x.clone())
-            actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
-            off = _largest_error(recognition.returned.filled(actual), expected)
-        except Exception as error:  # whatever a module's code may raise
-            raise _NotRecognized(f"its recognition cannot be verified: {error}") from None
-    if not off <= _LARGEST_ERROR:
-        raise _NotRecognized(f"its recognition failed verification: off by {off:.1e}")
-
-
-def _largest_error(actual: Any, expected: Any) -> float:
-    """Of any map; infinite for other containers of maps."""
-    a, b = Returned.of(actual), Returned.of(expected)
-    if a is None or b is None or a[0] != b[0]:
-        return math.inf
-    return max(map(max_error, a[1], b[1]))
 
 
 # The drop-in ----------------------------------------------------------------------------------
@@ -474,7 +434,7 @@ def _fact(module: Recognized, name: str) -> str:
     recipe = Recipe.read(known.recipe)
     values = {
         "names": known.names,
-        "weights": recipe.weights,
+        "weights": known.weights,
         "results": [len(recipe.results)],
         "places": known.returned.places,
         "last_map": [*(known.last_map or ()), recipe.halvings],

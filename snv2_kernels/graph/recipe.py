@@ -261,20 +261,6 @@ class Recipe:
         return Recipe(text)
 
     @property
-    def weights(self) -> list[int]:
-        """Places in the state of weights of convolutions and linear layers."""
-        letters = ""
-        for kind, *rest in self._steps:
-            if kind == "unit":
-                for part in (*rest[1], *rest[5]):
-                    letters += "".join(
-                        w[0] for w in (part if isinstance(part[0], list) else [part])
-                    )
-            elif kind in ("stem", "head"):
-                letters += rest[0][0] + (rest[1] if kind == "head" else "")
-        return [i for i, letter in enumerate(letters) if letter == "W"]
-
-    @property
     def is_run(self) -> bool:
         """Whether it is units alone."""
         kinds = {step[0] for step in self._steps}
