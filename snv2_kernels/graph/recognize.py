@@ -96,8 +96,8 @@ class Run:
 
 
 def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
-    """All runs of units in a graph that the kernels cover, in its order. A returned map is the end
-    of its unit, whatever shuffles it next."""
+    """All runs of units in a graph that the kernels cover, in its order. A unit whose map is
+    returned ends there, whatever shuffles it next."""
     found = Units(graph, returned)
     runs: list[Run] = []
     for unit in found.units:
