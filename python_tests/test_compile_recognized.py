@@ -113,6 +113,18 @@ def test_part_of_a_model() -> None:
     assert sum("conv" in name for name in calls(counter)) == 1
 
 
+def test_exported() -> None:
+    model = randomize_(Named()).eval()
+    x = draw(2, 10, 21, 17)
+    batch = torch.export.Dim("batch", min=2)
+    with torch.no_grad():
+        program = torch.export.export(snv2.fuse(model), (x,), dynamic_shapes=(({0: batch},),))
+    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert names[0] == "snv2.network_results.default"
+    assert not any("conv" in name for name in names)
+    agree(program.module(), model, draw(3, 10, 21, 17))
+
+
 def test_average_over_a_window() -> None:
     model = randomize_(Windowed()).eval()
     fast, counter = compiled(snv2.fuse(model))
