@@ -284,6 +284,7 @@ def test_series_across_containers() -> None:
     lines = str(snv2.explain(fused)).splitlines()
     assert lines[0] == "0.2-1.1.0: stage: fused"
     assert not any("not fused" in line for line in lines)
+    assert sum("-" in line for line in lines) == 1
     for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), snv2.fuse(fused)):
         assert type(other) is Mixed
         agree(other, model, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from _cases import (
     draw,
     drawn,
     norms,
+    ops_called,
     run_fused,
     runs_fused,
     same_state,
@@ -91,6 +93,40 @@ def test_network_of_another_class() -> None:
     engine = snv2.Engine(fused, (2, 3, 33, 41))
     x = draw(2, 3, 33, 41)
     assert_close(engine, model, x)
+
+
+class Windowed(nn.Module):
+    """As the authors', an average over a window of the map's size for one size of images."""
+
+    def __init__(self, window: int = 3) -> None:
+        super().__init__()
+        self.stem, self.body = ConvBNReLU(3, 10, 3, 2), Loop(three(Wrapped))
+        self.last, self.pool = ConvBNReLU(28, 40), nn.AvgPool2d(window)
+        self.drop, self.fc = nn.Dropout(0.2), nn.Linear(40, 7, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.last(self.body(F.max_pool2d(self.stem(x), 3, 2, 1))))
+        return self.fc(self.drop(x).contiguous().view(-1, 40))
+
+
+def test_average_over_a_window(caplog: pytest.LogCaptureFixture) -> None:
+    model = randomize_(Windowed()).eval()
+    x = draw(2, 3, 17, 24)  # the last map is 3 x 3
+    fused = check(model, x, "network")
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    for h, w in ((24, 18), (25, 24), (24, 32), (40, 40)):
+        x = draw(1, 3, h, w)
+        assert_close(fused, model, x)
+        with torch.no_grad():
+            fully = not any("conv" in name for name in ops_called(fused, x))
+        assert fully == (max(h, w) <= 24)
+    with pytest.raises(RuntimeError, match="too small"):
+        fused(draw(1, 3, 16, 16))
+    assert_close(snv2.Engine(fused, (1, 3, 20, 20)), model, draw(1, 3, 20, 20))
+    with pytest.raises(ValueError, match=r"input_shape: .* pools a part of its map"):
+        snv2.Engine(fused, (1, 3, 40, 40))
+    program = torch.export.export(fused, (draw(1, 3, 24, 24),)).module()
+    assert_close(program, model, draw(1, 3, 24, 24))
 
 
 # A drop-in as any module ----------------------------------------------------------------------

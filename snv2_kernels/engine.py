@@ -165,6 +165,10 @@ class Engine:
         if self._device == torch.device("cuda"):
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._shape = _checked_shape(input_shape, packed.in_channels)
+        if not fused._fits(*self._shape[2:]):
+            raise ValueError(
+                f"input_shape: {self._shape} does not run fused: the model pools a part of its map"
+            )
         self._taps = _checked_taps(taps, fused)
         self._pixels = _checked_pixels(normalize, fused, packed.in_channels)
         self._lock = threading.Lock()

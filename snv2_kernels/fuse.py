@@ -33,8 +33,9 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
     Recognised are torchvision's and this package's ``InvertedResidual``, ``nn.Sequential`` runs
     of them, and ``ShuffleNetV2``, anywhere in ``model``; and every other module whose forward
     computes such units, one or several in sequence, however it is written: its class derives from
-    the module's own and keeps its attributes and submodules. In an ``nn.Sequential`` of other
-    modules too, units that follow each other run as one. The rest is copied as it is, and
+    the module's own and keeps its attributes and submodules. One that returns maps of units on the
+    way, in a tuple, list or dict, as backbones do, is one op call too. In an ``nn.Sequential`` of
+    other modules too, units that follow each other run as one. The rest is copied as it is, and
     :func:`explain` tells which is which.
 
     Parameters and buffers are shared with ``model``, which is left as it was: training one
@@ -48,7 +49,8 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
         backend: ``"auto"``, or the backend that the fused modules should run on.
         verify: whether what was recognised in a module of another class is compared with its own
             forward, once, on a copy with random numbers in float64 and a random input
-            [2, C, 9, 7], on the CPU. One that differs is left as it is.
+            [2, C, 9, 7], on the CPU; a larger one where the module averages over a window of a
+            number of pixels. One that differs is left as it is.
 
     Raises:
         TypeError: if ``model`` is not a module.
@@ -124,7 +126,7 @@ class Part:
     """One line of an :class:`Explanation`."""
 
     name: str  # of the module; "" is the model itself
-    kind: str  # network, stage, unit, or a class name that was not recognised
+    kind: str  # network, backbone, stage, unit, or a class name that was not recognised
     reason: str | None  # why it does not run fused; None if it does
 
     def __str__(self) -> str:
@@ -164,11 +166,13 @@ def explain(model: nn.Module) -> Explanation:
     fused.eval()  # flags only, and the copies have their own
     parts: list[Part] = []
     inside: list[str] = []  # prefixes of recognised parts
+    joined: list[str] = []  # prefixes of containers whose modules are in series across them
     for name, module in fused.named_modules():
         if isinstance(module, FusedModule):
             parts.append(Part(name, _kind(module), module.reason()))
             inside.append(f"{name}." if name else "")
-        elif isinstance(module, Mixed):
+        elif isinstance(module, Mixed) and not any(name.startswith(prefix) for prefix in joined):
+            joined.append(f"{name}." if name else "")
             for step, series in module.steps().items():
                 if isinstance(series, Series):
                     place = f"{name}.{step}" if name else step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -13,16 +12,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.constant import constant_to_dynamo
+from snv2_kernels.graph.guards import erase_unread_after, last_node
 from snv2_kernels.graph.nodes import example, writes
 from snv2_kernels.graph.reasons import why_no_unit
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.graph.recognize import Run, recognize
-from snv2_kernels.graph.record import Recording, plain_copy, record
+from snv2_kernels.graph.record import Recording, record
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.packing import Builder
+from snv2_kernels.packing.common import map_shape
 from snv2_kernels.packing.units import Unsupported
-from snv2_kernels.testing import max_error
+from snv2_kernels.verification import why_wrong
 
 __all__ = [
     "Recognition",
@@ -34,8 +36,6 @@ __all__ = [
     "structure",
 ]
 
-_CHECKED_SIZE = (2, 9, 7)  # batch, height, width
-_LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
 _MOST_GUESSES = 10
 _CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict)  # without a forward
 
@@ -47,10 +47,13 @@ class Recognition:
     kind: str  # unit, stage, backbone (of several results) or network
     recipe: str
     names: tuple[str, ...]  # of the recipe's state among parameters and buffers
+    weights: tuple[int, ...]  # places in it of the weights of convolutions and linear layers
     in_channels: int
     splits_input: bool
     plain_in_autocast: bool  # it leaves some results in float32
     returned: Returned
+    checked_size: tuple[int, int, int]  # batch, height and width of the input that it is checked on
+    last_map: tuple[int, int] | None  # the only size of the last map that it is true of
     structure: dict[str, Any]  # of the module that this is true of
 
     def state(self, module: nn.Module) -> list[Tensor]:
@@ -152,8 +155,9 @@ def _recognize(
             run = _whole_run(recording)
             if run is not None and _reads_all(run, channels):
                 recognition = _describe(module, run, channels, recording)
-                if verify:
-                    _verify(module, recognition)
+                wrong = why_wrong(module, recognition) if verify else None
+                if wrong is not None:
+                    raise _NotRecognized(wrong)
                 return recognition, recording.channels
         if farthest is None or len(farthest.graph.nodes) < len(recording.graph.nodes):
             farthest = recording
@@ -201,6 +205,10 @@ def _whole_run(recording: Recording) -> Run | None:
         if run.source is recording.source and run.out in outs and made.issuperset(outs):
             run.taps = frozenset(outs) - {run.out}
             nodes = run.nodes
+            pools = recording.pools
+            means = [] if run.head is None else run.head.nodes
+            if len(pools) > 1 or not all(pool in means for pool in pools):
+                continue
             if not any(writes(node) and node not in nodes for node in recording.graph.nodes):
                 return run
     return None
@@ -228,6 +236,7 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
         kind=_kind(run, returned),
         recipe=builder.text,
         names=names,
+        weights=tuple(builder.state.index(weight) for weight in builder.weights),
         in_channels=channels,
         splits_input=splits,
         # A split passes on the input's dtype, up to the first unit that projects.
@@ -236,6 +245,8 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
         returned=replace(
             returned, places=tuple(order.index(outs[place]) for place in returned.places)
         ),
+        checked_size=recording.size,
+        last_map=recording.windows[-1][0] if recording.pools else None,
         structure=structure(module),
     )
 
@@ -247,47 +258,6 @@ def _kind(run: Run, returned: Returned) -> str:
         return "backbone"
     joins = sum(unit.told.joins for unit in run.units)
     return "unit" if joins == 1 and run.stem is None else "stage"
-
-
-# Checking -------------------------------------------------------------------------------------
-
-
-def _verify(module: nn.Module, recognition: Recognition) -> None:
-    """Raise unless the recipe computes what the module does, on copies with random numbers: the
-    module's own may be zeros, which hide an error."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        numbers: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-        return numbers
-
-    def random(t: Tensor) -> Tensor:
-        if not t.is_floating_point():
-            return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
-        if t.dim() > 1:
-            return normal(*t.shape) * math.sqrt(2 * len(t) / max(t.numel(), 1))
-        return 0.5 + normal(*t.shape).abs()  # a variance is positive
-
-    copied = plain_copy(module, random)
-    n, h, w = _CHECKED_SIZE
-    x = normal(n, recognition.in_channels, h, w)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
-        try:
-            expected = copied(x.clone())
-            actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
-            off = _largest_error(recognition.returned.filled(actual), expected)
-        except Exception as error:  # whatever a module's code may raise
-            raise _NotRecognized(f"its recognition cannot be verified: {error}") from None
-    if not off <= _LARGEST_ERROR:
-        raise _NotRecognized(f"its recognition failed verification: off by {off:.1e}")
-
-
-def _largest_error(actual: Any, expected: Any) -> float:
-    """Of any map; infinite for other containers of maps."""
-    a, b = Returned.of(actual), Returned.of(expected)
-    if a is None or b is None or a[0] != b[0]:
-        return math.inf
-    return max(map(max_error, a[1], b[1]))
 
 
 # The drop-in ----------------------------------------------------------------------------------
@@ -349,7 +319,7 @@ class Recognized(PlannedModule):
 
     @property
     def _returned(self) -> Returned:
-        known = _later.get(self) or self._recognition
+        known = self._known()
         return ONE_MAP if known is None else known.returned
 
     def _eager(self, x: Tensor) -> Any:
@@ -362,13 +332,27 @@ class Recognized(PlannedModule):
 
     def _differs(self, x: Tensor) -> bool:
         """Whether the forward does something else with this input than was recognised: it may take
-        several numbers of channels, and autocast leave some results in float32."""
-        known = _later.get(self) or self._recognition
+        several numbers of channels, average over a window of one size, and autocast leave some
+        results in float32."""
+        known = self._known()
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
         if known is None or tracing or not isinstance(x, Tensor) or x.dim() != 4:
             return False
         autocast = known.plain_in_autocast and torch.is_autocast_enabled(x.device.type)
-        return autocast or x.shape[1] != known.in_channels
+        return autocast or x.shape[1] != known.in_channels or not self._fits(*x.shape[2:])
+
+    def _fits(self, height: int, width: int) -> bool:
+        last_map = _fact(self, "last_map").split()
+        if not last_map:
+            return True
+        sizes = isinstance(height, int) and isinstance(width, int)  # in an export they may be open
+        last_height, last_width, halvings = map(int, last_map)
+        made = map_shape(1, 1, halvings, height, width)[2:]
+        return sizes and made == (last_height, last_width)
+
+    def _known(self) -> Recognition | None:
+        """Of the module as it was when it was last looked at."""
+        return _later.get(self) or self._recognition
 
     def _current(self) -> Recognition:
         """Of the module as it is now."""
@@ -390,7 +374,7 @@ class Recognized(PlannedModule):
         return self._current().in_channels
 
     def _splits_input(self) -> bool:
-        return self._recognition is None or self._recognition.splits_input
+        return _fact(self, "splits_input") == "True"
 
     def _is_run(self) -> bool:
         return self._recognition is not None and Recipe.read(self._recognition.recipe).is_run
@@ -407,11 +391,69 @@ class Recognized(PlannedModule):
         now = self._current()
         Recipe.read(now.recipe).tell(builder, now.state(self))
 
-    def _in_graph(self, x: Tensor) -> Tensor:
-        raise Unsupported("a module that changes has no guards")
+    def _in_graph(self, x: Tensor) -> Any:
+        recipe = _fact(self, "recipe")
+        if not recipe:
+            raise Unsupported("it was changed, and computes something else")
+        state = []
+        for name in _fact(self, "names").split():
+            tensor: Any = self
+            for part in name.split("."):
+                tensor = getattr(tensor, part)
+            state.append(tensor)
+        weights = [state[int(place)] for place in _fact(self, "weights").split()]
+        dtypes = self._graph_dtypes(x, weights, int(_fact(self, "in_channels")))
+        plain_in_autocast = _fact(self, "plain_in_autocast") == "True"
+        if (plain_in_autocast and dtypes[1] is not None) or not self._fits(*x.shape[2:]):
+            raise Unsupported("plain")
+        # The forward may read whatever it likes.
+        before = last_node()
+        plain = self._plain(x)
+        erase_unread_after(before)
+        arguments = x, state, recipe, self._backend, *dtypes
+        if int(_fact(self, "results")) > 1:
+            results = torch.ops.snv2.fused_results(*arguments)
+        else:
+            results = [torch.ops.snv2.fused(*arguments)]
+        return _like(plain, [results[int(place)] for place in _fact(self, "places").split()])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _without_state, (self._original,), self.__getstate__()
+
+
+@constant_to_dynamo  # which guards the module's identity, and by its forward what it consists of
+def _fact(module: Recognized, name: str) -> str:
+    """Something of its recognition, as a text: Dynamo takes no other for a constant."""
+    try:
+        known = module._current() if name == "recipe" else module._known()
+    except Unsupported:
+        known = None
+    if known is None:
+        return ""
+    if name == "last_map" and known.last_map is None:
+        return ""
+    recipe = Recipe.read(known.recipe)
+    values = {
+        "names": known.names,
+        "weights": known.weights,
+        "results": [len(recipe.results)],
+        "places": known.returned.places,
+        "last_map": [*(known.last_map or ()), recipe.halvings],
+    }
+    return " ".join(map(str, values.get(name) or [getattr(known, name)]))
+
+
+def _like(plain: Any, maps: list[Tensor]) -> Any:
+    """Other maps in a container as the forward makes it."""
+    if isinstance(plain, Tensor):
+        return maps[0]
+    if isinstance(plain, tuple):
+        return tuple(maps)
+    if isinstance(plain, list):
+        return maps
+    for key, value in zip(list(plain), maps, strict=True):
+        plain[key] = value
+    return plain
 
 
 def _without_state(original: type[nn.Module]) -> nn.Module:

@@ -23,7 +23,7 @@ from snv2_kernels.graph.nodes import (
 
 __all__ = ["Gate", "gates", "mean_of"]
 
-_VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze")
+_VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous")
 
 
 @dataclass(frozen=True)

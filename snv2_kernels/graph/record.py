@@ -7,8 +7,10 @@ which may compute with them, assert and branch on channels.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +33,7 @@ from snv2_kernels.nn.clone import clone_tree
 __all__ = ["Recording", "Untraceable", "inner_state", "plain_copy", "record"]
 
 _SIZE = (2, 9, 7)  # batch, height, width: all different, none of them one
+_STRIDES = (32, 16, 8, 4)  # of a network, from its input to an average over a window
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
@@ -52,16 +55,41 @@ class Recording:
     returned: Returned = ONE_MAP
     error: str | None = None
     channels: dict[str, int] = field(default_factory=dict)  # of the inputs of submodules
+    size: tuple[int, int, int] = _SIZE  # batch, height and width that it was recorded with
+    # Averages over a window of a number of pixels, with the map's size, and those that were taken
+    # for means of a map: so they are for maps of the window's size alone.
+    windows: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list)
+    pools: list[Node] = field(default_factory=list)
 
 
 def record(module: nn.Module, in_channels: int) -> Recording:
     """The forward of ``module`` in eval mode on a map of ``in_channels``, in float32.
 
     A parameter or buffer is a get_attr node with its name as target. The module is left as it is.
+    Where the map is too small for an average over a window, one is tried that makes it the
+    window's size.
     """
+    recording = _record(module, in_channels, _SIZE)
+    if recording.error is None or not recording.windows:
+        return recording
+    stride, before = _STRIDES[0], 0
+    while stride != before:
+        window, _ = recording.windows[-1]
+        height, width = (stride * (extent - 1) + 1 for extent in window)
+        larger = _record(module, in_channels, (_SIZE[0], height, width + (width == height)))
+        if larger.error is None:
+            recording = larger
+        if larger.pools or not larger.windows:
+            break
+        before, (_, (seen, _)) = stride, larger.windows[-1]
+        stride = next((s for s in _STRIDES if s < before and -(-height // s) == seen), before)
+    return recording
+
+
+def _record(module: nn.Module, in_channels: int, size: tuple[int, int, int]) -> Recording:
     shapes = ShapeEnv(duck_shape=False)
     mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
-    n, h, w = _SIZE
+    n, h, w = size
     real = torch.empty(n, in_channels, h, w, device="meta")
     open_sizes: Any = StatelessSymbolicContext(
         [DimDynamic.DYNAMIC, DimDynamic.STATIC, DimDynamic.DYNAMIC, DimDynamic.DYNAMIC]
@@ -74,12 +102,13 @@ def record(module: nn.Module, in_channels: int) -> Recording:
         copied = plain_copy(module)
     recorder = _Recorder(shapes)
     recorder.own(copied)
-    recording = Recording(recorder.graph, recorder.input(x))
+    recording = Recording(recorder.graph, recorder.input(x), size=size)
+    recorder.recording = recording
     for name, child in copied.named_modules():
         child.register_forward_pre_hook(_noting(recording.channels, name))
     before = inner_state(copied)
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), mode, recorder:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), _quiet(), mode, recorder:
             out = copied(x)
         _check_unchanged(before, inner_state(copied))
         recorder.check_sizes()
@@ -95,6 +124,18 @@ def record(module: nn.Module, in_channels: int) -> Recording:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         recording.error = f"cannot be traced: {first}"
     return recording
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """An error is the recording's result, and nobody's to see in torch's log."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _erase_unread(recording: Recording) -> None:
@@ -162,6 +203,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, shapes: ShapeEnv) -> None:
         super().__init__()
         self.graph = Graph()
+        self.recording: Recording | None = None
         self._shapes = shapes
         self._guards = 0  # that torch itself has set
         self._attributes: dict[int, str] = {}
@@ -211,7 +253,8 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "avg_pool2d" and _is_whole(*args, **kwargs):
+        pools = name == "avg_pool2d" and self._pools_window(*args, **kwargs)
+        if pools or (name == "avg_pool2d" and _is_whole(*args, **kwargs)):
             # Its own signature takes numbers, and would fix the size of the map.
             func, args, kwargs = Tensor.mean, (args[0], (2, 3), True), {}
         guards = len(self._shapes.guards)
@@ -232,7 +275,27 @@ class _Recorder(TorchFunctionMode):
         # x[0] is Tensor.__getitem__ here and operator.getitem in other graphs.
         target = getattr(operator, name, func) if name.startswith("__") else func
         self._set(out, self.graph.call_function(target, *inputs))
+        if pools and self.recording is not None:
+            self.recording.pools.append(self.node_of(out))
         return out
+
+    def _pools_window(
+        self, x: Any, window: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+        count_include_pad: bool = True, divisor_override: Any = None,
+    ) -> bool:  # fmt: skip
+        """Whether an average over a window of a number of pixels is one over this map."""
+        sizes: Any = (window, window) if isinstance(window, int) else tuple(window)
+        if self.recording is None or not all(type(size) is int for size in sizes):
+            return False
+        map_size: Any = tuple(_hint(extent) for extent in x.shape[2:])
+        self.recording.windows.append((sizes, map_size))
+        # At the first size it is a part of most maps.
+        fits = self.recording.size != _SIZE and sizes == map_size
+        return fits and padding in (0, (0, 0)) and divisor_override is None
+
+
+def _hint(extent: Any) -> int:
+    return extent if isinstance(extent, int) else int(extent.node.hint)
 
 
 def _is_whole(x: Any, window: Any, *args: Any, **kwargs: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -109,6 +109,10 @@ class PlannedModule(FusedModule):
         """Whether :meth:`_add_to` tells all of it, so that units may follow."""
         return False
 
+    def _fits(self, height: int, width: int) -> bool:
+        """Whether the plan is right for inputs of this size."""
+        return True
+
     def _splits_input(self) -> bool:
         """Whether part of the input goes through untouched, so that its dtype does too."""
         return False
@@ -180,16 +184,23 @@ class PlannedModule(FusedModule):
     def _in_graph(self, x: Tensor) -> Tensor:
         recipe = RecipeBuilder()
         self._tell(recipe)
-        dtype, autocast = self._dtypes(x)
-        parameters = recipe.weights[0].dtype if autocast is not None else x.dtype
-        if any(w.dtype != parameters for w in recipe.weights) or parameters not in KERNEL_DTYPES:
-            raise Unsupported("dtypes")
-        if x.dim() != 4 or x.shape[1] != recipe.in_channels:
-            raise Unsupported("a shape that does not fit")
+        dtype, autocast = self._graph_dtypes(x, recipe.weights, recipe.in_channels)
         out: Tensor = torch.ops.snv2.fused(
             x, recipe.state, recipe.text, self._backend, dtype, autocast
         )
         return out
+
+    def _graph_dtypes(
+        self, x: Tensor, weights: Sequence[Tensor], in_channels: int
+    ) -> tuple[torch.dtype, torch.dtype | None]:
+        """See :meth:`_dtypes`; raises :class:`Unsupported` unless x fits."""
+        dtype, autocast = self._dtypes(x)
+        parameters = weights[0].dtype if autocast is not None else x.dtype
+        if any(w.dtype != parameters for w in weights) or parameters not in KERNEL_DTYPES:
+            raise Unsupported("dtypes")
+        if x.dim() != 4 or x.shape[1] != in_channels:
+            raise Unsupported("a shape that does not fit")
+        return dtype, autocast
 
     def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
         return torch.promote_types(x, autocast) if self._splits_input() else autocast

@@ -1,0 +1,60 @@
+"""Compares what was recognised in a module with the module's own forward."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from snv2_kernels.graph.recipe import Recipe
+from snv2_kernels.graph.record import plain_copy
+from snv2_kernels.graph.returned import Returned
+from snv2_kernels.testing import max_error
+
+if TYPE_CHECKING:
+    from snv2_kernels.recognition import Recognition
+
+__all__ = ["why_wrong"]
+
+_LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
+
+
+def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
+    """Why the recipe does not compute what the module does, None if it does. On copies with random
+    numbers: the module's own may be zeros, which hide an error."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        numbers: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        return numbers
+
+    def random(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
+        if t.dim() > 1:
+            return normal(*t.shape) * math.sqrt(2 * len(t) / max(t.numel(), 1))
+        return 0.5 + normal(*t.shape).abs()  # a variance is positive
+
+    copied = plain_copy(module, random)
+    n, h, w = recognition.checked_size
+    x = normal(n, recognition.in_channels, h, w)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        try:
+            expected = copied(x.clone())
+            actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
+            off = _largest_error(recognition.returned.filled(actual), expected)
+        except Exception as error:  # whatever a module's code may raise
+            return f"its recognition cannot be verified: {error}"
+    if not off <= _LARGEST_ERROR:
+        return f"its recognition failed verification: off by {off:.1e}"
+    return None
+
+
+def _largest_error(actual: Any, expected: Any) -> float:
+    """Of any map; infinite for other containers of maps."""
+    a, b = Returned.of(actual), Returned.of(expected)
+    if a is None or b is None or a[0] != b[0]:
+        return math.inf
+    return max(map(max_error, a[1], b[1]))
