@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from snv2_kernels import _native
 from snv2_kernels.packing import Builder, GpuPlan
-from snv2_kernels.packing.gpu import GpuStep
+from snv2_kernels.packing.gpu_plan import GpuStep
 from snv2_kernels.packing.units import ACTIVATIONS, IDENTITY, RELU, Activation, Layer, Unit
 
 # Units ----------------------------------------------------------------------------------------
@@ -163,7 +163,8 @@ HEADER_FIELDS = [
 ]  # fmt: skip
 STEP_FIELDS = list(GpuStep.__dataclass_fields__)
 assert len(HEADER_FIELDS) == _native.GPU_HEADER_WORDS
-COPY, STEM, UNIT, HEAD = range(4)
+COPY, STEM, UNIT, HEAD, GATE, EXPORT = range(6)
+EXPAND, DEPTHWISE, PROJECT = 1, 2, 4
 
 
 def unpack_tiles(packed: Tensor, rows: int, depth: int) -> Tensor:
@@ -240,6 +241,23 @@ class _Reader:
         return self.activation(y.transpose(0, 1), name)
 
 
+    def branch(self, x: Tensor) -> Tensor:
+        """What a unit's step makes of planes [in_channels, N, H, W]."""
+        parts = self.step["parts"]
+        if parts & EXPAND:
+            x = self.product(x, "pw1", self.step["mid_channels"])
+        if parts & DEPTHWISE:
+            x = self.depthwise(x, "dw")
+        if parts & PROJECT:
+            x = self.product(x, "pw2", self.step["out_channels"])
+        return x
+
+    def gate(self, x: Tensor) -> Tensor:
+        means = x.mean([2, 3], keepdim=True)
+        hidden = self.product(means, "pw1", self.step["mid_channels"])
+        return x * self.product(hidden, "pw2", len(x))
+
+
 def steps_of(words: Tensor) -> tuple[dict[str, int], list[dict[str, int]], Tensor]:
     """Header, steps and tables of a plan's words."""
     header = dict(zip(HEADER_FIELDS, words.tolist(), strict=False))
@@ -259,6 +277,7 @@ def interpret(plan: GpuPlan, x: Tensor) -> list[Tensor]:
     assert header["weight_count"] == plan.weights.numel()
     assert header["parameter_count"] == plan.parameters.numel()
     buffers: dict[int, Tensor] = {-1: x.double().transpose(0, 1)}
+    halvings = {-1: 0}  # of what lies in each
     results: list[Tensor] = [torch.empty(0)] * header["result_count"]
     for step in steps:
         read = _Reader(plan, step)
@@ -272,9 +291,13 @@ def interpret(plan: GpuPlan, x: Tensor) -> list[Tensor]:
             extent = [(e + 1) // 2 for e in x.shape[2:]]
             taps = taps.transpose(0, 1).unflatten(2, extent)
             y = F.max_pool2d(read.product(taps, "pw1", width), 3, 2, 1)
+        elif kind == GATE:
+            y = read.gate(x)
+        elif kind == EXPORT:
+            results[step["result"]] = x.transpose(0, 1)
+            continue
         elif kind == UNIT:
-            main = read.depthwise(read.product(x, "pw1", mid), "dw")
-            y = read.product(main, "pw2", width)
+            y = read.branch(x)
             if step["proj_channels"]:
                 first = read.depthwise(x, "proj_dw")
                 y = torch.cat([read.product(first, "proj", step["proj_channels"]), y])
@@ -289,7 +312,9 @@ def interpret(plan: GpuPlan, x: Tensor) -> list[Tensor]:
             results[step["result"]] = torch.stack(planes, 1)
         out = step["out_buffer"]
         if out >= 0:
-            if out != step["in_buffer"]:
+            now = halvings[step["in_buffer"]] + (2 if kind == STEM else step["stride"] == 2)
+            if halvings.get(out) != now:
                 buffers[out] = y.new_full((step["out_planes"], *y.shape[1:]), torch.nan)
+            halvings[out] = now
             buffers[out][read.table("out_table", len(y))] = y
     return results

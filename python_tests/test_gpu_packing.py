@@ -42,7 +42,7 @@ from torch import Tensor, nn
 import snv2_kernels as snv2
 from snv2_kernels import _native
 from snv2_kernels.packing import GpuPlan, GpuPlanBuilder, PlanBuilder
-from snv2_kernels.packing.gpu import pack_tiles
+from snv2_kernels.packing.gpu_plan import pack_tiles
 from snv2_kernels.packing.units import Unsupported
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
