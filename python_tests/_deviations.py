@@ -16,7 +16,8 @@ from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 # What makes a plan whose maps have a dtype, by backend.
 BUILDERS: dict[str, Callable[[], Any]] = {
-    "cpu": PlanBuilder, "cuda-emulated": GpuPlanBuilder, "triton": TritonPlanBuilder
+    "cpu": PlanBuilder, "cuda": GpuPlanBuilder, "cuda-emulated": GpuPlanBuilder,
+    "triton": TritonPlanBuilder,
 }  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def plan_of(place: Place, units: nn.Module, channels: int) -> Any:
     builder.add_import(channels)
     for unit in units.children():
         unit.add_to(builder)  # type: ignore[operator]
-    return builder.build(dtype)
+    return builder.build(dtype, *([] if backend == "cpu" else [torch.get_default_device()]))
 
 
 def check(

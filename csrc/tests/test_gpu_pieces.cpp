@@ -178,7 +178,7 @@ void run_pieces(const Case& c) {
   Held b = plan.piece(a, kProject, 1, c.half + 3);
   plan.result(b);
   Held d = plan.piece(b, kDepthwise | kProject, 2, c.half);
-  Held first;
+  Held first = d;
   Held e = plan.piece(x, kDepthwise | kProject, 2, c.half, &first);
   plan.result(first);
   Held f = plan.piece(d, kDepthwise, 1, c.half);
