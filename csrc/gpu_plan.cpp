@@ -197,8 +197,8 @@ void Checker::unit(const GpuStep& step) const {
     require(step.out_channels == step.mid_channels, "out_channels");
   }
   if (step.proj_channels == 0) return;
-  // Beside a first product only kernels of stride 2 project.
-  require(step.stride == 2 || (depthwise && !expand), "proj_channels");
+  // Beside a first product only kernels of whole units project, at stride 2.
+  require(parts == kWholeBranch ? step.stride == 2 : depthwise && !expand, "proj_channels");
   count(step.proj_channels, "proj_channels");
   matrix(step.proj_weights, step.proj_channels, step.in_channels, "proj_weights");
   bias(step.proj_bias, step.proj_channels, "proj_bias");

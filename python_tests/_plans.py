@@ -100,7 +100,7 @@ def tell(builder: Builder, channels: int, units: nn.Sequential) -> None:
 
 
 @st.composite
-def general_units(draw_: Any, projection_at_stride_1: bool = True) -> tuple[int, nn.Sequential]:
+def general_units(draw_: Any) -> tuple[int, nn.Sequential]:
     """Channels of the input and up to four units. The lists of a unit may leave channels out and
     name them in any order."""
     channels = first = draw_(st.integers(1, 40))
@@ -110,7 +110,7 @@ def general_units(draw_: Any, projection_at_stride_1: bool = True) -> tuple[int,
         cut = draw_(st.integers(1, channels))
         main, rest = shuffled[:cut], shuffled[cut:]
         stride = draw_(st.sampled_from([1, 1, 2]))
-        projects = stride == 2 or (projection_at_stride_1 and draw_(st.booleans()))
+        projects = stride == 2 or draw_(st.booleans())
         projection = draw_(st.integers(1, 20)) if projects else 0
         passthrough = [] if projection else rest[: draw_(st.integers(0, len(rest)))]
         width, mid = draw_(st.integers(1, 40)), draw_(st.integers(1, 40))
@@ -239,7 +239,6 @@ class _Reader:
             groups=len(x),
         )
         return self.activation(y.transpose(0, 1), name)
-
 
     def branch(self, x: Tensor) -> Tensor:
         """What a unit's step makes of planes [in_channels, N, H, W]."""

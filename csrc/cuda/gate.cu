@@ -27,7 +27,7 @@ constexpr int kGateWarps = kGateThreads / kWarp;
 
 // Where a CTA's arrays lie in shared memory, in bytes; means are at 0.
 struct GatePlaces {
-  int partial, sums, hidden, gates, held;
+  int table, partial, sums, hidden, gates, held;
 };
 
 template <class T>
@@ -125,19 +125,27 @@ __global__ void __launch_bounds__(kGateThreads, 2) gate_kernel(GateParams<T> par
   const int rows = (params.reduced + 15) / 16 * 16;
   const Shared<unsigned char> memory = shared_memory();
   const Shared<float> means = memory.template as<float>();
+  const Shared<int32_t> table = (memory + params.at.table).template as<int32_t>();
   const Shared<float> partial = (memory + params.at.partial).template as<float>();
   const Shared<float> sums = (memory + params.at.sums).template as<float>();
   const Shared<float> hidden = (memory + params.at.hidden).template as<float>();
   const Shared<float> gates = (memory + params.at.gates).template as<float>();
   const auto line_of = [&](int c) {
-    const int64_t at = load(Global<const int32_t>{params.table} + c);
+    const int64_t at = load(table + (c - begin));
     return Global<T>{params.planes} + (at * params.pitch + image * plane);
   };
   const auto held_of = [&](int c, int phase) {
     return (memory + (params.at.held + (c - begin) * params.held_bytes + phase)).template as<T>();
   };
+  for (int c = begin + thread; c < end && c < channels; c += kGateThreads) {
+    store(table + (c - begin), load(Global<const int32_t>{params.table} + c));
+  }
   grid_dependents_launch();
-  if constexpr (kCluster) sync_cluster_reads();  // the others have begun
+  if constexpr (kCluster) {
+    sync_cluster_reads();  // the others have begun
+  } else {
+    sync_threads();
+  }
   grid_dependency_wait();
 
   // Means. A lane meets the same elements again below.
@@ -272,6 +280,7 @@ GateCut place(const GateShape& s, int64_t cluster, bool held) {
     return static_cast<int>(here);
   };
   take(share * 4);
+  c.at.table = take(share * 4);
   c.at.partial = take(c.parts * rows * 4);
   c.at.sums = take(cluster * rows * 4);
   c.at.hidden = take(rows * 4);

@@ -30,11 +30,10 @@
 namespace snv2::SNV2_GPU {
 
 // kCaller: the caller's tensors may be read and written; else there are planes at both ends. kBare:
-// without the first product. X is then the ring.
-template <class T, int kStride, class Mode, class Act, bool kCaller, bool kBare>
+// without the first product; X is then the ring. kPartial: other parts may be missing too.
+template <class T, int kStride, class Mode, class Act, bool kCaller, bool kBare, bool kPartial>
 SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   constexpr bool kShared = Mode::kCluster && !kBare;  // X is loaded for each other
-  constexpr bool kPieces = Act::kAny && !kCaller;     // the second product may be missing
   const int rank = Mode::kCluster ? cluster_rank() : 0;
   const int cta = static_cast<int>(blockIdx.x) / (Mode::kCluster ? params.cluster : 1);
   const Branch<T> branch =
@@ -65,7 +64,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       load_matrix(m.pw1, branch.pw1,
                   static_cast<int>(packed_elements(branch.mid, depth, dtype_of<T>())));
     }
-    if (!kPieces || branch.pw2 != nullptr) {
+    if (!kPartial || branch.pw2 != nullptr) {
       load_matrix(m.pw2, branch.pw2,
                   static_cast<int>(packed_elements(branch.out, branch.depth, dtype_of<T>())));
     }
@@ -74,7 +73,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   if constexpr (!kBare) {
     load_words(m.pw1_bias, branch.pw1_bias, static_cast<int>(padded_rows(branch.mid)));
   }
-  if (!kPieces || branch.pw2 != nullptr) {
+  if (!kPartial || branch.pw2 != nullptr) {
     load_words(m.pw2_bias, branch.pw2_bias, static_cast<int>(padded_rows(branch.out)));
   }
   load_words(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
@@ -181,7 +180,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       const int dw_blocks = (pixels.end + kBlock - 1) / kBlock;
 
       // Depthwise convolution.
-      convolve_rows<T, kStride, Act, kBare && Act::kAny>(
+      convolve_rows<T, kStride, Act, kBare && kPartial>(
           params, branch, kBare ? m.x : m.mid, kBare ? m.x_pitch : m.mid_pitch,
           m.dw + branch.first_depth * m.dw_pitch, m.dw_pitch, m.dw_weights,
           Rows{row_start, lead, row, rows, pixels.begin});
@@ -191,7 +190,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       if constexpr (Mode::kCluster) {
         // All are past their first product and the second one before it.
         sync_cluster_reads();
-        if (!kPieces || branch.pw2 != nullptr) hand_out_dw(params, m, branch, dw_blocks, rank);
+        if (!kPartial || branch.pw2 != nullptr) hand_out_dw(params, m, branch, dw_blocks, rank);
         if (kShared && more && params.prefetch) {
           hand_out(params, m, blocks_from(next), rank, held);
           more = false;
@@ -218,7 +217,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
         }
       };
       const Operand<T> x{m.dw, m.dw_pitch, branch.depth};
-      if (kPieces && branch.pw2 == nullptr) {
+      if (kPartial && branch.pw2 == nullptr) {
         store_rows(params, m, branch, dw_blocks, pixels);
       } else if constexpr (Mode::kResident) {
         product<Mode>(m.pw2, branch.out, x, dw_blocks, use);
@@ -255,18 +254,18 @@ __global__ void __launch_bounds__(kUnitThreads,
     unit_kernel(UnitParams<T> params) {
   if constexpr (kStride == 2) {
     if (blockIdx.y == 1) {
-      return march<T, kStride, Mode, Act, kCaller, true>(params, params.branches[1]);
+      return march<T, kStride, Mode, Act, kCaller, true, false>(params, params.branches[1]);
     }
   }
-  march<T, kStride, Mode, Act, kCaller, false>(params, params.branches[0]);
+  march<T, kStride, Mode, Act, kCaller, false, false>(params, params.branches[0]);
 }
 
-// A piece of a unit: of its main branch, and of the projection beside it if there is one. Neither
-// has a first product.
-template <class T, int kStride, class Mode>
+// A piece of a unit: of its main branch, and if that has no first product, of the projection beside
+// it.
+template <class T, int kStride, class Mode, bool kBare>
 __global__ void __launch_bounds__(kUnitThreads, Mode::kResident ? Mode::kCtasPerSm : 1)
     piece_kernel(UnitParams<T> params) {
-  march<T, kStride, Mode, AnyActivation, false, true>(params, params.branches[blockIdx.y]);
+  march<T, kStride, Mode, AnyActivation, false, kBare, true>(params, params.branches[blockIdx.y]);
 }
 
 }  // namespace snv2::SNV2_GPU

@@ -13,14 +13,14 @@ namespace snv2::SNV2_GPU {
 
 // Units with any activations and windows, by kernels that look them up as they run.
 void run_any_unit(const StepCall& call, LaunchInfo* info);
-// Those without a first product.
+// Those without all parts.
 void run_piece(const StepCall& call, LaunchInfo* info);
 
 template <class T, int kStride>
 void describe_unit(const UnitParams<T>& params, const Shape& s, const Cut& c, LaunchInfo& info) {
   const char* const names[2][2] = {{"piece stride 1", "piece stride 2"},
                                    {"unit stride 1", "unit stride 2"}};
-  info.kernel = names[s.expand][kStride - 1];
+  info.kernel = names[s.expand && s.project][kStride - 1];
   info.ctas = c.ctas * s.branches() * c.cluster;
   info.cluster = c.cluster;
   info.threads = kUnitThreads;
@@ -210,7 +210,10 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   const auto start = [&](auto mode) {
     using Mode = decltype(mode);
     if constexpr (kPiece) {
-      launch(config, buffers, piece_kernel<T, kStride, Mode>, params);
+      launch(
+          config, buffers,
+          s.expand ? piece_kernel<T, kStride, Mode, false> : piece_kernel<T, kStride, Mode, true>,
+          params);
     } else if (s.caller()) {
       launch(config, buffers, unit_kernel<T, kStride, Mode, Act, true>, params);
     } else {

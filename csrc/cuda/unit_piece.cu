@@ -1,5 +1,5 @@
-// Pieces of units: a depthwise convolution and the product behind it, either of which may be
-// missing.
+// Pieces of units, with any activations and windows: a pointwise and a depthwise convolution, a
+// depthwise and a pointwise one, or one alone.
 #include "cuda/dispatch.h"
 #include "cuda/unit_launch.h"
 

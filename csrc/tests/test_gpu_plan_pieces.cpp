@@ -75,6 +75,9 @@ TEST(parts_of_units) {
   p = pieces();
   p.steps[3].proj_channels = 1;
   refused(p, "step 3: proj_channels");
+  p = pieces();
+  p.steps[1].proj_channels = 1;
+  refused(p, "step 1: proj_channels");
   // The caller's maps are for whole branches.
   for (const int64_t parts : {kExpand | kDepthwise, kDepthwise | kProject, kDepthwise, kProject}) {
     p = single_unit();

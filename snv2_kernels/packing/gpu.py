@@ -190,13 +190,11 @@ def _is_whole(piece: Segment) -> bool:
 
 
 def _projects(unit: Unit[Folded], piece: Segment, channels: int) -> bool:
-    """Whether the projection of a unit's input of these channels runs beside its first piece: both
-    halve it, or both begin with a depthwise convolution of all of it."""
-    if unit.projection is None or piece.dw is None:
+    """Whether the projection of a unit's input of these channels runs beside its first piece: of
+    a whole branch where both halve it, or if both are dw and pw of all of it."""
+    if unit.projection is None or piece.dw is None or piece.pw2 is None:
         return False
-    if piece.pw1 is not None:
-        return unit.stride == 2
-    return piece.pw2 is not None and len(unit.main) == channels
+    return unit.stride == 2 if piece.pw1 is not None else len(unit.main) == channels
 
 
 def _reads_callers_map(unit: Unit[Folded], alone: bool) -> bool:

@@ -288,8 +288,8 @@ class _Writer:
         windows = [1 if isinstance(part, Gate) else part.kernel for part in unit.branch]
         paired = len(unit.branch) > 1 and isinstance(unit.branch[1], Folded) and windows[1] == 1
         # The rows of a depthwise convolution alone are its result's.
-        alone = windows[0] > 1 and not paired
-        gather = list(unit.main) if alone else place.by_plane(unit.main)
+        convolved = windows[0] > 1 and not paired
+        gather = list(unit.main) if convolved else place.by_plane(unit.main)
         launches = self._branch(unit, self._read(place, gather), gather)
         *before, final = launches
         middle = MIDDLE
