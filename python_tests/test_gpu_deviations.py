@@ -238,3 +238,11 @@ def test_a_window_too_large_for_shared_memory_is_not_covered() -> None:
     device = _native.emulated_device()
     assert plan.covers(1, 9, 9, device)
     assert not plan.covers(1, 300, 300, device)
+
+
+def test_a_gate_too_large_for_shared_memory_is_not_covered() -> None:
+    gate = SqueezeExcite(8)
+    gate.reduce, gate.expand = ConvBn(8, 20000), ConvBn(20000, 8, act="sigmoid")
+    unit = DeviantUnit(12, [ConvBn(8, 8, 3), ConvBn(8, 8), gate]).eval()
+    plan = plan_of(("cuda-emulated", torch.float32), nn.Sequential(unit), 12)
+    assert not plan.covers(1, 9, 9, _native.emulated_device())

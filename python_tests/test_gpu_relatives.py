@@ -55,7 +55,7 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
         lambda: models.ShuffleNetV2Plus(
             [1, 1, 2, 1], [8, 12, 20, 32, 40, 16], [0, 1, 2, 3, 3]
         ).features,
-        (1, 8, 40, 24),
+        (1, 8, 24, 16),
     ),
     "star": (
         lambda: models.ShuffleNetV2([2, 1, 1], [8, 12, 20, 32, 40], 5, models.StarUnit),

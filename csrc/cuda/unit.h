@@ -38,6 +38,8 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   const int cta = static_cast<int>(blockIdx.x) / (Mode::kCluster ? params.cluster : 1);
   const Branch<T> branch =
       Mode::kCluster ? share_of<T, Act>(whole, params.in_channels, rank, params.cluster) : whole;
+  // Beside the first product a piece has no second one: else its branch is whole.
+  const bool projects = !kPartial || (kBare && branch.pw2 != nullptr);
   const Memory<T> m = memory_of<T, Act, kBare>(params, branch);
   const int width = params.width, depth = params.in_channels;
   const int ring = params.ring, columns = params.columns;
@@ -64,7 +66,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       load_matrix(m.pw1, branch.pw1,
                   static_cast<int>(packed_elements(branch.mid, depth, dtype_of<T>())));
     }
-    if (!kPartial || branch.pw2 != nullptr) {
+    if (projects) {
       load_matrix(m.pw2, branch.pw2,
                   static_cast<int>(packed_elements(branch.out, branch.depth, dtype_of<T>())));
     }
@@ -73,7 +75,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   if constexpr (!kBare) {
     load_words(m.pw1_bias, branch.pw1_bias, static_cast<int>(padded_rows(branch.mid)));
   }
-  if (!kPartial || branch.pw2 != nullptr) {
+  if (projects) {
     load_words(m.pw2_bias, branch.pw2_bias, static_cast<int>(padded_rows(branch.out)));
   }
   load_words(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
@@ -190,7 +192,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       if constexpr (Mode::kCluster) {
         // All are past their first product and the second one before it.
         sync_cluster_reads();
-        if (!kPartial || branch.pw2 != nullptr) hand_out_dw(params, m, branch, dw_blocks, rank);
+        if (projects) hand_out_dw(params, m, branch, dw_blocks, rank);
         if (kShared && more && params.prefetch) {
           hand_out(params, m, blocks_from(next), rank, held);
           more = false;
@@ -217,7 +219,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
         }
       };
       const Operand<T> x{m.dw, m.dw_pitch, branch.depth};
-      if (kPartial && branch.pw2 == nullptr) {
+      if (!projects) {
         store_rows(params, m, branch, dw_blocks, pixels);
       } else if constexpr (Mode::kResident) {
         product<Mode>(m.pw2, branch.out, x, dw_blocks, use);

@@ -373,7 +373,7 @@ snv2_add_mutant(gate_with_a_part_of_the_sums
 
 snv2_add_mutant(gate_past_the_last_channel
   FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
-  TEXT "c < end && c < channels; c" BECOMES "c < end; c"
+  TEXT "c < end && c < channels; c += kGateWarps" BECOMES "c < end; c += kGateWarps"
   EXPECT "gate.cu")
 
 snv2_add_mutant(copy_that_stays_in_its_image
