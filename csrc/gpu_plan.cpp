@@ -13,8 +13,16 @@ constexpr int64_t kAlignedFloats = 4;  // parameters are read in vectors of 16 b
 constexpr int64_t kMostWindow = 255;
 constexpr int64_t kMostDilation = 255;
 
-// Planes of a buffer that hold something.
-using Planes = std::vector<bool>;
+// Those that hold something, of an extent that the caller's was halved `halvings` times to.
+struct Planes {
+  std::vector<bool> written;
+  int64_t halvings = 0;
+
+  int64_t size() const { return static_cast<int64_t>(written.size()); }
+  bool holds(int64_t plane) const {
+    return plane >= 0 && plane < size() && written[static_cast<size_t>(plane)];
+  }
+};
 
 class Checker : public PlanChecker {
  public:
@@ -45,13 +53,14 @@ class Checker : public PlanChecker {
   }
 
   // With `rows` 0 the step has no such layer.
-  void activation(const GpuActivation& act, int64_t rows, const char* what) const;
+  void activation(const GpuActivation& act, int64_t rows, bool gate, const char* what) const;
   void depthwise(int64_t offset, const GpuWindow& window, int64_t channels, const char* what,
                  const char* what_window) const;
 
   void buffers(const GpuStep& step, bool first, bool last) const;
   void layers(const GpuStep& step) const;
   void unit(const GpuStep& step) const;
+  void gate(const GpuStep& step) const;
   void input(const GpuStep& step) const;
   void output(const GpuStep& step);
   void result(const GpuStep& step, bool last);
@@ -59,9 +68,8 @@ class Checker : public PlanChecker {
 
   const GpuPlanHeader& header_;
   std::vector<bool> results_;  // those written so far
-  Planes planes_[2];
-  int64_t buffer_ = kCallersMap;  // that holds the map so far
-  int64_t halvings_ = 0;
+  Planes buffers_[2];
+  int64_t halvings_ = 0;  // of what the step before wrote
 };
 
 void Checker::check_step(const GpuStep& step, bool first, bool last) {
@@ -69,9 +77,13 @@ void Checker::check_step(const GpuStep& step, bool first, bool last) {
   count(step.in_channels, "in_channels");
   count(step.out_channels, "out_channels");
   input(step);
+  halvings_ = first ? 0 : buffers_[step.in_buffer].halvings;
   switch (step.kind) {
     case GpuStepKind::kCopy:
       require(first && step.in_channels == step.out_channels, "copy");
+      break;
+    case GpuStepKind::kExport:
+      require(!first && step.in_channels == step.out_channels, "export");
       break;
     case GpuStepKind::kStem:
       require(first && step.in_channels == header_.in_channels, "stem");
@@ -82,6 +94,9 @@ void Checker::check_step(const GpuStep& step, bool first, bool last) {
     case GpuStepKind::kUnit:
       unit(step);
       halvings_ += step.stride == 2;
+      break;
+    case GpuStepKind::kGate:
+      gate(step);
       break;
     case GpuStepKind::kHead:
       require(!first && last, "head");
@@ -94,15 +109,20 @@ void Checker::check_step(const GpuStep& step, bool first, bool last) {
     default:
       require(false, "unknown kind");
   }
-  require(step.kind == GpuStepKind::kUnit || step.proj_channels == 0, "proj_channels");
+  const bool unit = step.kind == GpuStepKind::kUnit;
+  require(unit || step.proj_channels == 0, "proj_channels");
+  require(unit || step.parts == 0, "parts");
   layers(step);
   result(step, last);
   output(step);
 }
 
-void Checker::activation(const GpuActivation& act, int64_t rows, const char* what) const {
+void Checker::activation(const GpuActivation& act, int64_t rows, bool gate,
+                         const char* what) const {
   if (act.kind == Activation::kPrelu && rows > 0) return bias(act.slopes, rows, what);
-  const bool known = act.kind == Activation::kRelu || act.kind == Activation::kRelu6 ||
+  const bool of_gate =
+      gate && (act.kind == Activation::kSigmoid || act.kind == Activation::kHardsigmoid);
+  const bool known = of_gate || act.kind == Activation::kRelu || act.kind == Activation::kRelu6 ||
                      act.kind == Activation::kSilu || act.kind == Activation::kHardswish;
   require(act.slopes == 0 && (act.kind == Activation::kIdentity || (known && rows > 0)), what);
 }
@@ -118,30 +138,36 @@ void Checker::depthwise(int64_t offset, const GpuWindow& window, int64_t channel
 
 // After the other checks: channels are known to be in range.
 void Checker::layers(const GpuStep& step) const {
-  const bool unit = step.kind == GpuStepKind::kUnit;
-  const int64_t mid = unit ? step.mid_channels : 0, proj = step.proj_channels;
-  const int64_t in = proj > 0 ? step.in_channels : 0;
-  const int64_t pw1 = step.kind == GpuStepKind::kStem   ? step.out_channels
-                      : step.kind == GpuStepKind::kCopy ? 0
-                                                        : step.mid_channels;
-  activation(step.pw1_activation, pw1, "pw1_activation");
-  activation(step.dw_activation, mid, "dw_activation");
-  activation(step.pw2_activation, unit ? step.out_channels : 0, "pw2_activation");
-  activation(step.proj_dw_activation, in, "proj_dw_activation");
-  activation(step.proj_activation, proj, "proj_activation");
-  depthwise(step.dw, step.dw_window, mid, "dw", "dw_window");
-  depthwise(step.proj_dw, step.proj_dw_window, in, "proj_dw", "proj_dw_window");
+  const auto has = [&](int64_t part) { return (step.parts & part) != 0; };
+  const bool gate = step.kind == GpuStepKind::kGate;
+  const int64_t mid = step.mid_channels, out = step.out_channels, proj = step.proj_channels;
+  const int64_t pw1 = step.kind == GpuStepKind::kStem                           ? out
+                      : has(kExpand) || gate || step.kind == GpuStepKind::kHead ? mid
+                                                                                : 0;
+  const int64_t dw = has(kDepthwise) ? mid : 0, proj_dw = proj > 0 ? step.in_channels : 0;
+  activation(step.pw1_activation, pw1, gate, "pw1_activation");
+  activation(step.dw_activation, dw, false, "dw_activation");
+  activation(step.pw2_activation, has(kProject) || gate ? out : 0, gate, "pw2_activation");
+  activation(step.proj_dw_activation, proj_dw, false, "proj_dw_activation");
+  activation(step.proj_activation, proj, false, "proj_activation");
+  depthwise(step.dw, step.dw_window, dw, "dw", "dw_window");
+  depthwise(step.proj_dw, step.proj_dw_window, proj_dw, "proj_dw", "proj_dw_window");
 }
 
-// A map stays in its buffer unless its extent changes.
+// A kUnit of stride 1 stays in its buffer. What a kExport or the last step reads is left as it is.
 void Checker::buffers(const GpuStep& step, bool first, bool last) const {
-  require(step.in_buffer == buffer_ && (first || buffer_ != kCallersMap), "in_buffer");
-  if (last) {
+  if (first) {
+    require(step.in_buffer == kCallersMap, "in_buffer");
+  } else {
+    require((step.in_buffer == 0 || step.in_buffer == 1) && buffers_[step.in_buffer].size() > 0,
+            "in_buffer");
+  }
+  if (last || step.kind == GpuStepKind::kExport) {
     require(step.out_buffer == kNoBuffer && step.out_planes == 0, "out_buffer");
     return;
   }
   require(step.out_buffer == 0 || step.out_buffer == 1, "out_buffer");
-  if (step.kind == GpuStepKind::kUnit) {
+  if (step.kind == GpuStepKind::kUnit && !first) {
     require((step.out_buffer == step.in_buffer) == (step.stride == 1), "out_buffer");
   }
   // Each plane is in a table of those that are written, which bounds what is allocated here.
@@ -149,26 +175,53 @@ void Checker::buffers(const GpuStep& step, bool first, bool last) const {
 }
 
 void Checker::unit(const GpuStep& step) const {
-  require(step.stride == 1 || step.stride == 2, "stride is not 1 or 2");
+  const int64_t parts = step.parts;
+  const bool expand = (parts & kExpand) != 0, depthwise = (parts & kDepthwise) != 0;
+  const bool project = (parts & kProject) != 0;
+  require(parts == (parts & kWholeBranch) && (depthwise || (project && !expand)), "parts");
+  // What reads or writes the caller's maps is compiled for whole branches.
+  require(parts == kWholeBranch || (step.in_buffer != kCallersMap && step.result == kNoResult),
+          "parts");
+  require(step.stride == 1 || (step.stride == 2 && depthwise), "stride is not 1 or 2");
   count(step.mid_channels, "mid_channels");
-  matrix(step.pw1_weights, step.mid_channels, step.in_channels, "pw1_weights");
-  matrix(step.pw2_weights, step.out_channels, step.mid_channels, "pw2_weights");
-  bias(step.pw1_bias, step.mid_channels, "pw1_bias");
-  bias(step.pw2_bias, step.out_channels, "pw2_bias");
-  if (step.stride == 1) {
-    require(step.proj_channels == 0, "proj_channels");
-    return;
+  if (expand) {
+    matrix(step.pw1_weights, step.mid_channels, step.in_channels, "pw1_weights");
+    bias(step.pw1_bias, step.mid_channels, "pw1_bias");
+  } else {
+    require(step.mid_channels == step.in_channels, "mid_channels");
   }
+  if (project) {
+    matrix(step.pw2_weights, step.out_channels, step.mid_channels, "pw2_weights");
+    bias(step.pw2_bias, step.out_channels, "pw2_bias");
+  } else {
+    require(step.out_channels == step.mid_channels, "out_channels");
+  }
+  if (step.proj_channels == 0) return;
+  // Beside a first product only kernels of whole units project, at stride 2.
+  require(parts == kWholeBranch ? step.stride == 2 : depthwise && !expand, "proj_channels");
   count(step.proj_channels, "proj_channels");
   matrix(step.proj_weights, step.proj_channels, step.in_channels, "proj_weights");
   bias(step.proj_bias, step.proj_channels, "proj_bias");
 }
 
+// Each plane belongs to one CTA, or cluster, and image.
+void Checker::gate(const GpuStep& step) const {
+  require(step.in_buffer != kCallersMap && step.out_buffer == step.in_buffer &&
+              step.out_channels == step.in_channels,
+          "gate");
+  count(step.mid_channels, "mid_channels");
+  matrix(step.pw1_weights, step.mid_channels, step.in_channels, "pw1_weights");
+  bias(step.pw1_bias, step.mid_channels, "pw1_bias");
+  matrix(step.pw2_weights, step.out_channels, step.mid_channels, "pw2_weights");
+  bias(step.pw2_bias, step.out_channels, "pw2_bias");
+  const int64_t* const read = table(step.in_table, step.in_channels, "in_table");
+  const int64_t* const written = table(step.out_table, step.out_channels, "out_table");
+  require(std::equal(read, read + step.in_channels, written), "out_table");
+}
+
 bool Checker::readable(const GpuStep& step, int64_t plane) const {
-  if (plane < 0) return false;
-  if (step.in_buffer == kCallersMap) return plane < header_.in_channels;
-  const Planes& planes = planes_[step.in_buffer];
-  return plane < static_cast<int64_t>(planes.size()) && planes[static_cast<size_t>(plane)];
+  if (step.in_buffer == kCallersMap) return plane >= 0 && plane < header_.in_channels;
+  return buffers_[step.in_buffer].holds(plane);
 }
 
 void Checker::input(const GpuStep& step) const {
@@ -177,8 +230,9 @@ void Checker::input(const GpuStep& step) const {
 }
 
 void Checker::result(const GpuStep& step, bool last) {
+  const bool exports = step.kind == GpuStepKind::kExport;
   if (step.result == kNoResult) {
-    require(!last, "result");
+    require(!last && !exports, "result");
     return;
   }
   const int64_t index = step.result;
@@ -187,6 +241,7 @@ void Checker::result(const GpuStep& step, bool last) {
           "result");
   results_[static_cast<size_t>(index)] = true;
   if (step.kind == GpuStepKind::kHead) return;
+  if (exports) return require(step.result_channels == step.in_channels, "result_channels");
   require(step.kind == GpuStepKind::kUnit, "result");
   count(step.result_channels, "result_channels");
   const int64_t* const rows = table(step.result_table, step.result_channels, "result_table");
@@ -201,16 +256,17 @@ void Checker::result(const GpuStep& step, bool last) {
 
 // After the other checks, which ask for the planes as they were before this step.
 void Checker::output(const GpuStep& step) {
-  buffer_ = step.out_buffer;
   if (step.out_buffer == kNoBuffer) return;
   const int64_t written = step.proj_channels + step.out_channels;
   const int64_t* const fresh = table(step.out_table, written, "out_table");
-  Planes& planes = planes_[step.out_buffer];
+  Planes& planes = buffers_[step.out_buffer];
+  if (planes.halvings != halvings_) planes = {};
+  planes.halvings = halvings_;
+  require(step.out_planes >= planes.size(), "out_planes");
+  planes.written.resize(static_cast<size_t>(step.out_planes));
   // CTAs read planes while others write theirs.
-  Planes taken(static_cast<size_t>(step.out_planes));
-  if (step.out_buffer == step.in_buffer) {
-    require(step.out_planes >= static_cast<int64_t>(planes.size()), "out_planes");
-    planes.resize(static_cast<size_t>(step.out_planes));
+  std::vector<bool> taken(static_cast<size_t>(step.out_planes));
+  if (step.out_buffer == step.in_buffer && step.kind != GpuStepKind::kGate) {
     const int64_t* const read = table(step.in_table, step.in_channels, "in_table");
     for (int64_t i = 0; i < step.in_channels; ++i) taken[static_cast<size_t>(read[i])] = true;
     if (step.result != kNoResult) {
@@ -219,13 +275,11 @@ void Checker::output(const GpuStep& step) {
         if (rows[i] < 0) taken[static_cast<size_t>(-(rows[i] + 1))] = true;
       }
     }
-  } else {
-    planes.assign(static_cast<size_t>(step.out_planes), false);
   }
   for (int64_t i = 0; i < written; ++i) {
     require(fresh[i] >= 0 && fresh[i] < step.out_planes && !taken[static_cast<size_t>(fresh[i])],
             "out_table");
-    taken[static_cast<size_t>(fresh[i])] = planes[static_cast<size_t>(fresh[i])] = true;
+    taken[static_cast<size_t>(fresh[i])] = planes.written[static_cast<size_t>(fresh[i])] = true;
   }
 }
 

@@ -10,12 +10,15 @@ from _cases import draw, largest_error
 from torch import Tensor, nn
 
 from snv2_kernels.ops import run_plan
-from snv2_kernels.packing import Builder, PlanBuilder
+from snv2_kernels.packing import Builder, GpuPlanBuilder, PlanBuilder, TritonPlanBuilder
 from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Gate, Layer, Unit
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 # What makes a plan whose maps have a dtype, by backend.
-BUILDERS: dict[str, Callable[[], Any]] = {"cpu": PlanBuilder}
+BUILDERS: dict[str, Callable[[], Any]] = {
+    "cpu": PlanBuilder, "cuda": GpuPlanBuilder, "cuda-emulated": GpuPlanBuilder,
+    "triton": TritonPlanBuilder,
+}  # fmt: skip
 
 
 def activation(name: str, channels: int) -> Activation:
@@ -144,7 +147,7 @@ def plan_of(place: Place, units: nn.Module, channels: int) -> Any:
     builder.add_import(channels)
     for unit in units.children():
         unit.add_to(builder)  # type: ignore[operator]
-    return builder.build(dtype)
+    return builder.build(dtype, *([] if backend == "cpu" else [torch.get_default_device()]))
 
 
 def check(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from snv2_kernels import _native
 from snv2_kernels.packing import Builder, GpuPlan
-from snv2_kernels.packing.gpu import GpuStep
+from snv2_kernels.packing.gpu_plan import GpuStep
 from snv2_kernels.packing.units import ACTIVATIONS, IDENTITY, RELU, Activation, Layer, Unit
 
 # Units ----------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def tell(builder: Builder, channels: int, units: nn.Sequential) -> None:
 
 
 @st.composite
-def general_units(draw_: Any, projection_at_stride_1: bool = True) -> tuple[int, nn.Sequential]:
+def general_units(draw_: Any) -> tuple[int, nn.Sequential]:
     """Channels of the input and up to four units. The lists of a unit may leave channels out and
     name them in any order."""
     channels = first = draw_(st.integers(1, 40))
@@ -110,7 +110,7 @@ def general_units(draw_: Any, projection_at_stride_1: bool = True) -> tuple[int,
         cut = draw_(st.integers(1, channels))
         main, rest = shuffled[:cut], shuffled[cut:]
         stride = draw_(st.sampled_from([1, 1, 2]))
-        projects = stride == 2 or (projection_at_stride_1 and draw_(st.booleans()))
+        projects = stride == 2 or draw_(st.booleans())
         projection = draw_(st.integers(1, 20)) if projects else 0
         passthrough = [] if projection else rest[: draw_(st.integers(0, len(rest)))]
         width, mid = draw_(st.integers(1, 40)), draw_(st.integers(1, 40))
@@ -163,7 +163,8 @@ HEADER_FIELDS = [
 ]  # fmt: skip
 STEP_FIELDS = list(GpuStep.__dataclass_fields__)
 assert len(HEADER_FIELDS) == _native.GPU_HEADER_WORDS
-COPY, STEM, UNIT, HEAD = range(4)
+COPY, STEM, UNIT, HEAD, GATE, EXPORT = range(6)
+EXPAND, DEPTHWISE, PROJECT = 1, 2, 4
 
 
 def unpack_tiles(packed: Tensor, rows: int, depth: int) -> Tensor:
@@ -239,6 +240,22 @@ class _Reader:
         )
         return self.activation(y.transpose(0, 1), name)
 
+    def branch(self, x: Tensor) -> Tensor:
+        """What a unit's step makes of planes [in_channels, N, H, W]."""
+        parts = self.step["parts"]
+        if parts & EXPAND:
+            x = self.product(x, "pw1", self.step["mid_channels"])
+        if parts & DEPTHWISE:
+            x = self.depthwise(x, "dw")
+        if parts & PROJECT:
+            x = self.product(x, "pw2", self.step["out_channels"])
+        return x
+
+    def gate(self, x: Tensor) -> Tensor:
+        means = x.mean([2, 3], keepdim=True)
+        hidden = self.product(means, "pw1", self.step["mid_channels"])
+        return x * self.product(hidden, "pw2", len(x))
+
 
 def steps_of(words: Tensor) -> tuple[dict[str, int], list[dict[str, int]], Tensor]:
     """Header, steps and tables of a plan's words."""
@@ -259,6 +276,7 @@ def interpret(plan: GpuPlan, x: Tensor) -> list[Tensor]:
     assert header["weight_count"] == plan.weights.numel()
     assert header["parameter_count"] == plan.parameters.numel()
     buffers: dict[int, Tensor] = {-1: x.double().transpose(0, 1)}
+    halvings = {-1: 0}  # of what lies in each
     results: list[Tensor] = [torch.empty(0)] * header["result_count"]
     for step in steps:
         read = _Reader(plan, step)
@@ -272,9 +290,13 @@ def interpret(plan: GpuPlan, x: Tensor) -> list[Tensor]:
             extent = [(e + 1) // 2 for e in x.shape[2:]]
             taps = taps.transpose(0, 1).unflatten(2, extent)
             y = F.max_pool2d(read.product(taps, "pw1", width), 3, 2, 1)
+        elif kind == GATE:
+            y = read.gate(x)
+        elif kind == EXPORT:
+            results[step["result"]] = x.transpose(0, 1)
+            continue
         elif kind == UNIT:
-            main = read.depthwise(read.product(x, "pw1", mid), "dw")
-            y = read.product(main, "pw2", width)
+            y = read.branch(x)
             if step["proj_channels"]:
                 first = read.depthwise(x, "proj_dw")
                 y = torch.cat([read.product(first, "proj", step["proj_channels"]), y])
@@ -289,7 +311,9 @@ def interpret(plan: GpuPlan, x: Tensor) -> list[Tensor]:
             results[step["result"]] = torch.stack(planes, 1)
         out = step["out_buffer"]
         if out >= 0:
-            if out != step["in_buffer"]:
+            now = halvings[step["in_buffer"]] + (2 if kind == STEM else step["stride"] == 2)
+            if halvings.get(out) != now:
                 buffers[out] = y.new_full((step["out_planes"], *y.shape[1:]), torch.nan)
+            halvings[out] = now
             buffers[out][read.table("out_table", len(y))] = y
     return results

@@ -62,6 +62,17 @@ def test_every_source_has_its_kernels_on_every_architecture(build: Build) -> Non
         assert 0 < kernel.registers <= 255
 
 
+def test_how_many_kernels_a_unit_has(build: Build) -> None:
+    """Each takes nvcc seconds: three dtypes, two strides, three places of weights, and two ends of
+    whole units or the two products that pieces may lack; gates have clusters or not."""
+    expected = {"unit.cu": 36, "unit_any.cu": 36, "unit_piece.cu": 36, "gate.cu": 6, "copy.cu": 3}
+    counts = {
+        name: sum(k.source == f"csrc/cuda/{name}" and k.arch == "sm_90" for k in build.kernels)
+        for name in expected
+    }
+    assert counts == expected
+
+
 def test_no_kernel_spills(build: Build) -> None:
     spilled = [
         f"{k.kernel} on {k.arch}: {k.spill_stores} bytes stored, {k.spill_loads} loaded"

@@ -34,15 +34,30 @@ CPU_FLOAT32 = [
     (f"cpu-{isa}", torch.float32) for isa in _native.available_cpu_isas() if isa != "avx512_bf16"
 ]
 CPU_BFLOAT16 = [("cpu", torch.bfloat16)][: _native.cpu_has_bfloat16()]
-PLACES = [*CPU_FLOAT32, *CPU_BFLOAT16]
+CPU = [*CPU_FLOAT32, *CPU_BFLOAT16]
+# Those have more tests of their own: test_gpu_deviations.py, test_triton_deviations.py.
+GPU = [
+    pytest.param((name, dtype), marks=[pytest.mark.gpu][: name == "cuda"])
+    for name in ("cuda-emulated", "cuda")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16)
+]
+TRITON = [("triton", torch.float32)]
 
 
-@pytest.fixture(params=PLACES, ids=lambda place: f"{place[0]}-{place[1]}")
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    """A backend, and a dtype that its maps may have."""
-    name, dtype = request.param
-    with running_on(name) as backend:
-        yield backend, dtype
+def places(*params: Any) -> Any:
+    """A fixture: a backend, and a dtype that its maps may have."""
+
+    def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+        name, dtype = request.param
+        with running_on(name) as backend:
+            yield backend, dtype
+
+    return pytest.fixture(place, params=params, ids=lambda place: f"{place[0]}-{place[1]}")
+
+
+place = places(*CPU)
+place_or_gpu = places(*CPU, *GPU)
+any_place = places(*CPU, *GPU, *TRITON)
 
 
 each_activation = pytest.mark.parametrize("act", ACTIVATIONS)
@@ -141,10 +156,10 @@ def gated_unit(channels: int, place: int, stride: int, act: str, gate: str) -> D
     ("act", "gate"), [("relu", "sigmoid"), ("hardswish", "hardsigmoid"), ("silu", "sigmoid")]
 )
 @each_stride
-def test_gates(place: Place, at: int, act: str, gate: str, stride: int) -> None:
+def test_gates(place_or_gpu: Place, at: int, act: str, gate: str, stride: int) -> None:
     for channels, h, w in ((26, 9, 7), (58, 1, 1), (116, 14, 13)):
         unit = gated_unit(channels, at, stride, act, gate)
-        check(place, [unit], (2, channels, h, w), "stage")
+        check(place_or_gpu, [unit], (2, channels, h, w), "stage")
 
 
 # Other branches -------------------------------------------------------------------------------
@@ -186,24 +201,35 @@ BRANCHES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
-def test_branches(place: Place, branch: str) -> None:
+def test_branches(any_place: Place, branch: str) -> None:
     """A strided unit with a projection, then units that read what others made."""
+    if any_place[0] == "triton" and branch not in ("xception-gated", "dw-gate-pw", "two-dw"):
+        pytest.skip("interpreted: these three have all launches")
     make = BRANCHES[branch]
     first = DeviantUnit(20, make(20, 29, 2), 2, [ConvBn(20, 20, 3, 2), ConvBn(20, 30, act="silu")])
     units = [first, *(DeviantUnit(59, make(inp, inp, 1)) for inp in (29, 30))]
     for shape in ((1, 20, 13, 18), (2, 20, 1, 3)):
-        check(place, units, shape, "stage")
+        check(any_place, units, shape, "stage")
+
+
+@pytest.mark.parametrize("branch", ["xception-gated", "pw-dw", "two-pw"])
+def test_projection_at_stride_1(place_or_gpu: Place, branch: str) -> None:
+    make = BRANCHES[branch]
+    projection = [ConvBn(20, 20, 5, act="relu"), ConvBn(20, 30)]
+    units = [DeviantUnit(20, make(width, 29, 1), 1, projection) for width in (20, 12)]
+    for unit in units:
+        check(place_or_gpu, [unit], (2, 20, 5, 7), "stage")
 
 
 @each_stride
-def test_unit_without_passthrough(place: Place, stride: int) -> None:
+def test_unit_without_passthrough(place_or_gpu: Place, stride: int) -> None:
     branch = [ConvBn(26, 40), ConvBn(40, 40, 3, stride), ConvBn(40, 33, act="identity")]
     unit = DeviantUnit(26, branch, stride, passthrough=False)
-    check(place, [unit], (3, 26, 8, 9))
+    check(place_or_gpu, [unit], (3, 26, 8, 9))
 
 
-def test_unit_of_one_pointwise_convolution(place: Place) -> None:
-    check(place, [DeviantUnit(20, [ConvBn(12, 17, act="silu")])], (2, 20, 5, 30))
+def test_unit_of_one_pointwise_convolution(place_or_gpu: Place) -> None:
+    check(place_or_gpu, [DeviantUnit(20, [ConvBn(12, 17, act="silu")])], (2, 20, 5, 30))
 
 
 # Threads, networks, errors --------------------------------------------------------------------

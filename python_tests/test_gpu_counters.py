@@ -8,9 +8,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from _cases import WIDTHS, draw, network
+from _deviations import ConvBn, DeviantUnit, SqueezeExcite
+from _deviations import plan_of as deviant_plan
+from torch import Tensor, nn
 
 import snv2_kernels as snv2
 from snv2_kernels import _native, cuda_kernels
+from snv2_kernels.ops import run_plan
 from snv2_kernels.packing import GpuPlan
 from snv2_kernels.testing import randomize_
 
@@ -86,6 +90,120 @@ def test_unit_in_other_dtypes(half: int, size: int, dtype: torch.dtype) -> None:
     moved = unit["global_load_bytes"] + unit["global_store_bytes"]
     assert moved <= 1.15 * (maps + weights), f"{moved / (maps + weights):.3f} of the least"
     assert unit["bank_conflicts"] <= 0.05 * unit["shared_accesses"]
+
+
+# Pieces of units ------------------------------------------------------------------------------
+
+
+def pairs_unit(half: int, gated: bool = False) -> DeviantUnit:
+    """ShuffleNetV2+'s "Xception" block, with squeeze-and-excite behind it or not."""
+    pair = [ConvBn(half, half, 3), ConvBn(half, half, act="hardswish")]
+    return DeviantUnit(2 * half, [*pair, *pair, *pair, *[SqueezeExcite(half)][:gated]])
+
+
+def counted_deviant(units: list[DeviantUnit], x: Tensor) -> dict[str, int]:
+    module = randomize_(nn.Sequential(*units)).eval()
+    plan = deviant_plan(("cuda-emulated", x.dtype), module, x.shape[1])
+    _native.reset_emulator_counters()
+    run_plan(x, plan, "cuda-emulated")
+    return _native.emulator_counters()
+
+
+def less(more: dict[str, int], fewer: dict[str, int]) -> dict[str, int]:
+    return {name: count - fewer[name] for name, count in more.items()}
+
+
+@pytest.mark.usefixtures("one_sm")
+@pytest.mark.parametrize(("half", "size", "batch"), [(58, 28, 2), (128, 14, 4), (256, 7, 8)])
+def test_pieces_move_their_maps_once(half: int, size: int, batch: int) -> None:
+    x = draw(batch, 2 * half, size, size, dtype=torch.float16)
+    pieces = less(*(counted_deviant([pairs_unit(half) for _ in range(n)], x) for n in (3, 2)))
+    assert pieces["launches"] == 3
+    maps = 3 * 2 * x.nbytes // 2
+    weights = 3 * (half * half + 9 * half) * x.itemsize
+    moved = pieces["global_load_bytes"] + pieces["global_store_bytes"]
+    assert moved <= 1.15 * (maps + weights), f"{moved / (maps + weights):.3f} of the least"
+    assert pieces["global_store_bytes"] == maps // 2
+    assert pieces["bank_conflicts"] <= 0.05 * pieces["shared_accesses"]
+
+
+@pytest.fixture
+def small_device() -> Iterator[None]:
+    """An emulated GPU without clusters, whose SMs hold few planes."""
+    before = _native.emulated_device()
+    _native.set_emulated_device(sms=1, cluster=1, shared_per_sm=40 << 10, shared_per_cta=39 << 10)
+    yield
+    _native.set_emulated_device(**before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("device", "reads"), [("one_sm", 1), ("small_device", 2)], ids=["held", "read-twice"]
+)
+def test_gate_moves_its_map(
+    request: pytest.FixtureRequest, device: str, reads: int, dtype: torch.dtype
+) -> None:
+    """Once in each direction where its planes fit in shared memory, else it reads them twice."""
+    request.getfixturevalue(device)
+    half, batch = 64, 4
+    x = draw(batch, 2 * half, 21, 20, dtype=dtype)
+    gate = less(*(counted_deviant([pairs_unit(half, gated)], x) for gated in (True, False)))
+    assert gate["launches"] == 1
+    map_bytes = x.nbytes // 2
+    # The weights for each image, and once more in biases and tables.
+    weights = batch * 2 * half * (half // 4) * x.itemsize
+    assert gate["global_store_bytes"] == map_bytes
+    assert gate["global_load_bytes"] >= reads * map_bytes + weights
+    assert gate["global_load_bytes"] <= 1.1 * (reads * map_bytes + weights)
+    assert gate["bank_conflicts"] <= 0.05 * gate["shared_accesses"]
+    module = randomize_(nn.Sequential(pairs_unit(half, True))).eval()
+    plan = deviant_plan(("cuda-emulated", dtype), module, 2 * half)
+    (described,) = (
+        launch
+        for launch in _native.describe_network(plan.words.numpy(), batch, 21, 20)
+        if launch["kernel"] == "gate"
+    )
+    assert described["ctas"] == gate["ctas"]
+    assert described["written_bytes"] == gate["global_store_bytes"]
+    table = 4 * half * batch
+    assert described["read_bytes"] + described["weight_bytes"] + table == gate["global_load_bytes"]
+
+
+def test_pieces_are_counted_as_they_are_described() -> None:
+    """Of each kind: both strides, with and without each part."""
+    branch = [ConvBn(20, 17), ConvBn(17, 17, 3, 2), SqueezeExcite(17), ConvBn(17, 9)]
+    branch += [ConvBn(9, 9, 5), ConvBn(9, 9, 3)]
+    unit = DeviantUnit(20, branch, 2, [ConvBn(20, 20, 3, 2), ConvBn(20, 6)])
+    x = draw(2, 20, 12, 10, dtype=torch.float16)
+    counts = counted_deviant([unit], x)
+    plan = deviant_plan(("cuda-emulated", x.dtype), nn.Sequential(unit), 20)
+    launches = _native.describe_network(plan.words.numpy(), 2, 12, 10)
+    names = [launch["kernel"] for launch in launches]
+    assert names == [
+        "copy", "piece stride 2", "piece stride 2", "gate", "piece stride 1", "piece stride 1",
+        "export",
+    ]  # fmt: skip
+    assert counts["launches"] == len(launches)
+    assert counts["ctas"] == sum(launch["ctas"] for launch in launches)
+    assert counts["global_store_bytes"] == sum(launch["written_bytes"] for launch in launches)
+
+
+def test_launches_of_units() -> None:
+    def launches(*branch: ConvBn | SqueezeExcite) -> int:
+        """That a unit in a stage takes."""
+        place = "cuda-emulated", torch.float16
+        stages = [nn.Sequential(*(DeviantUnit(20, branch) for _ in range(n))) for n in (3, 2)]
+        more, fewer = (len(deviant_plan(place, stage, 20).steps) for stage in stages)
+        return more - fewer
+
+    pair = [ConvBn(10, 10, 3), ConvBn(10, 10)]
+    gate = SqueezeExcite(10)
+    assert launches(ConvBn(10, 10), *pair) == 1
+    assert launches(ConvBn(10, 10), *pair, gate) == 2
+    assert launches(*pair, *pair) == 2  # ShuffleNet V2*
+    assert launches(*pair, *pair, *pair) == 3  # ShuffleNetV2+'s Xception block
+    assert launches(*pair, *pair, *pair, gate) == 4
+    assert launches(ConvBn(10, 10), pair[0], gate, pair[1]) == 3
 
 
 @pytest.mark.parametrize("width", WIDTHS)

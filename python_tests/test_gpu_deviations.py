@@ -7,15 +7,17 @@ import copy
 
 import pytest
 import torch
-from _cases import DTYPES, assert_accurate, assert_same_specials, draw
+from _cases import DTYPES, FORMATS, assert_accurate, assert_same_specials, draw
+from _deviations import ConvBn, DeviantUnit, SqueezeExcite, plan_of
 from _plans import PAPER, GeneralUnit, Style, any_slopes, conv_bn, styled_unit, tell
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from snv2_kernels import _native
-from snv2_kernels.ops import run_plan
+from snv2_kernels.ops import OPERATORS, run_plan
 from snv2_kernels.packing import GpuPlanBuilder
-from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Gate, Layer, Unit, Unsupported
+from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Layer, Unsupported
+from snv2_kernels.runners import WORKSPACE_SLACK, device_fields
 from snv2_kernels.testing import float64_reference, randomize_
 
 
@@ -154,20 +156,79 @@ def test_what_the_paper_has_runs_its_own_kernels(gpu_backend: str) -> None:
     assert shared(Style(window=5)) < shared(Style(window=5, dilation=2))
 
 
+# Pieces ---------------------------------------------------------------------------------------
+
+
+def pieces_of(stride: int) -> DeviantUnit:
+    """All kinds of pieces; at stride 1 its passthrough leaves with the result."""
+    inp = 20 if stride == 2 else 12
+    branch = [
+        ConvBn(inp, 17), ConvBn(17, 17, 3, stride), SqueezeExcite(17, "silu", "hardsigmoid"),
+        ConvBn(17, 9), ConvBn(9, 9, 5, 1, 2), ConvBn(9, 11, act="prelu"), SqueezeExcite(11),
+    ]  # fmt: skip
+    projection = [ConvBn(20, 20, 3, 2), ConvBn(20, 6)] if stride == 2 else []
+    return DeviantUnit(20, branch, stride, projection)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pieces_between_the_callers_maps(
+    gpu_backend: str, stride: int, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    unit = randomize_(pieces_of(stride)).eval()
+    plan = plan_of((gpu_backend, dtype), nn.Sequential(unit), 20)
+    x = draw(3, 20, 7, 9, dtype=dtype).contiguous(memory_format=memory_format)
+    exact, y = float64_reference(unit)(x), run_plan(x, plan, gpu_backend)
+    with torch.no_grad():
+        eager = unit.to(x)(x)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert_accurate("stage", y, eager, exact, gpu_backend)
+
+
+def test_results_of_pieces_on_the_way(gpu_backend: str) -> None:
+    units = nn.Sequential(pieces_of(2), DeviantUnit(17, [ConvBn(9, 9, 3), ConvBn(9, 9)]))
+    units.append(DeviantUnit(17, [ConvBn(9, 9), ConvBn(9, 9, 3), ConvBn(9, 9)]))
+    randomize_(units).eval()
+    x, builder = draw(2, 20, 9, 7), GpuPlanBuilder()
+    builder.add_import(20)
+    for unit in units:
+        unit.add_to(builder)
+        builder.add_result()
+    plan = builder.build(x.dtype, x.device)
+    size = _native.gpu_workspace_bytes(plan.words.numpy(), 2, 9, 7, device_fields(x.device))
+    results = [x.new_empty(shape) for shape in plan.result_shapes(2, 9, 7)]
+    memory = x.new_empty(size + WORKSPACE_SLACK, dtype=torch.uint8)
+    OPERATORS[gpu_backend].gpu_network_out(x, *plan.arrays, memory, results, [], [])
+    assert len(results) == 3
+    for i, result in enumerate(results):
+        part = units[: i + 1]
+        with torch.no_grad():
+            assert_accurate("stage", result, part(x), float64_reference(part)(x), gpu_backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_convolution_alone_spreads_no_specials(gpu_backend: str, dtype: torch.dtype) -> None:
+    """From one channel to others: no identity matrix is multiplied."""
+    unit = randomize_(DeviantUnit(20, [ConvBn(12, 12, 3)])).eval()
+    x = draw(1, 20, 6, 5, dtype=dtype)
+    x[0, unit.main[3], 2, 2], x[0, unit.main[5], 4, 4] = torch.nan, torch.inf
+    y = run_plan(x, plan_of((gpu_backend, dtype), nn.Sequential(unit), 20), gpu_backend)
+    with torch.no_grad():
+        assert_same_specials(y, unit.to(x)(x))
+
+
 def test_what_is_not_covered() -> None:
-    channels = list(range(8))
-    unit = GeneralUnit(8, 1, 8, 8, channels, [], 0, channels).eval()
-    pw1, dw, pw2 = Layer(*unit.pw1, RELU), Layer(*unit.dw, kernel=3), Layer(*unit.pw2, RELU)
-    for branch, message in (
-        ((pw1, dw, Gate(pw1, pw2), pw2), "squeeze-and-excite"),
-        ((dw, pw1, dw, pw2), r"a branch of windows \[3, 1, 3, 1\]"),
-        ((pw1, dw, Layer(*unit.pw2, Activation("sigmoid"))), "activation sigmoid"),
+    pw, dw, gate = ConvBn(8, 8), ConvBn(8, 8, 3), SqueezeExcite(8)
+    for branch, stride, projection, message in (
+        ([gate, pw], 1, [], "squeeze-and-excite that follows no convolution"),
+        ([pw, ConvBn(8, 8, act="sigmoid")], 1, [], "activation sigmoid"),
+        ([pw], 2, [], "stride 2 without a depthwise convolution"),
+        ([dw, pw], 2, [pw, pw], r"a projection of windows \[1, 1\]"),
     ):
-        builder = GpuPlanBuilder()
-        builder.add_import(8)
-        builder.add_unit(Unit(1, branch, channels, [], channels))
+        unit = DeviantUnit(8, branch, stride, projection, passthrough=stride == 1)
         with pytest.raises(Unsupported, match=message):
-            builder.build()
+            plan_of(("cuda-emulated", torch.float32), nn.Sequential(unit), 8)
 
 
 def test_a_window_too_large_for_shared_memory_is_not_covered() -> None:
@@ -177,3 +238,11 @@ def test_a_window_too_large_for_shared_memory_is_not_covered() -> None:
     device = _native.emulated_device()
     assert plan.covers(1, 9, 9, device)
     assert not plan.covers(1, 300, 300, device)
+
+
+def test_a_gate_too_large_for_shared_memory_is_not_covered() -> None:
+    gate = SqueezeExcite(8)
+    gate.reduce, gate.expand = ConvBn(8, 20000), ConvBn(20000, 8, act="sigmoid")
+    unit = DeviantUnit(12, [ConvBn(8, 8, 3), ConvBn(8, 8), gate]).eval()
+    plan = plan_of(("cuda-emulated", torch.float32), nn.Sequential(unit), 12)
+    assert not plan.covers(1, 9, 9, _native.emulated_device())

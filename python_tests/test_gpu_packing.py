@@ -20,8 +20,11 @@ from _cases import (
     small_network,
     unit_pair,
 )
+from _deviations import ConvBn, DeviantUnit, SqueezeExcite
 from _plans import (
     COPY,
+    EXPORT,
+    GATE,
     HEAD,
     STEM,
     STEP_FIELDS,
@@ -41,9 +44,8 @@ from torch import Tensor, nn
 
 import snv2_kernels as snv2
 from snv2_kernels import _native
-from snv2_kernels.packing import GpuPlan, GpuPlanBuilder, PlanBuilder
-from snv2_kernels.packing.gpu import pack_tiles
-from snv2_kernels.packing.units import Unsupported
+from snv2_kernels.packing import GpuPlan, GpuPlanBuilder
+from snv2_kernels.packing.gpu_plan import pack_tiles
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 # Weights are rounded to float32 once, the rest is float64.
@@ -104,7 +106,7 @@ def test_pack_tiles(rows: int, depth: int, dtype: torch.dtype) -> None:
 
 @drawn
 @given(
-    case=general_units(projection_at_stride_1=False),
+    case=general_units(),
     taps=st.sets(st.integers(0, 3)),
     shape=st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(1, 9)),
 )
@@ -121,6 +123,49 @@ def test_any_index_lists(
         if i in taps or i == len(units) - 1:
             maps.append(exact)
     check(general_plan(channels, units, taps), x, maps)
+
+
+PARTS = {
+    "p": lambda inp, oup, s: ConvBn(inp, oup, act="silu"),
+    "d": lambda inp, oup, s: ConvBn(inp, inp, 3 if s == 1 else 5, s),
+    "g": lambda inp, oup, s: SqueezeExcite(inp),
+}
+
+
+@drawn
+@given(
+    branches=st.lists(st.from_regex(r"\A([pd]g?){1,5}\Z"), min_size=1, max_size=3),
+    strides=st.lists(st.sampled_from([1, 2]), min_size=3, max_size=3),
+    projects=st.lists(st.booleans(), min_size=3, max_size=3),
+    taps=st.sets(st.integers(0, 2)),
+    mains=st.lists(st.integers(1, 20), min_size=3, max_size=3),
+)
+@example(["pdgp", "dgp", "pdpg"], [2, 2, 1], [True, True, False], {0, 1}, [20, 20, 3])
+@example(["dpdpdpg", "d", "ppdp"], [2, 1, 2], [True, False, False], {1}, [20, 5, 3])
+def test_any_branches(
+    branches: list[str], strides: list[int], projects: list[bool], taps: set[int], mains: list[int]
+) -> None:
+    """Whatever is cut, and wherever gates stand; ``mains`` are read of each unit's channels."""
+    channels = first = 20
+    units, maps = nn.Sequential(), []
+    for branch, stride, projected, main in zip(branches, strides, projects, mains, strict=False):
+        inp, left = min(main, channels), stride if "d" in branch else 1
+        layers, width, halves = [], inp, left == 2
+        for part in branch:
+            layers.append(PARTS[part](width, width + 3, left))
+            width += 3 * (part == "p")
+            left = 1 if part == "d" else left
+        projection = [ConvBn(channels, channels, 3, 1 + halves), ConvBn(channels, 7)]
+        projection, keeps = projection[: 2 * projected], not (halves or projected)
+        units.append(DeviantUnit(channels, layers, 1 + halves, projection, keeps))
+        channels = len(units[-1].order)
+    randomize_(units).eval()
+    x = exact = draw(2, first, 7, 5)
+    for i, unit in enumerate(units):
+        exact = float64_reference(unit)(exact)
+        if i in taps or i == len(units) - 1:
+            maps.append(exact)
+    check(general_plan(first, units, taps), x, maps)
 
 
 @pytest.mark.parametrize("turn", range(9))
@@ -217,8 +262,38 @@ def test_planes_rotate() -> None:
     assert planes_of(plan) == [18, 18, 18, 18, 18, 18, 0]
 
 
+def test_pieces_give_planes_back() -> None:
+    """What lies between pieces of a unit takes planes that the unit's input had, or its result."""
+    branch = [ConvBn(6, 6, 3), ConvBn(6, 6), ConvBn(6, 6, 3), ConvBn(6, 6), SqueezeExcite(6)]
+    units = nn.Sequential(*(DeviantUnit(12, branch) for _ in range(4)))
+    plan = general_plan(12, units)
+    assert [step["kind"] for step in steps_of(plan.words)[1]] == [
+        COPY, *4 * [UNIT, UNIT, GATE], EXPORT
+    ]  # fmt: skip
+    assert planes_of(plan) == [18] * 13 + [0]
+
+
 def kinds_and_buffers(plan: GpuPlan) -> list[tuple[int, int, int]]:
     return [(s["kind"], s["in_buffer"], s["out_buffer"]) for s in steps_of(plan.words)[1]]
+
+
+def test_where_pieces_lie() -> None:
+    """A projection runs beside the first piece, or else before it."""
+    branch = [ConvBn(12, 12, 3, 2), ConvBn(12, 6), ConvBn(6, 6, 3), ConvBn(6, 6)]
+    projection = [ConvBn(12, 12, 3, 2), ConvBn(12, 6)]
+    plan = general_plan(12, nn.Sequential(DeviantUnit(12, branch, 2, projection)))
+    copy, end = (COPY, -1, 0), (EXPORT, 1, -2)
+    assert kinds_and_buffers(plan) == [copy, (UNIT, 0, 1), (UNIT, 1, 1), end]
+    assert [step["proj_channels"] for step in steps_of(plan.words)[1]] == [0, 6, 0, 0]
+    # The gate's channels are halved behind it.
+    branch = [ConvBn(12, 12), SqueezeExcite(12), *branch]
+    plan = general_plan(12, nn.Sequential(DeviantUnit(12, branch, 2, projection)))
+    pieces = [(UNIT, 0, 1), (UNIT, 0, 0), (GATE, 0, 0), (UNIT, 0, 1), (UNIT, 1, 1)]
+    assert kinds_and_buffers(plan) == [copy, *pieces, end]
+    # The first piece reads the caller's map where that is all that does.
+    branch = [ConvBn(12, 12), ConvBn(12, 12, 3, 2), ConvBn(12, 6), SqueezeExcite(6)]
+    plan = general_plan(12, nn.Sequential(DeviantUnit(12, branch, 2, projection)))
+    assert kinds_and_buffers(plan) == [(UNIT, -1, 0), (GATE, 0, 0), (EXPORT, 0, -2)]
 
 
 STAGES = {
@@ -302,11 +377,7 @@ def test_weight_that_is_too_large_runs_plain() -> None:
     assert unit.reason() is None
 
 
-def test_builder_is_the_cpus_but_for_projections_at_stride_1() -> None:
-    unit = GeneralUnit(8, 1, 4, 4, list(range(8)), [], 4, list(range(8)))
-    tell(PlanBuilder(), 8, nn.Sequential(unit))
-    with pytest.raises(Unsupported, match="a projection at stride 1"):
-        tell(GpuPlanBuilder(), 8, nn.Sequential(unit))
+def test_what_the_builder_does_not_take() -> None:
     builder = GpuPlanBuilder()
     builder.add_import(8)
     with pytest.raises(ValueError, match="only the map that a unit makes can be a result"):

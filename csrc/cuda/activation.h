@@ -34,7 +34,13 @@ SNV2_DEVICE float silu(float x) {
   return (x < 0.0f ? x * e : x) * reciprocal(1.0f + e);
 }
 SNV2_DEVICE float relu6(float x) { return x > 6.0f ? 6.0f : relu(x); }
-SNV2_DEVICE float hardswish(float x) { return x * (relu6(x + 3.0f) * (1.0f / 6.0f)); }
+
+SNV2_DEVICE float sigmoid(float x) {
+  const float e = exponential(x < 0.0f ? x : -x);
+  return (x < 0.0f ? e : 1.0f) * reciprocal(1.0f + e);
+}
+SNV2_DEVICE float hardsigmoid(float x) { return relu6(x + 3.0f) * (1.0f / 6.0f); }
+SNV2_DEVICE float hardswish(float x) { return x * hardsigmoid(x); }
 
 // Calls f(activation), a function of x and the slope of its row.
 template <class F>

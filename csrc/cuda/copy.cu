@@ -1,8 +1,9 @@
-// The caller's map to planes, where a stage begins with a unit that passes channels through.
+// The caller's map to planes, where a stage begins with a unit that passes channels through, and
+// planes to the caller's map, where it ends with a unit that is taken in pieces.
 //
-// A CTA takes 32 channels x 64 pixels through shared memory, so that it reads along whatever is
-// contiguous in the caller's tensor and writes along pixels.
-#include <array>
+// A CTA takes 32 channels x 64 pixels through shared memory, so that it moves along whatever is
+// contiguous on either side.
+#include <vector>
 
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
@@ -16,14 +17,23 @@ constexpr int kCopyWarps = kCopyThreads / kWarp;
 constexpr int kTileChannels = 32, kTilePixels = 64;
 constexpr int kTilePitch = kTilePixels + 2;  // words of neighbouring channels in different banks
 
+// One side of a copy. T may be const.
+template <class T>
+struct Side {
+  T* data;
+  int64_t channel, image, pixel;  // strides
+  const int32_t* table;           // [channels], or null: all in order
+
+  SNV2_DEVICE Global<T> at(int c, int64_t n, int64_t place) const {
+    const int64_t where = table != nullptr ? load(Global<const int32_t>{table} + c) : c;
+    return Global<T>{data} + (where * channel + n * image + place * pixel);
+  }
+};
+
 template <class T>
 struct CopyParams {
-  const T* in;
-  int64_t in_channel, in_image, in_pixel;
-  const int32_t* in_table;   // [channels]
-  const int32_t* out_table;  // [channels]
-  T* out;
-  int64_t out_pitch;
+  Side<const T> in;
+  Side<T> out;
   int channels;
   int64_t plane, pixels;  // of one image, of all
 };
@@ -34,37 +44,30 @@ __global__ void __launch_bounds__(kCopyThreads) copy_kernel(CopyParams<T> params
   const int warp = warp_of_cta(), lane = lane_of_warp();
   const int64_t pixel0 = static_cast<int64_t>(blockIdx.x) * kTilePixels;
   const int channel0 = static_cast<int>(blockIdx.y) * kTileChannels;
+  const int64_t image0 = pixel0 / params.plane, place0 = pixel0 - image0 * params.plane;
+  const int pixels =
+      static_cast<int>(params.pixels - pixel0 < kTilePixels ? params.pixels - pixel0 : kTilePixels);
+  const int channels =
+      params.channels - channel0 < kTileChannels ? params.channels - channel0 : kTileChannels;
   grid_dependents_launch();
   grid_dependency_wait();
 
-  // Load.
-  const bool along_pixels = params.in_pixel == 1;
-  const int outer = along_pixels ? kTileChannels : kTilePixels;
-  const int inner = along_pixels ? kTilePixels : kTileChannels;
-  for (int o = warp; o < outer; o += kCopyWarps) {
-    for (int i = lane; i < inner; i += kWarp) {
-      const int c = along_pixels ? o : i, p = along_pixels ? i : o;
-      if (channel0 + c >= params.channels || pixel0 + p >= params.pixels) continue;
-      const int64_t channel = load(Global<const int32_t>{params.in_table} + (channel0 + c));
-      const int64_t image = (pixel0 + p) / params.plane;
-      const int64_t place = pixel0 + p - image * params.plane;
-      store(tile + (c * kTilePitch + p),
-            load(Global<const T>{params.in} + (channel * params.in_channel +
-                                               image * params.in_image + place * params.in_pixel)));
+  // Calls f(channel and pixel of the tile, place on that side), along what is contiguous there.
+  const auto for_each = [&](const auto& side, const auto& f) {
+    const bool along_pixels = side.pixel == 1;
+    const int outer = along_pixels ? channels : pixels, inner = along_pixels ? pixels : channels;
+    for (int o = warp; o < outer; o += kCopyWarps) {
+      for (int i = lane; i < inner; i += kWarp) {
+        const int c = along_pixels ? o : i, p = along_pixels ? i : o;
+        int64_t image = image0, place = place0 + p;
+        while (place >= params.plane) place -= params.plane, ++image;
+        f(tile + (c * kTilePitch + p), side.at(channel0 + c, image, place));
+      }
     }
-  }
+  };
+  for_each(params.in, [](Shared<T> to, Global<const T> from) { store(to, load(from)); });
   sync_threads();
-
-  // Store.
-  for (int c = warp; c < kTileChannels; c += kCopyWarps) {
-    if (channel0 + c >= params.channels) break;
-    const int64_t plane = load(Global<const int32_t>{params.out_table} + (channel0 + c));
-    for (int p = lane; p < kTilePixels; p += kWarp) {
-      if (pixel0 + p >= params.pixels) break;
-      store(Global<T>{params.out} + (plane * params.out_pitch + pixel0 + p),
-            load(tile + (c * kTilePitch + p)));
-    }
-  }
+  for_each(params.out, [](Shared<T> from, Global<T> to) { store(to, load(from)); });
 }
 
 }  // namespace
@@ -73,28 +76,27 @@ void run_copy(const StepCall& call, LaunchInfo* info) {
   with_type(call.plan->dtype(), [&](auto zero) {
     using T = decltype(zero);
     const GpuStep& step = *call.step;
+    const bool exports = step.kind == GpuStepKind::kExport;
+    const MapView& to = exports ? call.result : call.out;
+    const int32_t* const in_table = call.arrays.tables + step.in_table;
+    const int32_t* const out_table = exports ? nullptr : call.arrays.tables + step.out_table;
     CopyParams<T> params{};
-    params.in = static_cast<const T*>(call.in.data);
-    params.in_channel = call.in.channel;
-    params.in_image = call.in.image;
-    params.in_pixel = call.in.pixel;
-    params.in_table = call.arrays.tables + step.in_table;
-    params.out_table = call.arrays.tables + step.out_table;
-    params.out = static_cast<T*>(call.out.data);
-    params.out_pitch = call.out.channel;
+    params.in = {static_cast<const T*>(call.in.data), call.in.channel, call.in.image, call.in.pixel,
+                 in_table};
+    params.out = {static_cast<T*>(to.data), to.channel, to.image, to.pixel, out_table};
     params.channels = static_cast<int>(step.in_channels);
     params.plane = call.height * call.width;
     params.pixels = call.batch * params.plane;
-    const int64_t bytes = step.in_channels * params.pixels * static_cast<int64_t>(sizeof(T));
+    const int64_t size = sizeof(T), bytes = step.in_channels * params.pixels * size;
     Launch config;
     config.grid_x = static_cast<uint32_t>(ceil_div(params.pixels, kTilePixels));
     config.grid_y = static_cast<uint32_t>(ceil_div(step.in_channels, kTileChannels));
     config.threads = kCopyThreads;
-    config.shared_bytes = kTileChannels * kTilePitch * static_cast<int64_t>(sizeof(T));
+    config.shared_bytes = kTileChannels * kTilePitch * size;
     config.overlaps = call.overlaps;
     config.stream = call.stream;
     if (info != nullptr) {
-      info->kernel = "copy";
+      info->kernel = exports ? "export" : "copy";
       info->ctas = int64_t{config.grid_x} * config.grid_y;
       info->threads = kCopyThreads;
       info->shared_bytes = config.shared_bytes;
@@ -103,11 +105,15 @@ void run_copy(const StepCall& call, LaunchInfo* info) {
       info->read_bytes = info->written_bytes = bytes;
       return;
     }
-    const std::array buffers{
-        constants(params.in_table, step.in_channels * 4),
-        constants(params.out_table, step.in_channels * 4), reads(call.in.data, bytes),
-        updates(call.out.data, call.out.channels * call.out.channel * int64_t{sizeof(T)}, 0,
-                bytes)};
+    std::vector<Buffer> buffers{constants(in_table, step.in_channels * 4)};
+    if (exports) {
+      buffers.push_back(updates(call.in.data, call.in.channels * call.in.channel * size, bytes, 0));
+      buffers.push_back(writes(to.data, bytes));
+    } else {
+      buffers.push_back(constants(out_table, step.in_channels * 4));
+      buffers.push_back(reads(call.in.data, bytes));
+      buffers.push_back(updates(to.data, to.channels * to.channel * size, 0, bytes));
+    }
     launch(config, buffers, copy_kernel<T>, params);
   });
 }

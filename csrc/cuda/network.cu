@@ -37,6 +37,26 @@ Extent extent_after(const GpuStep& step, Extent in) {
   return in;
 }
 
+// Of the maps between steps: each step reads one that was written, and writes one.
+class Extents {
+ public:
+  explicit Extents(Extent callers) : callers_(callers) {}
+
+  Extent of_input(const GpuStep& step) const {
+    return step.in_buffer == kCallersMap ? callers_ : buffers_[step.in_buffer];
+  }
+  // Of what the step writes, which is then in its buffer.
+  Extent after(const GpuStep& step) {
+    const Extent extent = extent_after(step, of_input(step));
+    if (step.out_buffer != kNoBuffer) buffers_[step.out_buffer] = extent;
+    return extent;
+  }
+
+ private:
+  Extent callers_;
+  Extent buffers_[2] = {};
+};
+
 // Bytes of the workspace's parts: two plane buffers for the images of a chunk, the features of all.
 struct Memory {
   int64_t buffers[2] = {0, 0};
@@ -45,11 +65,12 @@ struct Memory {
   int64_t total() const { return buffers[0] + buffers[1] + features; }
 };
 
-Memory plan_memory(const GpuPlan& plan, int64_t batch, int64_t chunk, Extent extent) {
+Memory plan_memory(const GpuPlan& plan, int64_t batch, int64_t chunk, Extent callers) {
   Memory memory;
+  Extents extents(callers);
   const int64_t size = size_of(plan.dtype());
   for (const GpuStep& step : plan) {
-    extent = extent_after(step, extent);
+    const Extent extent = extents.after(step);
     if (step.out_buffer != kNoBuffer) {
       const int64_t pitch = planes_pitch(chunk, extent.height, extent.width, plan.dtype());
       int64_t& bytes = memory.buffers[step.out_buffer];
@@ -83,6 +104,7 @@ MapView view_of(const FeatureMap& map, int64_t first_image) {
 void run_step(const StepCall& call, LaunchInfo* info) {
   switch (call.step->kind) {
     case GpuStepKind::kCopy:
+    case GpuStepKind::kExport:
       return run_copy(call, info);
     case GpuStepKind::kStem:
       return run_stem(call, info);
@@ -90,6 +112,8 @@ void run_step(const StepCall& call, LaunchInfo* info) {
       return run_unit(call, info);
     case GpuStepKind::kHead:
       return run_features(call, info);
+    case GpuStepKind::kGate:
+      return run_gate(call, info);
   }
 }
 
@@ -118,14 +142,15 @@ void for_each_launch(const GpuPlan& plan, const PlanArrays& arrays, const Image&
     image.map.data =
         static_cast<unsigned char*>(x.map.data) + first * image_elements * (x.bytes ? 1 : size);
     call.image = &image;
-    MapView map = view_of(image.map, 0);
-    Extent extent{x.map.height, x.map.width};
+    const MapView callers = view_of(image.map, 0);
+    MapView maps[2];
+    Extents extents({x.map.height, x.map.width});
     for (const GpuStep& step : plan) {
       call.step = &step;
-      call.height = extent.height;
-      call.width = extent.width;
-      call.in = map;
-      extent = extent_after(step, extent);
+      call.height = extents.of_input(step).height;
+      call.width = extents.of_input(step).width;
+      call.in = step.in_buffer == kCallersMap ? callers : maps[step.in_buffer];
+      const Extent extent = extents.after(step);
       call.out = {};
       if (step.out_buffer != kNoBuffer) {
         call.out.data = buffers[step.out_buffer];
@@ -133,7 +158,7 @@ void for_each_launch(const GpuPlan& plan, const PlanArrays& arrays, const Image&
         call.out.channel = planes_pitch(call.batch, extent.height, extent.width, plan.dtype());
         call.out.image = extent.height * extent.width;
         call.out.pixel = 1;
-        map = call.out;
+        maps[step.out_buffer] = call.out;
       }
       call.result = {};
       if (step.result != kNoResult && step.kind != GpuStepKind::kHead) {
@@ -241,9 +266,9 @@ void run_network(const GpuPlan& plan, const PlanArrays& arrays, const Image& x,
   require(result_count == plan.header().result_count, "results do not fit the plan");
   require(workspace_size >= workspace_bytes(plan, x.map.batch, x.map.height, x.map.width, device),
           "workspace is smaller than workspace_bytes()");
-  Extent extent{x.map.height, x.map.width};
+  Extents extents({x.map.height, x.map.width});
   for (const GpuStep& step : plan) {
-    extent = extent_after(step, extent);
+    const Extent extent = extents.after(step);
     if (step.result == kNoResult) continue;
     const FeatureMap& result = results[step.result];
     const bool scores = step.kind == GpuStepKind::kHead;

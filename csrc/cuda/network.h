@@ -41,9 +41,10 @@ struct StepCall {
 
 // Each step is planned, described or launched through one function: with `info` it is described
 // and nothing is launched.
-void run_copy(const StepCall& call, LaunchInfo* info);
+void run_copy(const StepCall& call, LaunchInfo* info);  // kCopy and kExport
 void run_stem(const StepCall& call, LaunchInfo* info);
 void run_unit(const StepCall& call, LaunchInfo* info);
+void run_gate(const StepCall& call, LaunchInfo* info);
 // Features of the images: mean over pixels of relu(1x1); and the linear layer on all of them.
 void run_features(const StepCall& call, LaunchInfo* info);
 void run_linear(const StepCall& call, LaunchInfo* info);

@@ -1,5 +1,5 @@
 // The units of the paper: ReLU after the products, windows of 3x3. They have kernels of their own;
-// all others share those of unit_any.cu.
+// all others share those of unit_any.cu, and pieces of units those of unit_piece.cu.
 #include "cuda/dispatch.h"
 #include "cuda/unit_launch.h"
 
@@ -15,6 +15,7 @@ bool papers(const GpuWindow& window, const GpuActivation& dw, const GpuActivatio
 
 void run_unit(const StepCall& call, LaunchInfo* info) {
   const GpuStep& step = *call.step;
+  if (step.parts != kWholeBranch) return run_piece(call, info);
   if (step.pw1_activation.kind != Activation::kRelu ||
       !papers(step.dw_window, step.dw_activation, step.pw2_activation) ||
       (step.proj_channels > 0 &&

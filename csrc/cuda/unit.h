@@ -29,16 +29,18 @@
 
 namespace snv2::SNV2_GPU {
 
-// kCaller: the caller's tensors may be read and written; else there are planes at both ends.
-template <class T, int kStride, class Mode, class Act, bool kCaller, bool kProjection>
-SNV2_DEVICE void march(const UnitParams<T>& params) {
-  constexpr bool kShared = Mode::kCluster && !kProjection;  // X is loaded for each other
+// kCaller: the caller's tensors may be read and written; else there are planes at both ends. kBare:
+// without the first product; X is then the ring. kPartial: other parts may be missing too.
+template <class T, int kStride, class Mode, class Act, bool kCaller, bool kBare, bool kPartial>
+SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
+  constexpr bool kShared = Mode::kCluster && !kBare;  // X is loaded for each other
   const int rank = Mode::kCluster ? cluster_rank() : 0;
   const int cta = static_cast<int>(blockIdx.x) / (Mode::kCluster ? params.cluster : 1);
-  const Branch<T>& whole = params.branches[kProjection ? 1 : 0];
   const Branch<T> branch =
       Mode::kCluster ? share_of<T, Act>(whole, params.in_channels, rank, params.cluster) : whole;
-  const Memory<T> m = memory_of<T, Act, kProjection>(params, branch);
+  // Beside the first product a piece has no second one: else its branch is whole.
+  const bool projects = !kPartial || (kBare && branch.pw2 != nullptr);
+  const Memory<T> m = memory_of<T, Act, kBare>(params, branch);
   const int width = params.width, depth = params.in_channels;
   const int ring = params.ring, columns = params.columns;
   const int reach = params.template reach_of<Act>();
@@ -60,18 +62,22 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
 
   // Load what stays.
   if constexpr (Mode::kResident) {
-    if constexpr (!kProjection) {
+    if constexpr (!kBare) {
       load_matrix(m.pw1, branch.pw1,
                   static_cast<int>(packed_elements(branch.mid, depth, dtype_of<T>())));
     }
-    load_matrix(m.pw2, branch.pw2,
-                static_cast<int>(packed_elements(branch.out, branch.depth, dtype_of<T>())));
+    if (projects) {
+      load_matrix(m.pw2, branch.pw2,
+                  static_cast<int>(packed_elements(branch.out, branch.depth, dtype_of<T>())));
+    }
     cp_async_commit();
   }
-  if constexpr (!kProjection) {
+  if constexpr (!kBare) {
     load_words(m.pw1_bias, branch.pw1_bias, static_cast<int>(padded_rows(branch.mid)));
   }
-  load_words(m.pw2_bias, branch.pw2_bias, static_cast<int>(padded_rows(branch.out)));
+  if (projects) {
+    load_words(m.pw2_bias, branch.pw2_bias, static_cast<int>(padded_rows(branch.out)));
+  }
   load_words(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
   load_words(m.in_table, params.in_table, depth);
   load_words(m.out_table, branch.out_table, branch.out);
@@ -86,19 +92,18 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
   }
 
   const auto zero_x = [&] {
-    if (!kProjection && depth % kTileDepth<T> != 0) {
+    if (!kBare && depth % kTileDepth<T> != 0) {
       zero_row(m.x + depth * m.x_pitch, m.x_pitch);
     }
   };
   const auto start_load = [&](int done, int at) {
-    const int blocks = blocks_from(done), wrap = kProjection ? ring : columns;
+    const int blocks = blocks_from(done), wrap = kBare ? ring : columns;
     if (!kCaller || params.in_planes) {
       // The projection convolves X itself, and so each CTA of a cluster loads its share alone.
-      load_planes(params, m, m.in_table + (kProjection ? branch.first_depth : 0),
-                  kProjection ? branch.mid : depth, start + done, blocks, kProjection ? at : 0,
-                  wrap);
+      load_planes(params, m, m.in_table + (kBare ? branch.first_depth : 0),
+                  kBare ? branch.mid : depth, start + done, blocks, kBare ? at : 0, wrap);
     } else {
-      load_tensor(params, m, start + done, blocks, kProjection ? at : 0, wrap);
+      load_tensor(params, m, start + done, blocks, kBare ? at : 0, wrap);
     }
     zero_x();
     cp_async_commit();
@@ -134,7 +139,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
     }
 
     // First product.
-    if constexpr (!kProjection) {
+    if constexpr (!kBare) {
       const auto ring_column = [&](int block) {
         const int column = ring_at + block * kBlock;
         return column < ring ? column : column - ring;
@@ -177,17 +182,17 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
       const int dw_blocks = (pixels.end + kBlock - 1) / kBlock;
 
       // Depthwise convolution.
-      convolve_rows<T, kStride, Act>(params, branch, kProjection ? m.x : m.mid,
-                                     kProjection ? m.x_pitch : m.mid_pitch,
-                                     m.dw + branch.first_depth * m.dw_pitch, m.dw_pitch,
-                                     m.dw_weights, Rows{row_start, lead, row, rows, pixels.begin});
+      convolve_rows<T, kStride, Act, kBare && kPartial>(
+          params, branch, kBare ? m.x : m.mid, kBare ? m.x_pitch : m.mid_pitch,
+          m.dw + branch.first_depth * m.dw_pitch, m.dw_pitch, m.dw_weights,
+          Rows{row_start, lead, row, rows, pixels.begin});
       if (branch.depth % kTileDepth<T> != 0) {
         zero_row(m.dw + branch.depth * m.dw_pitch, m.dw_pitch);
       }
       if constexpr (Mode::kCluster) {
         // All are past their first product and the second one before it.
         sync_cluster_reads();
-        hand_out_dw(params, m, branch, dw_blocks, rank);
+        if (projects) hand_out_dw(params, m, branch, dw_blocks, rank);
         if (kShared && more && params.prefetch) {
           hand_out(params, m, blocks_from(next), rank, held);
           more = false;
@@ -214,7 +219,9 @@ SNV2_DEVICE void march(const UnitParams<T>& params) {
         }
       };
       const Operand<T> x{m.dw, m.dw_pitch, branch.depth};
-      if constexpr (Mode::kResident) {
+      if (!projects) {
+        store_rows(params, m, branch, dw_blocks, pixels);
+      } else if constexpr (Mode::kResident) {
         product<Mode>(m.pw2, branch.out, x, dw_blocks, use);
       } else {
         product<Mode>(Global<const T>{branch.pw2}, branch.out, x, dw_blocks, use);
@@ -248,9 +255,19 @@ __global__ void __launch_bounds__(kUnitThreads,
                                   kCaller || (Act::kAny && !Mode::kResident) ? 1 : Mode::kCtasPerSm)
     unit_kernel(UnitParams<T> params) {
   if constexpr (kStride == 2) {
-    if (blockIdx.y == 1) return march<T, kStride, Mode, Act, kCaller, true>(params);
+    if (blockIdx.y == 1) {
+      return march<T, kStride, Mode, Act, kCaller, true, false>(params, params.branches[1]);
+    }
   }
-  march<T, kStride, Mode, Act, kCaller, false>(params);
+  march<T, kStride, Mode, Act, kCaller, false, false>(params, params.branches[0]);
+}
+
+// A piece of a unit: of its main branch, and if that has no first product, of the projection beside
+// it.
+template <class T, int kStride, class Mode, bool kBare>
+__global__ void __launch_bounds__(kUnitThreads, Mode::kResident ? Mode::kCtasPerSm : 1)
+    piece_kernel(UnitParams<T> params) {
+  march<T, kStride, Mode, AnyActivation, false, kBare, true>(params, params.branches[blockIdx.y]);
 }
 
 }  // namespace snv2::SNV2_GPU

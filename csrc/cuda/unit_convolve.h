@@ -142,6 +142,25 @@ class Dilated {
   float sums_[kPixels];
 };
 
+// No window: the pixel itself.
+template <class T, int kStride>
+class Point {
+ public:
+  SNV2_DEVICE void start(const Branch<T>&, Shared<float>) {}
+  SNV2_DEVICE float shift() const { return 0.0f; }
+
+  SNV2_DEVICE void row(const Ring& ring, Shared<T> line, int first, int, int place, int, bool) {
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) pixels_[p] = ring.pixel(line, place, (first + p) * kStride);
+  }
+  SNV2_DEVICE float sum(int p) const { return pixels_[p]; }
+
+ private:
+  static constexpr int kPixels = LaneColumns<T, kStride>::kPixels;
+
+  float pixels_[kPixels];
+};
+
 template <class Window, class T, int kStride, class Act>
 SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, Shared<T> x,
                           int x_pitch, Shared<T> out, int out_pitch, Shared<float> weights,
@@ -189,8 +208,8 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
   }
 }
 
-// All channels of a branch.
-template <class T, int kStride, class Act>
+// All channels of a branch. kPoints: it may have no window.
+template <class T, int kStride, class Act, bool kPoints>
 SNV2_DEVICE void convolve_rows(const UnitParams<T>& params, const Branch<T>& branch, Shared<T> x,
                                int x_pitch, Shared<T> out, int out_pitch, Shared<float> weights,
                                const Rows& rows) {
@@ -198,6 +217,9 @@ SNV2_DEVICE void convolve_rows(const UnitParams<T>& params, const Branch<T>& bra
     convolve<decltype(window), T, kStride, Act>(params, branch, x, x_pitch, out, out_pitch, weights,
                                                 rows);
   };
+  if constexpr (kPoints) {
+    if (branch.window == 1) return with(Point<T, kStride>{});
+  }
   if constexpr (Act::kAny) {
     if (branch.window > 3 || branch.dilation > 1) return with(Dilated<T, kStride>{});
   }

@@ -33,6 +33,7 @@ struct Shape {
   int64_t dw_floats[2];  // of a channel, in the parameters of either branch
   int64_t reach;         // of the larger window
   bool any;              // activations and windows
+  bool expand, project;  // the main branch's products, one of which may be missing
 
   int64_t rows() const { return batch * out_height; }
   int64_t branches() const { return proj > 0 ? 2 : 1; }
@@ -61,6 +62,7 @@ constexpr int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value,
 // Places one branch in shared memory, and returns the bytes it takes.
 template <class T>
 int64_t place(const Shape& s, Cut& c, bool projection) {
+  const bool bare = projection || !s.expand, project = projection || s.project;
   // The largest share of a CTA.
   const auto share = [&](int64_t rows) {
     return std::min(rows, ceil_div(ceil_div(rows, kTileRows), c.cluster) * kTileRows);
@@ -69,7 +71,7 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
   const int64_t mid = share(depth), out = share(projection ? s.proj : s.out);
   const int64_t dw_pitch = shared_pitch(dw_columns<T>(c.step_rows, s.out_width));
   const int64_t x =
-      projection ? mid * shared_pitch(c.ring) : shared_rows<T>(s.in) * shared_pitch(c.columns);
+      bare ? mid * shared_pitch(c.ring) : shared_rows<T>(s.in) * shared_pitch(c.columns);
   const int64_t dw = shared_rows<T>(depth) * dw_pitch;
   Places& places = c.places[projection ? 1 : 0];
   int64_t at = 0;
@@ -78,18 +80,18 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
     at += round_up(bytes, 16);
     return static_cast<int>(here);
   };
-  if (projection || c.prefetch) {
+  if (bare || c.prefetch) {
     take(x * s.size);
     places.dw = take(dw * s.size);
   } else {
     places.dw = take(std::max(x, dw) * s.size);
   }
-  places.mid = take(projection ? 0 : mid * shared_pitch(c.ring) * s.size);
+  places.mid = take(bare ? 0 : mid * shared_pitch(c.ring) * s.size);
   places.result = take(s.result ? out * dw_pitch * s.size : 0);
-  const int64_t weights = (projection ? 0 : packed_elements(mid, s.in, dtype_of<T>())) +
-                          packed_elements(out, depth, dtype_of<T>());
+  const int64_t weights = (bare ? 0 : packed_elements(mid, s.in, dtype_of<T>())) +
+                          (project ? packed_elements(out, depth, dtype_of<T>()) : 0);
   places.weights = take(c.weights != Weights::kDirect ? weights * s.size : 0);
-  const int64_t biases = (projection ? 0 : padded_rows(mid)) + padded_rows(out);
+  const int64_t biases = (bare ? 0 : padded_rows(mid)) + padded_rows(out);
   places.parameters = take((biases + mid * s.dw_floats[projection] + s.in + out) * 4);
   return at;
 }
@@ -238,7 +240,7 @@ template <class T, int kStride>
 const Cut& remembered(const Shape& s, const Device& device) {
   constexpr size_t kMost = 4096;
   const Tuning& t = device.tuning;
-  using Key = std::array<int64_t, 21>;
+  using Key = std::array<int64_t, 23>;
   const Key key{s.in,
                 s.mid,
                 s.proj,
@@ -252,6 +254,8 @@ const Cut& remembered(const Shape& s, const Device& device) {
                 s.dw_floats[1],
                 s.reach,
                 s.any,
+                s.expand,
+                s.project,
                 device.sms,
                 device.shared_per_sm,
                 device.shared_per_cta,

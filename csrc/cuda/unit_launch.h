@@ -1,4 +1,5 @@
-// Launches unit_kernel, or tells how it would. unit.cu and unit_any.cu compile it.
+// Launches unit_kernel or piece_kernel, or tells how it would. unit.cu, unit_any.cu and
+// unit_piece.cu compile them.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +13,14 @@ namespace snv2::SNV2_GPU {
 
 // Units with any activations and windows, by kernels that look them up as they run.
 void run_any_unit(const StepCall& call, LaunchInfo* info);
+// Those without all parts.
+void run_piece(const StepCall& call, LaunchInfo* info);
 
 template <class T, int kStride>
 void describe_unit(const UnitParams<T>& params, const Shape& s, const Cut& c, LaunchInfo& info) {
-  info.kernel = kStride == 1 ? "unit stride 1" : "unit stride 2";
+  const char* const names[2][2] = {{"piece stride 1", "piece stride 2"},
+                                   {"unit stride 1", "unit stride 2"}};
+  info.kernel = names[s.expand && s.project][kStride - 1];
   info.ctas = c.ctas * s.branches() * c.cluster;
   info.cluster = c.cluster;
   info.threads = kUnitThreads;
@@ -44,19 +49,19 @@ void describe_unit(const UnitParams<T>& params, const Shape& s, const Cut& c, La
   }
   const int64_t passes = info.resident ? c.ctas : steps;
   const DType dtype = dtype_of<T>();
-  const int64_t matrices = packed_elements(s.mid, s.in, dtype) +
-                           packed_elements(s.out, s.mid, dtype) +
-                           packed_elements(s.proj, s.in, dtype);
+  const int64_t pw1 = s.expand ? packed_elements(s.mid, s.in, dtype) : 0;
+  const int64_t pw2 = s.project ? packed_elements(s.out, s.mid, dtype) : 0;
+  const int64_t proj = packed_elements(s.proj, s.in, dtype);
   const int64_t dw_words = s.mid * s.dw_floats[0] + (s.proj > 0 ? s.in : 0) * s.dw_floats[1];
-  const int64_t words = dw_words + padded_rows(s.mid) + padded_rows(s.out) + padded_rows(s.proj);
-  info.weight_bytes = matrices * s.size * passes + words * 4 * c.ctas;
-  info.multiply_adds = in_pixels * padded_rows(s.mid) * padded_depth(s.in, dtype) +
-                       out_pixels * (dw_words - s.mid - (s.proj > 0 ? s.in : 0) +
-                                     padded_rows(s.out) * padded_depth(s.mid, dtype) +
-                                     padded_rows(s.proj) * padded_depth(s.in, dtype));
+  const int64_t words = dw_words + (s.expand ? padded_rows(s.mid) : 0) +
+                        (s.project ? padded_rows(s.out) : 0) + padded_rows(s.proj);
+  info.weight_bytes = (pw1 + pw2 + proj) * s.size * passes + words * 4 * c.ctas;
+  const int64_t shifts = (s.dw_floats[0] > 0 ? s.mid : 0) + (s.proj > 0 ? s.in : 0);
+  info.multiply_adds = in_pixels * pw1 + out_pixels * (dw_words - shifts + pw2 + proj);
 }
 
-template <class T, int kStride, class Act>
+// kPiece: piece_kernel, whose Act is AnyActivation.
+template <class T, int kStride, class Act, bool kPiece = false>
 void launch_unit(const StepCall& call, LaunchInfo* info) {
   const GpuStep& step = *call.step;
   const DType dtype = dtype_of<T>();
@@ -71,6 +76,8 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   s.dw_floats[0] = depthwise_floats(step.dw_window.window);
   s.dw_floats[1] = depthwise_floats(step.proj_dw_window.window);
   s.any = Act::kAny;
+  s.expand = (step.parts & kExpand) != 0;
+  s.project = (step.parts & kProject) != 0;
   s.reach = std::max(step.dw_window.reach(), step.proj_dw_window.reach());
 
   if (s.batch * (s.height + 2) >= int64_t{1} << 31) {
@@ -105,8 +112,8 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   params.out_height = static_cast<int>(s.out_height);
   params.out_width = static_cast<int>(s.out_width);
   Branch<T>& main = params.branches[0];
-  main.pw1 = weights(step.pw1_weights);
-  main.pw2 = weights(step.pw2_weights);
+  main.pw1 = s.expand ? weights(step.pw1_weights) : nullptr;
+  main.pw2 = s.project ? weights(step.pw2_weights) : nullptr;
   main.pw1_bias = parameters(step.pw1_bias);
   main.pw2_bias = parameters(step.pw2_bias);
   main.dw = parameters(step.dw);
@@ -153,11 +160,11 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   const auto constant = [&](const void* data, int64_t bytes) {
     if (bytes > 0) buffers.push_back(constants(data, bytes));
   };
-  constant(main.pw1, packed_elements(s.mid, s.in, dtype) * s.size);
-  constant(main.pw2, packed_elements(s.out, s.mid, dtype) * s.size);
+  constant(main.pw1, s.expand ? packed_elements(s.mid, s.in, dtype) * s.size : 0);
+  constant(main.pw2, s.project ? packed_elements(s.out, s.mid, dtype) * s.size : 0);
   constant(projection.pw2, packed_elements(s.proj, s.in, dtype) * s.size);
-  constant(main.pw1_bias, padded_rows(s.mid) * 4);
-  constant(main.pw2_bias, padded_rows(s.out) * 4);
+  constant(main.pw1_bias, s.expand ? padded_rows(s.mid) * 4 : 0);
+  constant(main.pw2_bias, s.project ? padded_rows(s.out) * 4 : 0);
   constant(projection.pw2_bias, padded_rows(s.proj) * 4);
   constant(main.dw, s.mid * s.dw_floats[0] * 4);
   constant(projection.dw, (s.proj > 0 ? s.in : 0) * s.dw_floats[1] * 4);
@@ -202,7 +209,12 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   config.stream = call.stream;
   const auto start = [&](auto mode) {
     using Mode = decltype(mode);
-    if (s.caller()) {
+    if constexpr (kPiece) {
+      launch(
+          config, buffers,
+          s.expand ? piece_kernel<T, kStride, Mode, false> : piece_kernel<T, kStride, Mode, true>,
+          params);
+    } else if (s.caller()) {
       launch(config, buffers, unit_kernel<T, kStride, Mode, Act, true>, params);
     } else {
       launch(config, buffers, unit_kernel<T, kStride, Mode, Act, false>, params);

@@ -39,14 +39,14 @@ struct Places {
   int mid, dw, result, weights, parameters;
 };
 
-// One of the two branches; in a cluster, what a CTA has of it.
+// One of the two branches; in a cluster, what a CTA has of it. Those of a piece are alike.
 template <class T>
 struct Branch {
-  const T* pw1;  // packed [mid, in]; the projection has none, and mid is in
-  const T* pw2;  // packed [out, depth]
+  const T* pw1;  // packed [mid, in]; a projection and a piece have none, and mid is in
+  const T* pw2;  // packed [out, depth]; null in a piece without, and out is mid
   const float* pw1_bias;
   const float* pw2_bias;
-  const float* dw;           // [mid][depthwise_floats(window)]
+  const float* dw;           // [mid][depthwise_floats(window)]; a window of 1 has none
   const int32_t* out_table;  // [out] planes
   int mid;
   int out;
@@ -136,7 +136,8 @@ struct Memory {
   int x_pitch, mid_pitch, dw_pitch;
 };
 
-template <class T, class Act, bool kProjection>
+// kBare: a branch without pw1.
+template <class T, class Act, bool kBare>
 SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& branch) {
   const Shared<unsigned char> base = shared_memory();
   Memory<T> m;
@@ -145,17 +146,17 @@ SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& br
   m.dw = (base + branch.at.dw).template as<T>();
   m.result = (base + branch.at.result).template as<T>();
   m.pw1 = m.pw2 = (base + branch.at.weights).template as<T>();
-  if (!kProjection) {
+  if (!kBare) {
     m.pw2 =
         m.pw1 + static_cast<int>(packed_elements(branch.mid, params.in_channels, dtype_of<T>()));
   }
   m.pw1_bias = m.pw2_bias = (base + branch.at.parameters).template as<float>();
-  if (!kProjection) m.pw2_bias = m.pw1_bias + static_cast<int>(padded_rows(branch.mid));
+  if (!kBare) m.pw2_bias = m.pw1_bias + static_cast<int>(padded_rows(branch.mid));
   m.dw_weights = m.pw2_bias + static_cast<int>(padded_rows(branch.out));
   m.in_table =
       (m.dw_weights + branch.mid * branch.template dw_floats<Act>()).template as<int32_t>();
   m.out_table = m.in_table + params.in_channels;
-  m.x_pitch = static_cast<int>(shared_pitch(kProjection ? params.ring : params.columns));
+  m.x_pitch = static_cast<int>(shared_pitch(kBare ? params.ring : params.columns));
   m.mid_pitch = static_cast<int>(shared_pitch(params.ring));
   m.dw_pitch = static_cast<int>(shared_pitch(dw_columns<T>(params.step_rows, params.out_width)));
   return m;
@@ -182,9 +183,11 @@ SNV2_DEVICE Branch<T> share_of(const Branch<T>& whole, int depth_in, int rank, i
   share.dw_after.slopes += begin;
   share.first_depth = begin;
   share.out = cut(whole.out, begin);
-  share.pw2 += begin * padded_depth(whole.depth, dtype_of<T>());
-  share.pw2_bias += begin;
-  share.pw2_after.slopes += begin;
+  if (!Act::kAny || whole.pw2 != nullptr) {
+    share.pw2 += begin * padded_depth(whole.depth, dtype_of<T>());
+    share.pw2_bias += begin;
+    share.pw2_after.slopes += begin;
+  }
   share.out_table += begin;
   share.first_result += begin;
   return share;

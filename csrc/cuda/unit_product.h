@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/unit_load.h"
 #include "cuda/unit_params.h"
 
 namespace snv2::SNV2_GPU {
@@ -138,6 +139,22 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
         }
       }
     }
+  }
+}
+
+// Stores the rows of DW that a branch without a second product ends in.
+template <class T>
+SNV2_DEVICE void store_rows(const UnitParams<T>& params, const Memory<T>& m,
+                            const Branch<T>& branch, int blocks, const Pixels& pixels) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const Global<T> out = Global<T>{params.out} + pixels.base;
+  const int places = places_of<T>(branch.mid, blocks);
+  for (int i = static_cast<int>(threadIdx.x); i < places; i += kUnitThreads) {
+    const Place place = place_of<T>(i, i / 8 / blocks, blocks);
+    if (place.row >= branch.mid) continue;
+    const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;
+    store_columns<kVector>(out + (load(m.out_table + place.row) * params.out_pitch + place.column),
+                           load_vector<kVector>(m.dw + at), place.column, pixels);
   }
 }
 

@@ -311,6 +311,76 @@ snv2_add_mutant(any_unit_with_the_next_slope
   TEXT "after.slopes} + row" BECOMES "after.slopes} + (row ^ 1)"
   EXPECT "is off by")
 
+# Pieces of units, gates, copies --------------------------------------------------------------
+
+snv2_add_mutant(piece_of_the_next_column
+  FILE cuda/unit_convolve.h OF cuda/unit_piece.cu IN gpu_pieces CASES pieces_match
+  TEXT "ring.pixel(line, place, (first + p) * kStride)"
+  BECOMES "ring.pixel(line, place, (first + p) * kStride + 1)"
+  EXPECT "is off by")
+
+snv2_add_mutant(piece_that_stores_the_rows_of_another_cta
+  FILE cuda/unit_product.h OF cuda/unit_piece.cu IN gpu_pieces CASES pieces_match
+  TEXT "const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;"
+  BECOMES "const int at = place.row * m.dw_pitch + place.column;"
+  EXPECT "is off by")
+
+snv2_add_mutant(piece_without_barrier_before_it_stores RACE
+  FILE cuda/unit.h OF cuda/unit_piece.cu IN gpu_pieces CASES pieces_match
+  TEXT [[      } else {
+        sync_threads();
+      }
+
+      // Second product.
+]] BECOMES [[      }
+
+      // Second product.
+]]
+  EXPECT "shared memory: race" "unit_convolve.h")
+
+snv2_add_mutant(gate_without_barrier_after_the_means RACE
+  FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
+  TEXT [[static_cast<float>(plane)));
+  }
+  sync_threads();
+]] BECOMES [[static_cast<float>(plane)));
+  }
+]]
+  EXPECT "shared memory: read at gate.cu" "nobody wrote")
+
+snv2_add_mutant(gate_without_barrier_after_it_has_handed_out RACE
+  FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
+  TEXT [[    sync_cluster();
+]] BECOMES " "
+  EXPECT "shared memory: read at gate.cu" "nobody wrote")
+
+snv2_add_mutant(gate_that_does_not_wait_for_its_input
+  FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
+  TEXT [[  grid_dependency_wait();
+]] BECOMES " "
+  EXPECT "global" "before grid_dependency_wait")
+
+snv2_add_mutant(gate_with_the_columns_of_another_cta
+  FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
+  TEXT "(int64_t{tile} * deep + first)" BECOMES "(int64_t{tile} * deep)"
+  EXPECT "is off by")
+
+snv2_add_mutant(gate_with_a_part_of_the_sums
+  FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
+  TEXT "for (int other = 0; other < ranks; ++other) sum +="
+  BECOMES "for (int other = 0; other < ranks - 1; ++other) sum +="
+  EXPECT "is off by")
+
+snv2_add_mutant(gate_past_the_last_channel
+  FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
+  TEXT "c < end && c < channels; c += kGateWarps" BECOMES "c < end; c += kGateWarps"
+  EXPECT "gate.cu")
+
+snv2_add_mutant(copy_that_stays_in_its_image
+  FILE cuda/copy.cu OF cuda/copy.cu IN gpu_pieces CASES pieces_match
+  TEXT "place -= params.plane, ++image;" BECOMES "place -= params.plane;"
+  EXPECT "copy.cu")
+
 # Ends of networks ---------------------------------------------------------------------------
 
 snv2_add_mutant(stem_without_barrier_before_store RACE

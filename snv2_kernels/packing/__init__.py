@@ -11,14 +11,15 @@ are, writes its result to planes that nobody reads, and hands on a new table::
 so split, concat and shuffle cost nothing, and logical order is restored only where a user's
 tensor is written. The CPU backend and the CUDA ones differ in the layout of weights and in where
 planes lie (``csrc/include/snv2/plan.h``, ``gpu_plan.h``): :mod:`~snv2_kernels.packing.cpu`,
-:mod:`~snv2_kernels.packing.gpu`. Triton's is a list of
-launches: :mod:`~snv2_kernels.packing.triton`.
+:mod:`~snv2_kernels.packing.gpu`. Triton's is a list of launches:
+:mod:`~snv2_kernels.packing.triton`.
 """
 
 from snv2_kernels.packing.common import BasePlan, Builder, fold_bn, fold_conv_bn
 from snv2_kernels.packing.cpu import PlanBuilder
 from snv2_kernels.packing.cpu_plan import Plan
-from snv2_kernels.packing.gpu import GpuPlan, GpuPlanBuilder
+from snv2_kernels.packing.gpu import GpuPlanBuilder
+from snv2_kernels.packing.gpu_plan import GpuPlan
 from snv2_kernels.packing.triton import TritonPlan, TritonPlanBuilder
 
 __all__ = [

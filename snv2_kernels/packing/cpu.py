@@ -13,7 +13,6 @@ lies between two steps is a result like any other, of which the next unit's may 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +37,7 @@ from snv2_kernels.packing.cpu_plan import (
     Step,
     pack_panels,
 )
+from snv2_kernels.packing.segments import Segment, cut_branch
 from snv2_kernels.packing.units import ACTIVATIONS, Gate, Unsupported
 
 if TYPE_CHECKING:
@@ -52,52 +52,14 @@ _IMPORT, _STEM, _UNIT, _GATE, _HEAD, _EXPORT = range(6)
 _EXPAND, _DEPTHWISE, _PROJECT = 1, 2, 4  # snv2::Branch::parts
 
 
-@dataclass
-class _Segment:
-    """Of a branch: what is one step, and the gate behind it."""
-
-    pw1: Folded | None = None
-    dw: Folded | None = None
-    pw2: Folded | None = None
-    gate: Gate[Folded] | None = None
-
-    @property
-    def channels(self) -> int:
-        layer = self.pw2 or self.dw
-        assert layer is not None
-        return layer.channels
-
-
-def _segments(branch: Sequence[Folded | Gate[Folded]]) -> list[_Segment]:
+def _segments(branch: Sequence[Folded | Gate[Folded]]) -> list[Segment]:
     """A pointwise convolution goes with the depthwise one that it feeds, whose rows it makes one
     at a time, or else with the one before."""
-    left = list(branch)
-
-    def next_is(kind: str, at: int = 0) -> bool:
-        if len(left) <= at:
-            return False
-        part = left[at]
-        if isinstance(part, Gate):
-            return kind == "gate"
-        return kind == ("pw" if part.kernel == 1 else "dw")
-
-    def take(wanted: bool) -> Any:
-        return left.pop(0) if wanted else None
-
-    segments = []
-    while left:
-        if next_is("gate"):
-            raise Unsupported("squeeze-and-excite that follows no convolution")
-        segment = _Segment(take(next_is("pw") and next_is("dw", 1)))
-        segment.dw = take(next_is("dw"))
-        segment.pw2 = take(next_is("pw") and not (segment.dw and next_is("dw", 1)))
-        segment.gate = take(next_is("gate"))
-        segments.append(segment)
-    last = segments[-1]
-    if last.pw1 is None and last.pw2 is None:
+    cut = cut_branch(branch, feeding=True)
+    if cut[-1].pw1 is None and cut[-1].pw2 is None:
         # Its planes would lie as the input's do, which other products read.
         raise Unsupported("a branch whose last convolution is depthwise, with none before it")
-    return segments
+    return cut
 
 
 def _names(branch: Sequence[Folded | Gate[Folded]]) -> Iterator[str]:
@@ -401,7 +363,7 @@ class _Writer:
                 step.projection.out_panel, side_rows, first = side
                 dw, pw = unit.projection
                 names_of_both = iter(["projection dw", "projection pw"])
-                both = _Segment(dw=dw, pw2=pw)
+                both = Segment(dw=dw, pw2=pw)
                 self._branch(step.projection, both, self._table, side_rows, 1, names_of_both)
             self.steps.append(step)
             if segment.gate is not None:
@@ -415,7 +377,7 @@ class _Writer:
     def _branch(
         self,
         branch: Branch,
-        segment: _Segment,
+        segment: Segment,
         planes: Sequence[int],
         rows: list[int] | None,
         stride: int,

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from snv2_kernels.packing.common import BasePlan, Folded, FoldedHead, FoldedStem, FoldingBuilder
-from snv2_kernels.packing.gpu import (
+from snv2_kernels.packing.planes import (
     CALLERS_MAP,
     NO_BUFFER,
     NO_RESULT,
-    _Arrays,
-    _Map,
-    _Room,
+    Arrays,
+    Map,
+    Room,
     check_dtype,
 )
 from snv2_kernels.packing.units import ACTIVATIONS, Gate, Unit, Unsupported
@@ -182,7 +182,7 @@ class TritonPlan(BasePlan):
         return *self.arrays, self.step_words, *self.result_fields
 
 
-class _Rows(_Arrays):
+class _Rows(Arrays):
     """The arrays of a plan while it is written."""
 
     def _packed(self, weight: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class TritonPlanBuilder(FoldingBuilder):
         writer = _Writer(dtype)
         results: list[tuple[int, int]] = []
         halvings = 0
-        place = _Map(CALLERS_MAP, list(range(self.in_channels)))
+        place = Map(CALLERS_MAP, list(range(self.in_channels)))
         if self._stem is not None:
             place = writer.stem(self._stem)
             halvings = 2
@@ -256,50 +256,54 @@ class _Writer:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.arrays = _Rows(dtype)
-        self._steps: list[tuple[TritonStep, _Room]] = []  # and the room of the map that it makes
+        self._steps: list[tuple[TritonStep, Room]] = []  # and the room of the map that it makes
 
     def finished(self) -> tuple[TritonStep, ...]:
         return tuple(replace(step, target_planes=room.planes) for step, room in self._steps)
 
-    def copy(self, channels: int) -> _Map:
-        place = _Map(0, list(range(channels)), _Room(channels))
+    def copy(self, channels: int) -> Map:
+        place = Map(0, list(range(channels)), Room(channels))
         table = self.arrays.table(place.table)
         step = TritonStep(COPY, table=table, channels=channels, target=0, target_table=table)
         self._steps.append((step, place.room))
         return place
 
-    def stem(self, stem: FoldedStem) -> _Map:
+    def stem(self, stem: FoldedStem) -> Map:
         product = self.arrays.product(stem.conv)
-        place = _Map(0, list(range(product.rows)), _Room(product.rows))
+        place = Map(0, list(range(product.rows)), Room(product.rows))
         step = TritonStep(STEM, channels=stem.in_channels, target=0, pw=product)
         step = replace(step, table=self.arrays.table(range(stem.in_channels)))
         self._steps.append((replace(step, target_table=self.arrays.table(place.table)), place.room))
         return place
 
-    def head(self, head: FoldedHead, place: _Map, result: int) -> None:
+    def head(self, head: FoldedHead, place: Map, result: int) -> None:
         gather = place.by_plane(range(len(place.table)))
         product = self.arrays.product(head.conv, gather)
         features = TritonStep(FEATURES, **self._read(place, gather), pw=product)
         linear = TritonStep(LINEAR, result=result, pw=self.arrays.product(head.fc))
-        self._steps += [(features, _Room()), (linear, _Room())]
+        self._steps += [(features, Room()), (linear, Room())]
 
-    def _read(self, place: _Map, channels: Sequence[int]) -> dict[str, Any]:
+    def _read(self, place: Map, channels: Sequence[int]) -> dict[str, Any]:
         table = self.arrays.table(place.planes(channels))
         return {"source": place.buffer, "table": table, "channels": len(channels)}
 
     # Units ------------------------------------------------------------------------------------
 
-    def unit(self, unit: Unit[Folded], place: _Map, last: bool, result: int) -> _Map:
-        gather = place.by_plane(unit.main)
+    def unit(self, unit: Unit[Folded], place: Map, last: bool, result: int) -> Map:
+        windows = [1 if isinstance(part, Gate) else part.kernel for part in unit.branch]
+        paired = len(unit.branch) > 1 and isinstance(unit.branch[1], Folded) and windows[1] == 1
+        # The rows of a depthwise convolution alone are its result's.
+        convolved = windows[0] > 1 and not paired
+        gather = list(unit.main) if convolved else place.by_plane(unit.main)
         launches = self._branch(unit, self._read(place, gather), gather)
         *before, final = launches
         middle = MIDDLE
         for step in before:
             if step.kind in (MEANS, GATES):
-                self._steps.append((step, _Room()))
+                self._steps.append((step, Room()))
                 continue
             table = self.arrays.table(range(step.rows))
-            self._steps.append((replace(step, target=middle, target_table=table), _Room(step.rows)))
+            self._steps.append((replace(step, target=middle, target_table=table), Room(step.rows)))
             middle = _other(middle)
         after, fresh = self._place(unit, place, last)
         rows, proj = unit.branch_channels, unit.projection_channels
@@ -324,20 +328,20 @@ class _Writer:
             self._steps.append((alone, after.room))
         return after
 
-    def _place(self, unit: Unit[Folded], place: _Map, last: bool) -> tuple[_Map, list[int]]:
+    def _place(self, unit: Unit[Folded], place: Map, last: bool) -> tuple[Map, list[int]]:
         """Where the unit's result is, and the planes that are new: the projection's come first."""
         if last:
-            return _Map(NO_BUFFER), []
+            return Map(NO_BUFFER), []
         if unit.stride == 2:
-            after = _Map(1 if place.buffer == 0 else 0)
+            after = Map(1 if place.buffer == 0 else 0)
         else:
-            after = _Map(place.buffer, place.table, place.room)
+            after = Map(place.buffer, place.table, place.room)
         fresh = after.free_planes(unit.projection_channels + unit.branch_channels)
         joined = place.planes(unit.passthrough) + fresh
         after.table = [joined[j] for j in unit.order]
         return after, fresh
 
-    def _side(self, unit: Unit[Folded], place: _Map, to_map: bool) -> dict[str, Any]:
+    def _side(self, unit: Unit[Folded], place: Map, to_map: bool) -> dict[str, Any]:
         if unit.projection is not None:
             dw, pw = unit.projection
             if dw.kernel == 1 or pw.kernel != 1:

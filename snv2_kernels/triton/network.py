@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snv2_kernels.ops import _no_gradient, _plan_fake, _results_fake
 from snv2_kernels.packing.common import half
-from snv2_kernels.packing.gpu import CALLERS_MAP, NO_BUFFER, NO_RESULT
+from snv2_kernels.packing.planes import CALLERS_MAP, NO_BUFFER, NO_RESULT
 from snv2_kernels.packing.triton import (
     COPY,
     DW,

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator, Sequence
 
 from snv2_kernels.packing.common import half
-from snv2_kernels.packing.gpu import CALLERS_MAP, NO_BUFFER, NO_RESULT, PRELU
+from snv2_kernels.packing.planes import CALLERS_MAP, NO_BUFFER, NO_RESULT, PRELU
 from snv2_kernels.packing.triton import (
     COPY,
     DW,

@@ -6,10 +6,13 @@
 // Between steps a feature map lies in a *plane buffer*: plane p of all images is one row of
 // batch x height x width elements, images one after the other, and rows are `pitch` elements apart
 // (planes_pitch). A step names the planes it reads in a table and the planes it writes in another:
-// split, concat and shuffle are those tables. There are two buffers; a unit of stride 1 stays in
-// the one it reads (its results go to planes that nobody reads any more), one of stride 2 goes
-// over to the other. Planes that are free again are given out again, so that a stage of C channels
-// occupies C + C / 2 planes.
+// split, concat and shuffle are those tables. There are two buffers; a step of stride 1 stays in
+// the one it reads (its results go to planes that nobody reads any more), one of stride 2 writes to
+// the other. Planes that are free again are given out again, so that a stage of C channels occupies
+// C + C / 2 planes.
+//
+// A buffer's planes have one extent. The first step that writes a smaller map there takes all of
+// it; while the pieces of a unit of stride 2 run, both buffers hold planes that are read.
 //
 // Beside the words a plan has three arrays in device memory:
 //   weights     elements of the map's dtype: matrices in the order of tensor-core fragments
@@ -35,11 +38,17 @@
 namespace snv2 {
 
 enum class GpuStepKind : int64_t {
-  kCopy = 0,  // caller's map -> planes
-  kStem = 1,  // conv3x3 s2, activation, maxpool3x3 s2: caller's image -> planes
-  kUnit = 2,  // one ShuffleNet V2 unit
-  kHead = 3,  // 1x1, activation, mean over pixels, linear: planes -> caller's [N, out_channels]
+  kCopy = 0,    // caller's map -> planes
+  kStem = 1,    // conv3x3 s2, activation, maxpool3x3 s2: caller's image -> planes
+  kUnit = 2,    // one ShuffleNet V2 unit, or a piece of one
+  kHead = 3,    // 1x1, activation, mean over pixels, linear: planes -> caller's [N, out_channels]
+  kGate = 4,    // planes times expand(reduce(their means over pixels)), in place
+  kExport = 5,  // planes -> caller's map
 };
+
+// A kUnit may lack parts of its main branch. Without kExpand it convolves the planes that it reads;
+// without kProject the convolution is the result.
+inline constexpr int64_t kWholeBranch = kExpand | kDepthwise | kProject;
 
 inline constexpr int64_t kCallersMap = -1;  // as a buffer: the tensor that the network is given
 inline constexpr int64_t kNoBuffer = -2;    // nothing is kept in planes
@@ -54,8 +63,8 @@ struct GpuWindow {
   constexpr int64_t reach() const { return window / 2 * dilation; }
 };
 
-// Of a layer's result. kLeakyRelu is written as kPrelu, and kSigmoid and kHardsigmoid are none. A
-// step that lacks the layer has kIdentity.
+// Of a layer's result. kLeakyRelu is written as kPrelu; kSigmoid and kHardsigmoid are of a kGate
+// only. A step that lacks the layer has kIdentity.
 struct GpuActivation {
   Activation kind = Activation::kIdentity;
   int64_t slopes = 0;  // kPrelu: [rows] in `parameters`, else 0
@@ -65,25 +74,28 @@ struct GpuActivation {
 // group into `parameters`.
 struct GpuStep {
   GpuStepKind kind;
-  int64_t stride;         // of the depthwise convolutions (kUnit): 1 or 2
-  int64_t in_buffer;      // 0, 1 or kCallersMap
-  int64_t out_buffer;     // 0, 1 or kNoBuffer
-  int64_t out_planes;     // planes that out_buffer has room for while this step's map is in it
-  int64_t result;         // which of the caller's results this step writes, or kNoResult
-  int64_t in_channels;    // planes gathered; kStem: channels of the image
-  int64_t in_table;       // [in_channels] plane, or channel of the caller's map
-  int64_t mid_channels;   // kUnit: width between the products; kHead: features
-  int64_t proj_channels;  // kUnit of stride 2: width of the projection's result, else 0
+  int64_t parts;        // kUnit: kExpand | kDepthwise | kProject, else 0
+  int64_t stride;       // of the depthwise convolutions (kUnit): 1 or 2
+  int64_t in_buffer;    // 0, 1 or kCallersMap
+  int64_t out_buffer;   // 0, 1 or kNoBuffer
+  int64_t out_planes;   // planes that out_buffer has room for while this step's map is in it
+  int64_t result;       // which of the caller's results this step writes, or kNoResult
+  int64_t in_channels;  // planes gathered; kStem: channels of the image
+  int64_t in_table;     // [in_channels] plane, or channel of the caller's map
+  // kUnit: channels that the main branch convolves; kHead: features; kGate: between its layers.
+  int64_t mid_channels;
+  int64_t proj_channels;  // kUnit with a projection of what it reads: its width, else 0
   int64_t out_channels;   // kUnit: width of the main branch's result; kHead: classes
   int64_t out_table;      // [proj_channels + out_channels] plane of each, the projection's first
   // The result in logical order. Entry e >= 0: row e of [projection's, main] result; e < 0: copied
-  // from plane (or channel of the caller's map) -1 - e of in_buffer (stride 1). Only units write
-  // maps; of a kHead the two are not used.
+  // from plane (or channel of the caller's map) -1 - e of in_buffer (stride 1). Of a kUnit with all
+  // parts; the result of a kExport is what it reads, as in_table has it, that of a kHead scores.
   int64_t result_channels;
   int64_t result_table;
 
-  int64_t pw1_weights;   // [mid, in]; kStem: [out, in * 9]; kHead: [features, in]
-  int64_t pw2_weights;   // [out, mid]; kHead: [classes, features]
+  // kUnit [mid, in]; kStem: [out, in * 9]; kHead: [features, in]; kGate: reduce [mid, in]
+  int64_t pw1_weights;
+  int64_t pw2_weights;   // kUnit [out, mid]; kHead: [classes, features]; kGate: expand [out, mid]
   int64_t proj_weights;  // [proj, in]
   int64_t pw1_bias;
   int64_t pw2_bias;
@@ -93,7 +105,8 @@ struct GpuStep {
 
   GpuWindow dw_window;  // kUnit
   GpuWindow proj_dw_window;
-  // After each layer: kUnit in the order of its layers; kStem and kHead have pw1's.
+  // After each layer: kUnit in the order of its layers; kStem and kHead have pw1's, kGate both
+  // pw's.
   GpuActivation pw1_activation;      // [mid]; kStem: [out]
   GpuActivation dw_activation;       // [mid]
   GpuActivation pw2_activation;      // [out]
@@ -114,8 +127,8 @@ struct GpuPlanHeader {
   int64_t dtype;  // of weights
 };
 
-inline constexpr int64_t kGpuPlanMagic = 0x736e7632'1002;  // "snv2", GPU, format 2
-inline constexpr int64_t kGpuStepWords = 36;
+inline constexpr int64_t kGpuPlanMagic = 0x736e7632'1003;  // "snv2", GPU, format 3
+inline constexpr int64_t kGpuStepWords = 37;
 inline constexpr int64_t kGpuHeaderWords = 10;
 static_assert(sizeof(GpuStep) == kGpuStepWords * sizeof(int64_t));
 static_assert(sizeof(GpuPlanHeader) == kGpuHeaderWords * sizeof(int64_t));
@@ -130,7 +143,8 @@ constexpr int64_t padded_depth(int64_t depth, DType dtype) {
 constexpr int64_t packed_elements(int64_t rows, int64_t depth, DType dtype) {
   return padded_rows(rows) * padded_depth(depth, dtype);
 }
-constexpr int64_t depthwise_floats(int64_t window) { return window * window + 1; }  // a channel's
+// Of a channel.
+constexpr int64_t depthwise_floats(int64_t window) { return window > 1 ? window * window + 1 : 0; }
 inline constexpr int64_t kDepthwiseFloats = depthwise_floats(3);
 
 // Elements from one plane to the next: planes start on 128 bytes.
@@ -143,8 +157,9 @@ constexpr int64_t planes_pitch(int64_t batch, int64_t height, int64_t width, DTy
 class SNV2_API GpuPlan {
  public:
   // Throws std::invalid_argument if any step reads outside the tables, weights and parameters,
-  // reads planes that nobody wrote, writes outside its buffer or to planes that it reads, or if not
-  // each result is written once. The device's copy of the tables is taken on trust.
+  // reads planes that nobody wrote, writes outside its buffer or to planes that it reads (but for a
+  // kGate), or if not each result is written once. The device's copy of the tables is taken on
+  // trust.
   GpuPlan(const int64_t* words, int64_t word_count);
 
   const GpuPlanHeader& header() const { return *header_; }

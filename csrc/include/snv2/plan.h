@@ -72,8 +72,6 @@ struct Branch {
   Layer pw2;  // packed [out, depth]: kProject; [out, mid]: kGate (of floats), kHead
 };
 
-inline constexpr int64_t kExpand = 1, kDepthwise = 2, kProject = 4;
-
 struct Step {
   StepKind kind;
   int64_t stride;         // of the depthwise convolutions (kUnit): 1 or 2

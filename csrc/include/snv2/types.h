@@ -29,6 +29,9 @@ enum class Activation : int64_t {
   kHardsigmoid,
 };
 
+// Layers of a unit's branch that a step of a plan has: pw1, dw and pw2 in the paper.
+inline constexpr int64_t kExpand = 1, kDepthwise = 2, kProject = 4;
+
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // A dense 4-D tensor in the caller's memory.

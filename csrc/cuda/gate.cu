@@ -1,0 +1,394 @@
+// Squeeze-and-excite in one launch: planes times expand(reduce(their means)), in place.
+//
+// A CTA has an image; where there are clusters, the CTAs of one share its channels in tiles of 16,
+// so that a small batch fills the GPU and a CTA's planes fit in its shared memory: then they are
+// read once and written once, else they are read again, from L2. Each CTA multiplies its means by
+// its columns of the first matrix and hands the sums to the others, which add them up in the order
+// of ranks; its channels are rows of the second matrix. So the weights are read once for each
+// image.
+//
+// Matrices are as the tensor cores' kernels read them (mma.h), and their fragments are multiplied
+// by one column on the ordinary cores, in float32.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/dispatch.h"
+#include "cuda/launch.h"
+#include "cuda/network.h"
+#include "cuda/span.h"
+
+namespace snv2::SNV2_GPU {
+namespace {
+
+constexpr int kGateThreads = 512;
+constexpr int kGateWarps = kGateThreads / kWarp;
+
+// Where a CTA's arrays lie in shared memory, in bytes; means are at 0.
+struct GatePlaces {
+  int table, partial, sums, hidden, gates, held;
+};
+
+template <class T>
+struct GateParams {
+  T* planes;
+  int64_t pitch;         // of planes
+  const int32_t* table;  // [channels]
+  const T* reduce;       // packed [reduced, channels]
+  const T* expand;       // packed [channels, reduced]
+  const float* reduce_bias;
+  const float* expand_bias;
+  After reduce_after, expand_after;
+  int channels, reduced, plane;
+  int cluster;     // CTAs
+  int parts;       // that the first product's sums are made of, in each CTA
+  int held_bytes;  // of a plane that is kept in shared memory, or 0
+  GatePlaces at;
+};
+
+// Calls one(i) or many(i) for the elements and 16-byte vectors that this lane has of a line of
+// `count` elements, which begins `phase` bytes after a vector.
+template <class T, class One, class Many>
+SNV2_DEVICE void for_each_of_lane(int phase, int count, const One& one, const Many& many) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const int lane = lane_of_warp(), head = span_head<T>(phase, count);
+  const int vectors = (count - head) / kVector, tail = head + vectors * kVector;
+  if (lane < head) one(lane);
+#pragma unroll 4
+  for (int v = lane; v < vectors; v += kWarp) many(head + v * kVector);
+  if (tail + lane < count) one(tail + lane);
+}
+
+template <class T, int N>
+SNV2_DEVICE float sum_of(const Vector<T, N>& v) {
+  float sums[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) sums[i] = to_float(v.values[i]);
+#pragma unroll
+  for (int n = N / 2; n > 0; n /= 2) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) sums[i] += sums[i + n];
+  }
+  return sums[0];
+}
+
+// Rows g and g + 8 of a row of tiles, g = lane / 4, times tiles `first`, first + step, ... of x.
+template <class T>
+SNV2_DEVICE Vector<float, 2> times(Global<const T> tiles, Shared<float> x, int first, int end,
+                                   int step) {
+  const int lane = lane_of_warp(), g = lane / 4, t = lane % 4;
+  float low = 0.0f, high = 0.0f;
+  for (int k = first; k < end; k += step) {
+    const Global<const T> tile = tiles + k * kTileElements<T>;
+    const Shared<float> column = x + k * kTileDepth<T>;
+    if constexpr (sizeof(T) == 4) {
+      const Vector<T, 2> w = load_vector<2>(tile + (g * 8 + t * 2));
+      const float value = load(column + t);
+      low = multiply_add(w.values[0], value, low);
+      high = multiply_add(w.values[1], value, high);
+    } else {
+      const Vector<T, 8> w = load_vector<8>(tile + lane * 8);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float value = load(column + (i / 2 * 8 + 2 * t + i % 2));
+        const int at = i / 2 * 4 + i % 2;
+        low = multiply_add(to_float(w.values[at]), value, low);
+        high = multiply_add(to_float(w.values[at + 2]), value, high);
+      }
+    }
+  }
+#pragma unroll
+  for (int lanes = 1; lanes < 4; lanes *= 2) {
+    low += shuffle_xor(low, lanes);
+    high += shuffle_xor(high, lanes);
+  }
+  return {{low, high}};
+}
+
+SNV2_DEVICE float gated(const After& after, float x, int row) {
+  if (after.kind == Activation::kSigmoid) return sigmoid(x);
+  if (after.kind == Activation::kHardsigmoid) return hardsigmoid(x);
+  return activated(after.kind, x, slope_of(after, row));
+}
+
+template <class T, bool kCluster>
+__global__ void __launch_bounds__(kGateThreads, 2) gate_kernel(GateParams<T> params) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const int rank = kCluster ? cluster_rank() : 0, ranks = kCluster ? params.cluster : 1;
+  const int64_t image = static_cast<int>(blockIdx.x) / ranks;
+  const int thread = static_cast<int>(threadIdx.x), warp = warp_of_cta(), lane = lane_of_warp();
+  const int plane = params.plane, channels = params.channels;
+  // This CTA's channels.
+  const int tiles = (channels + 15) / 16;
+  const int begin = tiles * rank / ranks * 16, end = tiles * (rank + 1) / ranks * 16;
+  const int rows = (params.reduced + 15) / 16 * 16;
+  const Shared<unsigned char> memory = shared_memory();
+  const Shared<float> means = memory.template as<float>();
+  const Shared<int32_t> table = (memory + params.at.table).template as<int32_t>();
+  const Shared<float> partial = (memory + params.at.partial).template as<float>();
+  const Shared<float> sums = (memory + params.at.sums).template as<float>();
+  const Shared<float> hidden = (memory + params.at.hidden).template as<float>();
+  const Shared<float> gates = (memory + params.at.gates).template as<float>();
+  const auto line_of = [&](int c) {
+    const int64_t at = load(table + (c - begin));
+    return Global<T>{params.planes} + (at * params.pitch + image * plane);
+  };
+  const auto held_of = [&](int c, int phase) {
+    return (memory + (params.at.held + (c - begin) * params.held_bytes + phase)).template as<T>();
+  };
+  for (int c = begin + thread; c < end && c < channels; c += kGateThreads) {
+    store(table + (c - begin), load(Global<const int32_t>{params.table} + c));
+  }
+  grid_dependents_launch();
+  if constexpr (kCluster) {
+    sync_cluster_reads();  // the others have begun
+  } else {
+    sync_threads();
+  }
+  grid_dependency_wait();
+
+  // Means. A lane meets the same elements again below.
+  for (int c = begin + warp; c < end; c += kGateWarps) {
+    float sum = 0.0f;
+    if (c < channels) {
+      const Global<T> line = line_of(c);
+      const Global<const T> from{line.address};
+      const int phase = misalignment(line, 16);
+      const Shared<T> held = held_of(c, phase);
+      for_each_of_lane<T>(
+          phase, plane,
+          [&](int i) {
+            const T value = load(from + i);
+            if (params.held_bytes > 0) store(held + i, value);
+            sum += to_float(value);
+          },
+          [&](int i) {
+            const Vector<T, kVector> v = load_vector<kVector>(from + i);
+            if (params.held_bytes > 0) store_vector<kVector>(held + i, v);
+            sum += sum_of(v);
+          });
+    }
+#pragma unroll
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
+    if (lane == 0) store(means + (c - begin), sum * (1.0f / static_cast<float>(plane)));
+  }
+  sync_threads();
+
+  // First product, by tiles of rows and parts of this CTA's columns.
+  const int deep = (channels + kTileDepth<T> - 1) / kTileDepth<T>;
+  const int first = begin / kTileDepth<T>;
+  const int columns = (end / kTileDepth<T> < deep ? end / kTileDepth<T> : deep) - first;
+  for (int task = warp; task < rows / 16 * params.parts; task += kGateWarps) {
+    const int tile = task / params.parts, part = task % params.parts;
+    const Global<const T> row =
+        Global<const T>{params.reduce} + (int64_t{tile} * deep + first) * kTileElements<T>;
+    const Vector<float, 2> sum = times<T>(row, means, part, columns, params.parts);
+    if (lane % 4 == 0) {
+      const Shared<float> to = partial + (part * rows + tile * 16 + lane / 4);
+      store(to, sum.values[0]);
+      store(to + 8, sum.values[1]);
+    }
+  }
+  sync_threads();
+  for (int r = thread; r < rows; r += kGateThreads) {
+    float sum = 0.0f;
+    for (int part = 0; part < params.parts; ++part) sum += load(partial + (part * rows + r));
+    for (int other = 0; other < ranks; ++other) {
+      const Shared<float> to = sums + (rank * rows + r);
+      store(kCluster ? remote(to, other) : to, sum);
+    }
+  }
+  if constexpr (kCluster) {
+    sync_cluster();
+  } else {
+    sync_threads();
+  }
+  for (int r = thread; r < rows; r += kGateThreads) {
+    float value = 0.0f;
+    if (r < params.reduced) {
+      float sum = load(Global<const float>{params.reduce_bias} + r);
+      for (int other = 0; other < ranks; ++other) sum += load(sums + (other * rows + r));
+      value = gated(params.reduce_after, sum, r);
+    }
+    store(hidden + r, value);
+  }
+  sync_threads();
+
+  // Second product.
+  const int depth = (params.reduced + kTileDepth<T> - 1) / kTileDepth<T>;
+  for (int tile = begin / 16 + warp; tile < end / 16; tile += kGateWarps) {
+    const Global<const T> row =
+        Global<const T>{params.expand} + int64_t{tile} * depth * kTileElements<T>;
+    const Vector<float, 2> sum = times<T>(row, hidden, 0, depth, 1);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int c = tile * 16 + half * 8 + lane / 4;
+      if (lane % 4 == 0 && c < channels) {
+        const float bias = load(Global<const float>{params.expand_bias} + c);
+        store(gates + (c - begin), gated(params.expand_after, sum.values[half] + bias, c));
+      }
+    }
+  }
+  sync_threads();
+
+  // Scale.
+  for (int c = begin + warp; c < end && c < channels; c += kGateWarps) {
+    const float gate = load(gates + (c - begin));
+    const Global<T> line = line_of(c);
+    const Global<const T> from{line.address};
+    const int phase = misalignment(line, 16);
+    const Shared<T> held = held_of(c, phase);
+    for_each_of_lane<T>(
+        phase, plane,
+        [&](int i) {
+          const T value = params.held_bytes > 0 ? load(held + i) : load(from + i);
+          store(line + i, rounded<T>(to_float(value) * gate));
+        },
+        [&](int i) {
+          Vector<T, kVector> v = params.held_bytes > 0 ? load_vector<kVector>(held + i)
+                                                       : load_vector<kVector>(from + i);
+#pragma unroll
+          for (T& value : v.values) value = rounded<T>(to_float(value) * gate);
+          store_vector<kVector>(line + i, v);
+        });
+  }
+}
+
+// How a gate is cut.
+struct GateCut {
+  int64_t cluster = 1, parts = 1;
+  int64_t held_bytes = 0;
+  int64_t shared_bytes = 0;
+  GatePlaces at = {};
+};
+
+struct GateShape {
+  int64_t batch, channels, reduced, plane, size, tile_depth;
+};
+
+GateCut place(const GateShape& s, int64_t cluster, bool held) {
+  GateCut c;
+  c.cluster = cluster;
+  const int64_t share = ceil_div(ceil_div(s.channels, kTileRows), cluster) * kTileRows;
+  const int64_t rows = padded_rows(s.reduced);
+  c.parts = std::clamp<int64_t>(kGateWarps / (rows / kTileRows), 1, share / s.tile_depth);
+  int64_t at = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t here = at;
+    at += ceil_div(bytes, 16) * 16;
+    return static_cast<int>(here);
+  };
+  take(share * 4);
+  c.at.table = take(share * 4);
+  c.at.partial = take(c.parts * rows * 4);
+  c.at.sums = take(cluster * rows * 4);
+  c.at.hidden = take(rows * 4);
+  c.at.gates = take(share * 4);
+  // A line begins where it does in its plane, modulo 16 bytes.
+  c.held_bytes = held ? ceil_div(s.plane * s.size, 16) * 16 + 16 : 0;
+  c.at.held = take(share * c.held_bytes);
+  c.shared_bytes = at;
+  return c;
+}
+
+// The smallest cluster whose planes two CTAs of an SM can hold, or a larger one where SMs would
+// stand idle.
+GateCut choose(const GateShape& s, const Device& device) {
+  const auto fits = [&](const GateCut& c) {
+    const int64_t ctas = s.batch * c.cluster > device.sms ? 2 : 1;
+    return c.shared_bytes <= device.shared_per_cta &&
+           ctas * (c.shared_bytes + device.reserved_per_cta) <= device.shared_per_sm;
+  };
+  const int64_t most = std::min(device.cluster, ceil_div(s.channels, kTileRows));
+  int64_t cluster = 1;
+  while (2 * cluster <= most &&
+         (2 * cluster * s.batch <= device.sms || !fits(place(s, cluster, true)))) {
+    cluster *= 2;
+  }
+  for (const bool held : {true, false}) {
+    const GateCut c = place(s, cluster, held);
+    if (fits(c)) return c;
+  }
+  throw std::invalid_argument("x: a gate of " + std::to_string(s.channels) + " channels and " +
+                              std::to_string(s.reduced) +
+                              " inside is too large for the shared memory of this device");
+}
+
+template <class T>
+void gate(const StepCall& call, LaunchInfo* info) {
+  constexpr DType dtype = dtype_of<T>();
+  const GpuStep& step = *call.step;
+  const GateShape s{call.batch, step.in_channels, step.mid_channels, call.height * call.width,
+                    sizeof(T),  kTileDepth<T>};
+  const GateCut c = choose(s, call.device);
+  if (s.batch * c.cluster > kMaxGrid) throw std::invalid_argument("x: too many images for a gate");
+  const int64_t map_bytes = s.batch * s.channels * s.plane * s.size;
+  const int64_t reduce_bytes = packed_elements(s.reduced, s.channels, dtype) * s.size;
+  const int64_t expand_bytes = packed_elements(s.channels, s.reduced, dtype) * s.size;
+  if (info != nullptr) {
+    info->kernel = "gate";
+    info->ctas = s.batch * c.cluster;
+    info->threads = kGateThreads;
+    info->shared_bytes = c.shared_bytes;
+    info->columns = s.plane;
+    info->cluster = c.cluster;
+    info->launches = 1;
+    info->read_bytes = map_bytes * (c.held_bytes > 0 ? 1 : 2);
+    info->written_bytes = map_bytes;
+    info->weight_bytes =
+        s.batch * (reduce_bytes + expand_bytes + (c.cluster * s.reduced + s.channels) * 4);
+    info->multiply_adds = s.batch * (reduce_bytes + expand_bytes) / s.size;
+    return;
+  }
+
+  GateParams<T> params{};
+  params.planes = static_cast<T*>(call.out.data);
+  params.pitch = call.out.channel;
+  params.table = call.arrays.tables + step.in_table;
+  params.reduce = static_cast<const T*>(call.arrays.weights) + step.pw1_weights;
+  params.expand = static_cast<const T*>(call.arrays.weights) + step.pw2_weights;
+  params.reduce_bias = call.arrays.parameters + step.pw1_bias;
+  params.expand_bias = call.arrays.parameters + step.pw2_bias;
+  const auto after = [&](const GpuActivation& act) {
+    return After{act.kind, call.arrays.parameters + act.slopes};
+  };
+  params.reduce_after = after(step.pw1_activation);
+  params.expand_after = after(step.pw2_activation);
+  params.channels = static_cast<int>(s.channels);
+  params.reduced = static_cast<int>(s.reduced);
+  params.plane = static_cast<int>(s.plane);
+  params.cluster = static_cast<int>(c.cluster);
+  params.parts = static_cast<int>(c.parts);
+  params.held_bytes = static_cast<int>(c.held_bytes);
+  params.at = c.at;
+
+  std::vector<Buffer> buffers{
+      constants(params.table, s.channels * 4),
+      constants(params.reduce, reduce_bytes),
+      constants(params.expand, expand_bytes),
+      constants(params.reduce_bias, s.reduced * 4),
+      constants(params.expand_bias, s.channels * 4),
+      updates(params.planes, call.out.channels * params.pitch * s.size, map_bytes, map_bytes)};
+  const auto slopes = [&](const After& layer, int64_t rows) {
+    if (layer.kind == Activation::kPrelu) buffers.push_back(constants(layer.slopes, rows * 4));
+  };
+  slopes(params.reduce_after, s.reduced);
+  slopes(params.expand_after, s.channels);
+  Launch config;
+  config.grid_x = static_cast<uint32_t>(s.batch * c.cluster);
+  config.threads = kGateThreads;
+  config.cluster = static_cast<uint32_t>(c.cluster);
+  config.shared_bytes = c.shared_bytes;
+  config.overlaps = call.overlaps;
+  config.stream = call.stream;
+  launch(config, buffers, c.cluster > 1 ? gate_kernel<T, true> : gate_kernel<T, false>, params);
+}
+
+}  // namespace
+
+void run_gate(const StepCall& call, LaunchInfo* info) {
+  with_type(call.plan->dtype(), [&](auto zero) { gate<decltype(zero)>(call, info); });
+}
+
+}  // namespace snv2::SNV2_GPU

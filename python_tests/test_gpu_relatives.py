@@ -1,0 +1,81 @@
+"""The paper's relatives on the CUDA kernels, from model to fused model: gates, longer branches and
+projections at stride 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from _cases import DTYPES, FP32_BOUND, assert_accurate, draw
+from torch import nn
+
+import snv2_kernels as snv2
+from snv2_kernels import _native, models
+from snv2_kernels.testing import float64_reference, max_error, randomize_
+
+Make = Callable[[], nn.Module]
+
+# Units of each kind in a model that is one run of them, and a map they take.
+UNITS: dict[str, tuple[Make, tuple[int, ...]]] = {
+    "plus-se": (
+        lambda: models.MegviiUnit(12, 12, 1, 5, nn.Hardswish, models.plus.SELayer), (2, 12, 9, 7)
+    ),
+    "plus-se-s2": (
+        lambda: models.MegviiUnit(12, 20, 2, 7, nn.Hardswish, models.plus.SELayer), (2, 12, 9, 7)
+    ),
+    "plus-xception": (lambda: models.XceptionUnit(12, 12, 1), (2, 12, 9, 7)),
+    "plus-xception-se": (
+        lambda: models.XceptionUnit(12, 12, 1, 3, nn.Hardswish, models.plus.SELayer), (2, 12, 9, 7)
+    ),
+    "star": (lambda: models.StarUnit(12, 12, 1), (2, 12, 9, 7)),
+    "large-s1": (lambda: models.LargeUnit(12, 20, 1), (2, 12, 9, 7)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", UNITS)
+def test_units(gpu_backend: str, kind: str, dtype: torch.dtype) -> None:
+    make, shape = UNITS[kind]
+    model = randomize_(nn.Sequential(make())).eval()
+    fused = snv2.fuse(model)
+    x = draw(*shape, dtype=dtype)
+    exact = float64_reference(model)(x)
+    model, fused = model.to(x), fused.to(x)
+    assert "0: unit: fused" in str(snv2.explain(fused)).splitlines()
+    with torch.no_grad():
+        _native.reset_emulator_counters()
+        assert_accurate("stage", fused(x), model(x), exact, gpu_backend)
+    if gpu_backend == "cuda-emulated":
+        assert _native.emulator_counters()["launches"] > 0
+
+
+NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
+    "plus": (
+        lambda: models.ShuffleNetV2Plus(
+            [1, 1, 2, 1], [8, 12, 20, 32, 40, 16], [0, 1, 2, 3, 3]
+        ).features,
+        (1, 8, 24, 16),
+    ),
+    "star": (
+        lambda: models.ShuffleNetV2([2, 1, 1], [8, 12, 20, 32, 40], 5, models.StarUnit),
+        (1, 3, 40, 32),
+    ),
+    "v2-50": (
+        lambda: models.ShuffleNetV2Large([8], [2, 1, 1, 1], [12, 16, 20, 24, 32], 5),
+        (1, 3, 40, 32),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(gpu_backend: str, name: str) -> None:
+    make, shape = NETWORKS[name]
+    model = randomize_(make()).eval()
+    x = draw(*shape)
+    fused = snv2.fuse(model).to(x)
+    _native.reset_emulator_counters()
+    with torch.no_grad():
+        assert max_error(fused(x), model.to(x)(x)) < FP32_BOUND
+    if gpu_backend == "cuda-emulated":
+        assert _native.emulator_counters()["launches"] > 3
