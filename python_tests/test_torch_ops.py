@@ -209,7 +209,7 @@ def test_opcheck_of_recipes(kind: str, dtype: torch.dtype) -> None:
     wanted = [True, *(isinstance(t, nn.Parameter) for t in recipe.state)]
     state = [t.detach() for t in recipe.state]
     torch.library.opcheck(
-        OPS.fused_backward.default, (grad, x, state, recipe.text, autocast, wanted)
+        OPS.fused_backward.default, ([grad], x, state, recipe.text, autocast, wanted)
     )
 
 

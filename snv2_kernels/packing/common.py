@@ -203,7 +203,7 @@ class Builder:
             per_output += self.channels * (dw.kernel**2 + pw.channels)
         self.work.append(Work(unit.stride, per_input, per_output, per_image))
         self.channels = len(unit.order)
-        self.units += 1
+        self.units += unit.joins
 
     def add_result(self) -> None:
         """The map so far is a result too, in logical order.
@@ -332,7 +332,7 @@ class FoldingBuilder(Builder):
 
     def add_result(self) -> None:
         super().add_result()
-        self._tapped.add(self.units - 1)
+        self._tapped.add(len(self._units) - 1)
 
     def add_head(self, layer: Layer, fc: nn.Linear) -> None:
         weight, bias = fold_fc(fc)
