@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "cuda/network.h"
@@ -210,9 +211,11 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   const auto start = [&](auto mode) {
     using Mode = decltype(mode);
     if constexpr (kPiece) {
+      constexpr bool kNarrow = std::is_same_v<Mode, Resident> && sizeof(T) == 4;
+      using First = std::conditional_t<kNarrow, ResidentNarrow, Mode>;
       launch(
           config, buffers,
-          s.expand ? piece_kernel<T, kStride, Mode, false> : piece_kernel<T, kStride, Mode, true>,
+          s.expand ? piece_kernel<T, kStride, First, false> : piece_kernel<T, kStride, Mode, true>,
           params);
     } else if (s.caller()) {
       launch(config, buffers, unit_kernel<T, kStride, Mode, Act, true>, params);

@@ -17,6 +17,11 @@ struct Resident {
   static constexpr bool kResident = true, kCluster = false;
   static constexpr int kTiles = 2, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
 };
+// Of float32 in a piece's first product, where two rows of tiles do not fit in the registers.
+struct ResidentNarrow {
+  static constexpr bool kResident = true, kCluster = false;
+  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
+};
 struct Clustered {
   static constexpr bool kResident = true, kCluster = true;
   static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
