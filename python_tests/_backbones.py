@@ -148,6 +148,6 @@ BACKBONES: dict[str, tuple[Callable[[], nn.Module], int, bool]] = {
     "openmmlab": (Indexed, 3, True),
     "yolox": (Named, 10, True),
     "torchvision": (Getter, 10, True),
-    "backwards": (Backwards, 3, False),
+    "backwards": (Backwards, 3, True),
     "scored": (Scored, 3, True),
 }

@@ -14,26 +14,29 @@ from snv2_kernels.graph.constant import constant_to_dynamo
 __all__ = ["erase_unread_after", "last_node"]
 
 
-def _graph() -> Any:
-    """That Dynamo is making."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
+def _nodes() -> Any:
+    """Of the graph that Dynamo is making, the last first; none where this version of PyTorch
+    does not tell: what is dead is then left to the backend."""
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
 
-    return InstructionTranslator.current_tx().output.graph
+        return reversed(InstructionTranslator.current_tx().output.graph.nodes)
+    except (ImportError, AttributeError):
+        return ()
 
 
 @constant_to_dynamo
 def last_node() -> str:
     """The name of the graph's last node; empty if there is none."""
-    return next((str(node.name) for node in reversed(_graph().nodes)), "")
+    return next((str(node.name) for node in _nodes()), "")
 
 
 @constant_to_dynamo
 def erase_unread_after(name: str) -> bool:
     """Take out what was traced after a node and nothing reads."""
-    graph = _graph()
-    for node in reversed(graph.nodes):
+    for node in _nodes():
         if node.name == name:
             break
         if node.op in ("call_function", "call_method") and not node.users:
-            graph.erase_node(node)
+            node.graph.erase_node(node)
     return True
