@@ -117,7 +117,10 @@ class DeviantUnit(nn.Module):
         branch: Any = tuple(part.layer() for part in self.branch)
         projection: Any = tuple(part.layer() for part in self.projection) or None
         lists = self.main, self.passthrough, self.order
-        builder.add_unit(Unit(self.stride, branch, *lists, projection))
+        windows = [part for part in self.branch if isinstance(part, ConvBn) and part.kernel > 1]
+        strides = [part.conv.stride[0] for part in windows]
+        strided = strides.index(self.stride) if self.stride in strides else 0
+        builder.add_unit(Unit(self.stride, branch, *lists, projection, strided))
 
 
 def paper_unit(

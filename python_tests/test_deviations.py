@@ -198,14 +198,23 @@ BRANCHES: dict[str, Any] = {
     "two-dw": lambda inp, oup, s: [
         ConvBn(inp, oup), ConvBn(oup, oup, 3, s), ConvBn(oup, oup, 3), ConvBn(oup, oup)
     ],
+    # The stride is not of the first depthwise convolution: ShuffleNet V2*, and others.
+    "strided-second": lambda inp, oup, s: [
+        ConvBn(inp, inp, 3), ConvBn(inp, oup), ConvBn(oup, oup, 3, s), ConvBn(oup, oup)
+    ],
+    "strided-last": lambda inp, oup, s: [
+        ConvBn(inp, oup), ConvBn(oup, oup, 3), ConvBn(oup, oup), SqueezeExcite(oup),
+        ConvBn(oup, oup, 5), ConvBn(oup, oup, 3, s), ConvBn(oup, oup)
+    ],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_branches(any_place: Place, branch: str) -> None:
     """A strided unit with a projection, then units that read what others made."""
-    if any_place[0] == "triton" and branch not in ("xception-gated", "dw-gate-pw", "two-dw"):
-        pytest.skip("interpreted: these three have all launches")
+    of_triton = "xception-gated", "dw-gate-pw", "two-dw", "strided-second"
+    if any_place[0] == "triton" and branch not in of_triton:
+        pytest.skip("interpreted: these have all launches")
     make = BRANCHES[branch]
     first = DeviantUnit(20, make(20, 29, 2), 2, [ConvBn(20, 20, 3, 2), ConvBn(20, 30, act="silu")])
     units = [first, *(DeviantUnit(59, make(inp, inp, 1)) for inp in (29, 30))]

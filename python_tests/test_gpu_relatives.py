@@ -29,6 +29,7 @@ UNITS: dict[str, tuple[Make, tuple[int, ...]]] = {
         lambda: models.XceptionUnit(12, 12, 1, 3, nn.Hardswish, models.plus.SELayer), (2, 12, 9, 7)
     ),
     "star": (lambda: models.StarUnit(12, 12, 1), (2, 12, 9, 7)),
+    "star-s2": (lambda: models.StarUnit(12, 20, 2), (2, 12, 9, 7)),
     "large-s1": (lambda: models.LargeUnit(12, 20, 1), (2, 12, 9, 7)),
 }  # fmt: skip
 

@@ -85,14 +85,16 @@ class Near(nn.Module):
 
 
 class Strided(nn.Module):
-    """Halves the map at the second depthwise convolution."""
+    """Halves the map twice."""
 
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.side = nn.Sequential(*conv_bn(c, c, 3, 2, c), *conv_bn(c, c), nn.ReLU())
-        self.main = nn.Sequential(
-            *conv_bn(c, c, 3, 1, c), *conv_bn(c, c), nn.ReLU(), *conv_bn(c, c, 3, 2, c),
-            *conv_bn(c, c), nn.ReLU(),
+        self.side, self.main = (
+            nn.Sequential(
+                *conv_bn(c, c, 3, 2, c), *conv_bn(c, c), nn.ReLU(), *conv_bn(c, c, 3, 2, c),
+                *conv_bn(c, c), nn.ReLU(),
+            )
+            for _ in range(2)
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,8 +147,8 @@ NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "counts": (lambda: Near("counts"), "its forward sets 'calls'"),
     "ghost and more": (GhostAndMore, "the result of a convolution is read more than once"),
     "ghost with gelu": (lambda: EsUnit(28, 20, nn.GELU), "activation GELU"),
-    "strided late": (
-        lambda: Strided(28), "a stride after the first depthwise convolution"
+    "strided twice": (
+        lambda: Strided(28), "two depthwise convolutions with a stride in a branch"
     ),
     "group norm": (Grouped, "group_norm in a branch"),
 }  # fmt: skip

@@ -127,7 +127,7 @@ def _written(found: Units, node: Node) -> str | None:
 
 
 def _strides(found: Units, node: Node) -> str | None:
-    later = [layer for layer, _ in _parts_after(found, node)][1:]
-    if any(layer.kind == "dw" and layer.stride != 1 for layer in later):
-        return "a stride after the first depthwise convolution"
+    layers = [layer for layer, _ in _parts_after(found, node)]
+    if sum(layer.kind == "dw" and layer.stride != 1 for layer in layers) > 1:
+        return "two depthwise convolutions with a stride in a branch"
     return None

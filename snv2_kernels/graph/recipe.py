@@ -5,7 +5,7 @@ the *state*, in the order in which the recipe's layers take them. It is JSON, a 
 
     ["import", channels]
     ["stem", layer]
-    ["unit", stride, branch, main, passthrough, order, projection]
+    ["unit", stride, branch, main, passthrough, order, projection, strided]
     ["result"]
     ["head", layer, linear, classes]
 
@@ -150,7 +150,7 @@ class RecipeBuilder(Builder):
         ]
         lists = _written(unit.main), _written(unit.passthrough), _written(unit.order)
         side = [self._layer(layer) for layer in unit.projection or ()]
-        self._steps.append(("unit", unit.stride, branch, *lists, side))
+        self._steps.append(("unit", unit.stride, branch, *lists, side, unit.strided))
 
     def add_result(self) -> None:
         super().add_result()
@@ -203,17 +203,18 @@ class _State:
         learned = {"prelu": tensors.get("a"), "leaky_relu": slope}.get(kind)
         return Layer(conv, bn, Activation(kind, learned), kernel, dilation, keeps_input)
 
-    def branch(self, written: Sequence[Any], stride: int) -> tuple[Layer | Gate[Layer], ...]:
+    def branch(
+        self, written: Sequence[Any], stride: int, strided: int = 0
+    ) -> tuple[Layer | Gate[Layer], ...]:
         parts: list[Layer | Gate[Layer]] = []
         for part in written:
             if isinstance(part[0], list):
                 *reduce, expand = map(self.layer, part)
                 parts.append(Gate(reduce[0] if reduce else None, expand))
                 continue
-            layer = self.layer(part, stride)
+            layer = self.layer(part, stride if strided == 0 else 1)
             parts.append(layer)
-            if layer.kernel > 1:
-                stride = 1  # of those that follow
+            strided -= layer.kernel > 1
         return tuple(parts)
 
     def linear(self, letters: str) -> nn.Linear:
@@ -276,11 +277,13 @@ class Recipe:
             elif kind == "stem":
                 builder.add_stem(state.layer(rest[0], 2, depthwise=False))
             elif kind == "unit":
-                stride, branch, *lists, side = rest
-                main, passthrough, order = (self._lists[text] for text in lists)
-                parts, ends = state.branch(branch, stride), state.branch(side, stride)
+                stride, branch, *texts, side, strided = rest
+                main, passthrough, order = (self._lists[text] for text in texts)
+                parts = state.branch(branch, stride, strided)
+                ends = state.branch(side, stride)
                 projection: Any = ends or None
-                builder.add_unit(Unit(stride, parts, main, passthrough, order, projection))
+                lists = main, passthrough, order
+                builder.add_unit(Unit(stride, parts, *lists, projection, strided))
             elif kind == "result":
                 builder.add_result()
             else:

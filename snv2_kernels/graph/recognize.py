@@ -205,7 +205,8 @@ class Units:
             return None
         source = read[0][0]
         whole = self._map(source)
-        stride = next(part.stride for part in branch if _is_depthwise(part))
+        strides = [part.stride for part in branch if _is_depthwise(part)]
+        stride = max(strides)
         projection: tuple[Layer, Layer] | None = None
         if other is source:
             first = tuple(origin for origin in value.origins if origin[0] is other)
@@ -233,6 +234,7 @@ class Units:
             () if projection else tuple(channel for _, channel in first),
             tuple(place[origin] for origin in order),
             projection,
+            strides.index(stride),
         )
         return Unit(source, len(whole), out, told, nodes)
 
@@ -293,7 +295,7 @@ def is_branch(parts: Sequence[Part]) -> bool:
         len(depthwise) > 0
         and len(layers) > len(depthwise)
         and isinstance(parts[0], Layer)
-        and all(part.stride == 1 for part in depthwise[1:])
+        and sum(part.stride > 1 for part in depthwise) <= 1
         and not any(layer.activation.kind in ("sigmoid", "hardsigmoid") for layer in layers)
     )
 

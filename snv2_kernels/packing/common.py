@@ -185,15 +185,15 @@ class Builder:
     def add_unit(self, unit: Unit[Layer]) -> None:
         """One unit, in general index lists."""
         per_input = per_output = per_image = 0
-        depth, strided = len(unit.main), False
+        depth, depthwise = len(unit.main), 0
         for part in unit.branch:
             if isinstance(part, Gate):
                 per_image += len(part.layers) * part.layers[0].channels * depth
                 continue
-            strided = strided or part.kernel > 1
+            depthwise += part.kernel > 1
             outputs = part.conv.out_channels
             multiply_adds = outputs * (part.kernel**2 if part.kernel > 1 else depth)
-            if strided:
+            if depthwise > unit.strided:
                 per_output += multiply_adds
             else:
                 per_input += multiply_adds

@@ -328,7 +328,7 @@ class _Writer:
         with_depthwise = [i for i, segment in enumerate(segments) if segment.dw is not None]
         if unit.stride == 2 and not with_depthwise:
             raise Unsupported("stride 2 without a depthwise convolution")
-        strided = with_depthwise[0] if with_depthwise else len(segments) - 1
+        strided = with_depthwise[unit.strided] if with_depthwise else len(segments) - 1
         self._unit += 1
         if unit.stride == 2:
             self._stage, self._unit = self._stage + 1, 0

@@ -192,7 +192,7 @@ def _is_whole(piece: Segment) -> bool:
 def _projects(unit: Unit[Folded], piece: Segment, channels: int) -> bool:
     """Whether the projection of a unit's input of these channels runs beside its first piece: of
     a whole branch where both halve it, or if both are dw and pw of all of it."""
-    if unit.projection is None or piece.dw is None or piece.pw2 is None:
+    if unit.projection is None or piece.dw is None or piece.pw2 is None or unit.strided > 0:
         return False
     return unit.stride == 2 if piece.pw1 is not None else len(unit.main) == channels
 
@@ -200,7 +200,7 @@ def _projects(unit: Unit[Folded], piece: Segment, channels: int) -> bool:
 def _reads_callers_map(unit: Unit[Folded], alone: bool) -> bool:
     """Whether a first unit takes the caller's map as it is; ``alone`` it is the last one too."""
     first, *others = _cut(unit)
-    in_one = unit.projection is None or unit.stride == 2
+    in_one = unit.projection is None or (unit.stride == 2 and unit.strided == 0)
     one_step = not others and first.gate is None
     return _is_whole(first) and in_one and (not unit.passthrough or (alone and one_step))
 
@@ -356,10 +356,13 @@ class _Writer:
             step = self._piece(unit, Segment(dw=dw, pw2=pw), unit.stride, place, channels, False)
             first = take(after, step.out_channels)
             self._write(step, after, first)
+        depthwise = 0
         for i, piece in enumerate(cut):
             stride = 1
-            if piece.dw is not None and target is not after:
-                target, stride = after, unit.stride
+            if piece.dw is not None:
+                if depthwise == unit.strided:
+                    target, stride = after, unit.stride
+                depthwise += 1
             step = self._piece(unit, piece, stride, read, main, projects and i == 0)
             fresh = take(target, step.proj_channels + step.out_channels)
             self._write(step, target, fresh)

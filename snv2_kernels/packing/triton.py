@@ -364,7 +364,7 @@ class _Writer:
         """The launches of the branch, but for what the last one writes."""
         inner = {c: k for k, c in enumerate(unit.main)}
         order: list[int] | None = [inner[c] for c in gather]  # in which the layer's input comes
-        arrays, stride, middle = self.arrays, unit.stride, MIDDLE
+        arrays, depthwise, middle = self.arrays, 0, MIDDLE
         launches: list[TritonStep] = []
         parts = list(unit.branch)
         while parts:
@@ -387,10 +387,11 @@ class _Writer:
                 if order is not None and not parts:
                     raise Unsupported("a branch of one pointwise convolution")
             else:
+                stride = unit.stride if depthwise == unit.strided else 1
                 step = TritonStep(DW, stride, **read, dw=arrays.taps(part, order))
                 if pw is not None:
                     step = replace(step, kind=DW_PW, pw=arrays.product(pw, order))
-                stride = 1
+                depthwise += 1
             parts = parts[pw is not None :]
             launches.append(step)
             table = 0 if order is None else arrays.table(range(step.rows))

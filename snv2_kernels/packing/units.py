@@ -103,13 +103,14 @@ class Unit(Generic[L]):
     """A unit whose layers are ``L``: modules or nodes (:class:`Layer`), or folded numbers.
 
     Attributes:
-        stride: of the first depthwise convolution of the branch, and of the projection's: 1 or 2.
+        stride: of a depthwise convolution of the branch, and of the projection's: 1 or 2.
         branch: layers and gates, one after the other; pw, dw, pw in the paper.
         main: logical channels that the branch reads.
         passthrough: logical channels that go through untouched; empty with a projection. With
             neither a unit is a chain of layers, such as those behind another unit's join.
         order: output channel ``j`` is entry ``order[j]`` of ``cat([first, branch result])``.
         projection: dw and pw, over all logical channels.
+        strided: which of the branch's depthwise convolutions has the stride.
     """
 
     stride: int
@@ -118,6 +119,7 @@ class Unit(Generic[L]):
     passthrough: Sequence[int]
     order: Sequence[int]
     projection: tuple[L, L] | None = None
+    strided: int = 0
 
     @property
     def branch_channels(self) -> int:
@@ -142,7 +144,8 @@ class Unit(Generic[L]):
             for part in self.branch
         )
         side = None if self.projection is None else (f(self.projection[0]), f(self.projection[1]))
-        return Unit(self.stride, branch, self.main, self.passthrough, self.order, side)
+        lists = self.main, self.passthrough, self.order
+        return Unit(self.stride, branch, *lists, side, self.strided)
 
     def layers(self) -> Iterator[L]:
         """Of the branch, gates included, then of the projection."""
