@@ -203,7 +203,7 @@ class Builder:
             per_output += self.channels * (dw.kernel**2 + pw.channels)
         self.work.append(Work(unit.stride, per_input, per_output, per_image))
         self.channels = len(unit.order)
-        self.units += unit.joins
+        self.units += 1
 
     def add_result(self) -> None:
         """The map so far is a result too, in logical order.
