@@ -111,7 +111,7 @@ format: $(INSTALLED)
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 # All ways to run the network side by side, with the inference engines of the extra `peers`, and a
-# page of it: 18 minutes on two cores. QUICK=1 takes two.
+# page of it: some 18 minutes on two cores. QUICK=1 takes two.
 ifdef QUICK
 BENCH := --width x1.0 --threads 1 --threads 2 --repeats 10 --layers
 TABLES := --quick
