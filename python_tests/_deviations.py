@@ -41,6 +41,22 @@ ACTIVATIONS = [
 ]  # fmt: skip
 
 
+class After(nn.Module):
+    def __init__(self, channels: int, act: str) -> None:
+        super().__init__()
+        self.kind, self.slope = act.removesuffix("-one"), activation(act, channels).slope
+        if isinstance(self.slope, Tensor):
+            self.slope = nn.Parameter(self.slope)
+
+    @property
+    def activation(self) -> Activation:
+        plain = {"relu": RELU, "identity": IDENTITY}
+        return plain.get(self.kind) or Activation(self.kind, self.slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x)
+
+
 class ConvBn(nn.Module):
     """A layer: pointwise to some width, or depthwise where ``kernel`` is above one."""
 
@@ -56,34 +72,51 @@ class ConvBn(nn.Module):
         self.bn = nn.BatchNorm2d(oup)
         act = act or ("identity" if kernel > 1 else "relu")
         self.kernel, self.dilation = kernel, dilation
-        self.kind, self.slope = act.removesuffix("-one"), activation(act, oup).slope
-        if isinstance(self.slope, Tensor):
-            self.slope = nn.Parameter(self.slope)
-
-    @property
-    def activation(self) -> Activation:
-        plain = {"relu": RELU, "identity": IDENTITY}
-        return plain.get(self.kind) or Activation(self.kind, self.slope)
+        self.after = After(oup, act)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.bn(self.conv(x)))
+        return self.after(self.bn(self.conv(x)))
 
     def layer(self) -> Layer:
-        return Layer(self.conv, self.bn, self.activation, self.kernel, self.dilation)
+        return Layer(self.conv, self.bn, self.after.activation, self.kernel, self.dilation)
 
 
 class SqueezeExcite(nn.Module):
-    def __init__(self, channels: int, act: str = "relu", gate: str = "sigmoid") -> None:
+    """And what may follow it: the branch's input, an activation."""
+
+    def __init__(
+        self, channels: int, act: str = "relu", gate: str = "sigmoid", after: str = "identity",
+        adds_source: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         reduced = max(1, channels // 4)
         self.reduce = ConvBn(channels, reduced, act=act)
         self.expand = ConvBn(reduced, channels, act=gate)
+        self.after, self.adds_source = After(channels, after), adds_source
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.expand(self.reduce(x.mean([2, 3], keepdim=True)))
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        y = x * self.expand(self.reduce(x.mean([2, 3], keepdim=True)))
+        return self.after(y + source if self.adds_source else y)
 
     def layer(self) -> Gate[Layer]:
-        return Gate(self.reduce.layer(), self.expand.layer())
+        layers = self.reduce.layer(), self.expand.layer()
+        return Gate(*layers, self.after.activation, self.adds_source)
+
+
+class Shortcut(nn.Module):
+    """The branch's input, and an activation."""
+
+    adds_source = True
+
+    def __init__(self, channels: int, after: str = "relu") -> None:
+        super().__init__()
+        self.after = After(channels, after)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        return self.after(x + source)
+
+    def layer(self) -> Gate[Layer]:
+        return Gate(activation=self.after.activation, adds_source=True)
 
 
 class DeviantUnit(nn.Module):
@@ -92,7 +125,7 @@ class DeviantUnit(nn.Module):
     def __init__(
         self,
         channels: int,
-        branch: Sequence[ConvBn | SqueezeExcite],
+        branch: Sequence[ConvBn | SqueezeExcite | Shortcut],
         stride: int = 1,
         projection: Sequence[ConvBn] = (),
         passthrough: bool = True,
@@ -108,7 +141,10 @@ class DeviantUnit(nn.Module):
         self.order = torch.randperm(first + oup, generator=_generator(oup)).tolist()
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [self.branch(x[:, self.main])]
+        y = source = x[:, self.main]
+        for part in self.branch:
+            y = part(y) if isinstance(part, ConvBn) else part(y, source)
+        parts = [y]
         if self.projection or self.passthrough:
             parts.insert(0, self.projection(x) if self.projection else x[:, self.passthrough])
         return torch.cat(parts, 1)[:, self.order]

@@ -14,6 +14,7 @@ from _deviations import (
     ConvBn,
     DeviantUnit,
     Place,
+    Shortcut,
     SqueezeExcite,
     check,
     paper_unit,
@@ -161,6 +162,39 @@ def test_gates(place_or_gpu: Place, at: int, act: str, gate: str, stride: int) -
     for channels, h, w in ((26, 9, 7), (58, 1, 1), large):
         unit = gated_unit(channels, at, stride, act, gate)
         check(place_or_gpu, [unit], (2, channels, h, w), "stage")
+
+
+@pytest.mark.parametrize("after", ["relu", "identity", "prelu", "hardswish"])
+@pytest.mark.parametrize("form", ["scaled", "added", "both"])
+def test_what_follows_a_gate(any_place: Place, form: str, after: str) -> None:
+    """Units one after the other, which read what others made, in one order or another."""
+    if any_place[0] == "triton" and (after == "hardswish" or (form == "added" and after == "relu")):
+        pytest.skip("interpreted: the others have all launches")
+    units: list[DeviantUnit] = []
+    for channels, half in ((20, 8), (20, 12), (20, 10)):
+        parts = {
+            "scaled": SqueezeExcite(half, after=after),
+            "added": Shortcut(half, after),
+            "both": SqueezeExcite(half, "silu", "hardsigmoid", after, adds_source=True),
+        }
+        branch = [ConvBn(half, 11), ConvBn(11, 11, 3), ConvBn(11, half, act="identity")]
+        units.append(DeviantUnit(channels, [*branch, parts[form]]))
+    for shape in ((1, 20, 9, 14), (3, 20, 1, 3)):
+        check(any_place, units, shape, "stage")
+
+
+def test_shortcut_around_any_branch(place_or_gpu: Place) -> None:
+    """With a projection beside it, with none, and around a branch of a depthwise end."""
+    pair = ConvBn(10, 10, 5), ConvBn(10, 10)
+    whole = ConvBn(20, 13), ConvBn(13, 13, 3), ConvBn(13, 20), SqueezeExcite(20, adds_source=True)
+    units = [
+        DeviantUnit(20, [*pair, *pair, Shortcut(10)]),
+        DeviantUnit(20, whole, 1, [ConvBn(20, 20, 3), ConvBn(20, 9)]),
+        DeviantUnit(29, [ConvBn(29, 29), ConvBn(29, 29, 3), Shortcut(29)], passthrough=False),
+        DeviantUnit(29, [ConvBn(17, 17), ConvBn(17, 17, 3, act="silu"), Shortcut(17, "relu6")]),
+    ]
+    for count in range(1, len(units) + 1):
+        check(place_or_gpu, units[:count], (2, 20, 5, 7), "stage")
 
 
 # Other branches -------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ the *state*, in the order in which the recipe's layers take them. It is JSON, a 
     ["result"]
     ["head", layer, linear, classes]
 
-as :class:`snv2_kernels.packing.Builder` is told them. A branch or projection is a list of layers,
-where a gate is a list of its one or two. A layer is ``[letters, eps, activation, slope, dilation,
-keeps_input]``: a letter for each tensor of the convolution, its batch norm and its activation that
-is there (``_LETTERS``), and the slope of a leaky ReLU. A list of channels is a text such as
-``"0:58|58:116"`` (:func:`write_channels`).
+as :class:`snv2_kernels.packing.Builder` is told them. A branch or projection is a list of layers
+and gates. A layer is ``[letters, eps, activation, slope, dilation, keeps_input]``: a letter for
+each tensor of the convolution, its batch norm and its activation that is there (``_LETTERS``), and
+the slope of a leaky ReLU. A gate is ``[layers, letters, activation, slope, adds_source]``, its
+layers one, two or none. A list of channels is a text such as ``"0:58|58:116"``
+(:func:`write_channels`).
 """
 
 from __future__ import annotations
@@ -103,6 +104,17 @@ def _constant(number: float | torch.SymFloat) -> float:
     return next(iter({number: None})) if number > 0 else 0.0
 
 
+def _learned(activation: Activation) -> Any:
+    return activation.slope if activation.kind == "prelu" else None
+
+
+def _slope(activation: Activation) -> float:
+    """That of a leaky ReLU."""
+    has_one = activation.slope is not None and activation.kind != "prelu"
+    slope: float = activation.slope if has_one else 0.0
+    return slope
+
+
 class RecipeBuilder(Builder):
     """Writes down what it is told. Dynamo can trace it: whatever the recipe depends on then gets a
     guard, and the state's tensors become inputs of the graph."""
@@ -121,16 +133,24 @@ class RecipeBuilder(Builder):
     def _layer(self, layer: Layer) -> Written:
         conv, bn, act = layer.conv, layer.bn, layer.activation
         self.weights.append(conv.weight)
-        learned = act.slope if act.kind == "prelu" else None
-        slope = 0.0 if act.slope is None or act.kind == "prelu" else act.slope
         norm = bn.weight, bn.bias, bn.running_mean, bn.running_var
-        tensors = conv.weight, conv.bias, *norm, learned
+        letters = self._tensors(conv.weight, conv.bias, *norm, _learned(act))
+        shape = layer.dilation, layer.keeps_input
+        return letters, _constant(bn.eps), act.kind, _slope(act), *shape
+
+    def _gate(self, gate: Gate[Layer]) -> tuple[Any, ...]:
+        layers, act = [self._layer(layer) for layer in gate.layers], gate.activation
+        letters = self._tensors(*[None] * (len(_LETTERS) - 1), _learned(act))
+        return layers, letters, act.kind, _slope(act), gate.adds_source
+
+    def _tensors(self, *tensors: Any) -> str:
+        """The letters of those that are there."""
         letters = ""
         for letter, tensor in zip(_LETTERS, tensors, strict=True):
             if tensor is not None:
                 letters += letter
                 self.state.append(tensor)
-        return letters, _constant(bn.eps), act.kind, slope, layer.dilation, layer.keeps_input
+        return letters
 
     def add_import(self, channels: int) -> None:
         super().add_import(channels)
@@ -143,9 +163,7 @@ class RecipeBuilder(Builder):
     def add_unit(self, unit: Unit[Layer]) -> None:
         super().add_unit(unit)
         branch = [
-            [self._layer(layer) for layer in part.layers]
-            if isinstance(part, Gate)
-            else self._layer(part)
+            self._gate(part) if isinstance(part, Gate) else self._layer(part)
             for part in unit.branch
         ]
         lists = _written(unit.main), _written(unit.passthrough), _written(unit.order)
@@ -200,8 +218,14 @@ class _State:
         # Without a batch norm, one that changes nothing.
         bn.running_mean = vectors.get("m", weight.new_zeros(out_channels))
         bn.running_var = vectors.get("v", weight.new_ones(out_channels))
-        learned = {"prelu": tensors.get("a"), "leaky_relu": slope}.get(kind)
-        return Layer(conv, bn, Activation(kind, learned), kernel, dilation, keeps_input)
+        return Layer(conv, bn, _activation(kind, slope, tensors), kernel, dilation, keeps_input)
+
+    def gate(self, written: Sequence[Any]) -> Gate[Layer]:
+        layers, letters, kind, slope, adds_source = written
+        read = list(map(self.layer, layers))
+        expand = read.pop() if read else None
+        reduce = read.pop() if read else None
+        return Gate(reduce, expand, _activation(kind, slope, self.take(letters)), adds_source)
 
     def branch(
         self, written: Sequence[Any], stride: int, strided: int = 0
@@ -209,8 +233,7 @@ class _State:
         parts: list[Layer | Gate[Layer]] = []
         for part in written:
             if isinstance(part[0], list):
-                *reduce, expand = map(self.layer, part)
-                parts.append(Gate(reduce[0] if reduce else None, expand))
+                parts.append(self.gate(part))
                 continue
             layer = self.layer(part, stride if strided == 0 else 1)
             parts.append(layer)
@@ -223,6 +246,10 @@ class _State:
         fc = nn.Linear(features, classes, "B" in tensors, device="meta")
         _set(fc, weight=tensors["W"], bias=tensors.get("B"))
         return fc
+
+
+def _activation(kind: str, slope: float, tensors: dict[str, Tensor]) -> Activation:
+    return Activation(kind, {"prelu": tensors.get("a"), "leaky_relu": slope}.get(kind))
 
 
 def _set(module: nn.Module, **tensors: Tensor | None) -> None:
@@ -312,15 +339,9 @@ class _Formula(Builder):
 
     def add_unit(self, unit: Unit[Layer]) -> None:
         x = self.value
-        y = _channels(x, unit.main)
+        y = source = _channels(x, unit.main)
         for part in unit.branch:
-            if isinstance(part, Gate):
-                scale = y.mean([2, 3], keepdim=True)
-                for layer in part.layers:
-                    scale = _apply(layer, scale)
-                y = y * scale
-            else:
-                y = _apply(part, y)
+            y = _gated(part, y, source) if isinstance(part, Gate) else _apply(part, y)
         joined = [y]
         if unit.projection is not None:
             dw, pw = unit.projection
@@ -345,6 +366,15 @@ def _apply(layer: Layer, x: Tensor) -> Tensor:
     norm = bn.running_mean, bn.running_var, bn.weight, bn.bias
     y = layer.activation(F.batch_norm(y, *norm, False, 0.0, bn.eps))
     return torch.cat([x, y], 1) if layer.keeps_input else y
+
+
+def _gated(gate: Gate[Layer], x: Tensor, source: Tensor) -> Tensor:
+    if gate.layers:
+        scale = x.mean([2, 3], keepdim=True)
+        for layer in gate.layers:
+            scale = _apply(layer, scale)
+        x = x * scale
+    return gate.activation(x + source if gate.adds_source else x)
 
 
 def _channels(x: Tensor, channels: Sequence[int]) -> Tensor:

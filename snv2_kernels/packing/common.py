@@ -188,7 +188,7 @@ class Builder:
         depth, depthwise = len(unit.main), 0
         for part in unit.branch:
             if isinstance(part, Gate):
-                per_image += len(part.layers) * part.layers[0].channels * depth
+                per_image += sum(g.conv.in_channels * g.conv.out_channels for g in part.layers)
                 continue
             depthwise += part.kernel > 1
             outputs = part.conv.out_channels
@@ -251,22 +251,27 @@ class FoldedHead:
 
 def fold(layer: Layer) -> Folded:
     weight, bias = fold_conv_bn(layer.conv, layer.bn)
-    activation = layer.activation
-    if isinstance(activation.slope, Tensor):
-        activation = replace(activation, slope=activation.slope.detach().double().cpu())
     shape = layer.kernel, layer.dilation, layer.keeps_input
-    return Folded(weight.cpu(), bias.cpu(), activation, *shape)
+    return Folded(weight.cpu(), bias.cpu(), _in_float64(layer.activation), *shape)
+
+
+def _in_float64(activation: Activation) -> Activation:
+    """With its slope on the CPU, if that is a tensor."""
+    if not isinstance(activation.slope, Tensor):
+        return activation
+    return replace(activation, slope=activation.slope.detach().double().cpu())
 
 
 # What no kernel computes, told in layers that all of them do --------------------------------------
 
 
 def lowered(unit: Unit[Folded]) -> Unit[Folded]:
-    """The same unit, of layers that keep no input and gates of two layers."""
+    """The same unit, of layers that keep no input and gates of two layers or none."""
     branch: list[Folded | Gate[Folded]] = []
     for part in unit.branch:
         if isinstance(part, Gate):
-            branch.append(part if part.reduce is not None else _of_two_layers(part))
+            _check_shortcut(part, unit)
+            branch.append(_of_two_layers(part))
         elif part.keeps_input:
             branch[-1:] = _over_both(branch[-1] if branch else None, part)
         else:
@@ -274,10 +279,19 @@ def lowered(unit: Unit[Folded]) -> Unit[Folded]:
     return replace(unit, branch=tuple(branch))
 
 
+def _check_shortcut(gate: Gate[Folded], unit: Unit[Folded]) -> None:
+    fits = unit.stride == 1 and unit.branch[-1] is gate
+    if gate.adds_source and not (fits and unit.branch_channels == len(unit.main)):
+        raise Unsupported("a shortcut that does not lead from a branch's input to its result")
+
+
 def _of_two_layers(gate: Gate[Folded]) -> Gate[Folded]:
-    """The first of them changes nothing."""
+    """The first of them changes nothing where there is but one."""
+    gate = replace(gate, activation=_in_float64(gate.activation))
+    if gate.expand is None or gate.reduce is not None:
+        return gate
     same = torch.eye(gate.expand.weight.shape[1], dtype=torch.float64)
-    return Gate(Folded(same, torch.zeros(len(same), dtype=torch.float64)), gate.expand)
+    return replace(gate, reduce=Folded(same, torch.zeros(len(same), dtype=torch.float64)))
 
 
 def _over_both(before: Folded | Gate[Folded] | None, dw: Folded) -> tuple[Folded, Folded]:

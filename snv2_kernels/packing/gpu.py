@@ -89,7 +89,7 @@ class _Tiles(Arrays):
     ) -> None:
         if layer.activation.kind in ("sigmoid", "hardsigmoid") and not gates:
             raise Unsupported(f"activation {layer.activation.kind}")
-        kind, slopes = self.activation(layer, rows)
+        kind, slopes = self.activation(layer.activation, layer.channels, rows)
         setattr(step, f"{name}_activation", kind)
         setattr(step, f"{name}_slopes", slopes)
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snv2_kernels import _native
-from snv2_kernels.packing.common import Folded
-from snv2_kernels.packing.units import ACTIVATIONS
+from snv2_kernels.packing.units import ACTIVATIONS, Activation
 
 __all__ = ["Arrays", "Map", "Room", "check_dtype"]
 
@@ -70,12 +69,15 @@ class Arrays:
     def depthwise(self, weight: Tensor, shift: Tensor) -> int:
         return self._parameters(torch.cat([weight, shift[:, None]], 1), _ALIGNED)
 
-    def activation(self, layer: Folded, rows: Sequence[int] | slice) -> tuple[int, int]:
-        """A layer's, and the offset of its slopes, if it has any: "leaky_relu" is "prelu"."""
-        kind, slope = layer.activation.kind, layer.activation.slope
+    def activation(
+        self, activation: Activation, channels: int, rows: Sequence[int] | slice = slice(None)
+    ) -> tuple[int, int]:
+        """One of so many channels, and the offset of its slopes, if it has any: "leaky_relu" is
+        "prelu"."""
+        kind, slope = activation.kind, activation.slope
         if slope is None:
             return ACTIVATIONS.index(kind), 0
-        slopes = torch.as_tensor(slope, dtype=torch.float64).flatten().expand(layer.channels)
+        slopes = torch.as_tensor(slope, dtype=torch.float64).flatten().expand(channels)
         return PRELU, self.bias(slopes[rows])
 
 

@@ -196,14 +196,15 @@ class _Rows(Arrays):
         weight = layer.weight if columns is None else layer.weight[:, columns]
         rows, depth = weight.shape
         offsets = self.matrix(weight), self.bias(layer.bias)
-        return Product(rows, depth, *offsets, *self.activation(layer, slice(None)))
+        return Product(rows, depth, *offsets, *self.activation(layer.activation, rows))
 
     def taps(self, layer: Folded, channels: Sequence[int] | None = None) -> Depthwise:
         """``channels`` is the order in which the layer's input comes."""
         channels = range(layer.channels) if channels is None else channels
         taps = self.depthwise(layer.weight[channels], layer.bias[channels])
         shape = layer.kernel, layer.dilation
-        return Depthwise(len(channels), taps, *shape, *self.activation(layer, channels))
+        after = self.activation(layer.activation, layer.channels, channels)
+        return Depthwise(len(channels), taps, *shape, *after)
 
 
 class TritonPlanBuilder(FoldingBuilder):

@@ -87,15 +87,30 @@ M = TypeVar("M", bound=_HasChannels)
 
 @dataclass(frozen=True)
 class Gate(Generic[L]):
-    """Squeeze-and-excite: ``x * expand(reduce(x.mean([2, 3], keepdim=True)))``, both pointwise, of
-    which ``reduce`` may be missing."""
+    """Squeeze-and-excite, and the shortcut that may follow it, of a ``source`` that the branch
+    reads::
 
-    reduce: L | None
-    expand: L
+        y = x * expand(reduce(x.mean([2, 3], keepdim=True)))
+        y = activation(y + source if adds_source else y)
+
+    Both layers are pointwise. ``reduce`` may be missing, or both: then nothing is scaled.
+    """
+
+    reduce: L | None = None
+    expand: L | None = None
+    activation: Activation = IDENTITY
+    adds_source: bool = False
 
     @property
     def layers(self) -> tuple[L, ...]:
-        return (self.expand,) if self.reduce is None else (self.reduce, self.expand)
+        """Those that are there."""
+        return tuple(layer for layer in (self.reduce, self.expand) if layer is not None)
+
+    def map(self, f: Callable[[L], M]) -> Gate[M]:
+        """The same gate with ``f`` of each layer."""
+        reduce = None if self.reduce is None else f(self.reduce)
+        expand = None if self.expand is None else f(self.expand)
+        return Gate(reduce, expand, self.activation, self.adds_source)
 
 
 @dataclass(frozen=True)
@@ -137,12 +152,7 @@ class Unit(Generic[L]):
 
     def map(self, f: Callable[[L], M]) -> Unit[M]:
         """The same unit with ``f`` of each layer."""
-        branch = tuple(
-            Gate(None if part.reduce is None else f(part.reduce), f(part.expand))
-            if isinstance(part, Gate)
-            else f(part)
-            for part in self.branch
-        )
+        branch = tuple(part.map(f) if isinstance(part, Gate) else f(part) for part in self.branch)
         side = None if self.projection is None else (f(self.projection[0]), f(self.projection[1]))
         lists = self.main, self.passthrough, self.order
         return Unit(self.stride, branch, *lists, side, self.strided)
