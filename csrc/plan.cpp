@@ -24,6 +24,10 @@ class Checker : public PlanChecker {
 
   void layer(const Layer& layer, int64_t outputs, int64_t depth, const char* what) const {
     range(layer.weights, packed_floats(outputs, depth), weight_count_, what);
+    activation(layer, outputs, what);
+  }
+
+  void activation(const Layer& layer, int64_t outputs, const char* what) const {
     const auto activation = static_cast<Activation>(layer.activation);
     require(layer.activation >= 0 && activation <= Activation::kHardsigmoid, what);
     if (activation == Activation::kLeakyRelu || activation == Activation::kPrelu) {
@@ -96,11 +100,23 @@ void check_gate(const Step& step, int64_t panels, Checker& check) {
   const Branch& main = step.main;
   check.require(!step.new_buffer, "a gate has no new buffer");
   check.in_part("main.");
-  check.count(main.mid_channels, "mid_channels");
-  check.table(main.in_table, main.in_channels, panels_of(main.out_channels) * kPanel, "in_table");
-  check.layer(main.pw1, main.mid_channels, main.in_channels, "pw1");
-  check.layer(main.pw2, main.out_channels, main.mid_channels, "pw2");
   check.panels(main.out_panel, main.out_channels, panels, "out_panel");
+  check.activation(main.dw, main.out_channels, "dw");
+  if (main.mid_channels != 0) {
+    check.count(main.mid_channels, "mid_channels");
+    check.table(main.in_table, main.in_channels, panels_of(main.out_channels) * kPanel, "in_table");
+    check.layer(main.pw1, main.mid_channels, main.in_channels, "pw1");
+    check.layer(main.pw2, main.out_channels, main.mid_channels, "pw2");
+  }
+  if (main.depth == 0) return;
+  check.require(main.depth == main.out_channels, "depth");
+  check.table(main.table, main.depth, panels * kPanel, "table");
+  // What is added is read while others write the result.
+  const int64_t* const added = check.table(main.table, main.depth, "table");
+  const int64_t end = main.out_panel + panels_of(main.out_channels);
+  for (int64_t i = 0; i < main.depth; ++i) {
+    check.require(added[i] / kPanel < main.out_panel || added[i] / kPanel >= end, "table");
+  }
 }
 
 }  // namespace

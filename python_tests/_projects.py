@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -225,20 +226,36 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }  # fmt: skip
 
 
+# Shortcuts ------------------------------------------------------------------------------------
+
+# Of the branch's result and of what it read, which is the second half of the unit's input.
+SHORTCUTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "plus": lambda y, source, x: y + source,
+    "behind": lambda y, source, x: source + y,
+    "method": lambda y, source, x: y.add(source),
+    "in-place": lambda y, source, x: y.add_(source),
+    "augmented": lambda y, source, x: operator.iadd(y, source),
+    "function": lambda y, source, x: torch.add(source, y, alpha=1),
+    "sliced": lambda y, source, x: y + x[:, -source.shape[1] :],
+}
+
+
 # Units ----------------------------------------------------------------------------------------
 
 
 class General(nn.Module):
     """A unit of layers as told, ``"pw dw pw"`` in the paper, with a projection where it is told to
-    or strides, torchvision's split and shuffle."""
+    or strides, torchvision's split and shuffle. ``shortcut`` and ``after`` follow the branch."""
 
     def __init__(
         self, inp: int, oup: int, stride: int = 1, *, layers: str = "pw dw pw", kernel: int = 3,
         dilation: int = 1, act: str = "relu", dw_act: str = "identity", last: str | None = None,
         gate: str | None = None, gate_after: int = -1, norm: str = "batch",
-        project: bool = False, shuffled: bool = True,
+        project: bool = False, shuffled: bool = True, shortcut: str | None = None,
+        after: str = "identity",
     ) -> None:  # fmt: skip
         super().__init__()
+        self.shortcut, self.after = shortcut, ACTIVATIONS[after][1](oup // 2)
         self.inp, self.half, self.shuffled = inp, oup // 2, shuffled
         half, names = self.half, layers.split()
 
@@ -270,7 +287,10 @@ class General(nn.Module):
             first, y = x.split((self.inp - self.half, self.half), 1)
         else:
             first, y = self.side(x), x
-        y = torch.cat((first, self.main(y)), 1)
+        source, y = y, self.main(y)
+        if self.shortcut is not None:
+            y = SHORTCUTS[self.shortcut](y, source, x)
+        y = torch.cat((first, self.after(y)), 1)
         return shuffle(y, 2) if self.shuffled else y
 
 

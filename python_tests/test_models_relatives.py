@@ -260,11 +260,9 @@ def test_dropout_is_the_authors() -> None:
 def test_fused_outputs_agree(make: Callable[[], nn.Module], size: int) -> None:
     model = randomize_(make()).eval()
     fused = snv2.fuse(model)
-    squeezed = any(isinstance(m, models.large.SqueezeExcitation) for m in model.modules())
-    if not squeezed:  # of whose units the sum is no layer
-        parts = [part for part in snv2.explain(fused).parts if part.kind in ("unit", "stage")]
-        assert len(parts) >= 4
-        assert all(part.reason is None for part in parts)
+    parts = [part for part in snv2.explain(fused).parts if part.kind in ("unit", "stage")]
+    assert len(parts) >= 4
+    assert all(part.reason is None for part in parts)
     x = draw(2, 3, size, size)
     with torch.no_grad():
         assert max_error(fused(x), model(x)) < FP32_BOUND

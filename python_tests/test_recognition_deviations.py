@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from _cases import draw, drawn
-from _projects import ACTIVATIONS, GATES, NORMS, PROJECTS, General
+from _projects import ACTIVATIONS, GATES, NORMS, PROJECTS, SHORTCUTS, General
 from _styles import ConvBNReLU
 from _told_deviations import gates_of, layers_of, recognized
 from hypothesis import Phase, given, settings
@@ -68,11 +68,44 @@ def test_padding_in_words() -> None:
 def test_gate(gate: str, gate_after: int) -> None:
     _, unit = recognized(General(16, 16, gate=gate, gate_after=gate_after), 16, size=5)
     assert isinstance(unit[2][gate_after + 1][0], list)
-    ((*reduce, expand),) = gates_of(unit)
+    (((*reduce, expand), *after),) = gates_of(unit)
+    assert after == ["", "identity", 0.0, False]
     assert len(reduce) == (not gate.startswith("effective"))
     assert all(layer[2] in ("relu", "silu", "hardswish") for layer in reduce)
     sigmoid = gate in ("linear", "mean", "flat", "effective-linear")
     assert expand[2] == ("sigmoid" if sigmoid else "hardsigmoid")
+
+
+@pytest.mark.parametrize("gate", [None, "conv", "effective"])
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_shortcut(shortcut: str, gate: str | None) -> None:
+    """What a branch reads is added to its result, scaled or not."""
+    model = General(16, 16, last="identity", gate=gate, shortcut=shortcut, after="relu")
+    _, unit = recognized(model, 16, size=5)
+    ((layers, *rest),) = gates_of(unit)
+    assert unit[2][-1] == [layers, *rest]
+    assert len(layers) == {None: 0, "effective": 1, "conv": 2}[gate]
+    assert rest == ["", "relu", 0.0, True]
+
+
+@pytest.mark.parametrize("act", ["prelu", "leaky-where", "hardswish-by-hand", "identity"])
+def test_activation_behind_a_gate(act: str) -> None:
+    """With a shortcut, and at stride 2 without."""
+    kind, _ = ACTIVATIONS[act]
+    for stride, shortcut in ((1, "plus"), (2, None)):
+        model = General(16, 16, stride, gate="conv", shortcut=shortcut, after=act)
+        _, unit = recognized(model, 16, size=5)
+        ((_, letters, found, slope, adds),) = gates_of(unit)
+        assert (letters, found) == ("a" if kind == "prelu" else "", kind)
+        assert (slope, adds) == (0.25 if kind == "leaky_relu" else 0.0, shortcut is not None)
+
+
+def test_shortcut_beside_a_projection() -> None:
+    """It leads around the branch."""
+    model = General(8, 16, project=True, gate="conv", shortcut="plus", after="relu")
+    _, unit = recognized(model, 8)
+    assert len(unit[6]) == 2
+    assert gates_of(unit)[0][4]
 
 
 @pytest.mark.parametrize("layers", ["pw dw", "dw pw", "dw pw dw pw", "dw pw dw pw dw pw"])
@@ -143,19 +176,29 @@ def test_ends() -> None:
     gate_after=st.integers(0, 3), norm=st.sampled_from(sorted(NORMS)),
     layers=st.sampled_from(["pw dw pw", "dw pw", "pw dw", "dw pw dw pw", "pw dw dw pw"]),
     shuffled=st.booleans(), project=st.booleans(),
+    shortcut=st.sampled_from([None, *sorted(SHORTCUTS)]),
+    after=st.sampled_from(sorted(ACTIVATIONS)),
 )  # fmt: skip
 def test_drawn_unit(
-    half: int, passing: int, layers: str, gate_after: int, shuffled: bool, **kwargs: Any
-) -> None:
+    half: int, passing: int, layers: str, gate_after: int, shuffled: bool, shortcut: str | None,
+    after: str, **kwargs: Any,
+) -> None:  # fmt: skip
     inp = half + passing
     shuffled = shuffled and (passing == half or kwargs["project"] or kwargs["stride"] == 2)
     gate_after = min(gate_after, len(layers.split()) - 1)
+    shortcut = None if kwargs["project"] or kwargs["stride"] == 2 else shortcut
+    gate = kwargs["gate"] is not None
+    gated = gate and gate_after == len(layers.split()) - 1  # at the end
+    after = after if shortcut is not None or gated else "identity"
     model = General(
-        inp, 2 * half, layers=layers, gate_after=gate_after, shuffled=shuffled, **kwargs
-    )
+        inp, 2 * half, layers=layers, gate_after=gate_after, shuffled=shuffled, shortcut=shortcut,
+        after=after, **kwargs,
+    )  # fmt: skip
     _, unit = recognized(model, inp, size=5)
     assert len(layers_of(unit)) == len(layers.split())
-    assert len(gates_of(unit)) == (kwargs["gate"] is not None)
+    assert len(gates_of(unit)) == gate + (shortcut is not None and not gated)
+    if shortcut is not None or gated:
+        assert gates_of(unit)[-1][2::2] == [ACTIVATIONS[after][0], shortcut is not None]
     assert {layer[2] for layer in layers_of(unit)} == {
         ACTIVATIONS[kwargs["act" if kind == "pw" else "dw_act"]][0] for kind in layers.split()
     }

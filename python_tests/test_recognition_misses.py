@@ -76,8 +76,8 @@ class Near(nn.Module):
         b = self.act(self.bn3(self.pw2(b)))
         if self.what == "padding":
             a = a[:, :, 1:-1, 1:-1]
-        if self.what == "residual":
-            b = b + x[:, 14:]
+        if self.what in SUMS:
+            b = SUMS[self.what](b, x[:, 14:], a)
         y = shuffle(torch.cat([a, b], 1), 2)
         if self.what == "written":
             x.mul_(2)
@@ -125,6 +125,13 @@ GATES = {
     "maximum": "the result of a convolution is read more than once", "tanh gate": SE,
     "other sigmoid": SE, "permuted gate": SE, "other map": SE,
 }  # fmt: skip
+ADD = "add in a branch"
+SUMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "of what passes by": lambda y, half, a: y + a,
+    "of a multiple": lambda y, half, a: torch.add(y, half, alpha=2),
+    "of another order": lambda y, half, a: y + half.flip(1),
+    "of one channel": lambda y, half, a: y + half[:, :1],
+}
 NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     **{what: (functools.partial(Near, what), reason) for what, reason in GATES.items()},
     "gelu": (lambda: Near("gelu", nn.GELU()), "activation GELU"),
@@ -138,7 +145,7 @@ NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Near("padded", padding_mode="reflect"),
         "padding apart from the depthwise convolution",
     ),
-    "residual": (lambda: Near("residual"), "add in a branch"),
+    **{what: (functools.partial(Near, what), ADD) for what in SUMS},
     "added": (lambda: Near("added"), "computes more than units: add"),
     "written": (lambda: Near("written"), "a map is written in place: mul_"),
     "size": (lambda: Near("size"), "its control flow depends on the size of its input"),

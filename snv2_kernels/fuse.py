@@ -12,6 +12,7 @@ from snv2_kernels import models
 from snv2_kernels.backends import check_backend
 from snv2_kernels.nn import FusedModule, InvertedResidual, ShuffleNetV2, Stage
 from snv2_kernels.nn.clone import clone_tree
+from snv2_kernels.nn.network import STAGES
 from snv2_kernels.nn.series import Mixed, Series, has_series
 from snv2_kernels.recognition import (
     Recognized,
@@ -110,11 +111,13 @@ def _is_plain(module: nn.Module, name: str) -> bool:
 def _fused_class(module: nn.Module) -> type[nn.Module]:
     if _is_plain(module, "InvertedResidual"):
         return InvertedResidual
-    if _is_plain(module, "ShuffleNetV2"):
+    if _is_plain(module, "ShuffleNetV2") and all(_is_stage(module._modules.get(s)) for s in STAGES):
         return ShuffleNetV2
-    if type(module) is nn.Sequential and len(module) > 0 and all(map(_is_unit, module)):
-        return Stage
-    return type(module)
+    return Stage if type(module) is nn.Sequential and _is_stage(module) else type(module)
+
+
+def _is_stage(module: nn.Module | None) -> bool:
+    return isinstance(module, nn.Sequential) and len(module) > 0 and all(map(_is_unit, module))
 
 
 def _is_unit(module: nn.Module) -> bool:

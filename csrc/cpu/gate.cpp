@@ -1,4 +1,5 @@
-// Squeeze-and-excite: means of planes, the two small products behind them, planes times the result.
+// Squeeze-and-excite: means of planes, the two small products behind them, planes times the result,
+// and the shortcut and activation that may follow.
 //
 // Sums run in the order of pixels in one thread for each panel, so that they do not depend on how
 // many threads there are, and in blocks, which keeps the rounding error of large planes small.
@@ -11,6 +12,7 @@ namespace {
 
 constexpr int64_t kBlock = 128;
 constexpr int kChains = 4;
+constexpr int64_t kStrip = 64;  // pixels
 
 // Of x(0) to x(count - 1).
 template <class F>
@@ -46,6 +48,15 @@ void product(const float* weights, int64_t depth, int64_t outputs, const Act& ac
   activate(act, panels, y, kPanel, 1, y, kPanel);
 }
 
+// Planes from anywhere as a panel, one after the other: elements of a pixel that were stored one by
+// one would make a load of the whole pixel wait for all of them.
+void gather(const Element* x, const int32_t* offsets, int64_t planes, int64_t pixels, Element* y) {
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    const Element* const in = x + offsets[plane];
+    for (int64_t i = 0; i < pixels * kPanel; i += kPanel) y[i + plane] = in[i];
+  }
+}
+
 }  // namespace
 
 void means(const Element* x, int64_t pixels, Range panels, float* means) {
@@ -66,12 +77,26 @@ void gate(const Gate& op) {
           [&](int64_t k) SNV2_INLINED { return op.reduced[k]; });
 }
 
-void scale(Element* x, int64_t pixels, Range panels, const float* scales) {
+void scale(const Scale<Element>& op, Range panels) {
+  // Beyond the last output nothing is added.
+  Element added[kStrip * kPanel] = {};
+  float rows[kStrip * kPanel];
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
-      const Vec factor = load(scales + panel * kPanel + lane);
-      Element* const at = x + panel * pixels * kPanel + lane;
-      for (int64_t p = 0; p < pixels * kPanel; p += kPanel) store(at + p, load(at + p) * factor);
+    const int64_t outputs = std::min(kPanel, op.outputs - panel * kPanel);
+    for (int64_t begin = 0; begin < op.pixels; begin += kStrip) {
+      const int64_t count = std::min(kStrip, op.pixels - begin);
+      Element* const y = op.y + (panel * op.pixels + begin) * kPanel;
+      if (op.x != nullptr) {
+        gather(op.x + begin * kPanel, op.offsets + panel * kPanel, outputs, count, added);
+      }
+      for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+        const Vec factor =
+            op.scales != nullptr ? load(op.scales + panel * kPanel + lane) : Vec{} + 1.0f;
+        for (int64_t i = lane; i < count * kPanel; i += kPanel) {
+          store(rows + i, load(y + i) * factor + load(added + i));
+        }
+      }
+      activate(op.act.from_panel(panel), 1, rows, 0, count, y, 0);
     }
   }
 }

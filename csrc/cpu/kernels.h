@@ -96,6 +96,18 @@ struct Gate {
   float* scales;   // [panels of outputs * 16]
 };
 
+// y = act(y * scales + x), of one image
+template <class T>
+struct Scale {
+  T* y;  // first panel
+  int64_t pixels;
+  int64_t outputs;
+  const float* scales;     // [panels of outputs * 16]; null: by nothing
+  const T* x;              // null: nothing is added
+  const int32_t* offsets;  // [outputs] of the plane that is added to each, in elements from x
+  Act act;
+};
+
 template <class T>
 struct Stem {
   FeatureMap x;  // the user's tensor
@@ -124,10 +136,10 @@ struct MapKernels {
   void (*panel_depthwise)(const PanelDepthwise<T>&, Range panels, Range out_rows, float* scratch);
   void (*stem)(const Stem<T>&, Range out_rows, float* scratch);
 
-  // Mean over pixels of each plane, and planes times what the gate gave for them.
+  // Mean over pixels of each plane, and what follows them.
   void (*means)(const T* x, int64_t pixels, Range panels, float* means);
   void (*gate)(const Gate&);
-  void (*scale)(T* x, int64_t pixels, Range panels, const float* scales);
+  void (*scale)(const Scale<T>&, Range panels);
 
   // User's tensor <-> panels, pixels in `pixels` of one image. Plane i is the user's channels[i].
   void (*import_planes)(const FeatureMap& x, int64_t image, const int64_t* channels, int64_t planes,

@@ -11,7 +11,7 @@ void panel_depthwise(const PanelDepthwise<Element>&, Range, Range, float*);
 void stem(const Stem<Element>&, Range, float*);
 void means(const Element*, int64_t, Range, float*);
 void gate(const Gate&);
-void scale(Element*, int64_t, Range, const float*);
+void scale(const Scale<Element>&, Range);
 void import_planes(const FeatureMap&, int64_t, const int64_t*, int64_t, Element*, Range);
 void export_planes(const Element*, const int32_t*, const FeatureMap&, int64_t, Range);
 int64_t multiply_adds(int64_t);

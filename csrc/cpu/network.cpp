@@ -6,7 +6,8 @@
 // step: a thread's last product needs its own depthwise rows only, and maps stay in the caches of
 // the thread that made them. Cut into panels it is two, with the depthwise result of all threads
 // between them; that is for maps of few rows, where the rows of the first product that neighbours
-// share would cost more. A gate is three: means of planes, the products behind them, and scaling.
+// share would cost more. A gate is three: means of planes, the products behind them, and
+// scaling; without products it is the last alone.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -265,23 +266,33 @@ class ImageRunner {
     T* const map = current_ + main.out_panel * pixels * kPanel;
     float* const means = reinterpret_cast<float*>(depthwise_);
     float* const scales = means + panels * kPanel;
-    const Gate op{means,
-                  plan_.table(main.in_table),
-                  main.in_channels,
-                  weights_ + main.pw1.weights,
-                  act(main.pw1),
-                  main.mid_channels,
-                  weights_ + main.pw2.weights,
-                  act(main.pw2),
-                  main.out_channels,
-                  scales + panels * kPanel,
-                  scales};
     const int64_t parts = std::min(threads_for(pixels * main.out_channels * 8), panels);
-    parallel_for_(
-        parts, [&](int64_t i) { kernels_.means(map, pixels, part_of(panels, parts, i), means); });
-    parallel_for_(1, [&](int64_t) { kernels_.gate(op); });
-    parallel_for_(
-        parts, [&](int64_t i) { kernels_.scale(map, pixels, part_of(panels, parts, i), scales); });
+    const bool scaled = main.mid_channels > 0, adds = main.depth > 0;
+    if (scaled) {
+      const Gate op{means,
+                    plan_.table(main.in_table),
+                    main.in_channels,
+                    weights_ + main.pw1.weights,
+                    act(main.pw1),
+                    main.mid_channels,
+                    weights_ + main.pw2.weights,
+                    act(main.pw2),
+                    main.out_channels,
+                    scales + panels * kPanel,
+                    scales};
+      parallel_for_(
+          parts, [&](int64_t i) { kernels_.means(map, pixels, part_of(panels, parts, i), means); });
+      parallel_for_(1, [&](int64_t) { kernels_.gate(op); });
+    }
+    if (adds) plane_offsets(plan_.table(main.table), main.depth, pixels, offsets_);
+    const Scale<T> op{map,
+                      pixels,
+                      main.out_channels,
+                      scaled ? scales : nullptr,
+                      adds ? current_ : nullptr,
+                      offsets_,
+                      act(main.dw)};
+    parallel_for_(parts, [&](int64_t i) { kernels_.scale(op, part_of(panels, parts, i)); });
   }
 
   void head(const Step& step) {

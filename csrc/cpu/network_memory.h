@@ -87,6 +87,7 @@ inline Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
       }
       case StepKind::kGate:
         grow(memory.depthwise, gate_floats(main));
+        grow(memory.offsets, main.depth);
         break;
       case StepKind::kHead:
         grow(memory.offsets, main.in_channels);

@@ -12,27 +12,34 @@ struct TestLayer {
   TestActivation act;
 };
 
-// import; pw, dw and pw; a gate; dw alone; pw alone; export.
+// import; pw, dw and pw; a gate; dw alone; pw alone; a shortcut from the gate's result; export.
 struct Deviant {
   Packer packer{DType::kFloat32, {}, {}, {}};
   int64_t stride, window, dilation;
   TestLayer pw1, dw1, pw2, reduce, expand, dw2, pw3;
+  TestActivation gated, added;
 
   TestActivation activation(Activation kind, int64_t channels) {
     const bool sloped = kind == Activation::kLeakyRelu || kind == Activation::kPrelu;
     return {kind, sloped ? random(channels, 0.3f) : std::vector<float>{}};
   }
 
-  snv2::Layer add(TestLayer& layer, int64_t outputs, int64_t depth, Activation kind) {
-    layer = {random(outputs * depth, 0.4f / std::sqrt(static_cast<float>(depth)) + 0.1f),
-             random(outputs), activation(kind, outputs)};
-    snv2::Layer packed{packer.add_weights(layer.weights, layer.bias), static_cast<int64_t>(kind),
-                       0};
-    if (!layer.act.slopes.empty()) {
+  snv2::Layer add(TestActivation& act, int64_t outputs, Activation kind) {
+    act = activation(kind, outputs);
+    snv2::Layer packed{0, static_cast<int64_t>(kind), 0};
+    if (!act.slopes.empty()) {
       packed.slopes = static_cast<int64_t>(packer.weights.size());
-      packer.weights.insert(packer.weights.end(), layer.act.slopes.begin(), layer.act.slopes.end());
+      packer.weights.insert(packer.weights.end(), act.slopes.begin(), act.slopes.end());
       packer.weights.resize(packed.slopes + snv2::panels_of(outputs) * 16);
     }
+    return packed;
+  }
+
+  snv2::Layer add(TestLayer& layer, int64_t outputs, int64_t depth, Activation kind) {
+    layer.weights = random(outputs * depth, 0.4f / std::sqrt(static_cast<float>(depth)) + 0.1f);
+    layer.bias = random(outputs);
+    snv2::Layer packed = add(layer.act, outputs, kind);
+    packed.weights = packer.add_weights(layer.weights, layer.bias);
     return packed;
   }
 
@@ -75,6 +82,7 @@ struct Deviant {
     gate.in_table = table(kOut);
     gate.pw1 = add(reduce, kReduced, kOut, kind);
     gate.pw2 = add(expand, kOut, kReduced, Activation::kSigmoid);
+    gate.dw = add(gated, kOut, kind);
 
     Branch& depthwise = step(StepKind::kUnit).main;
     depthwise.parts = snv2::kDepthwise;
@@ -90,9 +98,22 @@ struct Deviant {
     last.in_table = table(kOut, out_panels * 16);
     last.pw2 = add(pw3, kOut, kOut, kind);
 
+    Branch& shortcut = step(StepKind::kGate).main;
+    shortcut.in_channels = shortcut.out_channels = shortcut.depth = kOut;
+    shortcut.out_panel = 2 * out_panels;
+    shortcut.table = packer.add_table(crossed());
+    shortcut.dw = add(added, kOut, kind);
+
     Branch& leave = step(StepKind::kExport).main;
     leave.in_channels = leave.out_channels = kOut;
     leave.in_table = table(kOut, 2 * out_panels * 16);
+  }
+
+  // Planes of the first unit's result, in an order of their own.
+  static std::vector<int64_t> crossed() {
+    std::vector<int64_t> planes(kOut);
+    for (int64_t i = 0; i < kOut; ++i) planes[i] = i * 17 % kOut;
+    return planes;
   }
 
   std::vector<int64_t> words() const { return packer.words(kIn, kOut, stride - 1); }
@@ -110,10 +131,14 @@ struct Deviant {
     }
     const Values scales = pw(pw(means, reduce.weights, reduce.bias, 1, reduce.act), expand.weights,
                              expand.bias, 1, expand.act);
-    for (int64_t i = 0; i < kOut * pixels; ++i) y[i] *= scales[i / pixels];
+    for (int64_t i = 0; i < kOut * pixels; ++i) y[i] = gated(y[i] * scales[i / pixels], i / pixels);
+    const Values source = y;
     const std::vector<float> bias(dw2.bias.begin(), dw2.bias.begin() + kOut);
-    y = dw(y, dw2.weights, bias, oh, ow, 1);
-    return pw(y, pw3.weights, pw3.bias, pixels, pw3.act);
+    y = pw(dw(y, dw2.weights, bias, oh, ow, 1), pw3.weights, pw3.bias, pixels, pw3.act);
+    for (int64_t i = 0; i < kOut * pixels; ++i) {
+      y[i] = added(y[i] + source[crossed()[i / pixels] * pixels + i % pixels], i / pixels);
+    }
+    return y;
   }
 };
 
@@ -162,7 +187,7 @@ TEST(each_word_of_a_deviant_plan_is_checked) {
     const auto words = packer.words(kIn, kOut, 1);
     CHECK_THROWS(snv2::Plan(words.data(), static_cast<int64_t>(words.size()), weight_count));
   };
-  constexpr size_t kUnit = 1, kGate = 2, kAlone = 3, kLast = 4;
+  constexpr size_t kUnit = 1, kGate = 2, kAlone = 3, kLast = 4, kShortcut = 5;
   for (const int64_t window : {0, 1, 4, 33}) {
     refuses(kUnit, [&](Step& step) { step.main.window = window; });
   }
@@ -177,18 +202,26 @@ TEST(each_word_of_a_deviant_plan_is_checked) {
     refuses(kUnit, [&](Step& step) { step.main.dw.activation = activation; });
     refuses(kGate, [&](Step& step) { step.main.pw2.activation = activation; });
     refuses(kLast, [&](Step& step) { step.main.pw2.activation = activation; });
+    refuses(kGate, [&](Step& step) { step.main.dw.activation = activation; });
   }
   for (const int64_t slopes : {int64_t{-1}, weight_count - 31, weight_count}) {
     refuses(kUnit, [&](Step& step) { step.main.pw1.slopes = slopes; });
     refuses(kUnit, [&](Step& step) { step.main.dw.slopes = slopes; });
     refuses(kUnit, [&](Step& step) { step.main.pw2.slopes = slopes; });
     refuses(kLast, [&](Step& step) { step.main.pw2.slopes = slopes; });
+    refuses(kShortcut, [&](Step& step) { step.main.dw.slopes = slopes; });
   }
   refuses(kGate, [](Step& step) { step.new_buffer = 1, step.buffer_panels = 9; });
-  refuses(kGate, [](Step& step) { step.main.mid_channels = 0; });
+  refuses(kGate, [](Step& step) { step.main.mid_channels = -1; });
   refuses(kGate, [](Step& step) { step.main.out_panel = 7; });
   refuses(kGate, [](Step& step) { step.main.out_channels = 32; });  // of which it reads 41
   refuses(kGate, [&](Step& step) { step.main.pw1.slopes = weight_count; });
+  for (const int64_t depth : {int64_t{-1}, kOut - 1, kOut + 1}) {
+    refuses(kShortcut, [&](Step& step) { step.main.depth = depth; });
+  }
+  refuses(kShortcut, [](Step& step) { step.main.table = -1; });
+  refuses(kShortcut, [](Step& step) { step.main.out_panel = 0; });  // what it adds lies there
+  refuses(kShortcut, [&](Step& step) { step.main.table = 0, step.main.out_panel = 1; });
   refuses(kAlone, [](Step& step) { step.main.mid_channels = kOut; });
   refuses(kAlone, [](Step& step) { step.main.out_channels = kOut; });
   refuses(kAlone, [](Step& step) { step.main.depth = 1; });

@@ -1,4 +1,4 @@
-"""Squeeze-and-excite in a graph, and means of whole maps."""
+"""Squeeze-and-excite and shortcuts in a graph, and means of whole maps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from snv2_kernels.graph.elementwise import activation_after
 from snv2_kernels.graph.layers import Layer, Layers
 from snv2_kernels.graph.nodes import (
     arguments,
@@ -19,25 +20,30 @@ from snv2_kernels.graph.nodes import (
     same_number,
     same_shape,
     spelled,
+    writes,
 )
+from snv2_kernels.packing import units
+from snv2_kernels.packing.units import IDENTITY, Activation
 
-__all__ = ["Gate", "gates", "mean_of"]
+__all__ = ["Gate", "gates", "mean_of", "sums"]
 
 _VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous")
 
 
 @dataclass(frozen=True)
 class Gate:
-    """``source * expand(reduce(mean of source))``, where ``reduce`` may be missing."""
+    """``source * expand(reduce(mean of source))``, where ``reduce`` or both may be missing, plus
+    ``added`` if that is there, through ``activation``."""
 
     source: Node
     out: Node
-    reduce: Layer | None
-    expand: Layer
+    reduce: Layer | None = None
+    expand: Layer | None = None
+    activation: Activation = IDENTITY
+    added: Node | None = None
 
-    @property
-    def channels(self) -> int:
-        return self.expand.channels
+    def told(self) -> units.Gate[Layer]:
+        return units.Gate(self.reduce, self.expand, self.activation, self.added is not None)
 
 
 def gates(graph: Graph, layers: Layers) -> Iterator[Gate]:
@@ -70,8 +76,26 @@ def _gate(product: Node, layers: Layers) -> Gate | None:
         if function_name(scale) in ("expand", "expand_as") and readers(last) == [scale]:
             last = scale
         if last is scale and readers(scale) == [product]:
-            return Gate(source, product, reduce, expand)
+            activation, nodes = activation_after(product)
+            return Gate(source, (product, *nodes)[-1], reduce, expand, activation)
     return None
+
+
+def sums(graph: Graph) -> Iterator[tuple[Gate, ...]]:
+    """All nodes of a graph that are the sum of two maps, and what follows it: each as a gate that
+    adds the second to the first, and one that adds the first to the second."""
+    for node in graph.nodes:
+        if spelled(node) != "add":
+            continue
+        given = arguments(node, ("input", "other"), alpha=1)
+        maps = [given["input"], given["other"]]
+        is_sum = all(isinstance(each, Node) and same_shape(each, node) for each in maps)
+        if not is_sum or example(node).dim() != 4 or given["alpha"] != 1 or given.get("out"):
+            continue
+        activation, nodes = activation_after(node)
+        out = (node, *nodes)[-1]
+        ways = (maps, maps[::-1])[: 1 if writes(node) else 2]  # the second stays as it is
+        yield tuple(Gate(a, out, activation=activation, added=b) for a, b in ways)
 
 
 def mean_of(source: Node, first: Node) -> tuple[Node, ...] | None:

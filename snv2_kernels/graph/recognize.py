@@ -10,14 +10,14 @@ says so in the terms of :meth:`snv2_kernels.packing.Builder.add_unit`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeGuard
 
 from torch.fx import Graph, Node
 
 from snv2_kernels.graph.channels import Follower, Origin, Value
 from snv2_kernels.graph.ends import Head, Stem, head_after, stem_before
-from snv2_kernels.graph.gates import Gate, gates
+from snv2_kernels.graph.gates import Gate, gates, sums
 from snv2_kernels.graph.layers import CONCATENATIONS, Layer, Layers
 from snv2_kernels.graph.nodes import example, function_name, readers, writes
 from snv2_kernels.ops import KERNEL_DTYPES
@@ -131,6 +131,7 @@ class Units:
         self._returned = returned
         self.layers = Layers(graph)
         self.gates = {gate.out: gate for gate in gates(graph, self.layers)}
+        self._sums = {ways[0].out: ways for ways in sums(graph)}
         self._follower = Follower()
         for node in graph.nodes:
             self._follower.value(node)
@@ -143,7 +144,22 @@ class Units:
                     self._follower.cut(unit.out)
 
     def branch(self, out: Node) -> tuple[Part, ...]:
-        """Layers and gates, each for the next alone, that end at a node."""
+        """Layers and gates, each for the next alone, that end at a node; the last one may add what
+        the first one reads."""
+        for shortcut in self._sums.get(out, ()):
+            parts = self._parts(shortcut.source)
+            if not parts or len(readers(shortcut.source)) != 1:
+                continue
+            added = shortcut.added
+            if added is None or not self._map(added) == self._map(parts[0].source) != ():
+                continue
+            last = parts[-1]
+            if isinstance(last, Gate) and last.activation.kind == "identity":
+                return (*parts[:-1], replace(shortcut, reduce=last.reduce, expand=last.expand))
+            return (*parts, shortcut)
+        return self._parts(out)
+
+    def _parts(self, out: Node) -> tuple[Part, ...]:
         parts: list[Part] = []
         while (part := self.layers.by_last.get(out) or self.gates.get(out)) is not None:
             if isinstance(part, Layer) and part.kind not in ("pw", "dw"):
@@ -255,7 +271,7 @@ class Units:
 
 
 def _told(parts: Sequence[Part]) -> tuple[Layer | units.Gate[Layer], ...]:
-    return tuple(units.Gate(p.reduce, p.expand) if isinstance(p, Gate) else p for p in parts)
+    return tuple(part.told() if isinstance(part, Gate) else part for part in parts)
 
 
 def _between(source: Node, out: Node) -> frozenset[Node]:

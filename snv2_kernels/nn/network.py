@@ -25,7 +25,7 @@ from snv2_kernels.packing import (
 from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Layer, Unit, Unsupported
 from snv2_kernels.runners import device_fields
 
-__all__ = ["InvertedResidual", "PlannedModule", "ShuffleNetV2", "Stage"]
+__all__ = ["STAGES", "InvertedResidual", "PlannedModule", "ShuffleNetV2", "Stage"]
 
 
 def _conv_bn(
@@ -316,6 +316,9 @@ class Stage(PlannedModule, nn.Sequential):
             channels = 2 * last.out_channels
 
 
+STAGES = ("stage2", "stage3", "stage4")  # of the classifier
+
+
 class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
     """The classifier of :class:`snv2_kernels.models.ShuffleNetV2`, from pixels to scores in one
     op call in ``eval()`` mode. The same constructor, submodules and state_dict keys."""
@@ -328,7 +331,7 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
         inverted_residual: Callable[..., nn.Module] = InvertedResidual,
     ) -> None:
         super().__init__(stages_repeats, stages_out_channels, num_classes, inverted_residual)
-        for name in ("stage2", "stage3", "stage4"):
+        for name in STAGES:
             units: Any = list(getattr(self, name))
             if all(isinstance(unit, InvertedResidual) for unit in units):
                 setattr(self, name, Stage(*units))
@@ -343,7 +346,7 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
         return conv.in_channels
 
     def _tap_names(self) -> tuple[str, ...]:
-        return ("stage2", "stage3", "stage4")
+        return STAGES
 
     def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
         conv, bn, act = _sequence("conv1", self.conv1, 3)
@@ -363,7 +366,7 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
 
         builder.add_stem(stem)
         channels = stem.channels
-        for name in self._tap_names():
+        for name in STAGES:
             stage: nn.Module = getattr(self, name)
             if not isinstance(stage, Stage):
                 raise Unsupported(f"{name}: not all its modules are units")

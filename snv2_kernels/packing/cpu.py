@@ -38,7 +38,7 @@ from snv2_kernels.packing.cpu_plan import (
     pack_panels,
 )
 from snv2_kernels.packing.segments import Segment, cut_branch
-from snv2_kernels.packing.units import ACTIVATIONS, Gate, Unsupported
+from snv2_kernels.packing.units import ACTIVATIONS, Activation, Gate, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -203,6 +203,17 @@ class _Writer:
         self.weight_count += packed.numel()
         return offset
 
+    def _activation(
+        self, activation: Activation, channels: int, rows: Sequence[int]
+    ) -> PackedLayer:
+        """A layer that is nothing else yet."""
+        layer = PackedLayer(activation=ACTIVATIONS.index(activation.kind))
+        if activation.slope is not None:
+            slope = torch.as_tensor(activation.slope, dtype=torch.float64)
+            slopes = _take(slope.expand(channels), rows).float()
+            layer.slopes = self._add_floats(nn.functional.pad(slopes, (0, -len(rows) % PANEL)))
+        return layer
+
     def _add_layer(
         self,
         name: str,
@@ -214,11 +225,8 @@ class _Writer:
         written: MapSize | None = None,
     ) -> PackedLayer:
         height, width = folded.weight.shape
-        layer = PackedLayer(self._add_floats(packed), ACTIVATIONS.index(folded.activation.kind))
-        if folded.activation.slope is not None:
-            slope = torch.as_tensor(folded.activation.slope, dtype=torch.float64)
-            slopes = _take(slope.expand(height), rows).float()
-            layer.slopes = self._add_floats(nn.functional.pad(slopes, (0, -len(rows) % PANEL)))
+        layer = self._activation(folded.activation, height, rows)
+        layer.weights = self._add_floats(packed)
         maps = read or (width, halvings), written or (height, halvings)
         self.matrices.append(
             Matrix(self._where, name, layer.weights, height, width, halvings, *maps)
@@ -334,7 +342,7 @@ class _Writer:
             self._stage, self._unit = self._stage + 1, 0
         self._where = f"stage{self._stage}.{self._unit}"
         names = _names(unit.branch)
-        planes = [self._table[c] for c in unit.main]
+        planes = source = [self._table[c] for c in unit.main]
         first = [self._table[c] for c in unit.passthrough]
         borrowed: tuple[int, int] | None = None
         for i, segment in enumerate(segments):
@@ -367,7 +375,7 @@ class _Writer:
                 self._branch(step.projection, both, self._table, side_rows, 1, names_of_both)
             self.steps.append(step)
             if segment.gate is not None:
-                self._gate(segment.gate, step.main.out_panel, rows)
+                self._gate(segment.gate, step.main.out_panel, rows, source)
             if borrowed is not None:
                 self._free.append(borrowed)
             borrowed = place
@@ -423,18 +431,24 @@ class _Writer:
         branch.out_channels = len(rows)
         return rows
 
-    def _gate(self, gate: Gate[Folded], panel: int, rows: list[int]) -> None:
-        """Of the planes from a panel on, which hold these rows."""
+    def _gate(self, gate: Gate[Folded], panel: int, rows: list[int], source: Sequence[int]) -> None:
+        """Of the planes from a panel on, which hold these rows; ``source`` is what may be added."""
         step = Step(_GATE)
         main = step.main
-        reduce, expand = gate.layers
-        channels, reduced = range(expand.channels), range(reduce.channels)
+        channels = range(max(rows) + 1)
         main.in_channels = len(channels)
         main.in_table = self._add_table([rows.index(c) for c in channels])
-        main.mid_channels, main.out_channels, main.out_panel = len(reduced), len(rows), panel
-        float32 = torch.float32
-        main.pw1 = self._add_product("gate reduce", reduce, reduced, channels, None, float32)
-        main.pw2 = self._add_product("gate expand", expand, rows, reduced, None, float32)
+        main.out_channels, main.out_panel = len(rows), panel
+        if gate.reduce is not None and gate.expand is not None:
+            float32, reduced = torch.float32, range(gate.reduce.channels)
+            product = self._add_product
+            main.mid_channels = len(reduced)
+            main.pw1 = product("gate reduce", gate.reduce, reduced, channels, None, float32)
+            main.pw2 = product("gate expand", gate.expand, rows, reduced, None, float32)
+        if gate.adds_source:
+            # A row of nothing, which a lone depthwise convolution may have, is read by nobody.
+            main.depth, main.table = len(rows), self._add_table([source[row] for row in rows])
+        main.dw = self._activation(gate.activation, len(channels), rows)
         self.steps.append(step)
 
     def head(self, head: FoldedHead) -> None:

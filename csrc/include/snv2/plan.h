@@ -38,7 +38,8 @@ enum class StepKind : int64_t {
   kImport = 0,  // user's tensor -> planes 0..out_channels-1 of a new buffer
   kStem = 1,    // conv3x3 s2, then maxpool3x3 s2, user's tensor -> new buffer
   kUnit = 2,    // pw, dw and pw, or some of them, of a branch and of a projection beside it
-  kGate = 3,    // squeeze-and-excite: planes *= pw2(pw1(mean over their pixels))
+  kGate = 3,    // squeeze-and-excite and a shortcut: planes = act(planes * pw2(pw1(mean over their
+                // pixels)) + other planes)
   kHead = 4,    // 1x1, mean over pixels, linear -> user's [N, out_channels]
   kExport = 5,  // planes in logical order -> user's tensor; also between units
 };
@@ -58,17 +59,19 @@ struct Branch {
                          // planes; kImport, kStem: the user's channels; kExport: planes
   int64_t in_table;      // [in_channels] each of them (kImport: [out_channels] user's channel;
                          // kGate: counted from out_panel)
-  int64_t mid_channels;  // kUnit: width of the depthwise result; kGate: between the products;
-                         // kHead: features
+  int64_t mid_channels;  // kUnit: width of the depthwise result; kGate: between the products,
+                         // 0: there are none, and nothing is scaled; kHead: features
   int64_t window;        // kDepthwise: odd
   int64_t dilation;
-  int64_t depth;         // kDepthwise | kProject: words that the last product reads
-  int64_t table;         // [depth] each of them, of the depthwise result
+  int64_t depth;         // kDepthwise | kProject: words that the last product reads; kGate: planes
+                         // that are added: none, or one for each of the result
+  int64_t table;         // [depth] each of them, of the depthwise result; kGate: of the buffer
   int64_t out_channels;  // width of the result
   int64_t out_panel;     // first panel of the result
   Layer pw1;  // packed [mid, in]: kExpand, kGate (of floats), kHead; kStem: [out, words * 9], where
               // a word of the user's channels has nine neighbouring columns
-  Layer dw;   // packed [mid, window * window]: kDepthwise
+  Layer dw;   // packed [mid, window * window]: kDepthwise; kGate: what its result goes through, no
+              // weights
   Layer pw2;  // packed [out, depth]: kProject; [out, mid]: kGate (of floats), kHead
 };
 
@@ -95,7 +98,7 @@ struct PlanHeader {
   int64_t element;       // DType of the maps: float32 or bfloat16
 };
 
-inline constexpr int64_t kPlanMagic = 0x736e7632'0003;  // "snv2", format 3
+inline constexpr int64_t kPlanMagic = 0x736e7632'0004;  // "snv2", format 4
 inline constexpr int64_t kStepWords = 42;
 inline constexpr int64_t kBranchWords = 19;
 inline constexpr int64_t kHeaderWords = 7;
