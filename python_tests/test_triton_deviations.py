@@ -219,6 +219,10 @@ CHAINS = {
     "dw": alone(depthwise(10, activation=prelu(10))),
     "pw-pw": alone(layer(10, 18), layer(18, 10)),
     "dw-pw-pw": alone(depthwise(10), layer(10, 18), layer(18, 10)),
+    "four-pw": alone(layer(10, 18), layer(18, 14), layer(14, 12), layer(12, 10)),
+    "gate-before-two-dw": alone(
+        layer(10, 18), gate(18), depthwise(18), depthwise(18, 5), layer(18, 10)
+    ),
     "no-passthrough": alone(
         layer(20, 18), depthwise(18), layer(18, 10),
         projection=(depthwise(20), layer(20, 13)),

@@ -395,7 +395,7 @@ class _Writer:
                 depthwise += 1
             parts = parts[pw is not None :]
             launches.append(step)
-            table = 0 if order is None else arrays.table(range(step.rows))
+            table = arrays.table(range(step.rows))
             read = {"source": middle, "table": table, "channels": step.rows}
             order, middle = None, _other(middle)
         return launches
