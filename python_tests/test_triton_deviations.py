@@ -66,11 +66,11 @@ def gate(channels: int, reduce: str = "relu", expand: str = "sigmoid") -> Gate[L
 
 def alone(
     *branch: Layer | Gate[Layer], stride: int = 1, channels: int = 20,
-    projection: tuple[Layer, Layer] | None = None,
+    projection: tuple[Layer, Layer] | None = None, passes: bool = True,
 ) -> tuple[int, Told]:  # fmt: skip
-    """A unit that reads half its input, or with a projection all of it."""
+    """A unit that reads half its input, or all of it where the other half does not pass through."""
     width = next(p.channels for p in reversed(branch) if isinstance(p, Layer))
-    if projection is None:
+    if passes and projection is None:
         main, passing = range(channels // 2, channels), range(channels // 2)
     else:
         main, passing = range(channels), range(0)
@@ -237,6 +237,10 @@ FOLLOWED = {
     "gated-shortcut-projection": alone(
         layer(20, 18), depthwise(18), layer(18, 20), replace(gate(20), adds_source=True),
         projection=(depthwise(20), layer(20, 13)),
+    ),
+    "shortcut-alone": alone(
+        layer(20, 18), depthwise(18), layer(18, 20), Gate(activation=RELU, adds_source=True),
+        passes=False,
     ),
     "gate-activation-s2": alone(
         layer(20, 18), depthwise(18, 3, 2), layer(18, 10), replace(gate(10), activation=SILU),
