@@ -10,8 +10,9 @@ main branch's and then its *side's*: the projection, or what passes through to t
 
 The paper's unit is two launches, ``PW`` and ``DW_PW``. Any other branch is cut from its front: a
 depthwise convolution and the pointwise one after it are one launch, any other layer is one of its
-own. Squeeze-and-excite is the means of a map and then the gates, two launches; who reads the map
-next multiplies it. Where an activation or a shortcut follows, one more launch does all of that.
+own. Squeeze-and-excite is the means of a map and then the gates, two launches; the pointwise
+convolution that reads the map next multiplies it. Without one, or where an activation or a shortcut
+follows, ``SCALE`` is one more launch; of a shortcut alone it is all there is.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def parsed(words: tuple[int, ...], *sizes: int) -> tuple[TritonStep, ...]:
     steps = tuple(TritonStep.of_words(words[i : i + _WORDS]) for i in starts)
     available = dict(zip(("weights", "parameters", "tables"), sizes, strict=True))
     written = {CALLERS_MAP}
-    latest = {MEANS: 0, GATES: 0}  # channels of the step before
+    latest = {MEANS: 0, GATES: 0}  # channels of the last one
     for i, step in enumerate(steps):
         check(_is_known(step) and (step.kind in (STEM, COPY)) <= (i == 0), f"step {i} is not known")
         reads = {step.source, step.side_source}
