@@ -44,7 +44,7 @@ TARGETS = {
 DTYPES = ("fp32", "fp16", "bf16")
 UNLIKE = ("split_dw_cat_shuffle", "depthwise_cut", "stem", "dw_pw2", "gates")
 QUICK = ("fp32", "sm_80"), ("fp16", "gfx942")
-MAPS = ("x", "y", "z", "a", "b", "middle", "weights", "grad", "cut", "grad_x")
+MAPS = ("x", "y", "z", "a", "b", "middle", "source", "weights", "grad", "cut", "grad_x")
 FLOATS = ("weight", "scale", "shift", "parameters", "sums")
 FLOATS += ("means", "gates", "grad_weight", "grad_scale", "grad_shift")
 # Offsets and strides that are multiples of 16 in every plan, as a launch finds out.
@@ -60,6 +60,8 @@ def compiled(
     aligned = ALIGNED if is_product else ()
     if values.get("FLAT") or values.get("TO_PLANES") or "GATED" in values:
         aligned += ("x_c",)
+    if values.get("FLAT"):
+        aligned += ("source_c",)
     signature, constexprs, attributes = {}, {}, {}
     for i, argument in enumerate(kernel.arg_names):
         types = dict.fromkeys(MAPS, dtype) | dict.fromkeys(FLOATS, "fp32") | {"tables": "i32"}
@@ -163,7 +165,13 @@ def variants(  # noqa: PLR0912
             if name == "pointwise":
                 yield {**places, "GATED": True, **activations("silu")}
             elif name == "scale":
-                yield places
+                # A unit alone adds what the caller's map has, one in a stage planes.
+                source = {f"source_{'p' if planes else one}": 1}
+                for gated, adds, kind in ((True, True, "silu"), (False, True, "prelu")):
+                    of = {"GATED": gated, "ADDS": adds, "FLAT": planes, **activations(kind)}
+                    yield {**places, **source, **of}
+                only = {"GATED": True, "ADDS": False, "FLAT": False, **activations("identity")}
+                yield {**places, **only, "source_p": 1}
             else:
                 for stride, window in itertools.product((1, 2), (3, 7)):
                     window_of = {"STRIDE": stride, "WINDOW": window, "DILATION": 1}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.ops import operators
 from snv2_kernels.packing import Builder, TritonPlan, TritonPlanBuilder
-from snv2_kernels.packing.triton import DW, DW_PW, GATES, MEANS, PW, SCALE, TritonStep
+from snv2_kernels.packing.triton import COPY, DW, DW_PW, GATES, MEANS, PW, SCALE, TritonStep
 from snv2_kernels.packing.units import (
     ACTIVATIONS,
     IDENTITY,
@@ -66,11 +66,11 @@ def gate(channels: int, reduce: str = "relu", expand: str = "sigmoid") -> Gate[L
 
 def alone(
     *branch: Layer | Gate[Layer], stride: int = 1, channels: int = 20,
-    projection: tuple[Layer, Layer] | None = None,
+    projection: tuple[Layer, Layer] | None = None, passes: bool = True,
 ) -> tuple[int, Told]:  # fmt: skip
-    """A unit that reads half its input, or with a projection all of it."""
+    """A unit that reads half its input, or all of it where the other half does not pass through."""
     width = next(p.channels for p in reversed(branch) if isinstance(p, Layer))
-    if projection is None:
+    if passes and projection is None:
         main, passing = range(channels // 2, channels), range(channels // 2)
     else:
         main, passing = range(channels), range(0)
@@ -219,15 +219,43 @@ CHAINS = {
     "dw": alone(depthwise(10, activation=prelu(10))),
     "pw-pw": alone(layer(10, 18), layer(18, 10)),
     "dw-pw-pw": alone(depthwise(10), layer(10, 18), layer(18, 10)),
+    "four-pw": alone(layer(10, 18), layer(18, 14), layer(14, 12), layer(12, 10)),
+    "gate-before-two-dw": alone(
+        layer(10, 18), gate(18), depthwise(18), depthwise(18, 5), layer(18, 10)
+    ),
     "no-passthrough": alone(
         layer(20, 18), depthwise(18), layer(18, 10),
         projection=(depthwise(20), layer(20, 13)),
     ),
 }  # fmt: skip
-UNITS = {**ACTIVATED, **WINDOWS, **GATED, **CHAINS}
+PAIR = layer(10, 18), depthwise(18), layer(18, 10, IDENTITY)
+FOLLOWED = {
+    "shortcut": alone(*PAIR, Gate(activation=prelu(10), adds_source=True)),
+    "gated-shortcut": alone(
+        *PAIR, replace(gate(10, "silu", "hardsigmoid"), activation=RELU, adds_source=True)
+    ),
+    "gated-shortcut-projection": alone(
+        layer(20, 18), depthwise(18), layer(18, 20), replace(gate(20), adds_source=True),
+        projection=(depthwise(20), layer(20, 13)),
+    ),
+    "shortcut-alone": alone(
+        layer(20, 18), depthwise(18), layer(18, 20), Gate(activation=RELU, adds_source=True),
+        passes=False,
+    ),
+    "gate-activation-s2": alone(
+        layer(20, 18), depthwise(18, 3, 2), layer(18, 10), replace(gate(10), activation=SILU),
+        stride=2, projection=(depthwise(20, 3, 2), layer(20, 10)),
+    ),
+    "gate-activation-before-pw": alone(
+        layer(10, 18), replace(gate(18), activation=prelu(18)), layer(18, 14), depthwise(14),
+        layer(14, 10),
+    ),
+    "activation": alone(layer(10, 18), depthwise(18), Gate(activation=HARDSWISH), layer(18, 10)),
+}  # fmt: skip
+UNITS = {**ACTIVATED, **WINDOWS, **GATED, **CHAINS, **FOLLOWED}
 
 
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", [name for name in UNITS if name not in FOLLOWED])
 def test_unit(triton: Any, name: str) -> None:
     """Each in one dtype and memory format, in turn."""
     (channels, told), turn = UNITS[name], list(UNITS).index(name)
@@ -235,6 +263,24 @@ def test_unit(triton: Any, name: str) -> None:
     x = draw(2, channels, 7, 9, dtype=(FP32, FP16, BF16)[turn % 3], memory_format=memory_format)
     deep = name in GATED or name in CHAINS
     check(told, x, "stage" if deep else "unit")
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=str)
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_follows_a_gate(triton: Any, name: str, dtype: torch.dtype) -> None:
+    """Each in all dtypes and memory formats of the caller's map, a part of a larger map's channels
+    among them."""
+    (channels, told), turn = FOLLOWED[name], list(FOLLOWED).index(name)
+    layout = (turn + [FP32, FP16, BF16].index(dtype)) % 3
+    memory_format = LAST if layout == 1 else CONTIGUOUS
+    x = draw(2, 2 * channels, 7, 9, dtype=dtype)[:, ::2]
+    check(told, x if layout == 2 else x.contiguous(memory_format=memory_format), "stage")
+
+
+def test_shortcut_in_several_tiles(triton: Any) -> None:
+    channels, told = FOLLOWED["gated-shortcut-projection"]
+    with triton.use_tile(triton.ProductTile(16, 16, 16, 4)):
+        check(told, draw(2, channels, 5, 7), "stage")
 
 
 def joined(*names: str) -> tuple[int, Told]:
@@ -262,6 +308,7 @@ class _Following:
 
 
 STAGE = "gate-after-pw2", "pairs", "gate-after-pw2-s2", "prelu", "pairs-gate"
+SHORTCUTS = "gated-shortcut", "gate-activation-s2", "shortcut", "gated-shortcut-projection"
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16])
@@ -271,7 +318,8 @@ def test_stage(triton: Any, dtype: torch.dtype) -> None:
     check(told, draw(2, channels, 9, 5, dtype=dtype), "stage")
 
 
-def test_results_on_the_way(triton: Any) -> None:
+@pytest.mark.parametrize("stage", [STAGE, SHORTCUTS], ids=["stage", "shortcuts"])
+def test_results_on_the_way(triton: Any, stage: tuple[str, ...]) -> None:
     """Each unit's map, whoever writes it."""
     x, builder = draw(1, 20, 5, 6), TritonPlanBuilder()
 
@@ -284,13 +332,13 @@ def test_results_on_the_way(triton: Any) -> None:
 
         return told
 
-    tell(STAGE, True)(builder)
+    tell(stage, True)(builder)
     plan = builder.build(FP32, torch.get_default_device())
     results = [x.new_empty(shape) for shape in plan.result_shapes(1, 5, 6)]
     memory = triton.network.allocate(plan.weights, plan.steps, 1, 5, 6).tensors
     operators("triton").network_out(x, *plan.arrays, plan.step_words, memory, results, [])
     for i, result in enumerate(results):
-        told = tell(STAGE[: i + 1], False)
+        told = tell(stage[: i + 1], False)
         assert_accurate("stage", result, plain(told, x), plain(told, x.double()), "triton")
 
 
@@ -354,11 +402,33 @@ def test_launches(triton: Any) -> None:
         assert kinds_of(name) == [PW, DW_PW], name
     assert kinds_of("gate-before-pw2") == [PW, DW, MEANS, GATES, PW, DW_PW]
     assert kinds_of("gate-after-pw2-s2") == [PW, DW_PW, MEANS, GATES, SCALE, DW_PW]
+    assert kinds_of("shortcut") == [PW, DW_PW, SCALE, DW_PW]
+    assert kinds_of("gated-shortcut") == [PW, DW_PW, MEANS, GATES, SCALE, DW_PW]
+    assert kinds_of("gate-activation-before-pw") == [PW, MEANS, GATES, SCALE, PW, DW_PW]
+    assert kinds_of("activation") == [PW, DW, SCALE, PW, DW_PW]
     assert kinds_of("pairs") == [DW_PW, DW_PW, DW_PW]
     assert kinds_of("dw-first") == [DW_PW, DW_PW]
 
 
-@pytest.mark.parametrize("name", ["gate-before-pw2-s2", "pairs", "prelu"])
+def test_launches_of_a_stage_of_shortcuts(triton: Any) -> None:
+    """What passes through stays where it is, and nothing is written that its launch reads."""
+    _, told = joined("gated-shortcut", "shortcut", "gated-shortcut")
+    plan, gated = planned(told), [PW, DW_PW, MEANS, GATES, SCALE]
+    kinds = [step.kind for step in plan.steps]
+    assert kinds == [COPY, *gated, PW, DW_PW, SCALE, *gated, DW_PW]
+    first, second, last = (step for step in plan.steps if step.kind == SCALE)
+    for step in (first, second):
+        read, written = (
+            set(plan.tables[table : table + step.rows].tolist())
+            for table in (step.side_table, step.target_table)
+        )
+        assert step.side_source == step.target
+        assert len(read) == len(written) == 10
+        assert not read & written
+    assert [step.gated for step in (first, second, last)] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["gate-before-pw2-s2", "pairs", "prelu", "gated-shortcut"])
 def test_words(triton: Any, name: str) -> None:
     for step in planned(UNITS[name][1]).steps:
         assert TritonStep.of_words(step.words()) == step
@@ -381,11 +451,22 @@ def test_unsupported(triton: Any, told: Told, reason: str) -> None:
         planned(told)
 
 
+def check_refused(name: str, *cases: tuple[int, dict[str, Any], str]) -> None:
+    """Each is a step of the unit's plan, what it has instead, and the message."""
+    x, plan = draw(1, 20, 3, 3), planned(UNITS[name][1])
+    for i, changes, message in cases:
+        steps = list(plan.steps)
+        steps[i] = replace(steps[i], **changes)
+        words = [word for step in steps for word in step.words()]
+        with pytest.raises(RuntimeError, match=f"step {i} .*{message}"):
+            operators("triton").network(x, *plan.arrays, words, *plan.arguments[4:])
+
+
 def test_steps_that_do_not_fit(triton: Any) -> None:
     """What would read beyond an array, or is no step, raises."""
-    x = draw(1, 20, 3, 3)
     plan = planned(UNITS["gate-before-pw2-s2"][1])
-    for i, changes, message in (
+    check_refused(
+        "gate-before-pw2-s2",
         (0, {"kind": 10}, "is not known"),
         (1, {"dw": replace(plan.steps[1].dw, window=4)}, "is not known"),
         (1, {"dw": replace(plan.steps[1].dw, channels=17)}, "is not known"),
@@ -397,9 +478,28 @@ def test_steps_that_do_not_fit(triton: Any) -> None:
         (1, {"dw": replace(plan.steps[1].dw, window=99)}, "reads beyond its parameters"),
         (5, {"side_pw": replace(plan.steps[5].side_pw, slopes=1 << 20)}, "beyond its parameters"),
         (5, {"result_table": 1 << 20}, "reads beyond its tables"),
-    ):
-        steps = list(plan.steps)
-        steps[i] = replace(steps[i], **changes)
-        words = [word for step in steps for word in step.words()]
-        with pytest.raises(RuntimeError, match=f"step {i} .*{message}"):
-            operators("triton").network(x, *plan.arrays, words, *plan.arguments[4:])
+    )
+
+
+def test_shortcuts_that_do_not_fit(triton: Any) -> None:
+    after = planned(UNITS["shortcut"][1]).steps[2].pw
+    check_refused(
+        "shortcut",
+        (2, {"pw": replace(after, rows=9)}, "is not known"),
+        (2, {"pw": replace(after, depth=10)}, "is not known"),
+        (2, {"pw": replace(after, slopes=1 << 20)}, "reads beyond its parameters"),
+        (2, {"side_pw": after}, "is not known"),
+        (2, {"stride": 2}, "is not known"),
+        (2, {"side_channels": 9}, "is not known"),
+        (2, {"side_source": 2}, "is not known"),
+        (2, {"side_source": 0}, "reads a map that no step made"),
+        (2, {"side_table": 1 << 20}, "reads beyond its tables"),
+        (2, {"gated": 1}, "reads means or gates that no step made"),
+    )
+    gates = planned(UNITS["gated-shortcut"][1]).steps[3]
+    nine = {
+        "channels": 9,
+        "pw": replace(gates.pw, depth=9),
+        "side_pw": replace(gates.side_pw, rows=9),
+    }
+    check_refused("gated-shortcut", (3, nine, "reads means or gates that no step made"))

@@ -10,8 +10,9 @@ main branch's and then its *side's*: the projection, or what passes through to t
 
 The paper's unit is two launches, ``PW`` and ``DW_PW``. Any other branch is cut from its front: a
 depthwise convolution and the pointwise one after it are one launch, any other layer is one of its
-own. Squeeze-and-excite is the means of a map and then the gates, two launches; who reads the map
-next multiplies it.
+own. Squeeze-and-excite is the means of a map and then the gates, two launches; the pointwise
+convolution that reads the map next multiplies it. Without one, or where an activation or a shortcut
+follows, ``SCALE`` is one more launch; of a shortcut alone it is all there is.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from snv2_kernels.packing.planes import (
     Room,
     check_dtype,
 )
-from snv2_kernels.packing.units import ACTIVATIONS, Gate, Unit, Unsupported
+from snv2_kernels.packing.units import ACTIVATIONS, IDENTITY, Activation, Gate, Unit, Unsupported
 
 __all__ = ["MIDDLE", "Depthwise", "Product", "TritonPlan", "TritonPlanBuilder", "TritonStep"]
 
@@ -51,7 +52,8 @@ def pitch(length: int) -> int:
 
 @dataclass(frozen=True)
 class Product:
-    """``activation(matrix @ x + bias)``; offsets in the plan's arrays."""
+    """``activation(matrix @ x + bias)``, or with no depth ``activation(x)``; offsets in the plan's
+    arrays."""
 
     rows: int = 0
     depth: int = 0
@@ -80,7 +82,8 @@ class TritonStep:
     Attributes:
         kind: ``COPY``, the caller's map -> planes; ``STEM``; ``PW``; ``DW_PW``; ``DW``; ``MEANS``
             of each channel -> float32; ``GATES``, means -> float32; ``SCALE``, a map times its
-            gates; ``FEATURES``, the head's sums; ``LINEAR``, sums -> result.
+            gates, plus the side, and an activation; ``FEATURES``, the head's sums; ``LINEAR``, sums
+            -> result.
         stride: of the depthwise convolutions.
         source: buffer that is read, or ``CALLERS_MAP``.
         table: [channels] planes of the source, or channels of the caller's map.
@@ -91,10 +94,12 @@ class TritonStep:
         target_table: [rows] the plane of each.
         result: of the plan, or ``NO_RESULT``.
         result_table: [rows] the channel of each.
-        dw, pw: what is computed; of ``GATES`` ``pw`` comes first.
+        dw, pw: what is computed; of ``GATES`` ``pw`` comes first; ``SCALE``'s ``pw`` has an
+            activation alone.
         side_source: buffer that the side reads, or ``CALLERS_MAP``.
         side_table: [side_channels]
-        side_channels: that it reads: as many as rows, where they pass through.
+        side_channels: that it reads: as many as rows, where they pass through, or where ``SCALE``
+            adds them.
         side_dw, side_pw: the projection; of ``GATES`` ``side_pw`` comes second.
     """
 
@@ -124,7 +129,8 @@ class TritonStep:
 
     @property
     def side_rows(self) -> int:
-        return self.side_pw.rows or self.side_channels
+        """That follow those of the main branch."""
+        return 0 if self.kind == SCALE else self.side_pw.rows or self.side_channels
 
     def words(self) -> list[int]:
         return _flat(astuple(self))
@@ -197,6 +203,10 @@ class _Rows(Arrays):
         rows, depth = weight.shape
         offsets = self.matrix(weight), self.bias(layer.bias)
         return Product(rows, depth, *offsets, *self.activation(layer.activation, rows))
+
+    def activated(self, activation: Activation, rows: int) -> Product:
+        kind, slopes = self.activation(activation, rows)
+        return Product(rows, activation=kind, slopes=slopes)
 
     def taps(self, layer: Folded, channels: Sequence[int] | None = None) -> Depthwise:
         """``channels`` is the order in which the layer's input comes."""
@@ -284,9 +294,10 @@ class _Writer:
         linear = TritonStep(LINEAR, result=result, pw=self.arrays.product(head.fc))
         self._steps += [(features, Room()), (linear, Room())]
 
-    def _read(self, place: Map, channels: Sequence[int]) -> dict[str, Any]:
+    def _read(self, place: Map, channels: Sequence[int], prefix: str = "") -> dict[str, Any]:
         table = self.arrays.table(place.planes(channels))
-        return {"source": place.buffer, "table": table, "channels": len(channels)}
+        read = {"source": place.buffer, "table": table, "channels": len(channels)}
+        return {f"{prefix}{key}": value for key, value in read.items()}
 
     # Units ------------------------------------------------------------------------------------
 
@@ -296,8 +307,7 @@ class _Writer:
         # The rows of a depthwise convolution alone are its result's.
         convolved = windows[0] > 1 and not paired
         gather = list(unit.main) if convolved else place.by_plane(unit.main)
-        launches = self._branch(unit, self._read(place, gather), gather)
-        *before, final = launches
+        *before, final = self._branch(unit, place, gather)
         middle = MIDDLE
         for step in before:
             if step.kind in (MEANS, GATES):
@@ -348,21 +358,17 @@ class _Writer:
             if dw.kernel == 1 or pw.kernel != 1:
                 raise Unsupported(f"a projection of windows {[dw.kernel, pw.kernel]}")
             gather = place.by_plane(range(len(place.table)))
-            side = self._read(place, gather)
-            computed: dict[str, Any] = {
-                "dw": self.arrays.taps(dw, gather),
-                "pw": self.arrays.product(pw, gather),
-            }
-            return {f"side_{key}": value for key, value in {**side, **computed}.items()}
+            side = self._read(place, gather, "side_")
+            side["side_dw"] = self.arrays.taps(dw, gather)
+            side["side_pw"] = self.arrays.product(pw, gather)
+            return side
         if not to_map or not unit.passthrough:
             return {}
-        side = self._read(place, unit.passthrough)
-        return {f"side_{key}": value for key, value in side.items()}
+        return self._read(place, unit.passthrough, "side_")
 
-    def _branch(
-        self, unit: Unit[Folded], read: dict[str, Any], gather: Sequence[int]
-    ) -> list[TritonStep]:
+    def _branch(self, unit: Unit[Folded], place: Map, gather: Sequence[int]) -> list[TritonStep]:
         """The launches of the branch, but for what the last one writes."""
+        read = self._read(place, gather)
         inner = {c: k for k, c in enumerate(unit.main)}
         order: list[int] | None = [inner[c] for c in gather]  # in which the layer's input comes
         arrays, depthwise, middle = self.arrays, 0, MIDDLE
@@ -376,13 +382,18 @@ class _Writer:
             if isinstance(part, Gate):
                 if order is not None:
                     raise Unsupported("squeeze-and-excite of a unit's input")
-                launches.append(TritonStep(MEANS, **read))
-                first, second = map(arrays.product, part.layers)
-                gates = TritonStep(GATES, channels=first.depth, pw=first, side_pw=second)
-                launches.append(gates)
-                step = TritonStep(SCALE, **read, gated=1)
-                if pw is not None:
+                if part.layers:
+                    launches.append(TritonStep(MEANS, **read))
+                    first, second = map(arrays.product, part.layers)
+                    gates = TritonStep(GATES, channels=first.depth, pw=first, side_pw=second)
+                    launches.append(gates)
+                step = TritonStep(SCALE, **read, gated=int(bool(part.layers)))
+                if pw is not None and part.activation == IDENTITY:
                     step = replace(step, kind=PW, pw=arrays.product(pw))
+                else:
+                    after = arrays.activated(part.activation, step.channels)
+                    added = self._read(place, unit.main, "side_") if part.adds_source else {}
+                    step, pw = replace(step, pw=after, **added), None
             elif part.kernel == 1:
                 step, pw = TritonStep(PW, **read, pw=arrays.product(part, order)), None
                 if order is not None and not parts:
@@ -395,7 +406,7 @@ class _Writer:
                 depthwise += 1
             parts = parts[pw is not None :]
             launches.append(step)
-            table = 0 if order is None else arrays.table(range(step.rows))
+            table = arrays.table(range(step.rows))
             read = {"source": middle, "table": table, "channels": step.rows}
             order, middle = None, _other(middle)
         return launches

@@ -2,8 +2,9 @@
 squeeze-and-excite, which needs the whole map before it can scale any of it.
 
 A gate is two launches, the means of each image's channels and the two products, whose result is
-small: [N, C] in float32. Whoever reads the map next multiplies it while loading, so that the
-scaled map is never written, unless it is what the unit makes. All sums are taken in one order.
+small: [N, C] in float32. A pointwise convolution that reads the map next multiplies it while
+loading, so that the scaled map is not written. Elsewhere one pass scales it, adds what a shortcut
+brings and applies the activation behind, with one rounding. All sums are taken in one order.
 
 Tiles and planes are those of :mod:`~snv2_kernels.triton.unit_kernels`.
 """
@@ -11,6 +12,7 @@ Tiles and planes are those of :mod:`~snv2_kernels.triton.unit_kernels`.
 import triton
 import triton.language as tl
 
+from snv2_kernels.triton.activations import _activate
 from snv2_kernels.triton.unit_kernels import (
     _bias_activate,
     _columns,
@@ -156,14 +158,10 @@ def gates_kernel(
 
 
 @triton.jit
-def _gated(p_x, gates, channels, i_n, o_k, m_x, x_c, GATED: tl.constexpr):
-    """Channels of planes, times their gates where GATED."""
-    b_x = tl.load(p_x[None, :] + o_k.to(tl.int64)[:, None] * x_c, mask=m_x, other=0.0)
-    if GATED:
-        p_gate = gates + i_n[None, :] * channels + o_k[:, None]
-        b_gate = tl.load(p_gate, mask=m_x, other=0.0)
-        b_x = (b_x.to(tl.float32) * b_gate).to(b_x.dtype)
-    return b_x
+def _gated(b_x, gates, channels, i_n, o_k, m_x):
+    """Channels times their gates, in float32."""
+    p_gate = gates + i_n[None, :] * channels + o_k[:, None]
+    return b_x.to(tl.float32) * tl.load(p_gate, mask=m_x, other=0.0)
 
 
 @triton.jit(
@@ -212,7 +210,9 @@ def pointwise_kernel(
         o_k = k + tl.arange(0, BK)
         m_k = o_k < depth
         m_x = m_k[:, None] & m_p[None, :]
-        b_x = _gated(x + o_y, gates, depth, i_n, o_k, m_x, x_c, GATED)
+        b_x = tl.load(x + o_y[None, :] + o_k.to(tl.int64)[:, None] * x_c, mask=m_x, other=0.0)
+        if GATED:
+            b_x = _gated(b_x, gates, depth, i_n, o_k, m_x).to(x.dtype.element_ty)
         b_w = _weights(weights + matrix, pitch, o_m, o_k, m_m, m_k)
         b_y = _product(b_w, b_x, b_y, WIDENS)
     b_y = _bias_activate(b_y, parameters, bias, slope, o_m, m_m, ACTIVATION)
@@ -223,25 +223,38 @@ def pointwise_kernel(
         _store_map(b_y, z, tables, z_table, o_m, m_m, i_n, o_p, m_p, z_n, z_c, z_p)
 
 
-@triton.jit(do_not_specialize=["batch", "pixels", "rows", "y_table", "z_table"])
+@triton.jit(
+    do_not_specialize=["batch", "pixels", "slope", "rows", "source_table", "y_table", "z_table"]
+)
 def scale_kernel(
     x,  # planes [M, N * P]
-    gates,  # [N, M] float32
+    gates,  # [N, M] float32, where GATED
+    source,  # the caller's map, or planes; where ADDS
     y,  # planes, where TO_PLANES
     z,  # the caller's map [N, C', P], where TO_MAP
     tables,
+    parameters,
     batch,
     pixels,
+    slope,  # [M], of a PReLU
     rows,
+    source_table,  # [M] the channel of source that is added to each row
     y_table,  # [M] the plane of y of each row
     z_table,  # [M] the channel of z of each row
     x_c,
+    source_n,
+    source_c,
+    source_p,
     y_c,
     z_n,
     z_c,
     z_p,
+    GATED: tl.constexpr,
+    ADDS: tl.constexpr,
+    FLAT: tl.constexpr,
     TO_PLANES: tl.constexpr,
     TO_MAP: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BM: tl.constexpr,
     BP: tl.constexpr,
 ):
@@ -251,7 +264,17 @@ def scale_kernel(
     m_m = o_m < rows
     o_y, i_n, o_p = _columns(i_t // t_m, pixels, BP)
     m_p = i_n < batch
-    b_y = _gated(x + o_y, gates, rows, i_n, o_m, m_m[:, None] & m_p[None, :], x_c, True)
+    m_x = m_m[:, None] & m_p[None, :]
+    b_x = tl.load(x + o_y[None, :] + o_m.to(tl.int64)[:, None] * x_c, mask=m_x, other=0.0)
+    b_y = b_x.to(tl.float32)
+    if GATED:
+        b_y = _gated(b_x, gates, rows, i_n, o_m, m_x)
+    if ADDS:
+        b_c = tl.load(tables + source_table + o_m, mask=m_m, other=0).to(tl.int64)
+        o_s = o_y if FLAT else i_n * source_n + o_p.to(tl.int64) * source_p
+        p_s = source + o_s[None, :] + b_c[:, None] * source_c
+        b_y += tl.load(p_s, mask=m_x, other=0.0).to(tl.float32)
+    b_y = _activate(b_y, parameters + slope, o_m, m_m, ACTIVATION).to(x.dtype.element_ty)
     if TO_PLANES:
         _store_planes(b_y, y, tables, y_table, o_m, m_m, o_y, y_c)
     if TO_MAP:

@@ -294,12 +294,16 @@ def _run_gates(run: _Run, step: TritonStep) -> None:
 
 
 def _run_scale(run: _Run, step: TritonStep, x: _Map, pixels: int) -> None:
-    to, total = run.target(step), run.batch * pixels
+    arrays, to, total = run.arrays, run.target(step), run.batch * pixels
+    adds = step.side_channels > 0
+    added = run.read(step.side_source, x.size) if adds else x
     _launch(
-        "scale", run.arrays, (step.rows,), 1, total,
-        x.memory, run.memory.gates, *to.memory, run.arrays.tables, run.batch, pixels, step.rows,
-        step.target_table, step.result_table, x.strides[1], pitch(total), *to.strides,
-        **to.constants,
+        "scale", arrays, (step.rows,), 1, total,
+        x.memory, run.memory.gates, added.memory, *to.memory, arrays.tables, arrays.parameters,
+        run.batch, pixels, step.pw.slopes, step.rows, step.side_table, step.target_table,
+        step.result_table, x.strides[1], *added.strides, pitch(total), *to.strides,
+        GATED=bool(step.gated), ADDS=adds, FLAT=adds and step.side_source != CALLERS_MAP,
+        **to.constants, ACTIVATION=step.pw.activation,
     )  # fmt: skip
 
 

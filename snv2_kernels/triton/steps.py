@@ -87,6 +87,9 @@ def _is_known(step: TritonStep) -> bool:
     fits = fits and all(p.activation < len(ACTIVATIONS) for p in (dw, pw, side_dw, side_pw))
     if step.kind in (DW, DW_PW):
         fits = fits and dw.channels == step.channels
+    if step.kind == SCALE:
+        fits = fits and (pw.rows, pw.depth, side_pw.rows) == (step.channels, 0, 0)
+        fits = fits and step.stride == 1 and step.side_channels in (0, step.channels)
     if step.kind in (PW, DW_PW, FEATURES, GATES, STEM):
         fits = fits and pw.depth == step.channels * (9 if step.kind == STEM else 1)
     if step.kind == GATES:
@@ -103,11 +106,17 @@ def parsed(words: tuple[int, ...], *sizes: int) -> tuple[TritonStep, ...]:
     steps = tuple(TritonStep.of_words(words[i : i + _WORDS]) for i in starts)
     available = dict(zip(("weights", "parameters", "tables"), sizes, strict=True))
     written = {CALLERS_MAP}
+    latest = {MEANS: 0, GATES: 0}  # channels of the last one
     for i, step in enumerate(steps):
         check(_is_known(step) and (step.kind in (STEM, COPY)) <= (i == 0), f"step {i} is not known")
         reads = {step.source, step.side_source}
         check(reads <= written, f"step {i} reads a map that no step made")
         written.add(step.target)
+        needed = GATES if step.gated else MEANS if step.kind == GATES else None
+        made = needed is None or latest[needed] == step.channels
+        check(made, f"step {i} reads means or gates that no step made")
+        if step.kind in latest:
+            latest[step.kind] = step.channels
         for name, begin, length in _extents(step):
             inside = begin >= 0 and length >= 0 and begin + length <= available[name]
             check(inside, f"step {i} reads beyond its {name}")
