@@ -319,14 +319,17 @@ def test_unit_that_differs(change: Callable[[nn.Module], None]) -> None:
     ("gate", "dynamic"), [("linear", False), ("window", True)], ids=["linear", "window-dynamic"]
 )
 def test_unit_with_a_gate(gate: str, dynamic: bool) -> None:
-    unit = General(16, 16, gate=gate, act="hardswish-by-hand", norm="frozen")
+    unit = General(
+        16, 16, gate=gate, act="hardswish-by-hand", norm="frozen", shortcut="augmented",
+        after="leaky",
+    )  # fmt: skip
     model, x = randomize_(unit).eval(), draw(2, 16, 9, 7)
     counter = CompileCounterWithBackend("eager")
     options = {"inner": counter}
     fast = torch.compile(model, backend="snv2", fullgraph=True, dynamic=dynamic, options=options)
     agree(fast(x), model(x))
     assert "fused" in calls(counter)
-    assert not {"conv2d", "mul", "relu6"} & set(calls(counter))
+    assert not {"conv2d", "mul", "relu6", "iadd", "leaky_relu"} & set(calls(counter))
 
 
 @pytest.mark.parametrize("change", [_moving_statistics, _written_between])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from _cases import FP32_BOUND, draw
+from _cases import FP32_BOUND, draw, ops_called
 from _styles import MegviiUnit as RestatedUnit
 from torch import Tensor, nn
 
@@ -248,24 +248,29 @@ def test_dropout_is_the_authors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "size"),
-    [(lambda: models.MegviiShuffleNetV2([2, 2, 1], [8, 12, 20, 32, 40], 5), 224),
+    ("make", "size", "calls", "left"),
+    [(lambda: models.MegviiShuffleNetV2([2, 2, 1], [8, 12, 20, 32, 40], 5), 224, 1, 0),
      (lambda: models.ShuffleNetV2Plus([2, 1, 1, 2], [8, 12, 20, 32, 48, 40], [0, 0, 1, 3, 2, 0], 5),
-      224),
-     (lambda: models.ShuffleNetV2([2, 1, 1], [8, 12, 20, 32, 40], 5, models.StarUnit), 64),
-     (lambda: models.ShuffleNetV2Large([8], [2, 2, 1, 1], [12, 16, 20, 24, 32], 5), 64),
-     (lambda: models.ShuffleNetV2Large([8], [2, 1, 1, 1], [12, 16, 20, 24, 8], 5, True, True), 64)],
+      224, 1, 4),
+     (lambda: models.ShuffleNetV2([2, 1, 1], [8, 12, 20, 32, 40], 5, models.StarUnit), 64, 1, 0),
+     (lambda: models.ShuffleNetV2Large([8], [2, 2, 1, 1], [12, 16, 20, 24, 32], 5), 64, 1, 0),
+     (lambda: models.ShuffleNetV2Large([8, 9], [2, 1, 1, 2], [12, 16, 20, 24, 8], 5, True, True),
+      64, 4, 3)],
     ids=["megvii", "plus", "star", "v2-50", "SE-v2-164"],
 )  # fmt: skip
-def test_fused_outputs_agree(make: Callable[[], nn.Module], size: int) -> None:
+def test_all_of_them_fuse(make: Callable[[], nn.Module], size: int, calls: int, left: int) -> None:
+    """In so many op calls, and so many convolutions beside units."""
     model = randomize_(make()).eval()
     fused = snv2.fuse(model)
-    parts = [part for part in snv2.explain(fused).parts if part.kind in ("unit", "stage")]
-    assert len(parts) >= 4
+    parts = snv2.explain(fused).parts
+    assert sum(part.kind == "unit" for part in parts) >= 4
     assert all(part.reason is None for part in parts)
     x = draw(2, 3, size, size)
     with torch.no_grad():
+        names = ops_called(fused, x)
         assert max_error(fused(x), model(x)) < FP32_BOUND
+    assert sum(name.startswith("snv2::") for name in names) == calls
+    assert names.count("aten::convolution") == left
 
 
 # Bad input --------------------------------------------------------------------------------------
