@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
-from snv2_kernels.testing import randomize_
+from snv2_kernels.testing import max_error, randomize_
 
 
 @pytest.mark.parametrize("project", PROJECTS)
@@ -143,6 +143,22 @@ def test_frozen_norm_under_autocast() -> None:
     x = draw(2, 16, 9, 7)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert snv2.fuse(unit)(x).dtype == unit(x).dtype
+
+
+@pytest.mark.parametrize("shortcut", ["plus", "in-place"])
+@pytest.mark.parametrize("project", [False, True])
+def test_shortcut_under_autocast(project: bool, shortcut: str) -> None:
+    """It passes on the input's dtype."""
+    unit = General(8, 16, project=True) if project else General(16, 16)
+    unit.shortcut = shortcut
+    x = draw(2, unit.inp, 9, 7)
+    randomize_(unit).eval()
+    fused = snv2.fuse(unit)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            out, expected = fused(x.to(dtype)), unit(x.to(dtype))
+        assert out.dtype == expected.dtype
+        assert max_error(out, expected.double()) < 2 * torch.finfo(torch.bfloat16).eps
 
 
 def test_ends() -> None:

@@ -232,6 +232,7 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
     order = sorted(outs)  # nodes compare by their places in the graph
     projects = [unit.told.projection is not None for unit in run.units]
     splits = run.stem is None and not projects[0]
+    adds = run.stem is None and run.units[0].told.has_shortcut
     return Recognition(
         kind=_kind(run, returned),
         recipe=builder.text,
@@ -239,8 +240,8 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
         weights=tuple(builder.state.index(weight) for weight in builder.weights),
         in_channels=channels,
         splits_input=splits,
-        # A split passes on the input's dtype, up to the first unit that projects.
-        plain_in_autocast=(splits and any(projects))
+        # A split or a sum passes on the input's dtype, up to a unit that projects.
+        plain_in_autocast=((splits or adds) and any(projects))
         or any(layer.norm.is_spelled for layer in run.layers),
         returned=replace(
             returned, places=tuple(order.index(outs[place]) for place in returned.places)

@@ -270,7 +270,8 @@ def lowered(unit: Unit[Folded]) -> Unit[Folded]:
     branch: list[Folded | Gate[Folded]] = []
     for part in unit.branch:
         if isinstance(part, Gate):
-            _check_shortcut(part, unit)
+            if part.adds_source and not _fits_shortcut(part, unit):
+                raise Unsupported("a shortcut that does not lead around a whole branch")
             branch.append(_of_two_layers(part))
         elif part.keeps_input:
             branch[-1:] = _over_both(branch[-1] if branch else None, part)
@@ -279,10 +280,9 @@ def lowered(unit: Unit[Folded]) -> Unit[Folded]:
     return replace(unit, branch=tuple(branch))
 
 
-def _check_shortcut(gate: Gate[Folded], unit: Unit[Folded]) -> None:
-    fits = unit.stride == 1 and unit.branch[-1] is gate
-    if gate.adds_source and not (fits and unit.branch_channels == len(unit.main)):
-        raise Unsupported("a shortcut that does not lead from a branch's input to its result")
+def _fits_shortcut(gate: Gate[Folded], unit: Unit[Folded]) -> bool:
+    same_map = unit.stride == 1 and unit.branch_channels == len(unit.main)
+    return same_map and unit.branch[-1] is gate
 
 
 def _of_two_layers(gate: Gate[Folded]) -> Gate[Folded]:

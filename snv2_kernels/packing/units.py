@@ -150,6 +150,12 @@ class Unit(Generic[L]):
         """Whether the branch's result is joined with anything."""
         return self.projection is not None or len(self.passthrough) > 0
 
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether what the branch reads is added to its result."""
+        last = self.branch[-1]
+        return isinstance(last, Gate) and last.adds_source
+
     def map(self, f: Callable[[L], M]) -> Unit[M]:
         """The same unit with ``f`` of each layer."""
         branch = tuple(part.map(f) if isinstance(part, Gate) else f(part) for part in self.branch)
