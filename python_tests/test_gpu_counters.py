@@ -180,13 +180,8 @@ def test_shortcut_reads_its_planes_once(request: pytest.FixtureRequest, device: 
     half, batch = 64, 4
     x = draw(batch, 2 * half, 21, 20, dtype=torch.float16)
     map_bytes, table = x.nbytes // 2, 4 * half * batch
-    gated, added, both = (
-        pairs_unit(half, gate)
-        for gate in (
-            SqueezeExcite(half), Shortcut(half), SqueezeExcite(half, "relu", after="relu",
-                                                               adds_source=True)
-        )
-    )  # fmt: skip
+    gates = SqueezeExcite(half), Shortcut(half), SqueezeExcite(half, adds_source=True)
+    gated, added, both = (pairs_unit(half, gate) for gate in gates)
     behind = less(counted_deviant([both], x), counted_deviant([gated], x))
     assert behind["launches"] == behind["ctas"] == behind["global_store_bytes"] == 0
     assert behind["global_load_bytes"] == map_bytes + table

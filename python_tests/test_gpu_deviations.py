@@ -184,11 +184,11 @@ MADE_OF_PIECES = {
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("unit", MADE_OF_PIECES)
+@pytest.mark.parametrize("kind", MADE_OF_PIECES)
 def test_pieces_between_the_callers_maps(
-    gpu_backend: str, unit: str, dtype: torch.dtype, memory_format: torch.memory_format
+    gpu_backend: str, kind: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    unit = randomize_(MADE_OF_PIECES[unit]()).eval()
+    unit = randomize_(MADE_OF_PIECES[kind]()).eval()
     plan = plan_of((gpu_backend, dtype), nn.Sequential(unit), 20)
     x = draw(3, 20, 7, 9, dtype=dtype).contiguous(memory_format=memory_format)
     exact, y = float64_reference(unit)(x), run_plan(x, plan, gpu_backend)

@@ -53,16 +53,30 @@ struct GateParams {
   GatePlaces at;
 };
 
-// Calls one(i) or many(i) for the elements and 16-byte vectors that this lane has of a line of
-// `count` elements, which begins `phase` bytes after a vector.
-template <class T, class One, class Many>
-SNV2_DEVICE void for_each_of_lane(int phase, int count, const One& one, const Many& many) {
+// Calls one(i) for the elements and use(i, fetch(i)) for the 16-byte vectors that this lane has of
+// a line of `count` elements, which begins `phase` bytes after a vector. What is stored might be
+// what is fetched next, for all that a compiler knows, so kAhead vectors are fetched before one is
+// used.
+template <class T, int kAhead, class One, class Fetch, class Use>
+SNV2_DEVICE void for_each_of_lane(int phase, int count, const One& one, const Fetch& fetch,
+                                  const Use& use) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const int lane = lane_of_warp(), head = span_head<T>(phase, count);
   const int vectors = (count - head) / kVector, tail = head + vectors * kVector;
   if (lane < head) one(lane);
-#pragma unroll 4
-  for (int v = lane; v < vectors; v += kWarp) many(head + v * kVector);
+  for (int first = lane; first < vectors; first += kAhead * kWarp) {
+    decltype(fetch(0)) fetched[kAhead] = {};
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int v = first + k * kWarp;
+      if (v < vectors) fetched[k] = fetch(head + v * kVector);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int v = first + k * kWarp;
+      if (v < vectors) use(head + v * kVector, fetched[k]);
+    }
+  }
   if (tail + lane < count) one(tail + lane);
 }
 
@@ -138,7 +152,7 @@ struct Share {
   }
 };
 
-// Stores the gates of a CTA's channels, and their lines where those are held.
+// Leaves the gates of a CTA's channels in shared memory, and their lines where those are held.
 template <class T, bool kCluster>
 SNV2_DEVICE void compute_gates(const GateParams<T>& params, const Share<T>& share) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
@@ -161,15 +175,15 @@ SNV2_DEVICE void compute_gates(const GateParams<T>& params, const Share<T>& shar
       const Global<const T> from{line.address};
       const int phase = misalignment(line, 16);
       const Shared<T> held = share.held(c, phase);
-      for_each_of_lane<T>(
+      for_each_of_lane<T, 4>(
           phase, plane,
           [&](int i) {
             const T value = load(from + i);
             if (params.held_bytes > 0) store(held + i, value);
             sum += to_float(value);
           },
-          [&](int i) {
-            const Vector<T, kVector> v = load_vector<kVector>(from + i);
+          [&](int i) { return load_vector<kVector>(from + i); },
+          [&](int i, const Vector<T, kVector>& v) {
             if (params.held_bytes > 0) store_vector<kVector>(held + i, v);
             sum += sum_of(v);
           });
@@ -275,7 +289,10 @@ __global__ void __launch_bounds__(kGateThreads, 2) gate_kernel(GateParams<T> par
       const auto finish = [&](T value, T added) {
         return rounded<T>(act(multiply_add(to_float(value), gate, to_float(added)), slope));
       };
-      for_each_of_lane<T>(
+      struct Pair {
+        Vector<T, kVector> value, added;
+      };
+      for_each_of_lane<T, 2>(
           phase, params.plane,
           [&](int i) {
             const T value = params.held_bytes > 0 ? load(held + i) : load(from + i);
@@ -283,12 +300,18 @@ __global__ void __launch_bounds__(kGateThreads, 2) gate_kernel(GateParams<T> par
             store(line + i, finish(value, added));
           },
           [&](int i) {
-            Vector<T, kVector> v = params.held_bytes > 0 ? load_vector<kVector>(held + i)
-                                                         : load_vector<kVector>(from + i);
-            Vector<T, kVector> added{};
-            if (params.adds) added = load_vector<kVector>(source + i);
+            Pair pair{params.held_bytes > 0 ? load_vector<kVector>(held + i)
+                                            : load_vector<kVector>(from + i),
+                      {}};
+            if (params.adds) pair.added = load_vector<kVector>(source + i);
+            return pair;
+          },
+          [&](int i, const Pair& pair) {
+            Vector<T, kVector> v;
 #pragma unroll
-            for (int k = 0; k < kVector; ++k) v.values[k] = finish(v.values[k], added.values[k]);
+            for (int k = 0; k < kVector; ++k) {
+              v.values[k] = finish(pair.value.values[k], pair.added.values[k]);
+            }
             store_vector<kVector>(line + i, v);
           });
     });
