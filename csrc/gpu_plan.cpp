@@ -144,10 +144,11 @@ void Checker::layers(const GpuStep& step) const {
   const int64_t pw1 = step.kind == GpuStepKind::kStem                           ? out
                       : has(kExpand) || gate || step.kind == GpuStepKind::kHead ? mid
                                                                                 : 0;
+  const int64_t pw2 = has(kProject) || (gate && mid > 0) ? out : 0;
   const int64_t dw = has(kDepthwise) ? mid : 0, proj_dw = proj > 0 ? step.in_channels : 0;
   activation(step.pw1_activation, pw1, gate, "pw1_activation");
-  activation(step.dw_activation, dw, false, "dw_activation");
-  activation(step.pw2_activation, has(kProject) || gate ? out : 0, gate, "pw2_activation");
+  activation(step.dw_activation, gate ? out : dw, false, "dw_activation");
+  activation(step.pw2_activation, pw2, gate, "pw2_activation");
   activation(step.proj_dw_activation, proj_dw, false, "proj_dw_activation");
   activation(step.proj_activation, proj, false, "proj_activation");
   depthwise(step.dw, step.dw_window, dw, "dw", "dw_window");
@@ -204,19 +205,22 @@ void Checker::unit(const GpuStep& step) const {
   bias(step.proj_bias, step.proj_channels, "proj_bias");
 }
 
-// Each plane belongs to one CTA, or cluster, and image.
+// Each plane that is written belongs to one CTA, or cluster, and image.
 void Checker::gate(const GpuStep& step) const {
+  const int64_t in = step.in_channels, mid = step.mid_channels, out = step.out_channels;
   require(step.in_buffer != kCallersMap && step.out_buffer == step.in_buffer &&
-              step.out_channels == step.in_channels,
+              (in == out || in == 2 * out),
           "gate");
-  count(step.mid_channels, "mid_channels");
-  matrix(step.pw1_weights, step.mid_channels, step.in_channels, "pw1_weights");
-  bias(step.pw1_bias, step.mid_channels, "pw1_bias");
-  matrix(step.pw2_weights, step.out_channels, step.mid_channels, "pw2_weights");
-  bias(step.pw2_bias, step.out_channels, "pw2_bias");
-  const int64_t* const read = table(step.in_table, step.in_channels, "in_table");
-  const int64_t* const written = table(step.out_table, step.out_channels, "out_table");
-  require(std::equal(read, read + step.in_channels, written), "out_table");
+  if (mid != 0 || (in == out && step.dw_activation.kind == Activation::kIdentity)) {
+    count(mid, "mid_channels");
+    matrix(step.pw1_weights, mid, out, "pw1_weights");
+    bias(step.pw1_bias, mid, "pw1_bias");
+    matrix(step.pw2_weights, out, mid, "pw2_weights");
+    bias(step.pw2_bias, out, "pw2_bias");
+  }
+  const int64_t* const read = table(step.in_table, in, "in_table");
+  const int64_t* const written = table(step.out_table, out, "out_table");
+  require(std::equal(written, written + out, read), "out_table");
 }
 
 bool Checker::readable(const GpuStep& step, int64_t plane) const {
@@ -266,9 +270,11 @@ void Checker::output(const GpuStep& step) {
   planes.written.resize(static_cast<size_t>(step.out_planes));
   // CTAs read planes while others write theirs.
   std::vector<bool> taken(static_cast<size_t>(step.out_planes));
-  if (step.out_buffer == step.in_buffer && step.kind != GpuStepKind::kGate) {
+  if (step.out_buffer == step.in_buffer) {
+    const int64_t in_place = step.kind == GpuStepKind::kGate ? step.out_channels : 0;
     const int64_t* const read = table(step.in_table, step.in_channels, "in_table");
-    for (int64_t i = 0; i < step.in_channels; ++i) taken[static_cast<size_t>(read[i])] = true;
+    for (int64_t i = in_place; i < step.in_channels; ++i)
+      taken[static_cast<size_t>(read[i])] = true;
     if (step.result != kNoResult) {
       const int64_t* const rows = table(step.result_table, step.result_channels, "result_table");
       for (int64_t i = 0; i < step.result_channels; ++i) {

@@ -252,9 +252,13 @@ class _Reader:
         return x
 
     def gate(self, x: Tensor) -> Tensor:
-        means = x.mean([2, 3], keepdim=True)
-        hidden = self.product(means, "pw1", self.step["mid_channels"])
-        return x * self.product(hidden, "pw2", len(x))
+        """What a gate's step makes of planes, and those that it adds behind them."""
+        x, *added = x.split(self.step["out_channels"])
+        if self.step["mid_channels"]:
+            means = x.mean([2, 3], keepdim=True)
+            hidden = self.product(means, "pw1", self.step["mid_channels"])
+            x = x * self.product(hidden, "pw2", len(x))
+        return self.activation(sum(added, x), "dw")
 
 
 def steps_of(words: Tensor) -> tuple[dict[str, int], list[dict[str, int]], Tensor]:

@@ -4,11 +4,12 @@ emulator or told by the host code, so the same on every machine."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from _cases import WIDTHS, draw, network
-from _deviations import ConvBn, DeviantUnit, SqueezeExcite
+from _deviations import ConvBn, DeviantUnit, Shortcut, SqueezeExcite
 from _deviations import plan_of as deviant_plan
 from torch import Tensor, nn
 
@@ -95,10 +96,10 @@ def test_unit_in_other_dtypes(half: int, size: int, dtype: torch.dtype) -> None:
 # Pieces of units ------------------------------------------------------------------------------
 
 
-def pairs_unit(half: int, gated: bool = False) -> DeviantUnit:
-    """ShuffleNetV2+'s "Xception" block, with squeeze-and-excite behind it or not."""
+def pairs_unit(half: int, *gate: SqueezeExcite | Shortcut) -> DeviantUnit:
+    """ShuffleNetV2+'s "Xception" block, with a gate behind it or not."""
     pair = [ConvBn(half, half, 3), ConvBn(half, half, act="hardswish")]
-    return DeviantUnit(2 * half, [*pair, *pair, *pair, *[SqueezeExcite(half)][:gated]])
+    return DeviantUnit(2 * half, [*pair, *pair, *pair, *gate])
 
 
 def counted_deviant(units: list[DeviantUnit], x: Tensor) -> dict[str, int]:
@@ -136,6 +137,14 @@ def small_device() -> Iterator[None]:
     _native.set_emulated_device(**before)
 
 
+def described_gate(unit: DeviantUnit, x: Tensor) -> dict[str, Any]:
+    n, channels, h, w = x.shape
+    plan = deviant_plan(("cuda-emulated", x.dtype), nn.Sequential(unit), channels)
+    launches = _native.describe_network(plan.words.numpy(), n, h, w)
+    (gate,) = (launch for launch in launches if launch["kernel"] == "gate")
+    return gate
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize(
     ("device", "reads"), [("one_sm", 1), ("small_device", 2)], ids=["held", "read-twice"]
@@ -147,7 +156,8 @@ def test_gate_moves_its_map(
     request.getfixturevalue(device)
     half, batch = 64, 4
     x = draw(batch, 2 * half, 21, 20, dtype=dtype)
-    gate = less(*(counted_deviant([pairs_unit(half, gated)], x) for gated in (True, False)))
+    gated = pairs_unit(half, SqueezeExcite(half))
+    gate = less(*(counted_deviant([unit], x) for unit in (gated, pairs_unit(half))))
     assert gate["launches"] == 1
     map_bytes = x.nbytes // 2
     # The weights for each image, and once more in biases and tables.
@@ -156,17 +166,36 @@ def test_gate_moves_its_map(
     assert gate["global_load_bytes"] >= reads * map_bytes + weights
     assert gate["global_load_bytes"] <= 1.1 * (reads * map_bytes + weights)
     assert gate["bank_conflicts"] <= 0.05 * gate["shared_accesses"]
-    module = randomize_(nn.Sequential(pairs_unit(half, True))).eval()
-    plan = deviant_plan(("cuda-emulated", dtype), module, 2 * half)
-    (described,) = (
-        launch
-        for launch in _native.describe_network(plan.words.numpy(), batch, 21, 20)
-        if launch["kernel"] == "gate"
-    )
+    described = described_gate(gated, x)
     assert described["ctas"] == gate["ctas"]
     assert described["written_bytes"] == gate["global_store_bytes"]
     table = 4 * half * batch
     assert described["read_bytes"] + described["weight_bytes"] + table == gate["global_load_bytes"]
+
+
+@pytest.mark.parametrize("device", ["one_sm", "small_device"])
+def test_shortcut_reads_its_planes_once(request: pytest.FixtureRequest, device: str) -> None:
+    """Behind squeeze-and-excite it adds that and a table; alone it also writes its map."""
+    request.getfixturevalue(device)
+    half, batch = 64, 4
+    x = draw(batch, 2 * half, 21, 20, dtype=torch.float16)
+    map_bytes, table = x.nbytes // 2, 4 * half * batch
+    gates = SqueezeExcite(half), Shortcut(half), SqueezeExcite(half, adds_source=True)
+    gated, added, both = (pairs_unit(half, gate) for gate in gates)
+    behind = less(counted_deviant([both], x), counted_deviant([gated], x))
+    assert behind["launches"] == behind["ctas"] == behind["global_store_bytes"] == 0
+    assert behind["global_load_bytes"] == map_bytes + table
+    alone = less(counted_deviant([added], x), counted_deviant([pairs_unit(half)], x))
+    assert alone["launches"] == 1
+    assert alone["global_store_bytes"] == map_bytes
+    assert alone["global_load_bytes"] == 2 * (map_bytes + table)
+    described = described_gate(added, x)
+    assert described["read_bytes"] == 2 * map_bytes
+    assert described["written_bytes"] == map_bytes
+    assert described["weight_bytes"] == described["multiply_adds"] == 0
+    more, fewer = described_gate(both, x), described_gate(gated, x)
+    assert more["read_bytes"] - fewer["read_bytes"] == map_bytes
+    assert more["written_bytes"] == fewer["written_bytes"] == map_bytes
 
 
 def test_pieces_are_counted_as_they_are_described() -> None:

@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from _cases import DTYPES, FORMATS, assert_accurate, assert_same_specials, draw
-from _deviations import ConvBn, DeviantUnit, SqueezeExcite, plan_of
+from _deviations import ConvBn, DeviantUnit, Shortcut, SqueezeExcite, plan_of
 from _plans import PAPER, GeneralUnit, Style, any_slopes, conv_bn, styled_unit, tell
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -170,13 +170,25 @@ def pieces_of(stride: int) -> DeviantUnit:
     return DeviantUnit(20, branch, stride, projection)
 
 
+def shortcut_of_all() -> DeviantUnit:
+    """Without the shortcut it would read the caller's map as it is."""
+    branch = [ConvBn(20, 17), ConvBn(17, 17, 3), ConvBn(17, 20, act="identity")]
+    gate = SqueezeExcite(20, after="relu", adds_source=True)
+    return DeviantUnit(20, [*branch, gate], passthrough=False)
+
+
+MADE_OF_PIECES = {
+    "stride-1": lambda: pieces_of(1), "stride-2": lambda: pieces_of(2), "shortcut": shortcut_of_all
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", MADE_OF_PIECES)
 def test_pieces_between_the_callers_maps(
-    gpu_backend: str, stride: int, dtype: torch.dtype, memory_format: torch.memory_format
+    gpu_backend: str, kind: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    unit = randomize_(pieces_of(stride)).eval()
+    unit = randomize_(MADE_OF_PIECES[kind]()).eval()
     plan = plan_of((gpu_backend, dtype), nn.Sequential(unit), 20)
     x = draw(3, 20, 7, 9, dtype=dtype).contiguous(memory_format=memory_format)
     exact, y = float64_reference(unit)(x), run_plan(x, plan, gpu_backend)
@@ -186,9 +198,11 @@ def test_pieces_between_the_callers_maps(
     assert_accurate("stage", y, eager, exact, gpu_backend)
 
 
-def test_results_of_pieces_on_the_way(gpu_backend: str) -> None:
-    units = nn.Sequential(pieces_of(2), DeviantUnit(17, [ConvBn(9, 9, 3), ConvBn(9, 9)]))
-    units.append(DeviantUnit(17, [ConvBn(9, 9), ConvBn(9, 9, 3), ConvBn(9, 9)]))
+@pytest.mark.parametrize("shortcut", [False, True], ids=["plain", "shortcut"])
+def test_results_of_pieces_on_the_way(gpu_backend: str, shortcut: bool) -> None:
+    behind = [Shortcut(9, "prelu")][:shortcut]
+    units = nn.Sequential(pieces_of(2), DeviantUnit(17, [ConvBn(9, 9, 3), ConvBn(9, 9), *behind]))
+    units.append(DeviantUnit(17, [ConvBn(9, 9), ConvBn(9, 9, 3), ConvBn(9, 9), *behind]))
     randomize_(units).eval()
     x, builder = draw(2, 20, 9, 7), GpuPlanBuilder()
     builder.add_import(20)

@@ -20,7 +20,7 @@ from _cases import (
     small_network,
     unit_pair,
 )
-from _deviations import ConvBn, DeviantUnit, SqueezeExcite
+from _deviations import ConvBn, DeviantUnit, Shortcut, SqueezeExcite
 from _plans import (
     COPY,
     EXPORT,
@@ -139,22 +139,31 @@ PARTS = {
     projects=st.lists(st.booleans(), min_size=3, max_size=3),
     taps=st.sets(st.integers(0, 2)),
     mains=st.lists(st.integers(1, 20), min_size=3, max_size=3),
+    shortcuts=st.lists(st.booleans(), min_size=3, max_size=3),
 )
-@example(["pdgp", "dgp", "pdpg"], [2, 2, 1], [True, True, False], {0, 1}, [20, 20, 3])
-@example(["dpdpdpg", "d", "ppdp"], [2, 1, 2], [True, False, False], {1}, [20, 5, 3])
+@example(["pdgp", "dgp", "pdpg"], [2, 2, 1], [True, True, False], {0, 1}, [20, 20, 3], 3 * [True])
+@example(["dpdpdpg", "d", "ppdp"], [2, 1, 2], [True, False, False], {1}, [20, 5, 3], 3 * [True])
 def test_any_branches(
-    branches: list[str], strides: list[int], projects: list[bool], taps: set[int], mains: list[int]
+    branches: list[str],
+    strides: list[int],
+    projects: list[bool],
+    taps: set[int],
+    mains: list[int],
+    shortcuts: list[bool],
 ) -> None:
     """Whatever is cut, and wherever gates stand; ``mains`` are read of each unit's channels."""
     channels = first = 20
     units, maps = nn.Sequential(), []
-    for branch, stride, projected, main in zip(branches, strides, projects, mains, strict=False):
+    choices = zip(branches, strides, projects, mains, shortcuts, strict=False)
+    for branch, stride, projected, main, shortcut in choices:
         inp, left = min(main, channels), stride if "d" in branch else 1
         layers, width, halves = [], inp, left == 2
         for part in branch:
             layers.append(PARTS[part](width, width + 3, left))
             width += 3 * (part == "p")
             left = 1 if part == "d" else left
+        if shortcut and not halves:
+            layers += [ConvBn(width, inp), Shortcut(inp, "silu")]
         projection = [ConvBn(channels, channels, 3, 1 + halves), ConvBn(channels, 7)]
         projection, keeps = projection[: 2 * projected], not (halves or projected)
         units.append(DeviantUnit(channels, layers, 1 + halves, projection, keeps))
@@ -273,6 +282,28 @@ def test_pieces_give_planes_back() -> None:
     assert planes_of(plan) == [18] * 13 + [0]
 
 
+def test_a_shortcut_keeps_its_planes() -> None:
+    """No piece of the branch takes those, which are free where nothing is added."""
+    pair = [ConvBn(6, 6, 3), ConvBn(6, 6)]
+
+    def written(*gate: Shortcut) -> list[set[int]]:
+        """By each piece of the unit in the middle."""
+        units = nn.Sequential(*(DeviantUnit(12, [*pair, *pair, *pair, *gate]) for _ in range(3)))
+        randomize_(units).eval()
+        plan, x = general_plan(12, units), draw(2, 12, 5, 7)
+        check(plan, x, [float64_reference(units)(x)])
+        _, steps, tables = steps_of(plan.words)
+        count = 3 + len(gate)
+        pieces = [steps[1 + count], *steps[2 + count : 1 + 2 * count]]
+        source = set(tables[pieces[0]["in_table"] :][:6].tolist())
+        if gate:
+            assert set(tables[pieces[3]["in_table"] :][6:12].tolist()) == source
+        return [set(tables[p["out_table"] :][:6].tolist()) & source for p in pieces]
+
+    assert any(written())
+    assert not any(written(Shortcut(6)))
+
+
 def kinds_and_buffers(plan: GpuPlan) -> list[tuple[int, int, int]]:
     return [(s["kind"], s["in_buffer"], s["out_buffer"]) for s in steps_of(plan.words)[1]]
 
@@ -294,6 +325,13 @@ def test_where_pieces_lie() -> None:
     branch = [ConvBn(12, 12), ConvBn(12, 12, 3, 2), ConvBn(12, 6), SqueezeExcite(6)]
     plan = general_plan(12, nn.Sequential(DeviantUnit(12, branch, 2, projection)))
     assert kinds_and_buffers(plan) == [(UNIT, -1, 0), (GATE, 0, 0), (EXPORT, 0, -2)]
+    # So it is at stride 1, unless a shortcut reads it too.
+    branch = [ConvBn(12, 12), ConvBn(12, 12, 3), ConvBn(12, 12)]
+    for gate, read, in_place in (
+        (SqueezeExcite(12), [], (UNIT, -1, 0)), (Shortcut(12), [copy], (UNIT, 0, 0))
+    ):  # fmt: skip
+        plan = general_plan(12, nn.Sequential(DeviantUnit(12, [*branch, gate], passthrough=False)))
+        assert kinds_and_buffers(plan) == [*read, in_place, (GATE, 0, 0), (EXPORT, 0, -2)]
 
 
 STAGES = {

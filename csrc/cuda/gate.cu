@@ -1,11 +1,16 @@
-// Squeeze-and-excite in one launch: planes times expand(reduce(their means)), in place.
+// Squeeze-and-excite and the shortcut behind it in one launch, in place:
+// planes = activation(planes * expand(reduce(their means)) + other planes).
 //
 // A CTA has an image; where there are clusters, the CTAs of one share its channels in tiles of 16,
 // so that a small batch fills the GPU and a CTA's planes fit in its shared memory: then they are
 // read once and written once, else they are read again, from L2. Each CTA multiplies its means by
 // its columns of the first matrix and hands the sums to the others, which add them up in the order
 // of ranks; its channels are rows of the second matrix. So the weights are read once for each
-// image.
+// image. Without matrices CTAs that share an image have nothing to tell each other, and there are
+// as many as there are SMs for.
+//
+// Added planes are read once, at the end. All planes of a buffer start on 128 bytes, so an image's
+// lines have their vectors at the same elements in all of them.
 //
 // Matrices are as the tensor cores' kernels read them (mma.h), and their fragments are multiplied
 // by one column on the ordinary cores, in float32.
@@ -27,36 +32,51 @@ constexpr int kGateWarps = kGateThreads / kWarp;
 
 // Where a CTA's arrays lie in shared memory, in bytes; means are at 0.
 struct GatePlaces {
-  int table, partial, sums, hidden, gates, held;
+  int table, sources, partial, sums, hidden, gates, held;
 };
 
 template <class T>
 struct GateParams {
   T* planes;
   int64_t pitch;         // of planes
-  const int32_t* table;  // [channels]
-  const T* reduce;       // packed [reduced, channels]
-  const T* expand;       // packed [channels, reduced]
+  const int32_t* table;  // [channels], and behind it as many of the planes that are added
+  bool adds;
+  const T* reduce;  // packed [reduced, channels]
+  const T* expand;  // packed [channels, reduced]
   const float* reduce_bias;
   const float* expand_bias;
-  After reduce_after, expand_after;
-  int channels, reduced, plane;
-  int cluster;     // CTAs
-  int parts;       // that the first product's sums are made of, in each CTA
-  int held_bytes;  // of a plane that is kept in shared memory, or 0
+  After reduce_after, expand_after, after;
+  int channels, reduced, plane;  // reduced: 0 where nothing is scaled
+  int ctas;                      // that share an image, those of a cluster where there are clusters
+  int parts;                     // that the first product's sums are made of, in each CTA
+  int held_bytes;                // of a plane that is kept in shared memory, or 0
   GatePlaces at;
 };
 
-// Calls one(i) or many(i) for the elements and 16-byte vectors that this lane has of a line of
-// `count` elements, which begins `phase` bytes after a vector.
-template <class T, class One, class Many>
-SNV2_DEVICE void for_each_of_lane(int phase, int count, const One& one, const Many& many) {
+// Calls one(i) for the elements and use(i, fetch(i)) for the 16-byte vectors that this lane has of
+// a line of `count` elements, which begins `phase` bytes after a vector. What is stored might be
+// what is fetched next, for all that a compiler knows, so kAhead vectors are fetched before one is
+// used.
+template <class T, int kAhead, class One, class Fetch, class Use>
+SNV2_DEVICE void for_each_of_lane(int phase, int count, const One& one, const Fetch& fetch,
+                                  const Use& use) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const int lane = lane_of_warp(), head = span_head<T>(phase, count);
   const int vectors = (count - head) / kVector, tail = head + vectors * kVector;
   if (lane < head) one(lane);
-#pragma unroll 4
-  for (int v = lane; v < vectors; v += kWarp) many(head + v * kVector);
+  for (int first = lane; first < vectors; first += kAhead * kWarp) {
+    decltype(fetch(0)) fetched[kAhead] = {};
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int v = first + k * kWarp;
+      if (v < vectors) fetched[k] = fetch(head + v * kVector);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int v = first + k * kWarp;
+      if (v < vectors) use(head + v * kVector, fetched[k]);
+    }
+  }
   if (tail + lane < count) one(tail + lane);
 }
 
@@ -112,59 +132,58 @@ SNV2_DEVICE float gated(const After& after, float x, int row) {
   return activated(after.kind, x, slope_of(after, row));
 }
 
+// The channels of an image that a CTA has, begin to end, and where their lines are.
+template <class T>
+struct Share {
+  const GateParams<T>& params;
+  Shared<unsigned char> memory;
+  int64_t image;
+  int rank, begin, end;
+
+  SNV2_DEVICE Shared<float> floats(int at) const { return (memory + at).template as<float>(); }
+  SNV2_DEVICE Shared<int32_t> table(int at) const { return (memory + at).template as<int32_t>(); }
+  // Of the plane that a table has for channel c.
+  SNV2_DEVICE Global<T> line(int table_at, int c) const {
+    const int64_t at = load(table(table_at) + (c - begin));
+    return Global<T>{params.planes} + (at * params.pitch + image * params.plane);
+  }
+  SNV2_DEVICE Shared<T> held(int c, int phase) const {
+    return (memory + (params.at.held + (c - begin) * params.held_bytes + phase)).template as<T>();
+  }
+};
+
+// Leaves the gates of a CTA's channels in shared memory, and their lines where those are held.
 template <class T, bool kCluster>
-__global__ void __launch_bounds__(kGateThreads, 2) gate_kernel(GateParams<T> params) {
+SNV2_DEVICE void compute_gates(const GateParams<T>& params, const Share<T>& share) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const int rank = kCluster ? cluster_rank() : 0, ranks = kCluster ? params.cluster : 1;
-  const int64_t image = static_cast<int>(blockIdx.x) / ranks;
+  const int rank = share.rank, ranks = kCluster ? params.ctas : 1;
+  const int begin = share.begin, end = share.end;
   const int thread = static_cast<int>(threadIdx.x), warp = warp_of_cta(), lane = lane_of_warp();
   const int plane = params.plane, channels = params.channels;
-  // This CTA's channels.
-  const int tiles = (channels + 15) / 16;
-  const int begin = tiles * rank / ranks * 16, end = tiles * (rank + 1) / ranks * 16;
   const int rows = (params.reduced + 15) / 16 * 16;
-  const Shared<unsigned char> memory = shared_memory();
-  const Shared<float> means = memory.template as<float>();
-  const Shared<int32_t> table = (memory + params.at.table).template as<int32_t>();
-  const Shared<float> partial = (memory + params.at.partial).template as<float>();
-  const Shared<float> sums = (memory + params.at.sums).template as<float>();
-  const Shared<float> hidden = (memory + params.at.hidden).template as<float>();
-  const Shared<float> gates = (memory + params.at.gates).template as<float>();
-  const auto line_of = [&](int c) {
-    const int64_t at = load(table + (c - begin));
-    return Global<T>{params.planes} + (at * params.pitch + image * plane);
-  };
-  const auto held_of = [&](int c, int phase) {
-    return (memory + (params.at.held + (c - begin) * params.held_bytes + phase)).template as<T>();
-  };
-  for (int c = begin + thread; c < end && c < channels; c += kGateThreads) {
-    store(table + (c - begin), load(Global<const int32_t>{params.table} + c));
-  }
-  grid_dependents_launch();
-  if constexpr (kCluster) {
-    sync_cluster_reads();  // the others have begun
-  } else {
-    sync_threads();
-  }
-  grid_dependency_wait();
+  const Shared<float> means = share.floats(0);
+  const Shared<float> partial = share.floats(params.at.partial);
+  const Shared<float> sums = share.floats(params.at.sums);
+  const Shared<float> hidden = share.floats(params.at.hidden);
+  const Shared<float> gates = share.floats(params.at.gates);
 
   // Means. A lane meets the same elements again below.
   for (int c = begin + warp; c < end; c += kGateWarps) {
     float sum = 0.0f;
     if (c < channels) {
-      const Global<T> line = line_of(c);
+      const Global<T> line = share.line(params.at.table, c);
       const Global<const T> from{line.address};
       const int phase = misalignment(line, 16);
-      const Shared<T> held = held_of(c, phase);
-      for_each_of_lane<T>(
+      const Shared<T> held = share.held(c, phase);
+      for_each_of_lane<T, 4>(
           phase, plane,
           [&](int i) {
             const T value = load(from + i);
             if (params.held_bytes > 0) store(held + i, value);
             sum += to_float(value);
           },
-          [&](int i) {
-            const Vector<T, kVector> v = load_vector<kVector>(from + i);
+          [&](int i) { return load_vector<kVector>(from + i); },
+          [&](int i, const Vector<T, kVector>& v) {
             if (params.held_bytes > 0) store_vector<kVector>(held + i, v);
             sum += sum_of(v);
           });
@@ -231,33 +250,77 @@ __global__ void __launch_bounds__(kGateThreads, 2) gate_kernel(GateParams<T> par
     }
   }
   sync_threads();
+}
 
-  // Scale.
-  for (int c = begin + warp; c < end && c < channels; c += kGateWarps) {
-    const float gate = load(gates + (c - begin));
-    const Global<T> line = line_of(c);
+template <class T, bool kCluster>
+__global__ void __launch_bounds__(kGateThreads, 2) gate_kernel(GateParams<T> params) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const int cta = static_cast<int>(blockIdx.x), rank = cta % params.ctas;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int channels = params.channels, tiles = (channels + 15) / 16;
+  const int begin = tiles * rank / params.ctas * 16, end = tiles * (rank + 1) / params.ctas * 16;
+  const Share<T> share{params, shared_memory(), cta / params.ctas, rank, begin, end};
+  for (int c = begin + thread; c < end && c < channels; c += kGateThreads) {
+    const Global<const int32_t> entry = Global<const int32_t>{params.table} + c;
+    store(share.table(params.at.table) + (c - begin), load(entry));
+    if (params.adds) store(share.table(params.at.sources) + (c - begin), load(entry + channels));
+  }
+  grid_dependents_launch();
+  if constexpr (kCluster) {
+    sync_cluster_reads();  // the others have begun
+  } else {
+    sync_threads();
+  }
+  grid_dependency_wait();
+  const bool scales = params.reduced > 0;
+  if (scales) compute_gates<T, kCluster>(params, share);
+
+  // Scale, add.
+  for (int c = begin + warp_of_cta(); c < end && c < channels; c += kGateWarps) {
+    const float gate = scales ? load(share.floats(params.at.gates) + (c - begin)) : 1.0f;
+    const float slope = slope_of(params.after, c);
+    const Global<T> line = share.line(params.at.table, c);
     const Global<const T> from{line.address};
+    const Global<const T> source{params.adds ? share.line(params.at.sources, c).address
+                                             : line.address};
     const int phase = misalignment(line, 16);
-    const Shared<T> held = held_of(c, phase);
-    for_each_of_lane<T>(
-        phase, plane,
-        [&](int i) {
-          const T value = params.held_bytes > 0 ? load(held + i) : load(from + i);
-          store(line + i, rounded<T>(to_float(value) * gate));
-        },
-        [&](int i) {
-          Vector<T, kVector> v = params.held_bytes > 0 ? load_vector<kVector>(held + i)
-                                                       : load_vector<kVector>(from + i);
+    const Shared<T> held = share.held(c, phase);
+    with_activation(params.after.kind, [&](const auto& act) {
+      const auto finish = [&](T value, T added) {
+        return rounded<T>(act(multiply_add(to_float(value), gate, to_float(added)), slope));
+      };
+      struct Pair {
+        Vector<T, kVector> value, added;
+      };
+      for_each_of_lane<T, 2>(
+          phase, params.plane,
+          [&](int i) {
+            const T value = params.held_bytes > 0 ? load(held + i) : load(from + i);
+            const T added = params.adds ? load(source + i) : T{};
+            store(line + i, finish(value, added));
+          },
+          [&](int i) {
+            Pair pair{params.held_bytes > 0 ? load_vector<kVector>(held + i)
+                                            : load_vector<kVector>(from + i),
+                      {}};
+            if (params.adds) pair.added = load_vector<kVector>(source + i);
+            return pair;
+          },
+          [&](int i, const Pair& pair) {
+            Vector<T, kVector> v;
 #pragma unroll
-          for (T& value : v.values) value = rounded<T>(to_float(value) * gate);
-          store_vector<kVector>(line + i, v);
-        });
+            for (int k = 0; k < kVector; ++k) {
+              v.values[k] = finish(pair.value.values[k], pair.added.values[k]);
+            }
+            store_vector<kVector>(line + i, v);
+          });
+    });
   }
 }
 
 // How a gate is cut.
 struct GateCut {
-  int64_t cluster = 1, parts = 1;
+  int64_t ctas = 1, parts = 1;  // see GateParams
   int64_t held_bytes = 0;
   int64_t shared_bytes = 0;
   GatePlaces at = {};
@@ -265,26 +328,33 @@ struct GateCut {
 
 struct GateShape {
   int64_t batch, channels, reduced, plane, size, tile_depth;
+  bool adds;
+
+  bool scales() const { return reduced > 0; }
 };
 
-GateCut place(const GateShape& s, int64_t cluster, bool held) {
+GateCut place(const GateShape& s, int64_t ctas, bool held) {
   GateCut c;
-  c.cluster = cluster;
-  const int64_t share = ceil_div(ceil_div(s.channels, kTileRows), cluster) * kTileRows;
+  c.ctas = ctas;
+  const int64_t share = ceil_div(ceil_div(s.channels, kTileRows), ctas) * kTileRows;
   const int64_t rows = padded_rows(s.reduced);
-  c.parts = std::clamp<int64_t>(kGateWarps / (rows / kTileRows), 1, share / s.tile_depth);
   int64_t at = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t here = at;
     at += ceil_div(bytes, 16) * 16;
     return static_cast<int>(here);
   };
-  take(share * 4);
+  const int64_t means = s.scales() ? share * 4 : 0;
+  take(means);
   c.at.table = take(share * 4);
+  c.at.sources = take(s.adds ? share * 4 : 0);
+  if (s.scales()) {
+    c.parts = std::clamp<int64_t>(kGateWarps / (rows / kTileRows), 1, share / s.tile_depth);
+  }
   c.at.partial = take(c.parts * rows * 4);
-  c.at.sums = take(cluster * rows * 4);
+  c.at.sums = take(ctas * rows * 4);
   c.at.hidden = take(rows * 4);
-  c.at.gates = take(share * 4);
+  c.at.gates = take(means);
   // A line begins where it does in its plane, modulo 16 bytes.
   c.held_bytes = held ? ceil_div(s.plane * s.size, 16) * 16 + 16 : 0;
   c.at.held = take(share * c.held_bytes);
@@ -292,22 +362,23 @@ GateCut place(const GateShape& s, int64_t cluster, bool held) {
   return c;
 }
 
-// The smallest cluster whose planes two CTAs of an SM can hold, or a larger one where SMs would
-// stand idle.
+// The fewest CTAs for an image, a cluster where they multiply, of which an SM can hold the planes
+// of two, or more where SMs would stand idle. Planes that are not averaged are read only once.
 GateCut choose(const GateShape& s, const Device& device) {
   const auto fits = [&](const GateCut& c) {
-    const int64_t ctas = s.batch * c.cluster > device.sms ? 2 : 1;
+    const int64_t ctas = s.batch * c.ctas > device.sms ? 2 : 1;
     return c.shared_bytes <= device.shared_per_cta &&
            ctas * (c.shared_bytes + device.reserved_per_cta) <= device.shared_per_sm;
   };
-  const int64_t most = std::min(device.cluster, ceil_div(s.channels, kTileRows));
-  int64_t cluster = 1;
-  while (2 * cluster <= most &&
-         (2 * cluster * s.batch <= device.sms || !fits(place(s, cluster, true)))) {
-    cluster *= 2;
+  const int64_t tiles = ceil_div(s.channels, kTileRows);
+  const int64_t most = s.scales() ? std::min(device.cluster, tiles) : tiles;
+  int64_t ctas = 1;
+  while (2 * ctas <= most &&
+         (2 * ctas * s.batch <= device.sms || !fits(place(s, ctas, s.scales())))) {
+    ctas *= 2;
   }
-  for (const bool held : {true, false}) {
-    const GateCut c = place(s, cluster, held);
+  for (const bool held : {s.scales(), false}) {
+    const GateCut c = place(s, ctas, held);
     if (fits(c)) return c;
   }
   throw std::invalid_argument("x: a gate of " + std::to_string(s.channels) + " channels and " +
@@ -319,25 +390,31 @@ template <class T>
 void gate(const StepCall& call, LaunchInfo* info) {
   constexpr DType dtype = dtype_of<T>();
   const GpuStep& step = *call.step;
-  const GateShape s{call.batch, step.in_channels, step.mid_channels, call.height * call.width,
-                    sizeof(T),  kTileDepth<T>};
+  const GateShape s{call.batch,
+                    step.out_channels,
+                    step.mid_channels,
+                    call.height * call.width,
+                    sizeof(T),
+                    kTileDepth<T>,
+                    step.in_channels > step.out_channels};
   const GateCut c = choose(s, call.device);
-  if (s.batch * c.cluster > kMaxGrid) throw std::invalid_argument("x: too many images for a gate");
+  const int64_t cluster = s.scales() ? c.ctas : 1;
+  if (s.batch * c.ctas > kMaxGrid) throw std::invalid_argument("x: too many images for a gate");
   const int64_t map_bytes = s.batch * s.channels * s.plane * s.size;
   const int64_t reduce_bytes = packed_elements(s.reduced, s.channels, dtype) * s.size;
   const int64_t expand_bytes = packed_elements(s.channels, s.reduced, dtype) * s.size;
   if (info != nullptr) {
     info->kernel = "gate";
-    info->ctas = s.batch * c.cluster;
+    info->ctas = s.batch * c.ctas;
     info->threads = kGateThreads;
     info->shared_bytes = c.shared_bytes;
     info->columns = s.plane;
-    info->cluster = c.cluster;
+    info->cluster = cluster;
     info->launches = 1;
-    info->read_bytes = map_bytes * (c.held_bytes > 0 ? 1 : 2);
+    info->read_bytes = map_bytes * (1 + (s.scales() && c.held_bytes == 0) + s.adds);
     info->written_bytes = map_bytes;
-    info->weight_bytes =
-        s.batch * (reduce_bytes + expand_bytes + (c.cluster * s.reduced + s.channels) * 4);
+    info->weight_bytes = s.batch * (reduce_bytes + expand_bytes +
+                                    (s.scales() ? cluster * s.reduced + s.channels : 0) * 4);
     info->multiply_adds = s.batch * (reduce_bytes + expand_bytes) / s.size;
     return;
   }
@@ -346,6 +423,7 @@ void gate(const StepCall& call, LaunchInfo* info) {
   params.planes = static_cast<T*>(call.out.data);
   params.pitch = call.out.channel;
   params.table = call.arrays.tables + step.in_table;
+  params.adds = s.adds;
   params.reduce = static_cast<const T*>(call.arrays.weights) + step.pw1_weights;
   params.expand = static_cast<const T*>(call.arrays.weights) + step.pw2_weights;
   params.reduce_bias = call.arrays.parameters + step.pw1_bias;
@@ -355,34 +433,38 @@ void gate(const StepCall& call, LaunchInfo* info) {
   };
   params.reduce_after = after(step.pw1_activation);
   params.expand_after = after(step.pw2_activation);
+  params.after = after(step.dw_activation);
   params.channels = static_cast<int>(s.channels);
   params.reduced = static_cast<int>(s.reduced);
   params.plane = static_cast<int>(s.plane);
-  params.cluster = static_cast<int>(c.cluster);
+  params.ctas = static_cast<int>(c.ctas);
   params.parts = static_cast<int>(c.parts);
   params.held_bytes = static_cast<int>(c.held_bytes);
   params.at = c.at;
 
-  std::vector<Buffer> buffers{
-      constants(params.table, s.channels * 4),
-      constants(params.reduce, reduce_bytes),
-      constants(params.expand, expand_bytes),
-      constants(params.reduce_bias, s.reduced * 4),
-      constants(params.expand_bias, s.channels * 4),
-      updates(params.planes, call.out.channels * params.pitch * s.size, map_bytes, map_bytes)};
+  std::vector<Buffer> buffers{constants(params.table, step.in_channels * 4),
+                              updates(params.planes, call.out.channels * params.pitch * s.size,
+                                      map_bytes * (1 + s.adds), map_bytes)};
+  if (s.scales()) {
+    buffers.push_back(constants(params.reduce, reduce_bytes));
+    buffers.push_back(constants(params.expand, expand_bytes));
+    buffers.push_back(constants(params.reduce_bias, s.reduced * 4));
+    buffers.push_back(constants(params.expand_bias, s.channels * 4));
+  }
   const auto slopes = [&](const After& layer, int64_t rows) {
     if (layer.kind == Activation::kPrelu) buffers.push_back(constants(layer.slopes, rows * 4));
   };
   slopes(params.reduce_after, s.reduced);
   slopes(params.expand_after, s.channels);
+  slopes(params.after, s.channels);
   Launch config;
-  config.grid_x = static_cast<uint32_t>(s.batch * c.cluster);
+  config.grid_x = static_cast<uint32_t>(s.batch * c.ctas);
   config.threads = kGateThreads;
-  config.cluster = static_cast<uint32_t>(c.cluster);
+  config.cluster = static_cast<uint32_t>(cluster);
   config.shared_bytes = c.shared_bytes;
   config.overlaps = call.overlaps;
   config.stream = call.stream;
-  launch(config, buffers, c.cluster > 1 ? gate_kernel<T, true> : gate_kernel<T, false>, params);
+  launch(config, buffers, cluster > 1 ? gate_kernel<T, true> : gate_kernel<T, false>, params);
 }
 
 }  // namespace

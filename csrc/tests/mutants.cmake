@@ -376,6 +376,16 @@ snv2_add_mutant(gate_past_the_last_channel
   TEXT "c < end && c < channels; c += kGateWarps" BECOMES "c < end; c += kGateWarps"
   EXPECT "gate.cu")
 
+snv2_add_mutant(shortcut_from_the_planes_it_is_added_to
+  FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES shortcuts_match
+  TEXT "share.line(params.at.sources, c)" BECOMES "share.line(params.at.table, c)"
+  EXPECT "is off by")
+
+snv2_add_mutant(shortcut_without_layers_that_does_not_wait
+  FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES shortcuts_match
+  TEXT "  grid_dependency_wait();" BECOMES "  if (params.reduced > 0) grid_dependency_wait();"
+  EXPECT "global" "before grid_dependency_wait")
+
 snv2_add_mutant(copy_that_stays_in_its_image
   FILE cuda/copy.cu OF cuda/copy.cu IN gpu_pieces CASES pieces_match
   TEXT "place -= params.plane, ++image;" BECOMES "place -= params.plane;"

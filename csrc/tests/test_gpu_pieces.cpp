@@ -74,37 +74,27 @@ class Pieces : public WrittenPlan {
     return y;
   }
 
-  // x times expand(reduce(means of x)), where it is.
-  void gate(Held& x, int64_t width, Activation reduce, Activation expand) {
-    GpuStep step = step_of(GpuStepKind::kGate, x.buffer, x.map.channels);
+  // last(x times expand(reduce(means of x)) + source), where x is; with width 0 nothing is scaled.
+  void gate(Held& x, int64_t width, Activation reduce, Activation expand, Held* source = nullptr,
+            Activation last = Activation::kIdentity) {
+    const int64_t channels = x.map.channels, plane = x.map.height * x.map.width;
+    std::vector<int64_t> read = x.planes;
+    if (source != nullptr) read.insert(read.end(), source->planes.begin(), source->planes.end());
+    GpuStep step = step_of(GpuStepKind::kGate, x.buffer, static_cast<int64_t>(read.size()));
     step.mid_channels = width;
-    step.in_table = step.out_table = table(x.planes);
+    step.in_table = step.out_table = table(read);
     step.out_buffer = x.buffer;
-    const int64_t channels = step.out_channels = x.map.channels;
-    const auto w1 = matrix(step.pw1_weights, width, channels);
-    const auto b1 = floats(step.pw1_bias, width, padded_rows(width), 1);
-    const After after1 = after(step.pw1_activation, reduce, width);
-    const auto w2 = matrix(step.pw2_weights, channels, width);
-    const auto b2 = floats(step.pw2_bias, channels, padded_rows(channels), 1);
-    const After after2 = after(step.pw2_activation, expand, channels);
-    const int64_t plane = x.map.height * x.map.width;
+    step.out_channels = channels;
+    const After after_all = after(step.dw_activation, last, channels);
+    std::vector<double> scales(static_cast<size_t>(x.map.batch * channels), 1.0);
+    if (width > 0) scales = gates(step, x.map, reduce, expand);
     for (int64_t n = 0; n < x.map.batch; ++n) {
-      std::vector<double> means, hidden;
       for (int64_t c = 0; c < channels; ++c) {
-        double sum = 0;
-        for (int64_t p = 0; p < plane; ++p) sum += x.map.at(n, c, p);
-        means.push_back(sum / static_cast<double>(plane));
-      }
-      const auto row = [](const auto& w, const auto& b, const auto& v, int64_t r) {
-        double sum = b[static_cast<size_t>(r)];
-        for (size_t k = 0; k < v.size(); ++k)
-          sum += w[static_cast<size_t>(r) * v.size() + k] * v[k];
-        return sum;
-      };
-      for (int64_t r = 0; r < width; ++r) hidden.push_back(after1(row(w1, b1, means, r), r));
-      for (int64_t c = 0; c < channels; ++c) {
-        const double scale = after2(row(w2, b2, hidden, c), c);
-        for (int64_t p = 0; p < plane; ++p) x.map.at(n, c, p) = round(x.map.at(n, c, p) * scale);
+        for (int64_t p = 0; p < plane; ++p) {
+          const double value = x.map.at(n, c, p) * scales[static_cast<size_t>(n * channels + c)];
+          const double added = source != nullptr ? source->map.at(n, c, p) : 0.0;
+          x.map.at(n, c, p) = round(after_all(value + added, c));
+        }
       }
     }
     add(step, x.room, x.map);
@@ -122,6 +112,35 @@ class Pieces : public WrittenPlan {
   void halved() { ++header_.halvings; }
 
  private:
+  // [batch][channels] expand(reduce(means of x)).
+  std::vector<double> gates(GpuStep& step, Map& x, Activation reduce, Activation expand) {
+    const int64_t width = step.mid_channels, channels = x.channels, plane = x.height * x.width;
+    const auto w1 = matrix(step.pw1_weights, width, channels);
+    const auto b1 = floats(step.pw1_bias, width, padded_rows(width), 1);
+    const After after1 = after(step.pw1_activation, reduce, width);
+    const auto w2 = matrix(step.pw2_weights, channels, width);
+    const auto b2 = floats(step.pw2_bias, channels, padded_rows(channels), 1);
+    const After after2 = after(step.pw2_activation, expand, channels);
+    std::vector<double> all;
+    for (int64_t n = 0; n < x.batch; ++n) {
+      std::vector<double> means, hidden;
+      for (int64_t c = 0; c < channels; ++c) {
+        double sum = 0;
+        for (int64_t p = 0; p < plane; ++p) sum += x.at(n, c, p);
+        means.push_back(sum / static_cast<double>(plane));
+      }
+      const auto row = [](const auto& w, const auto& b, const auto& v, int64_t r) {
+        double sum = b[static_cast<size_t>(r)];
+        for (size_t k = 0; k < v.size(); ++k)
+          sum += w[static_cast<size_t>(r) * v.size() + k] * v[k];
+        return sum;
+      };
+      for (int64_t r = 0; r < width; ++r) hidden.push_back(after1(row(w1, b1, means, r), r));
+      for (int64_t c = 0; c < channels; ++c) all.push_back(after2(row(w2, b2, hidden, c), c));
+    }
+    return all;
+  }
+
   static GpuStep step_of(GpuStepKind kind, int64_t buffer, int64_t channels) {
     GpuStep step{};
     step.kind = kind;
@@ -199,6 +218,17 @@ void run_gates(Case c, int64_t reduced, Activation reduce, Activation expand) {
   plan.run(c);
 }
 
+// The source is added to what was made of it, and stays as it is.
+void run_shortcut(Case c, int64_t reduced, Activation last) {
+  Pieces plan(c);
+  Held x = plan.copy(random_map(plan, c.batch, c.in, c.height, c.width));
+  Held y = plan.piece(x, kDepthwise, 1, 0);
+  plan.gate(y, reduced, Activation::kRelu, Activation::kSigmoid, &x, last);
+  plan.result(y);
+  plan.result(x);
+  plan.run(c);
+}
+
 }  // namespace
 
 TEST(pieces_match_loops_wherever_weights_are) {
@@ -228,6 +258,34 @@ TEST(gates_match_loops) {
       run_gates({dtype, layout, 1, 3, 0, 1, 1, 0, sms}, 1, Activation::kHardswish,
                 Activation::kSigmoid);
     }
+  }
+}
+TEST(shortcuts_match_loops) {
+  for (const DType dtype : kDTypes) {
+    for (const int64_t sms : {1, 132}) {  // with 132 an image has more than one CTA
+      const auto layout = sms == 1 ? Layout::kChannelsLast : Layout::kContiguous;
+      for (const int64_t reduced : {0, 11}) {
+        run_shortcut({dtype, layout, 3, 45, 0, 7, 7, 0, sms}, reduced, Activation::kRelu);
+        run_shortcut({dtype, layout, 2, 66, 0, 5, 9, 0, sms}, reduced, Activation::kPrelu);
+        run_shortcut({dtype, layout, 5, 3, 0, 1, 1, 0, sms}, reduced, Activation::kIdentity);
+      }
+    }
+  }
+}
+TEST(shortcuts_of_large_planes_match_loops) {
+  run_shortcut({DType::kFloat32, Layout::kContiguous, 1, 20, 0, 90, 90, 0, 1}, 5,
+               Activation::kHardswish);
+  run_shortcut({DType::kFloat16, Layout::kContiguous, 2, 20, 0, 83, 91, 0, 1}, 5,
+               Activation::kRelu);
+}
+TEST(gates_before_an_activation_match_loops) {
+  for (const int64_t reduced : {0, 5}) {
+    const Case c{DType::kFloat16, Layout::kContiguous, 3, 21, 0, 7, 5, 0, 1};
+    Pieces plan(c);
+    Held x = plan.copy(random_map(plan, c.batch, c.in, c.height, c.width));
+    plan.gate(x, reduced, Activation::kRelu, Activation::kSigmoid, nullptr, Activation::kPrelu);
+    plan.result(x);
+    plan.run(c);
   }
 }
 TEST(gates_of_large_planes_match_loops) {

@@ -138,6 +138,60 @@ TEST(gates) {
   refused(p, "step 2: result");
 }
 
+TEST(shortcuts) {
+  // The gate adds planes of the copy.
+  const auto shortcut = [](const std::vector<int64_t>& added) {
+    Packer p = pieces();
+    p.steps[2].in_channels += static_cast<int64_t>(added.size());
+    std::vector<int64_t> read{4, 5, 6};
+    read.insert(read.end(), added.begin(), added.end());
+    p.steps[2].in_table = p.table(read);
+    return p;
+  };
+  const auto without_layers = [](Packer p) {
+    p.steps[2].mid_channels = 0;
+    p.steps[2].pw1_activation = p.steps[2].pw2_activation = {};
+    return p;
+  };
+  shortcut({3, 0, 1}).check();
+  refused(shortcut({3, 0}), "step 2: gate");
+  refused(shortcut({3, 0, 1, 2}), "step 2: gate");
+  refused(shortcut({3, 0, 5}), "step 2: out_table");  // which it writes
+  refused(shortcut({3, 0, 7}), "step 2: in_table");
+  Packer p = shortcut({3, 0, 7});
+  for (GpuStep& step : p.steps) step.out_planes += step.out_planes == 7;
+  refused(p, "step 2: in_table");  // nobody wrote it
+  p = shortcut({3, 0, 1});
+  p.tables[p.steps[2].in_table] = 3;
+  refused(p, "step 2: out_table");  // the first ones are not those that it writes
+
+  p = without_layers(shortcut({3, 0, 1}));
+  p.check();
+  p.steps[2].mid_channels = -1;
+  refused(p, "step 2: mid_channels");
+  for (GpuActivation GpuStep::* const field :
+       {&GpuStep::pw1_activation, &GpuStep::pw2_activation}) {
+    p = without_layers(shortcut({3, 0, 1}));
+    p.steps[2].*field = {Activation::kRelu};
+    refused(p, "step 2: pw");
+  }
+  for (Packer q : {pieces(), shortcut({3, 0, 1}), without_layers(shortcut({3, 0, 1})),
+                   without_layers(pieces())}) {
+    q.steps[2].dw_activation = {Activation::kHardswish};
+    q.check();
+    q.steps[2].dw_activation = q.prelu(3);
+    q.check();
+    q.steps[2].dw_activation.slopes = q.header.parameter_count;
+    refused(q, "step 2: dw_activation");
+    for (const Activation kind :
+         {Activation::kSigmoid, Activation::kHardsigmoid, Activation::kLeakyRelu}) {
+      q.steps[2].dw_activation = {kind};
+      refused(q, "step 2: dw_activation");
+    }
+  }
+  refused(without_layers(pieces()), "step 2: mid_channels");  // nothing would happen
+}
+
 TEST(exports) {
   Packer p = pieces();
   p.steps[4].result = kNoResult;

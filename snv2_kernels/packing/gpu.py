@@ -8,9 +8,10 @@ stage of C channels takes C + C / 2 planes. Planes that a unit was the last to r
 next one, and not for the same one: its CTAs read while others write.
 
 A unit of pw, dw and pw is one step, its projection at stride 2 included. Any other is cut into
-pieces of at most these three, from its front, and each gate is a step of its own. A projection runs
-beside the first piece where one launch can do both. Pieces read and write planes only: the caller's
-map is copied to planes before them, and from there to a result behind them.
+pieces of at most these three, from its front, and each gate is a step of its own; what a shortcut
+adds keeps its planes until then. A projection runs beside the first piece where one launch can do
+both. Pieces read and write planes only: the caller's map is copied to planes before them, and from
+there to a result behind them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from snv2_kernels.packing.units import Gate, Unsupported
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from snv2_kernels.packing.units import Unit
+    from snv2_kernels.packing.units import Activation, Unit
 
 __all__ = ["GpuPlanBuilder"]
 
@@ -68,7 +69,7 @@ class _Tiles(Arrays):
         """Fills in the fields of a layer that multiplies by ``columns``."""
         setattr(step, f"{name}_weights", self.matrix(columns))
         setattr(step, f"{name}_bias", self.bias(layer.bias))
-        self._activation(step, name, layer, slice(None), gates)
+        self.activation_after(step, name, layer.activation, layer.channels, gates=gates)
 
     def depthwise_layer(
         self, step: GpuStep, name: str, layer: Folded, rows: Sequence[int] | slice = slice(None)
@@ -77,19 +78,21 @@ class _Tiles(Arrays):
         setattr(step, name, self.depthwise(layer.weight[rows], layer.bias[rows]))
         setattr(step, f"{name}_window", layer.kernel)
         setattr(step, f"{name}_dilation", layer.dilation)
-        self._activation(step, name, layer, rows)
+        self.activation_after(step, name, layer.activation, layer.channels, rows)
 
-    def _activation(
+    def activation_after(
         self,
         step: GpuStep,
         name: str,
-        layer: Folded,
-        rows: Sequence[int] | slice,
+        activation: Activation,
+        channels: int,
+        rows: Sequence[int] | slice = slice(None),
         gates: bool = False,
     ) -> None:
-        if layer.activation.kind in ("sigmoid", "hardsigmoid") and not gates:
-            raise Unsupported(f"activation {layer.activation.kind}")
-        kind, slopes = self.activation(layer.activation, layer.channels, rows)
+        """Fills in the fields of a layer's activation."""
+        if activation.kind in ("sigmoid", "hardsigmoid") and not gates:
+            raise Unsupported(f"activation {activation.kind}")
+        kind, slopes = self.activation(activation, channels, rows)
         setattr(step, f"{name}_activation", kind)
         setattr(step, f"{name}_slopes", slopes)
 
@@ -197,12 +200,17 @@ def _projects(unit: Unit[Folded], piece: Segment, channels: int) -> bool:
     return unit.stride == 2 if piece.pw1 is not None else len(unit.main) == channels
 
 
+def _adds_source(cut: Sequence[Segment]) -> bool:
+    return any(piece.gate is not None and piece.gate.adds_source for piece in cut)
+
+
 def _reads_callers_map(unit: Unit[Folded], alone: bool) -> bool:
     """Whether a first unit takes the caller's map as it is; ``alone`` it is the last one too."""
-    first, *others = _cut(unit)
+    first, *others = cut = _cut(unit)
     in_one = unit.projection is None or (unit.stride == 2 and unit.strided == 0)
     one_step = not others and first.gate is None
-    return _is_whole(first) and in_one and (not unit.passthrough or (alone and one_step))
+    only_reader = not unit.passthrough and not _adds_source(cut)
+    return _is_whole(first) and in_one and (only_reader or (alone and one_step))
 
 
 def _columns(weight: Tensor, main: Sequence[int], channels: Sequence[int]) -> Tensor:
@@ -340,12 +348,13 @@ class _Writer:
         """A unit in several steps: where its map lies then."""
         after = self._target(unit, place)
         first = place.planes(unit.passthrough)  # what comes before the branch's result
+        source = place.planes(unit.main) if _adds_source(cut) else []
         read, main = place, list(unit.main)
         target = after if unit.stride == 1 else place
 
         def take(target: Map, count: int) -> list[int]:
-            """Planes of what neither the unit's map nor the next step reads."""
-            live = {*(first if target.buffer == after.buffer else ())}
+            """Planes of what neither the unit's map nor its last or next step reads."""
+            live = {*source, *(first if target.buffer == after.buffer else ())}
             live |= {*(read.table if target.buffer == read.buffer else ())}
             return target.room.take(count, live)
 
@@ -371,17 +380,21 @@ class _Writer:
             read = Map(target.buffer, fresh[step.proj_channels :], target.room)
             main = list(range(step.out_channels))
             if piece.gate is not None:
-                self._gate(piece.gate, read)
+                self._gate(piece.gate, read, source if piece.gate.adds_source else [])
         joined = first + read.table
         return Map(after.buffer, [joined[j] for j in unit.order], after.room)
 
-    def _gate(self, gate: Gate[Folded], place: Map) -> None:
-        """Of a map, in place."""
-        step = self._reading(GATE, place, range(len(place.table)))
-        reduce, expand = gate.layers
-        step.out_channels, step.mid_channels = step.in_channels, reduce.channels
-        self.arrays.product_layer(step, "pw1", reduce, reduce.weight, gates=True)
-        self.arrays.product_layer(step, "pw2", expand, expand.weight, gates=True)
+    def _gate(self, gate: Gate[Folded], place: Map, source: list[int]) -> None:
+        """Of a map, in place; ``source`` are the planes that are added to it."""
+        read = Map(place.buffer, place.table + source)
+        step = self._reading(GATE, read, range(len(read.table)))
+        step.out_channels = channels = len(place.table)
+        if gate.layers:
+            reduce, expand = gate.layers
+            step.mid_channels = reduce.channels
+            self.arrays.product_layer(step, "pw1", reduce, reduce.weight, gates=True)
+            self.arrays.product_layer(step, "pw2", expand, expand.weight, gates=True)
+        self.arrays.activation_after(step, "dw", gate.activation, channels)
         step.out_buffer, step.out_table = place.buffer, step.in_table
         self._steps.append((step, place.room))
 

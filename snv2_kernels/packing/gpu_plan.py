@@ -50,6 +50,10 @@ class GpuStep:
     ``_slopes``, the offset in ``parameters`` of a float for each of the layer's rows, padded as a
     bias is. Rows are those of the layer's weights: of ``proj_dw`` in the order of ``in_table``.
 
+    A ``GATE`` scales its ``out_channels`` planes by what pw1 and pw2 make of their means, or not
+    where ``mid_channels`` is 0, adds to them the others of ``in_table``, if any, and applies
+    ``dw_activation``.
+
     A depthwise convolution of ``_window`` x ``_window`` with ``_dilation`` is padded with
     ``window // 2 * dilation`` zeros, and has ``window * window + 1`` floats for each channel in
     ``parameters``. A step that lacks it has window 1.

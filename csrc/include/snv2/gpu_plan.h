@@ -42,7 +42,7 @@ enum class GpuStepKind : int64_t {
   kStem = 1,    // conv3x3 s2, activation, maxpool3x3 s2: caller's image -> planes
   kUnit = 2,    // one ShuffleNet V2 unit, or a piece of one
   kHead = 3,    // 1x1, activation, mean over pixels, linear: planes -> caller's [N, out_channels]
-  kGate = 4,    // planes times expand(reduce(their means over pixels)), in place
+  kGate = 4,    // x = activation(x * expand(reduce(means of x over pixels)) + s), planes, in place
   kExport = 5,  // planes -> caller's map
 };
 
@@ -63,8 +63,8 @@ struct GpuWindow {
   constexpr int64_t reach() const { return window / 2 * dilation; }
 };
 
-// Of a layer's result. kLeakyRelu is written as kPrelu; kSigmoid and kHardsigmoid are of a kGate
-// only. A step that lacks the layer has kIdentity.
+// Of a layer's result. kLeakyRelu is written as kPrelu; kSigmoid and kHardsigmoid are of the layers
+// of a kGate only. A step that lacks the layer has kIdentity.
 struct GpuActivation {
   Activation kind = Activation::kIdentity;
   int64_t slopes = 0;  // kPrelu: [rows] in `parameters`, else 0
@@ -81,11 +81,12 @@ struct GpuStep {
   int64_t out_planes;   // planes that out_buffer has room for while this step's map is in it
   int64_t result;       // which of the caller's results this step writes, or kNoResult
   int64_t in_channels;  // planes gathered; kStem: channels of the image
-  int64_t in_table;     // [in_channels] plane, or channel of the caller's map
-  // kUnit: channels that the main branch convolves; kHead: features; kGate: between its layers.
+  int64_t in_table;     // [in_channels] plane, or channel of the caller's map; kGate: x, s if any
+  // kUnit: channels that the main branch convolves; kHead: features; kGate: between its layers, 0
+  // if it has none and scales nothing.
   int64_t mid_channels;
   int64_t proj_channels;  // kUnit with a projection of what it reads: its width, else 0
-  int64_t out_channels;   // kUnit: width of the main branch's result; kHead: classes
+  int64_t out_channels;   // kUnit: width of the main branch's result; kHead: classes; kGate: of x
   int64_t out_table;      // [proj_channels + out_channels] plane of each, the projection's first
   // The result in logical order. Entry e >= 0: row e of [projection's, main] result; e < 0: copied
   // from plane (or channel of the caller's map) -1 - e of in_buffer (stride 1). Of a kUnit with all
@@ -93,7 +94,7 @@ struct GpuStep {
   int64_t result_channels;
   int64_t result_table;
 
-  // kUnit [mid, in]; kStem: [out, in * 9]; kHead: [features, in]; kGate: reduce [mid, in]
+  // kUnit [mid, in]; kStem: [out, in * 9]; kHead: [features, in]; kGate: reduce [mid, out]
   int64_t pw1_weights;
   int64_t pw2_weights;   // kUnit [out, mid]; kHead: [classes, features]; kGate: expand [out, mid]
   int64_t proj_weights;  // [proj, in]
@@ -106,9 +107,9 @@ struct GpuStep {
   GpuWindow dw_window;  // kUnit
   GpuWindow proj_dw_window;
   // After each layer: kUnit in the order of its layers; kStem and kHead have pw1's, kGate both
-  // pw's.
+  // pw's, and dw's after all.
   GpuActivation pw1_activation;      // [mid]; kStem: [out]
-  GpuActivation dw_activation;       // [mid]
+  GpuActivation dw_activation;       // [mid]; kGate: [out]
   GpuActivation pw2_activation;      // [out]
   GpuActivation proj_dw_activation;  // [in]
   GpuActivation proj_activation;     // [proj]
@@ -127,7 +128,7 @@ struct GpuPlanHeader {
   int64_t dtype;  // of weights
 };
 
-inline constexpr int64_t kGpuPlanMagic = 0x736e7632'1003;  // "snv2", GPU, format 3
+inline constexpr int64_t kGpuPlanMagic = 0x736e7632'1004;  // "snv2", GPU, format 4
 inline constexpr int64_t kGpuStepWords = 37;
 inline constexpr int64_t kGpuHeaderWords = 10;
 static_assert(sizeof(GpuStep) == kGpuStepWords * sizeof(int64_t));
@@ -158,7 +159,7 @@ class SNV2_API GpuPlan {
  public:
   // Throws std::invalid_argument if any step reads outside the tables, weights and parameters,
   // reads planes that nobody wrote, writes outside its buffer or to planes that it reads (but for a
-  // kGate), or if not each result is written once. The device's copy of the tables is taken on
+  // kGate's x), or if not each result is written once. The device's copy of the tables is taken on
   // trust.
   GpuPlan(const int64_t* words, int64_t word_count);
 
