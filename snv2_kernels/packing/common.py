@@ -272,7 +272,8 @@ def lowered(unit: Unit[Folded]) -> Unit[Folded]:
         if isinstance(part, Gate):
             if part.adds_source and not _fits_shortcut(part, unit):
                 raise Unsupported("a shortcut that does not lead around a whole branch")
-            branch.append(_of_two_layers(part))
+            if part != Gate():
+                branch.append(_of_two_layers(part))
         elif part.keeps_input:
             branch[-1:] = _over_both(branch[-1] if branch else None, part)
         else:

@@ -200,16 +200,12 @@ def _projects(unit: Unit[Folded], piece: Segment, channels: int) -> bool:
     return unit.stride == 2 if piece.pw1 is not None else len(unit.main) == channels
 
 
-def _adds_source(cut: Sequence[Segment]) -> bool:
-    return any(piece.gate is not None and piece.gate.adds_source for piece in cut)
-
-
 def _reads_callers_map(unit: Unit[Folded], alone: bool) -> bool:
     """Whether a first unit takes the caller's map as it is; ``alone`` it is the last one too."""
-    first, *others = cut = _cut(unit)
+    first, *others = _cut(unit)
     in_one = unit.projection is None or (unit.stride == 2 and unit.strided == 0)
     one_step = not others and first.gate is None
-    only_reader = not unit.passthrough and not _adds_source(cut)
+    only_reader = not unit.passthrough and not unit.has_shortcut
     return _is_whole(first) and in_one and (only_reader or (alone and one_step))
 
 
@@ -348,7 +344,7 @@ class _Writer:
         """A unit in several steps: where its map lies then."""
         after = self._target(unit, place)
         first = place.planes(unit.passthrough)  # what comes before the branch's result
-        source = place.planes(unit.main) if _adds_source(cut) else []
+        source = place.planes(unit.main) if unit.has_shortcut else []
         read, main = place, list(unit.main)
         target = after if unit.stride == 1 else place
 
