@@ -1,5 +1,5 @@
-"""The paper's relatives on the CUDA kernels, from model to fused model: gates, longer branches and
-projections at stride 1."""
+"""The paper's relatives on each backend, from model to fused model: gates, shortcuts, longer
+branches and projections at stride 1."""
 
 from __future__ import annotations
 
@@ -31,23 +31,27 @@ UNITS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "star": (lambda: models.StarUnit(12, 12, 1), (2, 12, 9, 7)),
     "star-s2": (lambda: models.StarUnit(12, 20, 2), (2, 12, 9, 7)),
     "large-s1": (lambda: models.LargeUnit(12, 20, 1), (2, 12, 9, 7)),
+    "large-se": (lambda: models.LargeUnit(12, 12, 1, True, True), (2, 12, 9, 7)),
+    "large-se-s1": (lambda: models.LargeUnit(12, 20, 1, True, True), (2, 12, 9, 7)),
+    "large-se-s2": (lambda: models.LargeUnit(12, 20, 2, True, True), (2, 12, 9, 7)),
+    "large-residual": (lambda: models.LargeUnit(12, 12, 1, False, True), (2, 12, 9, 7)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", UNITS)
-def test_units(gpu_backend: str, kind: str, dtype: torch.dtype) -> None:
+def test_units(kernels: str, kind: str, dtype: torch.dtype) -> None:
     make, shape = UNITS[kind]
     model = randomize_(nn.Sequential(make())).eval()
     fused = snv2.fuse(model)
     x = draw(*shape, dtype=dtype)
-    exact = float64_reference(model)(x)
     model, fused = model.to(x), fused.to(x)
+    exact = float64_reference(model)(x)
     assert "0: unit: fused" in str(snv2.explain(fused)).splitlines()
     with torch.no_grad():
         _native.reset_emulator_counters()
-        assert_accurate("stage", fused(x), model(x), exact, gpu_backend)
-    if gpu_backend == "cuda-emulated":
+        assert_accurate("stage", fused(x), model(x), exact, kernels)
+    if kernels == "cuda-emulated":
         assert _native.emulator_counters()["launches"] > 0
 
 
@@ -66,11 +70,15 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
         lambda: models.ShuffleNetV2Large([8], [2, 1, 1, 1], [12, 16, 20, 24, 32], 5),
         (1, 3, 40, 32),
     ),
+    "SE-v2-164": (
+        lambda: models.ShuffleNetV2Large([8, 8], [2, 1, 1, 2], [12, 16, 20, 24, 16], 5, True, True),
+        (1, 3, 40, 32),
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks(gpu_backend: str, name: str) -> None:
+def test_networks(kernels: str, name: str) -> None:
     make, shape = NETWORKS[name]
     model = randomize_(make()).eval()
     x = draw(*shape)
@@ -78,5 +86,5 @@ def test_networks(gpu_backend: str, name: str) -> None:
     _native.reset_emulator_counters()
     with torch.no_grad():
         assert max_error(fused(x), model.to(x)(x)) < FP32_BOUND
-    if gpu_backend == "cuda-emulated":
+    if kernels == "cuda-emulated":
         assert _native.emulator_counters()["launches"] > 3
