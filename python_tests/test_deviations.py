@@ -363,6 +363,10 @@ def test_what_the_cpu_does_not_cover() -> None:
 
     pw, dw = ConvBn(10, 10), ConvBn(10, 10, 3)
     assert reason(SqueezeExcite(10), pw) == "squeeze-and-excite that follows no convolution"
+    around = "a shortcut that does not lead around a whole branch"
+    assert reason(pw, dw, ConvBn(10, 9), Shortcut(9)) == around
+    assert reason(pw, Shortcut(10), dw, pw) == around
+    assert reason(ConvBn(20, 20), ConvBn(20, 20, 3, 2), Shortcut(20), stride=2) == around
     last_dw = "a branch whose last convolution is depthwise, with none before it"
     assert reason(dw) == reason(pw, SqueezeExcite(10), dw) == last_dw
     assert reason(pw, ConvBn(10, 10, 33), pw) == "a depthwise window of 33"

@@ -131,6 +131,8 @@ SUMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "of a multiple": lambda y, half, a: torch.add(y, half, alpha=2),
     "of another order": lambda y, half, a: y + half.flip(1),
     "of one channel": lambda y, half, a: y + half[:, :1],
+    "into its input": lambda y, half, a: half.add_(y),
+    "of it twice": lambda y, half, a: y.add_(half) + half,
 }
 NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     **{what: (functools.partial(Near, what), reason) for what, reason in GATES.items()},

@@ -94,7 +94,7 @@ def sums(graph: Graph) -> Iterator[tuple[Gate, ...]]:
             continue
         activation, nodes = activation_after(node)
         out = (node, *nodes)[-1]
-        ways = (maps, maps[::-1])[: 1 if writes(node) else 2]  # the second stays as it is
+        ways = (maps,) if writes(node) else (maps, maps[::-1])  # in place the first is lost
         yield tuple(Gate(a, out, activation=activation, added=b) for a, b in ways)
 
 

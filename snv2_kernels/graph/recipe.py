@@ -110,8 +110,7 @@ def _learned(activation: Activation) -> Any:
 
 def _slope(activation: Activation) -> float:
     """That of a leaky ReLU."""
-    has_one = activation.slope is not None and activation.kind != "prelu"
-    slope: float = activation.slope if has_one else 0.0
+    slope: float = activation.slope if activation.kind == "leaky_relu" else 0.0
     return slope
 
 
