@@ -1,16 +1,22 @@
-"""The models beside an independent implementation, pytorchcv, where the two have the same form."""
+"""The models beside an independent implementation, pytorchcv, where the two have the same form, and
+its units fused."""
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 import torch
-from _cases import FP32_BOUND, draw
+from _cases import FP32_BOUND, assert_accurate, draw, run_fused
 from torch import nn
 
+import snv2_kernels as snv2
 from snv2_kernels import models
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 pytest.importorskip("pytorchcv")
+from pytorchcv.models import shufflenetv2, shufflenetv2b
 from pytorchcv.models.shufflenetv2 import get_shufflenetv2
 from pytorchcv.models.shufflenetv2b import get_shufflenetv2b
 
@@ -93,3 +99,27 @@ def test_stages_in_the_authors_form(width: str) -> None:
             expected = float64_reference(theirs[stage + 1])(x)
         assert max_error(torch.cat([out[:, ::2], out[:, 1::2]], 1), expected) < FP32_BOUND
         x = out
+
+
+FORMS = {
+    "shufflenetv2": shufflenetv2.ShuffleUnit,
+    "shufflenetv2b": functools.partial(shufflenetv2b.ShuffleUnit, shuffle_group_first=False),
+    "shufflenetv2b-other-shuffle": functools.partial(
+        shufflenetv2b.ShuffleUnit, shuffle_group_first=True
+    ),
+}
+
+
+@pytest.mark.parametrize("downsample", [False, True])
+@pytest.mark.parametrize("use_residual", [False, True])
+@pytest.mark.parametrize("use_se", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_units_fuse(form: str, use_se: bool, use_residual: bool, downsample: bool) -> None:
+    make: Any = FORMS[form]
+    channels = 192 if downsample else 96
+    unit = make(96, channels, downsample=downsample, use_se=use_se, use_residual=use_residual)
+    fused, x = snv2.fuse(randomize_(unit).eval()), draw(2, 96, 9, 7)
+    assert str(snv2.explain(fused)) == "(model): unit: fused"
+    with torch.no_grad():
+        exact = float64_reference(unit)(x)
+        assert_accurate("unit", run_fused(fused, x), unit(x), exact)
