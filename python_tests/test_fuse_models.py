@@ -159,7 +159,7 @@ CHANGES = {
     "dropout": (_dropout, 3, "fc: Sequential"),
     "no-pooling": (_no_pooling, 3, "maxpool"),
     "other-activation": (_other_activation, 3, "conv1.2: Hardswish"),
-    "two-stages": (_two_stages, 2, "stage4"),
+    "two-stages": (_two_stages, 1, None),
     "attention": (_attention, 3, "stage3"),
 }
 

@@ -93,7 +93,13 @@ def _fused_copy(
 
 
 def _is_known(module: nn.Module) -> bool:
-    return isinstance(module, FusedModule | Mixed) or _fused_class(module) is not type(module)
+    """Whether its class says all that it computes. The classifier may have other units."""
+    if isinstance(module, FusedModule | Mixed):
+        return True
+    known = _fused_class(module)
+    if known is ShuffleNetV2:
+        return all(_is_stage(module._modules.get(name)) for name in STAGES)
+    return known is not type(module)
 
 
 def _is_plain(module: nn.Module, name: str) -> bool:
@@ -111,7 +117,7 @@ def _is_plain(module: nn.Module, name: str) -> bool:
 def _fused_class(module: nn.Module) -> type[nn.Module]:
     if _is_plain(module, "InvertedResidual"):
         return InvertedResidual
-    if _is_plain(module, "ShuffleNetV2") and all(_is_stage(module._modules.get(s)) for s in STAGES):
+    if _is_plain(module, "ShuffleNetV2"):
         return ShuffleNetV2
     return Stage if type(module) is nn.Sequential and _is_stage(module) else type(module)
 
