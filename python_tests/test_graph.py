@@ -75,6 +75,37 @@ def test_network_is_one_op(library: str, torchvision: types.ModuleType) -> None:
     assert counter.frame_count == 2
 
 
+class Pooled(nn.Module):
+    """A network whose dropout is before or behind what makes a row of a column, or is both."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.body, self.order, self.dropout = small_network(), order, nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        body = self.body
+        x = body.stage4(body.stage3(body.stage2(body.maxpool(body.conv1(x)))))
+        x = nn.functional.adaptive_avg_pool2d(body.conv5(x), 1)
+        for step in self.order.split():
+            x = self.dropout(x) if step == "dropout" else x.flatten(1)
+        out: Tensor = body.fc(x)
+        return out
+
+
+@pytest.mark.parametrize("order", ["flatten dropout", "dropout flatten", "dropout flatten dropout"])
+def test_idle_dropout_in_a_head(order: str) -> None:
+    model, x = Pooled(order).eval(), draw(2, 3, 37, 45)
+    fast, counter = compiled(model)
+    with torch.no_grad():
+        agree(fast(x), model(x))
+    assert calls(counter) == ["fused"]
+    for inside in (False, True):
+        with torch.inference_mode(inside):
+            fused = snv2.fuse(model)
+            assert str(snv2.explain(fused)).startswith("(model): network: fused")
+            agree(fused(x), model(x))
+
+
 def test_all_shapes_dynamic() -> None:
     model, x = plain_and_input("stage")
     fast = torch.compile(

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from snv2_kernels.graph.elementwise import is_off
-from snv2_kernels.graph.gates import mean_of
+from snv2_kernels.graph.gates import mean_of, viewed
 from snv2_kernels.graph.layers import Conv, Layer, Layers
 from snv2_kernels.graph.nodes import (
     arguments,
@@ -63,7 +63,7 @@ def head_after(out: Node, layers: Layers) -> Head | None:
     if nodes is None:
         return None
     while (user := only_reader(nodes[-1], _is_idle_dropout)) is not None:
-        nodes = *nodes, user
+        nodes = *nodes, *viewed(user)
     linear = only_reader(nodes[-1], lambda user: function_name(user) == "linear")
     if linear is None or example(nodes[-1]).dim() != 2:
         return None

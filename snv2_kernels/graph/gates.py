@@ -25,7 +25,7 @@ from snv2_kernels.graph.nodes import (
 from snv2_kernels.packing import units
 from snv2_kernels.packing.units import IDENTITY, Activation
 
-__all__ = ["Gate", "gates", "mean_of", "sums"]
+__all__ = ["Gate", "gates", "mean_of", "sums", "viewed"]
 
 _VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous")
 
@@ -66,11 +66,11 @@ def _gate(product: Node, layers: Layers) -> Gate | None:
         first = layers.after(pooled[-1], "pw", "linear") if pooled else None
         if first is None:
             continue
-        second = layers.after(_viewed(first.out)[-1], "pw", "linear")
+        second = layers.after(viewed(first.out)[-1], "pw", "linear")
         reduce, expand = (None, first) if second is None else (first, second)
         if expand.activation.kind not in ("sigmoid", "hardsigmoid"):
             continue
-        last = _viewed(expand.out)[-1]
+        last = viewed(expand.out)[-1]
         if example(last).dim() != 4 or not _is_column(last, source):
             continue
         if function_name(scale) in ("expand", "expand_as") and readers(last) == [scale]:
@@ -118,7 +118,7 @@ def mean_of(source: Node, first: Node) -> tuple[Node, ...] | None:
             nodes = first, after
     if nodes is None or not _is_column(nodes[-1], source):
         return None
-    return (*nodes, *_viewed(nodes[-1])[1:])
+    return (*nodes, *viewed(nodes[-1])[1:])
 
 
 def _mean(source: Node, first: Node) -> tuple[Node, ...] | None:
@@ -167,7 +167,7 @@ def _is_column(node: Node, like: Node) -> bool:
     return all(map(same_number, value.shape, sizes))
 
 
-def _viewed(node: Node) -> list[Node]:
+def viewed(node: Node) -> list[Node]:
     """A column, and the same in other shapes: each is the only reader of the one before."""
     nodes = [node]
     while (user := only_reader(nodes[-1], _keeps_order)) is not None:

@@ -260,8 +260,8 @@ class _Recorder(TorchFunctionMode):
         guards = len(self._shapes.guards)
         out = func(*args, **kwargs)
         self._guards += len(self._shapes.guards) - guards
-        if "dropout" in name and out is args[0]:
-            return out
+        if "dropout" in name and not _drops(*args, **kwargs):
+            return args[0]  # in inference mode the result is another tensor
         if name != "__setitem__" and not _has_tensors(out):
             return out
 
@@ -292,6 +292,10 @@ class _Recorder(TorchFunctionMode):
         # At the first size it is a part of most maps.
         fits = self.recording.size != _SIZE and sizes == map_size
         return fits and padding in (0, (0, 0)) and divisor_override is None
+
+
+def _drops(x: Any, p: Any = 0.5, training: bool = True, *args: Any, **kwargs: Any) -> bool:
+    return bool(kwargs.get("train", training))
 
 
 def _hint(extent: Any) -> int:
