@@ -78,8 +78,7 @@ void gate(const Gate& op) {
 }
 
 void scale(const Scale<Element>& op, Range panels) {
-  // Beyond the last output nothing is added.
-  Element added[kStrip * kPanel] = {};
+  Element added[kStrip * kPanel] = {};  // beyond the last output it is what nobody reads
   float rows[kStrip * kPanel];
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     const int64_t outputs = std::min(kPanel, op.outputs - panel * kPanel);
