@@ -226,6 +226,13 @@ BRANCHES: dict[str, Any] = {
     "dw-gate-pw": lambda inp, oup, s: [
         ConvBn(inp, inp, 3, s), SqueezeExcite(inp), ConvBn(inp, oup)
     ],
+    "pw-gate-dw": lambda inp, oup, s: [
+        ConvBn(inp, oup), SqueezeExcite(oup), ConvBn(oup, oup, 3, s, act="relu")
+    ],
+    "gates-between-dw": lambda inp, oup, s: [
+        ConvBn(inp, oup), SqueezeExcite(oup), ConvBn(oup, oup, 3), SqueezeExcite(oup),
+        ConvBn(oup, oup, 5, s), SqueezeExcite(oup)
+    ],
     "two-pw": lambda inp, oup, s: [
         ConvBn(inp, oup), ConvBn(oup, oup), ConvBn(oup, oup, 5, s), ConvBn(oup, oup)
     ],
@@ -256,7 +263,7 @@ def test_branches(any_place: Place, branch: str) -> None:
         check(any_place, units, shape, "stage")
 
 
-@pytest.mark.parametrize("branch", ["xception-gated", "pw-dw", "two-pw"])
+@pytest.mark.parametrize("branch", ["xception-gated", "pw-dw", "pw-gate-dw", "two-pw"])
 def test_projection_at_stride_1(place_or_gpu: Place, branch: str) -> None:
     make = BRANCHES[branch]
     projection = [ConvBn(20, 20, 5, act="relu"), ConvBn(20, 30)]
@@ -367,8 +374,8 @@ def test_what_the_cpu_does_not_cover() -> None:
     assert reason(pw, dw, ConvBn(10, 9), Shortcut(9)) == around
     assert reason(pw, Shortcut(10), dw, pw) == around
     assert reason(ConvBn(20, 20), ConvBn(20, 20, 3, 2), Shortcut(20), stride=2) == around
-    last_dw = "a branch whose last convolution is depthwise, with none before it"
-    assert reason(dw) == reason(pw, SqueezeExcite(10), dw) == last_dw
+    alone = "a branch of depthwise convolutions alone"
+    assert reason(dw) == reason(dw, SqueezeExcite(10), dw) == alone
     assert reason(pw, ConvBn(10, 10, 33), pw) == "a depthwise window of 33"
     assert reason(pw, ConvBn(10, 10, 3, 1, 65), pw) == "dilation 65"
     assert reason(pw, stride=2) == "stride 2 without a depthwise convolution"

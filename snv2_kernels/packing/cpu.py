@@ -56,10 +56,15 @@ def _segments(branch: Sequence[Folded | Gate[Folded]]) -> list[Segment]:
     """A pointwise convolution goes with the depthwise one that it feeds, whose rows it makes one
     at a time, or else with the one before."""
     cut = cut_branch(branch, feeding=True)
-    if cut[-1].pw1 is None and cut[-1].pw2 is None:
+    if all(map(_keeps_places, cut)):
         # Its planes would lie as the input's do, which other products read.
-        raise Unsupported("a branch whose last convolution is depthwise, with none before it")
+        raise Unsupported("a branch of depthwise convolutions alone")
     return cut
+
+
+def _keeps_places(segment: Segment) -> bool:
+    """Whether its result lies as the panels do that it reads."""
+    return segment.pw1 is None and segment.pw2 is None
 
 
 def _names(branch: Sequence[Folded | Gate[Folded]]) -> Iterator[str]:
@@ -272,19 +277,23 @@ class _Writer:
         """Channels of whole words."""
         return [min(c, channels - 1) for c in range(channels + -channels % self._in_word)]
 
-    def _place(self) -> tuple[int, list[int], list[int]]:
-        """Fresh planes for the next result: their panel, its row in each, and the plane of each
-        row."""
+    def _order(self) -> list[int]:
+        """Which row of the next result each of its planes holds."""
         readers = next(self._readers)
-        rows: list[int] = list(range(len(readers)))
-        if self._grouped:
-            alike: dict[tuple[int, ...], list[int]] = {}
-            for row, products in enumerate(readers):
-                alike.setdefault(products, []).append(row)
-            rows = [group[i] for group in alike.values() for i in self._doubled(len(group))]
-        panel = self._add_panels(len(rows))
-        planes = [panel * PANEL + rows.index(row) for row in range(len(readers))]
-        return panel, rows, planes
+        if not self._grouped:
+            return list(range(len(readers)))
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for row, products in enumerate(readers):
+            alike.setdefault(products, []).append(row)
+        return [group[i] for group in alike.values() for i in self._doubled(len(group))]
+
+    def _place(
+        self, rows: Sequence[int], borrowed: tuple[int, int] | None = None
+    ) -> tuple[int, list[int]]:
+        """Planes for a result in this order, fresh ones if none are borrowed: the first panel, and
+        the plane of each row."""
+        panel = self._add_panels(len(rows)) if borrowed is None else borrowed[0]
+        return panel, [panel * PANEL + rows.index(row) for row in range(max(rows) + 1)]
 
     def _borrow(self, planes: int) -> tuple[int, int]:
         """Panels for what a unit's next step reads: the first, and how many."""
@@ -308,7 +317,8 @@ class _Writer:
     def import_map(self, channels: int) -> None:
         step = Step(_IMPORT)
         self._start_buffer(step)
-        _, rows, self._table = self._place()
+        rows = self._order()
+        _, self._table = self._place(rows)
         step.main.in_channels, step.main.out_channels = channels, len(rows)
         step.main.in_table = self._add_table(rows)
         self.steps.append(step)
@@ -317,7 +327,8 @@ class _Writer:
         step = Step(_STEM)
         self._start_buffer(step)
         self._where = "stem"
-        _, rows, self._table = self._place()
+        rows = self._order()
+        _, self._table = self._place(rows)
         channels = self._doubled(stem.in_channels)
         columns = [
             9 * c + tap
@@ -345,34 +356,25 @@ class _Writer:
         planes = source = [self._table[c] for c in unit.main]
         first = [self._table[c] for c in unit.passthrough]
         borrowed: tuple[int, int] | None = None
+        side_rows = self._order() if unit.projection is not None else []
+        wanted = self._wanted(segments)
         for i, segment in enumerate(segments):
             step = Step(_UNIT)
             self._halvings_before = self._halvings
-            side: tuple[int, list[int], list[int]] | None = None
             if i == strided:
                 step.stride = unit.stride
                 if unit.stride == 2:
                     self._start_buffer(step)
                     borrowed = None
-                if unit.projection is not None:
-                    side = self._place()
-            if i == len(segments) - 1:
-                step.main.out_panel, rows, result = self._place()
-                self._branch(step.main, segment, planes, rows, step.stride, names)
-                planes, place = result, None
-            else:
-                by_panel = segment.pw1 is None and segment.pw2 is None
-                wanted = None if by_panel else self._doubled(segment.channels)
-                rows = self._branch(step.main, segment, planes, wanted, step.stride, names)
-                place = self._borrow(len(rows))
-                step.main.out_panel = place[0]
-                planes = [place[0] * PANEL + rows.index(c) for c in range(segment.channels)]
-            if side is not None and unit.projection is not None:
-                step.projection.out_panel, side_rows, first = side
+            rows = self._branch(step.main, segment, planes, wanted[i], step.stride, names)
+            if i == strided and unit.projection is not None:
                 dw, pw = unit.projection
                 names_of_both = iter(["projection dw", "projection pw"])
                 both = Segment(dw=dw, pw2=pw)
                 self._branch(step.projection, both, self._table, side_rows, 1, names_of_both)
+                step.projection.out_panel, first = self._place(side_rows)
+            place = self._borrow(len(rows)) if i < len(segments) - 1 else None
+            step.main.out_panel, planes = self._place(rows, place)
             self.steps.append(step)
             if segment.gate is not None:
                 self._gate(segment.gate, step.main.out_panel, rows, source)
@@ -381,6 +383,14 @@ class _Writer:
             borrowed = place
         joined = first + planes
         self._table = [joined[j] for j in unit.order]
+
+    def _wanted(self, segments: Sequence[Segment]) -> list[list[int] | None]:
+        """Which row each plane of the segments' results is to hold, None where they lie as the
+        input's do."""
+        rows = [None if _keeps_places(s) else self._doubled(s.channels) for s in segments]
+        last = max(i for i, row in enumerate(rows) if row is not None)
+        rows[last] = self._order()
+        return rows
 
     def _branch(
         self,
