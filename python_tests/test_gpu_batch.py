@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,6 +91,16 @@ def test_steps_are_on_their_own(batch: ModuleType, tmp_path: Path) -> None:
     assert good["log_tail"].strip() == str(SCRIPT.parents[1])
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As the command is: where tests are a shell's job in the background, SIGINT is ignored, and
+    would be by all that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_time_limit_ends_the_whole_group(
     batch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
