@@ -447,9 +447,9 @@ class _Writer:
         main = step.main
         channels = range(max(rows) + 1)
         main.in_channels = len(channels)
-        main.in_table = self._add_table([rows.index(c) for c in channels])
         main.out_channels, main.out_panel = len(rows), panel
         if gate.reduce is not None and gate.expand is not None:
+            main.in_table = self._add_table([rows.index(c) for c in channels])
             float32, reduced = torch.float32, range(gate.reduce.channels)
             product = self._add_product
             main.mid_channels = len(reduced)
