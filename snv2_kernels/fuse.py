@@ -13,15 +13,10 @@ from snv2_kernels.backends import check_backend
 from snv2_kernels.nn import FusedModule, InvertedResidual, ShuffleNetV2, Stage
 from snv2_kernels.nn.clone import clone_tree
 from snv2_kernels.nn.network import STAGES
+from snv2_kernels.nn.recognized import Recognized, recognized_class
 from snv2_kernels.nn.series import Mixed, Series, has_series
-from snv2_kernels.recognition import (
-    Recognized,
-    find,
-    holds_unit,
-    is_depthwise,
-    recognized_class,
-    structure,
-)
+from snv2_kernels.nn.structure import structure
+from snv2_kernels.recognition import find, holds_unit, is_depthwise
 
 __all__ = ["Explanation", "Part", "explain", "fuse"]
 

@@ -14,7 +14,7 @@ from snv2_kernels.graph.returned import Returned
 from snv2_kernels.testing import max_error
 
 if TYPE_CHECKING:
-    from snv2_kernels.recognition import Recognition
+    from snv2_kernels.nn.recognized import Recognition
 
 __all__ = ["why_wrong"]
 
