@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import snv2_kernels as snv2
 from snv2_kernels.graph.returned import Returned
-from snv2_kernels.nn.series import Mixed
 from snv2_kernels.nn.recognized import Recognized
+from snv2_kernels.nn.series import Mixed
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 SIZE = (2, 21, 17)

@@ -279,14 +279,14 @@ def _plain_copy(module: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 def test_looking_for_hooks_hides_no_change() -> None:
     module = nn.Sequential(nn.BatchNorm2d(2)).eval()
     watch = Watch(module)
-    assert not watch.runs_plain()
+    assert not watch.runs_plain(module)
     module[0].train()
-    assert watch.runs_plain()
-    assert watch.holds()  # the mode is none of its business
+    assert watch.runs_plain(module)
+    assert watch.holds(module)  # the mode is none of its business
     module[0].eval()
     handle = module[0].register_forward_hook(lambda *_: None)
-    assert watch.runs_plain()
+    assert watch.runs_plain(module)
     handle.remove()
     module[0].eps = 1.0
-    assert not watch.runs_plain()
-    assert not watch.holds()
+    assert not watch.runs_plain(module)
+    assert not watch.holds(module)

@@ -151,7 +151,7 @@ class Engine:
         if model.training:
             raise ValueError("model: expected eval() mode; call model.eval() first")
         packed = fused.packed()
-        if packed.reason is not None or packed.watch is None or packed.watch.runs_plain():
+        if packed.runs_plain(fused):
             raise ValueError(f"model: cannot run fused: {packed.reason or why_plain(fused)}")
         assert packed.device is not None
         assert packed.dtype is not None

@@ -15,6 +15,7 @@ from snv2_kernels.nn.clone import clone_tree
 from snv2_kernels.nn.network import STAGES
 from snv2_kernels.nn.recognized import Recognized, recognized_class
 from snv2_kernels.nn.series import Mixed, Series, has_series
+from snv2_kernels.nn.sharing import note_sharing
 from snv2_kernels.nn.structure import structure
 from snv2_kernels.recognition import find, holds_unit, is_depthwise
 
@@ -79,10 +80,12 @@ def _fused_copy(
     for key, recognition in found.items():
         copy: Any = copies[key]
         copy._recognition = replace(recognition, structure=structure(copy))
+    parts = [module for module in fused.modules() if isinstance(module, FusedModule)]
+    inside = {module for part in parts for module in part.modules()}
+    pairs = [(module, copies[id(module)]) for module in model.modules()]
+    note_sharing(pairs, (copy for _, copy in pairs if copy not in inside))
     for module in fused.modules():
-        if isinstance(module, FusedModule):
-            module._shares_parameters = True
-        elif type(module) is nn.Sequential and has_series(module):
+        if type(module) is nn.Sequential and has_series(module):
             module.__class__ = Mixed
     return fused, {copies[key]: reason for key, reason in reasons.items()}
 

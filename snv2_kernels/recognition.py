@@ -16,7 +16,7 @@ from snv2_kernels.graph.recognize import Run, recognize
 from snv2_kernels.graph.record import Recording, record
 from snv2_kernels.graph.returned import Returned
 from snv2_kernels.nn.recognized import NotRecognized, Recognition, recognized_class
-from snv2_kernels.nn.structure import structure
+from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.verification import why_wrong
 
 __all__ = ["find", "holds_unit", "is_depthwise", "recognize_module"]
@@ -180,6 +180,10 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
     if len(names) != len(builder.state) or not own.issuperset(names):
         raise NotRecognized("weights that are not its parameters")
     returned, outs = recording.returned, recording.outs
+    try:
+        known = structure(module)
+    except Incomparable as error:
+        raise NotRecognized(str(error)) from None
     order = sorted(outs)  # nodes compare by their places in the graph
     projects = [unit.told.projection is not None for unit in run.units]
     splits = run.stem is None and not projects[0]
@@ -199,7 +203,7 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
         ),
         checked_size=recording.size,
         last_map=recording.windows[-1][0] if recording.pools else None,
-        structure=structure(module),
+        structure=known,
     )
 
 

@@ -27,7 +27,7 @@ def run_exported(module: FusedModule, x: Tensor) -> Any:
     with _disable_current_modes():
         real = _with_real_tensors(module)
         packed = Packed(real)
-        if packed.reason is not None or packed.watch is None or packed.watch.runs_plain():
+        if packed.runs_plain(real):
             raise Unsupported("plain")
     dtype = real._check(packed, x)
     with _disable_current_modes():

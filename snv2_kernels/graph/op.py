@@ -18,7 +18,7 @@ from snv2_kernels.backends import resolve
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.nn.fused import Weights
 from snv2_kernels.nn.network import PlannedModule
-from snv2_kernels.nn.watch import beside, optimizer_steps
+from snv2_kernels.nn.watch import beside, optimizer_steps, stamps
 from snv2_kernels.ops import _results_fake
 from snv2_kernels.packing.units import Unsupported
 
@@ -41,18 +41,14 @@ class _Told(PlannedModule):
         self._recipe.tell(builder, self._state)
 
 
-def _stamp(state: Sequence[Tensor]) -> list[tuple[int, int]]:
-    try:
-        return [(t.data_ptr(), t._version) for t in state]
-    except RuntimeError:
-        raise Unsupported("inference tensors, whose changes are unseen") from None
-
-
 class _Entry:
     """Packed weights of one recipe and one state of its tensors."""
 
     def __init__(self, text: str, state: Sequence[Tensor]) -> None:
-        self._stamp = _stamp(state)
+        if any(t.is_inference() for t in state):
+            raise Unsupported("inference tensors, whose changes are unseen")
+        # The statistics of norms are among the vectors, told apart from their weights by nothing.
+        self._stamps = stamps(state, [t for t in state if t.dim() == 1])
         self._steps = optimizer_steps()
         self._devices = {t.device for t in state}
         # Aliases keep the memory from being handed out again, but not the parameters, beside one of
@@ -60,8 +56,12 @@ class _Entry:
         self.module = _Told(Recipe.read(text), [t.detach() for t in state])
         self._weights = Weights()
 
+    def reads(self, addresses: set[int]) -> bool:
+        """Whether any of the state lies at one of these addresses."""
+        return not addresses.isdisjoint(t.data_ptr() for t in self.module._state)
+
     def holds(self, state: Sequence[Tensor]) -> bool:
-        return self._steps == optimizer_steps() and self._stamp == _stamp(state)
+        return self._steps == optimizer_steps() and self._stamps.hold(state)
 
     def weights(self, backend: str, x: Tensor) -> Any:
         if self._devices != {x.device}:

@@ -107,6 +107,6 @@ def fuse_units(setting: str, network: nn.Sequential) -> nn.Module:
         reason = str(explain(network)).rpartition("not fused: ")[2]
         raise Unavailable(f"no fused kernel: {reason}")
     packed = fused.packed()
-    if packed.watch is None or packed.watch.runs_plain():
+    if packed.runs_plain(fused):
         raise Unavailable(f"runs plain: {packed.reason or why_plain(fused)}")
     return fused

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["clone_tree"]
+__all__ = ["CACHES", "clone_tree"]
+
+CACHES = ("_made", "_mode_set", "_packed_state")  # attributes of drop-ins that no copy takes along
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
@@ -53,8 +55,8 @@ def _clone(
     new.__dict__.update(
         (key, copy.copy(value) if isinstance(value, dict | set) else value)
         for key, value in module.__dict__.items()
+        if key not in CACHES
     )
-    new.__dict__.pop("_packed_state", None)
     for name, child in module._modules.items():
         new._modules[name] = None if child is None else _clone(child, new_class, memo)
     return new

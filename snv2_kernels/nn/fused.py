@@ -12,8 +12,9 @@ from torch.autograd import forward_ad
 from snv2_kernels.backends import DEVICES, resolve, use_backend
 from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.graph.returned import ONE_MAP, Returned
-from snv2_kernels.nn.clone import clone_tree
-from snv2_kernels.nn.watch import Watch, forget, why_plain
+from snv2_kernels.nn.clone import CACHES, clone_tree
+from snv2_kernels.nn.sharing import convert_own
+from snv2_kernels.nn.watch import Watch, note_mode, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 from snv2_kernels.packing.units import Unsupported
 
@@ -84,8 +85,12 @@ class Packed:
             self.reason = str(error)
 
     def holds(self, module: FusedModule) -> bool:
-        """Whether these are the weights of ``module``, not of one it is a replica of, as it is."""
-        return self._owner == id(module) and self.watch is not None and self.watch.holds()
+        """True if packed from this very object in its current state."""
+        return self._owner == id(module) and self.watch is not None and self.watch.holds(module)
+
+    def runs_plain(self, module: FusedModule) -> bool:
+        """Whether only the plain forward will do: it is not covered, or watched from inside."""
+        return self.reason is not None or self.watch is None or self.watch.runs_plain(module)
 
     def weights(self, module: FusedModule, backend: str, dtype: torch.dtype) -> Any:
         """What ``module._run`` takes on a backend for an input of ``dtype``.
@@ -154,7 +159,7 @@ class FusedModule(nn.Module):
     # Those that have the kernels of _run; the others run plain.
     kernel_backends: ClassVar[tuple[str, ...]] = ()
     _backend: str = "auto"
-    _shares_parameters: bool = False  # with the model it was fused from
+    _mode_set: object = None  # another one after each train() and eval(), which those around it see
 
     def _plain(self, x: Tensor) -> Any:
         raise NotImplementedError
@@ -218,7 +223,7 @@ class FusedModule(nn.Module):
             packed.weights(self, backend, packed.dtype)
         except Unsupported as error:
             return str(error)
-        return why_plain(self) if packed.watch.runs_plain() else None
+        return why_plain(self) if packed.watch.runs_plain(self) else None
 
     def forward(self, x: Tensor) -> Any:
         if self.training:
@@ -236,7 +241,7 @@ class FusedModule(nn.Module):
             raise ValueError(
                 f"x: expected device {packed.device}, as the parameters, got {x.device}"
             )
-        if packed.reason is not None or packed.watch is None or packed.watch.runs_plain():
+        if packed.runs_plain(self):
             return self._plain(x)
         dtype = self._check(packed, x)
         try:
@@ -245,6 +250,7 @@ class FusedModule(nn.Module):
             weights = None
         if weights is None or not self._covers(weights, x):
             return self._plain(x)
+        assert packed.watch is not None
         if torch.is_grad_enabled() and (x.requires_grad or packed.watch.requires_grad()):
             run = _Run(self, packed, weights, dtype, backend)
             return self._returned.filled(_Recompute.apply(run, x, *packed.watch.parameters))
@@ -293,36 +299,17 @@ class FusedModule(nn.Module):
 
     def train(self, mode: bool = True) -> FusedModule:
         self._packed_state = None
-        forget(self)
+        note_mode(self)
         super().train(mode)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state.pop("_packed_state", None)
-        return state
+        return {name: value for name, value in self.__dict__.items() if name not in CACHES}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedModule:
-        # A conversion swaps the memory inside each Parameter: without objects of its own this
-        # module would convert half of the model it was fused from.
-        if any(m._shares_parameters for m in self.modules() if isinstance(m, FusedModule)):
-            with torch.no_grad():
-                if any(fn(p) is not p for p in self.parameters()):
-                    self._stop_sharing()
+        convert_own(self, fn)
         super()._apply(fn, recurse)
         return self
-
-    def _stop_sharing(self) -> None:
-        own: dict[int, nn.Parameter] = {}
-        for module in self.modules():
-            for name, p in module._parameters.items():
-                if p is not None:
-                    if id(p) not in own:
-                        own[id(p)] = nn.Parameter(p.detach(), p.requires_grad)
-                        own[id(p)].grad = None if p.grad is None else p.grad.detach()
-                    module._parameters[name] = own[id(p)]
-            if isinstance(module, FusedModule):
-                module._shares_parameters = False
 
 
 @dataclass(frozen=True)

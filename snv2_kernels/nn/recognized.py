@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from snv2_kernels.graph.guards import erase_unread_after, last_node
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.network import PlannedModule
-from snv2_kernels.nn.structure import structure
+from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.common import map_shape
 from snv2_kernels.packing.units import Unsupported
@@ -39,7 +39,7 @@ class Recognition:
     returned: Returned
     checked_size: tuple[int, int, int]  # batch, height and width of the input that it is checked on
     last_map: tuple[int, int] | None  # the only size of the last map that it is true of
-    structure: dict[str, Any]  # of the module that this is true of
+    structure: Hashable  # of the module that this is true of
 
     def state(self, module: nn.Module) -> list[Tensor]:
         return [attrgetter(name)(module) for name in self.names]
@@ -115,7 +115,10 @@ class Recognized(PlannedModule):
 
     def _current(self) -> Recognition:
         """Of the module as it is now."""
-        now = structure(self)
+        try:
+            now = structure(self)
+        except Incomparable as error:
+            raise Unsupported(str(error)) from None
         for known in (self._recognition, _later.get(self)):
             if known is not None and known.structure == now:
                 if known is self._recognition:

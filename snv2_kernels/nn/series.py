@@ -9,8 +9,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.nn.clone import CACHES
 from snv2_kernels.nn.network import PlannedModule
-from snv2_kernels.nn.watch import has_own_hooks
+from snv2_kernels.nn.watch import has_own_hooks, note_mode
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.units import Unsupported
 
@@ -90,6 +91,7 @@ class Mixed(nn.Sequential):
     mode."""
 
     _made: tuple[list[tuple[str, nn.Module]], dict[str, nn.Module]] | None = None
+    _mode_set: object = None  # see FusedModule
 
     def forward(self, x: Tensor) -> Tensor:
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
@@ -111,10 +113,9 @@ class Mixed(nn.Sequential):
 
     def train(self, mode: bool = True) -> Mixed:
         self._made = None  # as of all drop-ins, so that packed weights are dropped
+        note_mode(self)
         super().train(mode)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state.pop("_made", None)
-        return state
+        return {name: value for name, value in self.__dict__.items() if name not in CACHES}

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snv2_kernels._native import Snapshot
+from snv2_kernels._native import Snapshot, Stamps
 
-__all__ = ["Watch", "beside", "forget", "has_own_hooks", "optimizer_steps", "why_plain"]
+__all__ = [
+    "Watch",
+    "beside",
+    "has_own_hooks",
+    "note_mode",
+    "optimizer_steps",
+    "stamps",
+    "why_plain",
+]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_MOST_STATISTICS = 1 << 16  # elements of a tensor whose contents are compared
 _requires_grad = attrgetter("requires_grad")
 _optimizer_steps = 0
 
@@ -23,11 +33,17 @@ _optimizer_steps = 0
 beside: Any = WeakTensorKeyDictionary()
 
 
-def forget(module: nn.Module) -> None:
-    """Drop what operators have packed from a module's parameters."""
-    if beside and not torch.compiler.is_compiling():
-        for p in module.parameters():
-            beside.pop(p, None)
+def note_mode(module: Any) -> None:
+    """Lets those that packed a drop-in's tensors, alone or with others, pack again: a network that
+    it is a part of, and operators."""
+    if torch.compiler.is_compiling():
+        return
+    module._mode_set = object()
+    if beside:
+        addresses = {t.data_ptr() for t in (*module.parameters(), *module.buffers())}
+        for entries in list(beside.values()):
+            for text in [t for t, entry in entries.items() if entry.reads(addresses)]:
+                del entries[text]
 
 
 def _count_step(*_: Any) -> None:
@@ -62,20 +78,42 @@ def why_plain(module: nn.Module) -> str | None:
     return None
 
 
+def stamps(tensors: Sequence[Tensor], statistics: Sequence[Tensor]) -> Stamps:
+    """Returns the versions and addresses of tensors, with the contents of some of them.
+
+    Batch norm writes its statistics without moving their versions, so ``statistics``, as far as
+    they lie in the CPU's memory, are compared by content.
+    """
+    return Stamps(tensors, _compared_bytes(tensors, statistics))
+
+
+def _compared_bytes(tensors: Sequence[Tensor], statistics: Sequence[Tensor]) -> list[int]:
+    compared = {id(t) for t in statistics if _is_comparable(t)}
+    return [t.nbytes if id(t) in compared else 0 for t in tensors]
+
+
+def _is_comparable(t: Tensor) -> bool:
+    small = t.is_floating_point() and t.numel() <= _MOST_STATISTICS
+    return small and t.device.type == "cpu" and t.layout is torch.strided and t.is_contiguous()
+
+
 class Watch:
     """A snapshot of a module tree that can tell cheaply whether it still holds.
 
     A tensor has changed if another object stands in its place, if its version counter moved (any
     in-place operation that autograd sees), if it points to other memory (``p.data = q``, as
-    ``.half()`` and ``.to()`` do), or if any optimizer took a step. A module has changed if any of
-    its attributes or its class did. Only a write through ``p.data`` or a NumPy view shows
-    nowhere; :meth:`FusedModule.train`, and so ``eval()``, therefore drops the packed weights.
+    ``.half()`` and ``.to()`` do), or if any optimizer took a step; a buffer in the CPU's memory
+    also if its contents did. A module has changed if any of its attributes or its class did. A
+    write to a parameter through ``p.data``, a NumPy view or another process shows nowhere;
+    :meth:`FusedModule.train`, and so ``eval()``, therefore drops the packed weights.
+
+    The tree's root owns its watch. The watch does not own the root, which is passed in, so that a
+    module is freed as soon as it is dropped.
     """
 
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())
         children = modules[1:]  # the module's own hooks run around its forward
-        # A batch norm moves its statistics unseen; its counter of batches tells.
         tensors = [
             t
             for m in modules
@@ -87,21 +125,23 @@ class Watch:
         # Memory that is freed may be handed out again at the same address.
         self._alive = [t.detach() for t in tensors]
         self._steps = optimizer_steps()
+        buffers = [t for m in modules for t in m._buffers.values() if t is not None]
         self._snapshot = Snapshot(
             modules=modules,
-            registries=[d for m in modules for d in (m._parameters, m._buffers, m._modules) if d],
+            registries=[d for m in modules for d in (m._parameters, m._buffers, m._modules)],
             tensors=tensors,
+            bytes=_compared_bytes(tensors, buffers),
             hooks=[getattr(m, hooks) for m in children for hooks in _HOOKS]
             + [getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS],
         )
 
-    def holds(self) -> bool:
-        """Whether no parameter, buffer, submodule or attribute has changed."""
-        return self._steps == optimizer_steps() and self._snapshot.holds()
+    def holds(self, root: nn.Module) -> bool:
+        """Whether no class, parameter, buffer, submodule or attribute has changed."""
+        return self._steps == optimizer_steps() and self._snapshot.holds(root)
 
-    def runs_plain(self) -> bool:
+    def runs_plain(self, root: nn.Module) -> bool:
         """Whether a submodule has hooks or is in ``train()`` mode: only its own forward will do."""
-        return self._snapshot.runs_plain()
+        return self._snapshot.runs_plain(root)
 
     def requires_grad(self) -> bool:
         return any(map(_requires_grad, self.parameters))
