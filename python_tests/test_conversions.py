@@ -83,6 +83,45 @@ def test_conversion_of_the_model_is_seen(kind: str) -> None:
     assert_agrees(kind, fused, model, x.half())
 
 
+class Tied(nn.Module):
+    """Two units of one weight with a plain layer between them that has it too, if it is told to."""
+
+    def __init__(self, between: bool) -> None:
+        super().__init__()
+        self.first, self.second = (snv2.models.InvertedResidual(8, 8, 1) for _ in range(2))
+        self.between = nn.Conv2d(8, 8, 1, groups=2)
+        self.second.branch2[0].weight = self.first.branch2[0].weight
+        if between:
+            self.between.weight = nn.Parameter(torch.ones(8, 4, 1, 1))
+            self.second.branch2[5].weight = nn.Parameter(torch.ones(4, 4, 1, 1))
+            self.second.branch2[5].bias = self.between.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.second(self.between(self.first(x)).tanh())
+        return y
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["units", "plain-layer-too"])
+def test_conversion_keeps_ties(between: bool) -> None:
+    model = randomize_(Tied(between)).eval()
+    fused = snv2.fuse(model)
+    assert fused.double() is fused
+    assert fused.second.branch2[0].weight is fused.first.branch2[0].weight
+    assert fused.second.branch2[0].weight is not model.second.branch2[0].weight
+    assert model.second.branch2[0].weight.dtype == torch.float32
+    assert (fused.second.branch2[5].bias is fused.between.bias) is between
+
+
+def test_optimizer_follows_a_conversion_where_the_model_is_gone() -> None:
+    fused = snv2.fuse(randomize_(snv2.models.InvertedResidual(8, 8, 1)).eval())
+    before = list(fused.parameters())
+    fused.double()
+    assert all(a is b for a, b in zip(fused.parameters(), before, strict=True))
+    again = snv2.fuse(fused)  # shares them, and keeps its dtype
+    fused.half()
+    assert next(again.parameters()).dtype == torch.float64
+
+
 def test_freed_memory_that_is_used_again() -> None:
     plain, module, x = drop_in("network")
     for _ in range(5):

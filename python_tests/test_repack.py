@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from _cases import FP32_BOUND, assert_agrees, convs, drop_in, each_drop_in, norms, plain_and_input
 from torch import Tensor, nn
 
@@ -127,6 +128,17 @@ def statistics(model: nn.Module) -> None:
         bn.running_var.mul_(2)
 
 
+@torch.no_grad()
+def statistics_unseen(model: nn.Module) -> None:
+    """As a norm without a counter does in train() mode: no version moves."""
+    for bn in norms(model):
+        assert bn.running_mean is not None
+        versions = bn.running_mean._version
+        x = drawn_like(torch.empty(2, bn.num_features, 5, 5))
+        F.batch_norm(x, bn.running_mean, bn.running_var, training=True, momentum=0.7)
+        assert bn.running_mean._version == versions
+
+
 def reset_statistics(model: nn.Module) -> None:
     for bn in norms(model):
         bn.reset_running_stats()
@@ -200,6 +212,7 @@ EDITS: dict[str, Callable[[nn.Module], None]] = {
             loaded,
             loaded_by_assignment,
             statistics,
+            statistics_unseen,
             reset_statistics,
             new_buffers,
             eps,
@@ -256,6 +269,29 @@ def test_edit_of_the_shared_model_shows(edit: str) -> None:
     with torch.no_grad():
         assert max_error(fused(x), before) > 1e-5
         assert max_error(fused(x), plain(x)) < FP32_BOUND
+
+
+@pytest.mark.parametrize("part", ["stage3", "stage3.1"])
+def test_eval_of_a_part_packs_again(part: str) -> None:
+    plain, fused, x = drop_in("network")
+    fused(x)
+    for model in (plain, fused):
+        for p in model.get_submodule(part).parameters():
+            p.data.mul_(drawn_like(p))
+    fused.get_submodule(part).eval()
+    assert_agrees("network", fused, plain, x)
+
+
+def test_module_added_to_an_empty_container() -> None:
+    plain, fused, x = drop_in("unit-s2")
+    for model in (plain, fused):
+        model.branch1[4].add_module(
+            "noted", nn.Identity().eval()
+        )  # a registry that had nothing in it
+    watch = Watch(fused)
+    fused.branch1[4].add_module("other", nn.Identity().eval())
+    assert not watch.holds(fused)
+    assert_agrees("unit-s2", fused, plain, x)
 
 
 def test_edits_do_not_pile_up() -> None:
