@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -39,7 +39,7 @@ class Recognition:
     returned: Returned
     checked_size: tuple[int, int, int]  # batch, height and width of the input that it is checked on
     last_map: tuple[int, int] | None  # the only size of the last map that it is true of
-    structure: Hashable  # of the module that this is true of
+    structure: str  # of the module that this is true of
 
     def state(self, module: nn.Module) -> list[Tensor]:
         return [attrgetter(name)(module) for name in self.names]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import collections
 import enum
 import functools
+import hashlib
 import inspect
 import logging
 import re
 import threading
 import types
-import weakref
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,123 +22,101 @@ from snv2_kernels.nn.clone import CACHES
 
 __all__ = ["Incomparable", "structure"]
 
-_MOST_VALUES = 20_000  # that attributes hold, of a whole tree
-_MOST_ARRAY_BYTES = 1 << 16
+_MOST_VALUES = 200_000  # that attributes hold, of a whole tree
+_MOST_BYTES = 1 << 16  # of an array or tensor
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _PLAIN_BASES = (object, types.SimpleNamespace)  # of objects that are their attributes
 _OWN = frozenset((*CACHES, "_backend", "_recognition", "training"))
-_ATOMS = (type(None), str, int, bytes, complex, type(...), torch.dtype, torch.device, torch.layout,
-          torch.memory_format, re.Pattern)  # fmt: skip
+# The repr of these tells them apart, and from those of other types.
+_ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype,
+                    torch.device, torch.layout, torch.memory_format, re.Pattern))  # fmt: skip
 # Numbers do not depend on what these hold.
 _IGNORED = (type(threading.Lock()), type(threading.RLock()), logging.Logger)
 _FOREIGN = ("abc", "builtins", "torch", "typing")  # packages whose classes stay as they are
-_FUNCTIONS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
-              types.MethodWrapperType, functools._lru_cache_wrapper)  # fmt: skip
-_DESCRIPTORS = (staticmethod, classmethod, property)
+_BUILTINS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
+             types.MethodWrapperType)  # fmt: skip
 
 
 class Incomparable(Exception):
     """An attribute whose changes cannot be seen; the message is the reason in a few words."""
 
 
-def structure(module: nn.Module) -> Hashable:
-    """Returns a value that is equal for two states of a module only if they compute the same, but
-    for the numbers in parameters and buffers.
+def structure(module: nn.Module) -> str:
+    """Returns a digest that is the same for two states of a module only if they compute the same,
+    but for the numbers in parameters and buffers.
 
-    It consists of each submodule's class, with what the class holds, attributes by value, shapes
-    of tensors, and which names stand for the same module or tensor. It refers to nothing that
-    refers to the module.
+    It is of each submodule's class, with the code of its methods, attributes by value, shapes of
+    tensors, and which names stand for the same module or tensor.
 
     Raises:
         Incomparable: if an attribute has a value that cannot be compared.
     """
-    return _Freezer(module).tree
+    return _digest(_Freezer(module).tree)
 
 
-class _Same:
-    """Equal where the object is the same one, which it does not keep alive where it need not."""
-
-    def __init__(self, value: Any) -> None:
-        self._hash = id(value)
-        try:
-            self._get: Any = weakref.ref(value)
-        except TypeError:
-            self._get = lambda: value
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._get() is other._get() is not None
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(
+        repr(value).encode(errors="backslashreplace"), digest_size=16
+    ).hexdigest()
 
 
 class _Freezer:
-    """Turns the attributes of one module tree into hashable values."""
+    """Turns the attributes of one module tree into tuples of texts and numbers, whose repr tells
+    all values apart."""
 
     def __init__(self, root: nn.Module) -> None:
         self._count = 0
         self._names: dict[int, str] = {}  # of modules, parameters and buffers
-        self._classes: dict[type, Hashable] = {}
+        self._classes: dict[type, Any] = {}
         self._open: dict[int, int] = {}  # objects that are being gone through, by their order
         named = list(root.named_modules(remove_duplicate=False))
         for name, module in named:
             self._names.setdefault(id(module), name)
-            for key, t in _registered(module):
-                self._names.setdefault(id(t), f"{name}.{key}")
-        self.tree: Hashable = tuple(
-            (name, self._module(name, module) if self._names[id(module)] == name
-             else self._names[id(module)])
-            for name, module in named
-        )  # fmt: skip
+            for registry in (module._parameters, module._buffers):
+                for key, t in registry.items():
+                    if t is not None:
+                        self._names.setdefault(id(t), f"{name}.{key}")
+        self.tree = [(name, self._module(name, module)) for name, module in named]
 
-    def _module(self, name: str, module: nn.Module) -> Hashable:
-        cls = getattr(module, "_original", type(module))
+    def _module(self, name: str, module: nn.Module) -> Any:
+        first = self._names[id(module)]
+        if first != name:
+            return first
         try:
-            attributes = self._attributes(module)
-            return _Same(cls), self._class(cls), attributes, tuple(self._tensors(module))
+            return self._type(getattr(module, "_original", type(module))), *self._members(module)
         except Incomparable as error:
             raise Incomparable(f"{name}.{error}" if name else str(error)) from None
 
-    def _attributes(self, module: nn.Module) -> Hashable:
-        values = []
+    def _members(self, module: nn.Module) -> Iterator[Any]:
         for name, value in vars(module).items():
             if name not in _OWN and name not in _base_attributes():
                 try:
-                    values.append((name, self.freeze(value)))
+                    yield name, self.freeze(value)
                 except Incomparable as error:
                     raise Incomparable(f"{name} is {error}, whose changes cannot be seen") from None
-        return tuple(values)
-
-    def _tensors(self, module: nn.Module) -> Iterator[Hashable]:
         for registry in (module._parameters, module._buffers):
             for name, t in registry.items():
                 yield name, None if t is None else (tuple(t.shape), self._names[id(t)])
 
-    def _class(self, cls: type) -> Hashable:
-        """The forward of a class and what else classes outside of PyTorch hold."""
+    def _type(self, cls: type) -> Any:
+        """The name of a class, with a digest of what it and its bases outside of PyTorch hold."""
         if cls not in self._classes:
-            self._classes[cls] = (
-                _Same(inspect.getattr_static(cls, "forward", None)),
-                tuple(
-                    (key, self._descriptor(value))
-                    for base in cls.__mro__
-                    if base.__module__.partition(".")[0] not in _FOREIGN
-                    for key, value in vars(base).items()
-                    if callable(value) or isinstance(value, _DESCRIPTORS) or key[:2] != "__"
-                ),
-            )  # fmt: skip
+            name = cls.__module__, cls.__qualname__
+            self._classes[cls] = name  # should it hold objects of its own
+            forward = inspect.getattr_static(cls, "forward", None)
+            held = [(key, self._held(value)) for key, value in _held_by(cls)]
+            if held or forward is not None:
+                self._classes[cls] = *name, _digest((self._held(forward), held))
         return self._classes[cls]
 
-    def _descriptor(self, value: Any) -> Hashable:
-        if isinstance(value, (types.FunctionType, type, *_DESCRIPTORS)):
-            return _Same(value)
+    def _held(self, value: Any) -> Any:
         try:
             return self.freeze(value)
-        except Incomparable:  # such as typing's and Dynamo's notes on a class
-            return _Same(value)
+        except Incomparable:  # such as typing's notes on a class
+            return type(value).__qualname__
 
-    def freeze(self, value: Any) -> Hashable:  # noqa: PLR0911
-        """Returns a hashable value that is equal for equal ones.
+    def freeze(self, value: Any) -> Any:  # noqa: PLR0911
+        """Returns what tells a value from others.
 
         Raises:
             Incomparable: naming the type.
@@ -146,59 +124,60 @@ class _Freezer:
         self._count += 1
         if self._count > _MOST_VALUES:
             raise Incomparable(f"a {type(value).__name__} beside {_MOST_VALUES} other values")
-        if type(value) is float:
-            return float, value.hex()
+        kind = type(value)
+        if kind in _ATOMS or (
+            (kind is tuple or kind is list) and _ATOMS.issuperset(map(type, value))
+        ):
+            return repr(value)
         if id(value) in self._names:
             return "in the tree", self._names[id(value)]
-        if isinstance(value, enum.Enum):
-            return _Same(type(value)), value.name, self.freeze(value.value)
-        if type(value) in _ATOMS or type(value) is bool:
-            return type(value), value
-        if isinstance(value, (type, *_FUNCTIONS)):
-            return _Same(value)
+        if isinstance(value, type):
+            return "class", self._type(value)
+        if isinstance(value, _BUILTINS):
+            return "builtin", str(value.__qualname__), repr(getattr(value, "__module__", None))
         if isinstance(value, _IGNORED):
-            return _Same(type(value))
+            return (type(value).__name__,)
         if id(value) in self._open:
             return "outer value", self._open[id(value)]
         self._open[id(value)] = len(self._open)
         try:
-            return _Same(type(value)), *self._parts(value)
+            return self._type(type(value)), *self._parts(value)
         finally:
             del self._open[id(value)]
 
-    def _all(self, *values: Any) -> tuple[Hashable, ...]:
-        return tuple(map(self.freeze, values))
+    def _all(self, *values: Any) -> list[Any]:
+        return [self.freeze(value) for value in values]
 
-    def _parts(self, value: Any) -> Iterator[Hashable]:
+    def _parts(self, value: Any) -> Iterator[Any]:
         """What a value consists of."""
-        if isinstance(value, Tensor):
-            if value.is_inference():
-                raise Incomparable("an inference tensor")
-            yield _Same(value)
-            yield value._version
-        elif isinstance(value, np.ndarray | np.generic):
-            if value.nbytes > _MOST_ARRAY_BYTES or value.dtype.hasobject:
-                raise Incomparable(f"an array of {value.nbytes} bytes")
-            yield value.shape, value.dtype.str, value.tobytes()
+        if isinstance(value, enum.Enum):
+            yield value.name, self.freeze(value.value)
+        elif isinstance(value, Tensor | np.ndarray | np.generic):
+            yield tuple(value.shape), str(value.dtype), _bytes_of(value)
         elif isinstance(value, types.FunctionType):
             cells = (c.cell_contents for c in value.__closure__ or () if _is_filled(c))
-            yield _Same(value)
-            yield self._all(value.__defaults__, value.__kwdefaults__, *cells)
-            yield value.__code__
+            yield self._all(value.__code__, value.__defaults__, value.__kwdefaults__, *cells)
+        elif isinstance(value, types.CodeType):
+            yield value.co_code, value.co_names, value.co_varnames, value.co_freevars
+            yield self._all(*value.co_consts)
         elif isinstance(value, types.MethodType):
             yield self._all(value.__func__, value.__self__)
+        elif isinstance(value, staticmethod | classmethod | functools._lru_cache_wrapper):
+            yield self._all(value.__wrapped__)
+        elif isinstance(value, property):
+            yield self._all(value.fget, value.fset, value.fdel)
         elif isinstance(value, functools.partial):
             yield self._all(value.func, value.args, value.keywords)
         elif isinstance(value, range | slice):
-            yield value.start, value.stop, value.step
+            yield self._all(value.start, value.stop, value.step)
         else:
             yield from self._contents(value)
 
-    def _contents(self, value: Any) -> Iterator[Hashable]:
+    def _contents(self, value: Any) -> Iterator[Any]:
         """The items of a container and the attributes of an object."""
         items: Any = ()
         if isinstance(value, set | frozenset):
-            yield frozenset(self._all(*value))
+            yield sorted(map(repr, self._all(*value)))
         elif isinstance(value, dict | types.MappingProxyType):
             items = [part for item in value.items() for part in item]
         elif isinstance(value, tuple | list | collections.deque):
@@ -210,9 +189,25 @@ class _Freezer:
             yield name, self.freeze(attribute)
 
 
-def _registered(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for registry in (module._parameters, module._buffers):
-        yield from ((name, t) for name, t in registry.items() if t is not None)
+def _held_by(cls: type) -> Iterator[tuple[str, Any]]:
+    """Methods and other attributes of a class and its bases, but for PyTorch's."""
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] not in _FOREIGN:
+            for name, value in vars(base).items():
+                if name[:2] != "__" or isinstance(value, types.FunctionType):
+                    yield name, value
+
+
+def _bytes_of(value: Any) -> bytes:
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu" or value.layout is not torch.strided:
+            raise Incomparable(f"a tensor on {value.device}")
+        value = (
+            value.detach().reshape(-1).view(torch.uint8).numpy() if value.numel() else np.empty(0)
+        )
+    if value.nbytes > _MOST_BYTES or value.dtype.hasobject:
+        raise Incomparable(f"an array of {value.nbytes} bytes")
+    return bytes(value.tobytes())
 
 
 def _is_filled(cell: types.CellType) -> bool:
