@@ -38,7 +38,8 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
     Parameters and buffers are shared with ``model``, which is left as it was: training one
     trains the other. A conversion (``.half()``, ``.to(device)``) of a fused module ends the
     sharing for that module; a conversion of a model that has unfused parts too still converts
-    the parameters of those parts in both, as with any two modules that share.
+    the parameters of those parts in both, as with any two modules that share. Where ``model`` is
+    gone by then, the parameters are converted in place, and optimizers follow.
 
     Args:
         model: any module. To recognise modules of other classes their forwards are run on copies,
