@@ -18,7 +18,8 @@ INSTALLED := $(VENV)/.installed
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: run test test-python test-slow test-cpp test-cuda-build test-sanitize test-tsan \
-  test-aarch64 test-gpu test-gpu-sanitize bench-emulator cuda cuda-all lint format bench report clean
+  test-aarch64 test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
+  bench-emulator cuda cuda-all lint format bench report clean
 
 run: $(INSTALLED)
 	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last \
@@ -76,6 +77,10 @@ test-gpu-sanitize: cuda
 	    $(BIN)/python -m pytest -m "gpu and sanitize" -p no:xdist -o timeout=0 || exit 1; \
 	done
 
+# All that a machine with a GPU needs to test and measure, where it reaches no network.
+gpu-folder: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu_folder.py
+
 # Lines are all that reports need; of variables the compiler would keep track for minutes a file.
 test-sanitize: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
@@ -98,6 +103,10 @@ test-aarch64: $(INSTALLED)
 	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
 	$(BIN)/cmake --build build/aarch64
 	$(BIN)/ctest --test-dir build/aarch64 --output-on-failure
+
+# The bindings against the headers of the oldest torch, fetched once, and of another Python.
+test-oldest-torch: $(INSTALLED)
+	$(BIN)/python tools/oldest_torch.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,24 +1,31 @@
-"""Everything that needs a GPU, in one go of at most ten minutes:
+"""Everything that needs a GPU, in one go of a few minutes:
 
-    python benchmarks/gpu_batch.py --out out/gpu
+    python benchmarks/gpu_batch.py --budget 420 --out out/gpu
 
-Builds the CUDA kernels where they are not there, runs the tests that need hardware and the
-sanitizer, then measures, the most telling first. Each step has its own time limit and leaves
-``NAME.log`` and mostly ``NAME.json``; ``index.json`` tells how each ended, and is written at once,
-so that being cut off loses only the rest. ``--dry-run`` runs the same steps without a GPU, small
-and on the emulator: what it measures means nothing.
+Builds the CUDA kernels where they are not there, then tests and measures, the most telling first.
+Each step has its own time limit and leaves ``NAME.log`` and mostly ``NAME.json``; ``index.json``
+tells how each ended. After each step all of it is packed again into one archive, so that being cut
+off loses only the rest. ``--dry-run`` runs the same steps without a GPU, small and on the emulator:
+what it measures means nothing.
+
+Where there is no network, run it in the folder that ``gpu_folder.py`` makes.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
+import importlib.metadata
+import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,17 +33,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import click
-
 ROOT = Path(__file__).resolve().parents[1]
 GRACE_S = 5  # for a step to write what it has, after its limit
-LEAST_S = 5  # that a step is worth starting for
 TAIL_CHARACTERS = 2000
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# Said by tools that a machine does not let at its GPU.
+REFUSED = ("ERR_NVGPUCTRPERM", "LibraryNotLoaded", "Device not supported")
 
 PYTHON = sys.executable
 SNV2 = [PYTHON, "-m", "snv2_kernels"]
 MEASURE = [PYTHON, str(ROOT / "benchmarks" / "gpu_measure.py")]
+TESTS = ROOT / "python_tests"
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Step:
         name: of its files.
         command: ``{out}`` stands for the folder of results.
         limit_s: after which it is stopped.
+        least_s: not worth starting with less time left.
         environment: added to ours.
         needs: says why it cannot run, or None.
     """
@@ -54,22 +62,41 @@ class Step:
     name: str
     command: list[str]
     limit_s: float
+    least_s: float = 5
     environment: dict[str, str] = field(default_factory=dict)
     needs: Callable[[], str | None] = lambda: None
 
 
-def _kernels_missing() -> bool:
-    code = "import snv2_kernels; print(snv2_kernels.backends()['cuda'])"
-    found = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False)
-    return not found.stdout.startswith("ok")
+# What is there --------------------------------------------------------------------------------
+
+
+def carried(folder: Path = ROOT / "site") -> list[str]:
+    """Packages beside this checkout, each in a folder of its name, that are not installed here."""
+    missing = []
+    for package in sorted(folder.glob("*")):
+        try:
+            importlib.metadata.version(package.name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(str(package))
+    return missing
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with this checkout and what it carries on Python's path."""
+    path = [str(ROOT), *carried(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def _build_is_wanted() -> str | None:
-    return None if _kernels_missing() else "not needed: the CUDA kernels are there"
+    code = "import snv2_kernels; print(snv2_kernels.backends()['cuda'])"
+    found = subprocess.run(
+        [PYTHON, "-c", code], capture_output=True, text=True, check=False, env=_environment()
+    )
+    return "not needed: the CUDA kernels are there" if found.stdout.startswith("ok") else None
 
 
-def _no_sanitizer() -> str | None:
-    return None if shutil.which("compute-sanitizer") else "compute-sanitizer is not in PATH"
+def _in_path(program: str) -> Callable[[], str | None]:
+    return lambda: None if shutil.which(program) else f"{program} is not in PATH"
 
 
 def _capability() -> str:
@@ -82,55 +109,102 @@ def _capability() -> str:
     return shown.splitlines()[0].strip().replace(".", "")
 
 
-def _tests(name: str, *arguments: str) -> list[str]:
-    return [PYTHON, "-m", "pytest", f"--junitxml={{out}}/{name}.xml", *arguments]
+def _workers() -> list[str]:
+    """Options of pytest for tests that share the GPU, each mostly busy on the CPU."""
+    there = (ROOT / "site" / "pytest-xdist").is_dir() or importlib.util.find_spec("xdist")
+    count = max(1, (os.cpu_count() or 1) - 2)
+    return ["-n", str(count), "--dist", "worksteal"] if there else []
 
 
-def _sanitizer(tool: str, limit_s: float) -> Step:
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]
-    command += _tests(tool, "-m", "gpu and sanitize", "-p", "no:xdist", "-o", "timeout=0")
+# Steps ----------------------------------------------------------------------------------------
+
+
+def _tests(name: str, limit_s: float, least_s: float, marks: str, *arguments: str) -> Step:
+    command = [PYTHON, "-m", "pytest", "-q", f"--junitxml={{out}}/{name}.xml", "-m", marks]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1")
+    return Step(name, [*command, *arguments], limit_s, least_s, threads)
+
+
+def _sanitizer(tool: str) -> Step:
+    file = str(TESTS / "test_cuda.py")
+    tests = _tests(tool, 60, 30, "gpu and sanitize", "-p", "no:xdist", "-o", "timeout=0", file)
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *tests.command]
     # Caching would hide from the sanitizer where one tensor ends.
-    return Step(tool, command, limit_s, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, _no_sanitizer)
+    uncached = tests.environment | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    return Step(tool, command, 60, 30, uncached, _in_path("compute-sanitizer"))
 
 
-def _networks(batch: int, dtype: str, limit_s: float, *, compiled: bool = False) -> Step:
-    """Autotuning takes minutes, so it is in steps of its own, beside the two it is measured by."""
+def _measured(
+    kind: str, batch: int, dtype: str, limit_s: float, *options: str, least_s: float = 15
+) -> Step:
+    name = f"{kind}-b{batch}-{dtype}"
+    command = [*MEASURE, options[0], "--batch", str(batch), "--dtype", dtype, *options[1:]]
+    return Step(name, [*command, "--json", f"{{out}}/{name}.json"], limit_s, least_s)
+
+
+def _peers(*names: str) -> list[str]:
+    return [word for name in names for word in ("--peer", name)]
+
+
+def _networks(batch: int, dtype: str) -> Step:
     peers = ["eager", "channels_last", "cuda_graph", "cuda_graph_channels_last", "fused", "engine"]
-    if compiled:
-        peers = ["eager", "engine", "max_autotune"]
-    name = f"{'autotune' if compiled else 'networks'}-b{batch}-{dtype}"
-    command = [*MEASURE, "networks", "--batch", str(batch), "--dtype", dtype]
-    command += [word for peer in peers for word in ("--peer", peer)]
-    return Step(name, [*command, "--json", f"{{out}}/{name}.json"], limit_s)
+    return _measured("networks", batch, dtype, 40, "networks", *_peers(*peers))
+
+
+def _autotune(batch: int, dtype: str) -> Step:
+    """Autotuning takes a minute or more, so it is in a step of its own, beside the two it is
+    measured by."""
+    peers = _peers("eager", "engine", "max_autotune")
+    return _measured("autotune", batch, dtype, 85, "networks", *peers, least_s=50)
+
+
+def _launches(batch: int, dtype: str) -> Step:
+    return _measured("launches", batch, dtype, 30, "launches")
+
+
+def _counters(batch: int, dtype: str) -> Step:
+    """What the GPU counted in each launch, as a table and as a report for ncu-ui."""
+    name = f"ncu-b{batch}-{dtype}"
+    call = [*MEASURE, "launches", "--batch", str(batch), "--dtype", dtype, "--once"]
+    sections = ("SpeedOfLight", "MemoryWorkloadAnalysis", "SchedulerStats", "WarpStateStats",
+                "InstructionStats", "LaunchStats", "Occupancy")  # fmt: skip
+    profile = ["ncu", "--clock-control", "none", "--profile-from-start", "off", "--force-overwrite"]
+    profile += [word for section in sections for word in ("--section", section)]
+    profile += ["--export", f"{{out}}/{name}", *call]
+    table = ["ncu", "--import", f"{{out}}/{name}.ncu-rep", "--page", "raw", "--csv"]
+    line = f"{shlex.join(profile)} && {shlex.join(table)} > {{out}}/{name}.csv"
+    return Step(name, ["sh", "-c", line], 60, 20, needs=_in_path("ncu"))
 
 
 def _steps() -> list[Step]:
     """In order of value."""
     build = [PYTHON, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)]
     settings = {"SNV2_CUDA": "1", "SNV2_CUDA_ARCHITECTURES": _capability()}
-    cases = [(batch, dtype) for batch in (1, 8, 64, 512) for dtype in ("fp16", "fp32")]
-    on_gpu = ["--device", "cuda", "--plot", "{out}", "--json"]
+    first = [(1, "fp16"), (256, "fp16")]
+    rest = [(8, "fp16"), (64, "fp16"), (1, "fp32"), (256, "fp32"), (1, "bf16")]
+    info = f"nvidia-smi; {shlex.join([*SNV2, 'info'])}"
+    few = "test_modules or test_auto_takes_cuda or test_graph or test_engine_replays"
+    on_gpu = ["--device", "cuda", "--json"]
     return [
-        Step("build", build, 240, settings, _build_is_wanted),
-        Step("info", [*SNV2, "info"], 30),
-        Step("tests", _tests("tests", "-m", "gpu"), 150),
-        _sanitizer("memcheck", 60),
-        _sanitizer("racecheck", 60),
-        *(_networks(batch, dtype, 40) for batch, dtype in cases),
-        _networks(1, "fp16", 90, compiled=True),
-        *(
-            Step(
-                f"ops-b{batch}",
-                [*MEASURE, "ops", "--batch", str(batch), "--json", f"{{out}}/ops-b{batch}.json"],
-                40,
-            )
-            for batch in (512, 8)
-        ),
-        Step("table8", [*SNV2, "table8", *on_gpu, "{out}/table8.json"], 60),
-        Step("guidelines", [*SNV2, "guidelines", *on_gpu, "{out}/guidelines.json"], 60),
-        *(_networks(*case, 90, compiled=True) for case in cases if case != (1, "fp16")),
-        _sanitizer("initcheck", 60),
-        _sanitizer("synccheck", 60),
+        Step("build", build, 240, 60, settings, _build_is_wanted),
+        Step("info", ["sh", "-c", info], 30),
+        _tests("smoke", 60, 15, "gpu", "-k", few, str(TESTS / "test_cuda.py")),
+        *(_networks(*case) for case in first),
+        *(_autotune(*case) for case in first),
+        *(_launches(*case) for case in first),
+        _counters(1, "fp16"),
+        _tests("tests", 120, 40, "gpu and not triton", *_workers(), str(TESTS)),
+        _tests("triton", 90, 30, "gpu and triton and not slow", *_workers(), str(TESTS)),
+        *map(_sanitizer, SANITIZERS[:2]),
+        *(_measured("ops", batch, "fp16", 40, "ops") for batch in (256, 8)),
+        _counters(256, "fp16"),
+        *map(_sanitizer, SANITIZERS[2:]),
+        *(_networks(*case) for case in rest),
+        Step("table8", [*SNV2, "table8", *on_gpu, "{out}/table8.json"], 60, 30),
+        Step("guidelines", [*SNV2, "guidelines", *on_gpu, "{out}/guidelines.json"], 60, 30),
+        *(_launches(*case) for case in rest),
+        _tests("triton-slow", 240, 60, "gpu and triton and slow", *_workers(), str(TESTS)),
+        *(_autotune(*case) for case in rest),
     ]
 
 
@@ -138,41 +212,42 @@ def _dry_steps() -> list[Step]:
     """The same commands, small, on the emulator."""
     emulated = {"SNV2_BACKEND": "cuda-emulated", "OMP_NUM_THREADS": "1"}
     small = ["--device", "cpu", "--repeats", "1"]
-    names = ["eager", "cuda_graph", "fused"]
-    peers = [word for name in names for word in ("--peer", name)]
+    tiny = ["--width", "x0.5", "--size", "8"]
     quick = [*small, "--quick", "--size", "8", "--json"]
-    test_file = str(ROOT / "python_tests" / "test_cuda.py")
-    network = [*MEASURE, "networks", *small, "--width", "x0.5", "--size", "8", *peers]
+    peers = _peers("eager", "cuda_graph", "fused")
+    measured = [
+        _measured("networks", 1, "fp16", 120, "networks", *small, *tiny, *peers),
+        _measured("launches", 1, "fp16", 120, "launches", *small, *tiny),
+        _measured("ops", 1, "fp16", 120, "ops", *small, "--quick"),
+        Step("table8", [*SNV2, "table8", "--peer", "eager", *quick, "{out}/table8.json"], 120),
+    ]  # fmt: skip
+    absent = "left out of dry runs"
     return [
         Step("info", [*SNV2, "info"], 60),
-        Step("tests", _tests("tests", "-m", "gpu and sanitize", "-n", "0", test_file), 120),
-        Step("memcheck", [], 60, {}, lambda: "left out of dry runs"),
-        Step(
-            "networks-b1-fp16",
-            [*network, "--json", "{out}/networks-b1-fp16.json"],
-            120,
-            emulated,
-        ),
-        Step("ops-b1", [*MEASURE, "ops", *small, "--quick", "--json", "{out}/ops-b1.json"], 120,
-             emulated),
-        Step("table8", [*SNV2, "table8", "--peer", "eager", *quick, "{out}/table8.json"], 120,
-             emulated),
-        Step("guidelines", [*SNV2, "guidelines", "--table", "G1", *quick,
-                            "{out}/guidelines.json"], 120, emulated),
-    ]  # fmt: skip
+        _tests("smoke", 120, 5, "gpu and sanitize", "-n", "0", str(TESTS / "test_cuda.py")),
+        *(Step(s.name, s.command, s.limit_s, s.least_s, emulated) for s in measured),
+        Step("memcheck", [], 60, needs=lambda: absent),
+    ]
+
+
+# Running them ---------------------------------------------------------------------------------
 
 
 class Batch:
-    """Runs steps and keeps ``index.json``.
+    """Runs steps, and keeps ``index.json`` and the archive.
 
     Args:
         out: folder of the results.
         budget_s: for all steps together.
         dry_run: noted in the index.
+        archive: of ``out``; by default ``OUT.tar.gz``.
     """
 
-    def __init__(self, out: Path, budget_s: float, dry_run: bool) -> None:
+    def __init__(
+        self, out: Path, budget_s: float, dry_run: bool, archive: Path | None = None
+    ) -> None:
         self._out, self._end = out, time.monotonic() + budget_s
+        self._archive = archive or out.with_name(f"{out.name}.tar.gz")
         self.index: dict[str, Any] = {
             "schema": 1,
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -183,24 +258,32 @@ class Batch:
         out.mkdir(parents=True, exist_ok=True)
 
     def run(self, steps: list[Step]) -> bool:
-        """Whether none failed. All steps stand in the index from the start."""
+        """Runs all that there is time for; whether none failed. All steps stand in the index from
+        the start."""
         rows = [{"name": step.name, "status": "not reached", "seconds": 0.0} for step in steps]
         self.index["steps"] = rows
         self._write()
         for step, row in zip(steps, rows, strict=True):
-            self._run_step(step, row)
+            try:
+                self._run_step(step, row)
+            finally:
+                self._pack()
             print(f"{step.name}: {row['status']}, {row['seconds']:.1f} s", flush=True)
         return not any(row["status"] in ("failed", "timed out") for row in rows)
 
     def _run_step(self, step: Step, row: dict[str, Any]) -> None:
-        limit_s = min(step.limit_s, self._end - time.monotonic())
-        reason = "no time left" if limit_s < LEAST_S else step.needs()
+        left_s = self._end - time.monotonic()
+        limit_s = min(step.limit_s, left_s)
+        if limit_s < step.least_s:
+            reason = f"no time left: it takes {step.least_s:.0f} s or more"
+        else:
+            reason = step.needs()
         if reason is not None:
             row |= {"status": "left out", "reason": reason}
             self._write()
             return
-        for old in self._files(step):
-            old.unlink(missing_ok=True)
+        for old in self._out.glob(f"{step.name}.*"):
+            old.unlink()
         command = [word.replace("{out}", str(self._out)) for word in step.command]
         row |= {"status": "running", "command": command, "limit_s": limit_s}
         self._write()
@@ -213,7 +296,11 @@ class Batch:
                 row["status"] = "interrupted"
             row["seconds"] = round(time.monotonic() - start, 2)
             row["log"] = log.name
-            row["log_tail"] = log.read_text(errors="replace")[-TAIL_CHARACTERS:]
+            text = log.read_text(errors="replace")
+            row["log_tail"] = text[-TAIL_CHARACTERS:]
+            refused = [word for word in REFUSED if word in text]
+            if row["status"] == "failed" and refused:
+                row |= {"status": "left out", "reason": f"not permitted here: {refused[0]}"}
             self._write_test_result(step)
             result = self._out / f"{step.name}.json"
             row["result"] = result.name if result.exists() else None
@@ -227,7 +314,7 @@ class Batch:
             try:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                    cwd=ROOT, env=os.environ | environment, start_new_session=True,
+                    cwd=ROOT, env=_environment() | environment, start_new_session=True,
                 )  # fmt: skip
             except OSError as error:
                 file.write(f"{error}\n".encode())
@@ -244,12 +331,9 @@ class Batch:
                 process.wait()
         return {"status": "failed" if code else "ok", "returncode": code}
 
-    def _files(self, step: Step) -> list[Path]:
-        return [self._out / f"{step.name}.{ending}" for ending in ("log", "json", "xml")]
-
     def _write_test_result(self, step: Step) -> None:
         """``NAME.json`` from pytest's XML."""
-        _, result, report = self._files(step)
+        report = self._out / f"{step.name}.xml"
         if not report.exists():
             return
         outcomes: dict[str, Any] = {"passed": 0, "skipped": 0, "failed": []}
@@ -259,7 +343,7 @@ class Batch:
                 outcomes["failed"].append(f"{case.get('classname')}::{case.get('name')}")
             else:
                 outcomes["skipped" if "skipped" in kinds else "passed"] += 1
-        result.write_text(json.dumps(outcomes, indent=2) + "\n")
+        report.with_suffix(".json").write_text(json.dumps(outcomes, indent=2) + "\n")
 
     def _write(self) -> None:
         """Whole or not at all, however this process ends."""
@@ -267,6 +351,13 @@ class Batch:
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(self.index, indent=2) + "\n")
         unfinished.replace(path)
+
+    def _pack(self) -> None:
+        """Likewise."""
+        unfinished = self._archive.with_name(f"{self._archive.name}.tmp")
+        with tarfile.open(unfinished, "w:gz", compresslevel=5) as archive:
+            archive.add(self._out, self._out.name)
+        unfinished.replace(self._archive)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
@@ -278,37 +369,41 @@ def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-@click.command()
-@click.option(
-    "--out", default="out/gpu", show_default=True, type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the results.",
-)  # fmt: skip
-@click.option(
-    "--budget", default=590.0, show_default=True, type=click.FloatRange(min=0),
-    help="Seconds for everything.",
-)  # fmt: skip
-@click.option("--only", multiple=True, help="Only steps whose name begins so. May be repeated.")
-@click.option("--list", "list_steps", is_flag=True, help="Print the steps and their limits.")
-@click.option("--dry-run", is_flag=True, help="Small, without a GPU.")
-def main(out: Path, budget: float, only: tuple[str, ...], list_steps: bool, dry_run: bool) -> None:
-    """Build, test and measure on one GPU. The exit code is 1 if a step failed or timed out."""
-    steps = _dry_steps() if dry_run else _steps()
-    if only:
-        steps = [step for step in steps if step.name.startswith(only)]
+def main(arguments: list[str] | None = None) -> int:
+    """Build, test and measure on one GPU.
+
+    Returns:
+        1 if a step failed or timed out.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", default="out/gpu", type=Path, help="folder of the results")
+    parser.add_argument("--archive", type=Path, help="of that folder; by default OUT.tar.gz")
+    parser.add_argument("--budget", default=420.0, type=float, help="seconds for everything")
+    parser.add_argument(
+        "--only", action="append", help="only steps whose name begins so; may be repeated"
+    )
+    parser.add_argument("--list", action="store_true", help="print the steps and their limits")
+    parser.add_argument("--dry-run", action="store_true", help="small, without a GPU")
+    asked = parser.parse_args(arguments)
+    steps = _dry_steps() if asked.dry_run else _steps()
+    if asked.only:
+        steps = [step for step in steps if step.name.startswith(tuple(asked.only))]
         if not steps:
-            raise click.BadParameter("no such step", param_hint="--only")
-    if list_steps:
+            parser.error(f"--only: no step begins with {' or '.join(asked.only)}")
+    if asked.list:
         for step in steps:
-            print(f"{step.name:20} {step.limit_s:4.0f} s")
-        return
+            print(f"{step.name:20} {step.limit_s:4.0f} s, worth starting for {step.least_s:.0f} s")
+        return 0
     signal.signal(signal.SIGTERM, _stop)
     # A shell's background jobs ignore it, and what they start would too.
     signal.signal(signal.SIGINT, _stop)
+    archive = asked.archive and asked.archive.resolve()
     try:
-        sys.exit(0 if Batch(out.resolve(), budget, dry_run).run(steps) else 1)
+        batch = Batch(asked.out.resolve(), asked.budget, asked.dry_run, archive)
+        return 0 if batch.run(steps) else 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

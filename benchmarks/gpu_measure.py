@@ -1,6 +1,7 @@
-"""Networks and ops on a GPU, beside other ways to run them on it; steps of ``gpu_batch.py``.
+"""Networks, their launches and ops on a GPU; steps of ``gpu_batch.py``.
 
     python benchmarks/gpu_measure.py networks --batch 8 --dtype fp16 --json networks.json
+    python benchmarks/gpu_measure.py launches --batch 1 --json launches.json
     python benchmarks/gpu_measure.py ops --json ops.json
 
 With ``--device cpu`` and ``SNV2_BACKEND=cuda-emulated`` they run where there is no GPU, to be
@@ -10,15 +11,15 @@ tested: what they measure there means nothing.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
+import importlib.metadata
 import itertools
-import json
+import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import click
 import torch
@@ -29,11 +30,13 @@ from snv2_kernels.benchmarking import Turns
 from snv2_kernels.cli.common import DTYPES, FORMATS, WIDTHS, output
 from snv2_kernels.cli.results import new_result, rows_of, table_of
 from snv2_kernels.cli.rule import upper_bound
+from snv2_kernels.cli.schema import Result, write_result
 from snv2_kernels.cli.summary import label_of
 from snv2_kernels.floor import multiply_adds
 from snv2_kernels.guidelines.units import STAGES
 from snv2_kernels.peers import GPU_PEERS
-from snv2_kernels.testing import float64_reference, randomize_
+from snv2_kernels.runners import Launch
+from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 
 @contextlib.contextmanager
@@ -84,7 +87,20 @@ def _result(device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
     result = new_result(settings)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "emulated GPU"
     result["machine"]["device"] = name
+    result["versions"] |= _gpu_versions()
     return result
+
+
+def _gpu_versions() -> dict[str, str]:
+    """Versions of CUDA, Triton and the driver, as far as they are there."""
+    found = {"cuda": torch.version.cuda}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["triton"] = importlib.metadata.version("triton")
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        shown = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        found["driver"] = shown.partition("\n")[0].strip()
+    return {name: version for name, version in found.items() if version}
 
 
 def _measure(turns: Turns, repeats: int) -> bool:
@@ -101,7 +117,7 @@ def _measure(turns: Turns, repeats: int) -> bool:
 
 def _finish(result: dict[str, Any], path: str | None) -> None:
     if path is not None:
-        Path(path).write_text(json.dumps(result, indent=2) + "\n")
+        write_result(cast("Result", result), path)
     if result["interrupted"]:
         sys.exit(130)
 
@@ -115,10 +131,13 @@ _OPTIONS = [
 ]
 
 
-def _options(command: Any) -> Any:
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def _options(*options: Any) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 @click.group()
@@ -126,10 +145,23 @@ def main() -> None:
     """Measure on a GPU."""
 
 
+_MODEL_OPTIONS = [
+    click.option("--width", default="x1.0", show_default=True, type=click.Choice(list(WIDTHS))),
+    click.option("--size", default=224, show_default=True, type=click.IntRange(min=1)),
+]
+
+
+def _model(
+    width: str, batch: int, size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.nn.Module, Tensor]:
+    """A network with random weights and norms, and its input."""
+    model = randomize_(WIDTHS[width]().eval()).to(device, dtype)
+    generator = torch.Generator().manual_seed(0)
+    return model, torch.randn(batch, 3, size, size, generator=generator).to(device, dtype)
+
+
 @main.command()
-@_options
-@click.option("--width", default="x1.0", show_default=True, type=click.Choice(list(WIDTHS)))
-@click.option("--size", default=224, show_default=True, type=click.IntRange(min=1))
+@_options(*_OPTIONS, *_MODEL_OPTIONS)
 @click.option(
     "--peer", "peers", multiple=True, default=list(GPU_PEERS), type=click.Choice(list(GPU_PEERS))
 )
@@ -152,10 +184,7 @@ def networks(
     result = _result(where, settings)
     floor = _floor(where, element, small=where.type == "cpu")
     result["floor"] = [floor]
-    plain = randomize_(WIDTHS[width]().eval())
-    model = copy.deepcopy(plain).to(where, element)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3, size, size, generator=generator).to(where, element)
+    model, x = _model(width, batch, size, where, element)
     bound = upper_bound("network", element)
     exact = functools.cache(lambda: float64_reference(model)(x))
     turns = Turns(where)
@@ -163,11 +192,126 @@ def networks(
         turns.add(peer, functools.partial(GPU_PEERS[peer], model, x), exact, bound)
     with _exact_products():
         result["interrupted"] = _measure(turns, repeats)
-    least_ms = multiply_adds(plain, x) / floor["multiply_adds_per_s"] * 1e3
+    least_ms = multiply_adds(WIDTHS[width]().eval(), x) / floor["multiply_adds_per_s"] * 1e3
     case = (width, batch, dtype, torch.get_num_threads())
     result["rows"] = rows_of(turns.rows.values(), case, bound, least_ms)
     output().print(table_of(result["rows"], label_of(case)))
     _finish(result, path)
+
+
+# Launches -------------------------------------------------------------------------------------
+
+
+def sequence_of(kernels: Sequence[Launch]) -> list[Launch]:
+    """Kernels of a call in the order in which they are launched: the steps of each chunk of the
+    batch, then the linear layer, once."""
+    *steps, linear = kernels
+    return [*steps * max(kernel.launches for kernel in kernels), linear]
+
+
+def launch_rows(
+    sequence: Sequence[Launch], events: Sequence[tuple[str, float, float]]
+) -> list[dict[str, Any]]:
+    """A row for each launch of a call: medians over the calls.
+
+    Kernels of a graph may start before the one before has ended, and wait inside; so ``adds_us``,
+    from that one's end to this one's, says what a launch takes of a call's time.
+
+    Args:
+        sequence: of one call.
+        events: name, start and end in microseconds of each kernel of several calls, in order.
+
+    Raises:
+        ValueError: if these are no whole calls.
+    """
+    if not events or len(events) % len(sequence):
+        raise ValueError(f"{len(events)} kernels were seen, expected {len(sequence)} in each call")
+    calls = [events[i : i + len(sequence)] for i in range(0, len(events), len(sequence))]
+    rows = []
+    for i, launch in enumerate(sequence):
+        seen = [call[i] for call in calls]
+        before = [call[i - 1][2] if i else call[0][1] for call in calls]
+        share = {
+            key: getattr(launch, key) // launch.launches
+            for key in ("read_bytes", "written_bytes", "weight_bytes", "multiply_adds")
+        }
+        rows.append(
+            {
+                "step": launch.step, "kernel": launch.kernel, "symbol": seen[0][0],
+                "us": statistics.median(end - start for _, start, end in seen),
+                "adds_us": statistics.median(
+                    end - last for (_, _, end), last in zip(seen, before, strict=True)
+                ),
+                "ctas": launch.ctas, "threads": launch.threads, "cluster": launch.cluster,
+                "shared_bytes": launch.shared_bytes, **share,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _kernels_of(call: Callable[[], object], calls: int) -> list[tuple[str, float, float]]:
+    """Name, start and end of each of our kernels in several calls."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+    spans = [(e.name, e.time_range.start, e.time_range.end) for e in profile.events()]
+    return sorted((span for span in spans if "snv2" in span[0]), key=lambda span: span[1])
+
+
+@main.command()
+@_options(*_OPTIONS, *_MODEL_OPTIONS)
+@click.option(
+    "--once", is_flag=True, help="One call without a graph between cudaProfilerStart and Stop."
+)
+def launches(
+    device: str,
+    dtype: str,
+    batch: int,
+    repeats: int,
+    path: str | None,
+    width: str,
+    size: int,
+    once: bool,
+) -> None:
+    """Each launch of an engine: its time, what it moves and multiplies."""
+    where, element = _device(device), DTYPES[dtype]
+    result = _result(
+        where, {"width": width, "batch": batch, "dtype": dtype, "size": size, "repeats": repeats}
+    )
+    model, x = _model(width, batch, size, where, element)
+    engine = snv2.Engine(model, tuple(x.shape))
+    call = functools.partial(snv2.fuse(model), x) if once else lambda: engine(engine.input)
+    engine.input.copy_(x)
+    with torch.inference_mode():
+        error, bound = (
+            max_error(call(), float64_reference(model)(x)),
+            upper_bound("network", element),
+        )
+        result |= {"error": error, "error_bound": bound, "launches": []}
+        if not error <= bound:
+            result["reason"] = f"wrong output: error {error:.1e}, allowed {bound:.1e}"
+        elif where.type != "cuda":
+            result["reason"] = "launches are timed on a GPU"
+            call()
+        elif once:
+            torch.cuda.synchronize()
+            with torch.cuda.profiler.profile():
+                call()
+                torch.cuda.synchronize()
+        else:
+            _kernels_of(call, 3)
+            sequence = sequence_of(engine.report().kernels)
+            result["launches"] = launch_rows(sequence, _kernels_of(call, repeats))
+    for row in result["launches"]:
+        print(f"{row['step']:3} {row['kernel']:20} {row['us']:8.2f} us, adds {row['adds_us']:8.2f}")
+    print(result.get("reason") or f"error {error:.1e}, allowed {bound:.1e}\n\n{engine.report()}")
+    _finish(result, path)
+    if not error <= bound:
+        sys.exit(1)
+
+
+# Ops ------------------------------------------------------------------------------------------
 
 
 def _op_arguments(x: Tensor) -> dict[str, tuple[Tensor, ...]]:
@@ -188,7 +332,7 @@ def _op_arguments(x: Tensor) -> dict[str, tuple[Tensor, ...]]:
 
 
 @main.command()
-@_options
+@_options(*_OPTIONS)
 @click.option("--quick", is_flag=True, help="Only stage 4, contiguous.")
 def ops(device: str, dtype: str, batch: int, repeats: int, path: str | None, quick: bool) -> None:
     """The ops on maps of x1.0: bytes a second, and their share of a copy's.

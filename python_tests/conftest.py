@@ -53,13 +53,13 @@ def _is_large(params: dict[str, Any]) -> bool:
 
 
 def _leave_to_the_slow_tests(items: list[pytest.Item]) -> None:
-    """All but a few cases of each test in Triton's interpreter."""
+    """All but a few cases of each test on Triton: its interpreter and its compiler take long."""
     small: dict[str, list[pytest.Item]] = {}
     for item in items:
         if not _on_triton(item):
             continue
         params = item.callspec.params  # type: ignore[attr-defined]
-        if params.get("size") == 224:
+        if params.get("size") == 224 and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="takes too long in Triton's interpreter"))
         name = item.location[2].partition("[")[0]
         if _is_large(params) or name in _NOT_OF_KERNELS:
@@ -74,11 +74,21 @@ def _leave_to_the_slow_tests(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.slow)
 
 
+def _mark_triton(items: list[pytest.Item]) -> None:
+    """Where there is a GPU, Triton's kernels run on it."""
+    for item in items:
+        if _on_triton(item) or "triton" in item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker("triton")
+            if torch.cuda.is_available():
+                item.add_marker("gpu")
+
+
 @pytest.hookimpl(tryfirst=True)  # before markers are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _mark_triton(items)
+    _leave_to_the_slow_tests(items)
     if torch.cuda.is_available():
         return
-    _leave_to_the_slow_tests(items)
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))

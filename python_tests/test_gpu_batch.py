@@ -1,33 +1,51 @@
-"""The batch of everything that needs a GPU: its steps, and what it keeps however it ends."""
+"""The batch of everything that needs a GPU: its steps, what it keeps however it ends, and the
+folder that it runs in elsewhere."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import conftest
 import pytest
+import torch
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_batch.py"
+import snv2_kernels as snv2
+from snv2_kernels.runners import Launch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPT = BENCHMARKS / "gpu_batch.py"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def batch() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_batch", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_batch"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return _load("gpu_batch")
+
+
+@pytest.fixture(scope="module")
+def measure() -> ModuleType:
+    return _load("gpu_measure")
 
 
 def _index(out: Path) -> dict[str, Any]:
@@ -39,30 +57,46 @@ def _shell(batch: ModuleType, name: str, command: str, limit_s: float = 60, **mo
     return batch.Step(name, ["sh", "-c", command], limit_s, **more)
 
 
+def _packed(archive: Path) -> set[str]:
+    with tarfile.open(archive) as file:
+        return {Path(name).name for name in file.getnames()}
+
+
 def test_dry_run(tmp_path: Path) -> None:
-    """Every step of the real run's kinds, with what it writes."""
-    command = [sys.executable, SCRIPT, "--dry-run", "--budget", "580", "--out", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    index = _index(tmp_path)
+    """Every step of the real run's kinds, with what it writes, where packages are missing that a
+    GPU machine may lack."""
+    for name in ("pydantic", "expecttest"):
+        (tmp_path / "without" / name).mkdir(parents=True)
+        (tmp_path / "without" / name / "__init__.py").write_text("raise ImportError(__name__)")
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--dry-run", "--budget", "580", "--out", out],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "without")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    index = _index(out)
     assert done.returncode == 0, index
     assert index["dry_run"]
     steps = {step["name"]: step for step in index["steps"]}
     assert steps.pop("memcheck")["status"] == "left out"
     assert {step["status"] for step in steps.values()} == {"ok"}
-    assert "cuda-emulated" in (tmp_path / steps["info"]["log"]).read_text()
-    tests = json.loads((tmp_path / "tests.json").read_text())
+    assert _packed(tmp_path / "out.tar.gz") == {"out", *(path.name for path in out.iterdir())}
+    assert "cuda-emulated" in (out / steps["info"]["log"]).read_text()
+    tests = json.loads((out / "smoke.json").read_text())
     assert tests["failed"] == []
     assert tests["passed"] + tests["skipped"] == 5
-    peers = {row["peer"]: row for row in _rows(tmp_path, "networks-b1-fp16", "rows")}
+    peers = {row["peer"]: row for row in _rows(out, "networks-b1-fp16", "rows")}
     assert peers["fused"]["reason"] is None
     assert "need a GPU" in peers["cuda_graph"]["reason"]
-    ops = _rows(tmp_path, "ops-b1", "ops")
+    launches = json.loads((out / "launches-b1-fp16.json").read_text())
+    assert launches["error"] <= launches["error_bound"]
+    ops = _rows(out, "ops-b1-fp16", "ops")
     assert len(ops) == 6
     for row in ops:
         assert row["reason"] is None
-        assert row["bytes_per_s"] == pytest.approx(row["least_bytes"] / row["median_ms"] * 1e3)
-    assert {row["table"] for row in _rows(tmp_path, "guidelines", "guidelines")} == {"G1"}
-    assert len(_rows(tmp_path, "table8", "table8")) == 8
+        speed = row["least_bytes"] / row["median_ms"] * 1e3
+        assert row["bytes_per_s"] == pytest.approx(speed, rel=1e-3)
+    assert len(_rows(out, "table8", "table8")) == 8
 
 
 def _rows(out: Path, name: str, key: str) -> list[dict[str, Any]]:
@@ -105,12 +139,14 @@ def test_time_limit_ends_the_whole_group(
     batch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And gives it a chance to write what it has."""
-    monkeypatch.setattr(batch, "LEAST_S", 0)
     child = tmp_path / "child"
     hangs = f"sleep 300 & echo $! > {child}; trap 'echo stopped' INT; wait; wait"
     writes = f"trap 'echo half > {tmp_path}/writes.json; exit' INT; sleep 300 & wait"
     monkeypatch.setattr(batch, "GRACE_S", 2)
-    steps = [_shell(batch, "hangs", hangs, 3), _shell(batch, "writes", writes, 3)]
+    steps = [
+        _shell(batch, "hangs", hangs, 3, least_s=0),
+        _shell(batch, "writes", writes, 3, least_s=0),
+    ]
     start = time.monotonic()
     assert not batch.Batch(tmp_path, 60, False).run(steps)
     assert time.monotonic() - start < 30
@@ -132,15 +168,45 @@ def _wait_until_gone(process: int) -> None:
 
 
 def test_budget(batch: ModuleType, tmp_path: Path) -> None:
-    """A step gets what is left, and none is begun that has no time."""
-    steps = [_shell(batch, "first", "exit 0", 1000), _shell(batch, "second", "exit 0")]
-    runner = batch.Batch(tmp_path, 60, False)
-    runner.run(steps[:1])
-    assert _index(tmp_path)["steps"][0]["limit_s"] <= 60
-    runner._end = time.monotonic() + 1
-    assert runner.run(steps)
-    assert [s["status"] for s in _index(tmp_path)["steps"]] == ["left out", "left out"]
-    assert _index(tmp_path)["steps"][1]["reason"] == "no time left"
+    """A step gets what is left, and is not begun where that is too little for it; others are."""
+    steps = [
+        _shell(batch, "cut", "exit 0", 1000),
+        _shell(batch, "long", "exit 1", 200, least_s=100),
+        _shell(batch, "short", "exit 0"),
+    ]
+    assert batch.Batch(tmp_path, 60, False).run(steps)
+    cut, long, short = _index(tmp_path)["steps"]
+    assert cut["limit_s"] <= 60
+    assert [cut["status"], long["status"], short["status"]] == ["ok", "left out", "ok"]
+    assert long["reason"] == "no time left: it takes 100 s or more"
+
+
+def test_tool_that_is_not_permitted(batch: ModuleType, tmp_path: Path) -> None:
+    """Is left out; the machine is no reason to call the run failed."""
+    said = "echo '==ERROR== ERR_NVGPUCTRPERM - no permission'; exit 1"
+    assert batch.Batch(tmp_path, 60, False).run([_shell(batch, "ncu", said)])
+    (row,) = _index(tmp_path)["steps"]
+    assert row["reason"] == "not permitted here: ERR_NVGPUCTRPERM"
+
+
+def test_archive_has_what_ended(batch: ModuleType, tmp_path: Path) -> None:
+    """Also while a later step runs, which may be the last that anyone hears of it."""
+    out, archive = tmp_path / "out", tmp_path / "home" / "results.tar.gz"
+    archive.parent.mkdir()
+    seen = tmp_path / "seen.tar.gz"
+    steps = [_shell(batch, "first", "echo done"), _shell(batch, "second", f"cp {archive} {seen}")]
+    assert batch.Batch(out, 60, False, archive).run(steps)
+    assert _packed(seen) == {"out", "index.json", "first.log"}
+    assert _packed(archive) == {"out", "index.json", "first.log", "second.log"}
+    assert list(archive.parent.iterdir()) == [archive]
+
+
+def test_carried_packages_are_used_where_they_are_not_installed(
+    batch: ModuleType, tmp_path: Path
+) -> None:
+    for name in ("pytest", "no-such-package"):
+        (tmp_path / name).mkdir()
+    assert batch.carried(tmp_path) == [str(tmp_path / "no-such-package")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -153,7 +219,7 @@ def test_being_stopped_keeps_the_index(tmp_path: Path, number: int) -> None:
         "steps = [batch.Step('a', ['true'], 60), batch.Step('b', ['sleep', '300'], 400),\n"
         "         batch.Step('c', ['true'], 60)]\n"
         "batch._steps = lambda: steps\n"
-        f"batch.main(['--out', {str(tmp_path)!r}])\n"
+        f"sys.exit(batch.main(['--out', {str(tmp_path)!r}]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
@@ -168,6 +234,9 @@ def test_being_stopped_keeps_the_index(tmp_path: Path, number: int) -> None:
         process.kill()
     first, second, third = _index(tmp_path)["steps"]
     assert [s["status"] for s in (first, second, third)] == ["ok", "interrupted", "not reached"]
+    archive = tmp_path.with_name(f"{tmp_path.name}.tar.gz")
+    assert {"a.log", "b.log", "index.json"} < _packed(archive)
+    archive.unlink()
 
 
 def test_results_of_tests(batch: ModuleType, tmp_path: Path) -> None:
@@ -182,14 +251,102 @@ def test_results_of_tests(batch: ModuleType, tmp_path: Path) -> None:
     assert written == {"passed": 1, "skipped": 1, "failed": ["t::bad"]}
 
 
-def test_real_steps(batch: ModuleType, tmp_path: Path) -> None:
+def test_real_steps(batch: ModuleType) -> None:
     """In order of value, each file named once; what is measured is what the commands take."""
-    names = [step.name for step in batch._steps()]
+    steps = batch._steps()
+    names = [step.name for step in steps]
     assert len(set(names)) == len(names)
-    assert names[:5] == ["build", "info", "tests", "memcheck", "racecheck"]
-    assert names.index("networks-b1-fp16") < names.index("ops-b512") < names.index("table8")
-    assert {f"networks-b{b}-{t}" for b in (1, 8, 64, 512) for t in ("fp16", "fp32")} < set(names)
-    assert {f"autotune-b{b}-{t}" for b in (1, 8, 64, 512) for t in ("fp16", "fp32")} < set(names)
-    for step in batch._steps():
+    first = ["networks-b1-fp16", "networks-b256-fp16", "autotune-b1-fp16", "autotune-b256-fp16"]
+    assert names[:7] == ["build", "info", "smoke", *first]
+    then = ["launches-b1-fp16", "ncu-b1-fp16", "tests", "triton", "memcheck", "ops-b256-fp16"]
+    assert sorted(then, key=names.index) == then
+    for step in steps:
         measured = [word for word in step.command if word.endswith(".json")]
         assert measured in ([], [f"{{out}}/{step.name}.json"])
+        assert step.least_s < step.limit_s
+
+
+# Launches -------------------------------------------------------------------------------------
+
+
+def _launch(kernel: str, launches: int) -> Launch:
+    return Launch(kernel, 0, 1, 32, 0, 8, True, launches, 60, 60, 60, 60)
+
+
+def test_times_of_launches(measure: ModuleType) -> None:
+    """Medians over calls, in order; a kernel may start before the one before it has ended."""
+    sequence = measure.sequence_of([_launch("a", 2), _launch("b", 2), _launch("linear", 1)])
+    assert [launch.kernel for launch in sequence] == ["a", "b", "a", "b", "linear"]
+    ends = [0.0, 4.0, 5.0, 9.0, 10.0, 16.0]
+    events = [
+        (f"snv2 {launch.kernel}", call * 100 + ends[i] - (i > 0), call * 100 + ends[i + 1])
+        for call in range(3)
+        for i, launch in enumerate(sequence)
+    ]
+    rows = measure.launch_rows(sequence, events)
+    assert [row["adds_us"] for row in rows] == [4.0, 1.0, 4.0, 1.0, 6.0]
+    assert [row["us"] for row in rows] == [4.0, 2.0, 5.0, 2.0, 7.0]
+    assert [row["read_bytes"] for row in rows] == [30, 30, 30, 30, 60]
+    with pytest.raises(ValueError, match="14 kernels were seen, expected 5 in each call"):
+        measure.launch_rows(sequence, events[:-1])
+
+
+def test_launches_are_not_told_of_a_wrong_output(
+    measure: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are in their right number, in the one call of profilers too."""
+    path = tmp_path / "launches.json"
+    arguments = ["launches", "--device", "cpu", "--width", "x0.5", "--size", "8", "--dtype", "fp32"]
+    arguments += ["--json", str(path), "--once"]
+    with snv2.use_backend("cuda-emulated"):
+        measure.main(arguments, standalone_mode=False)
+        assert json.loads(path.read_text())["reason"] == "launches are timed on a GPU"
+        monkeypatch.setattr(measure, "float64_reference", lambda model: lambda x: x.sum() * 0 + 1)
+        monkeypatch.setattr(measure, "max_error", lambda actual, exact: float("nan"))
+        with pytest.raises(SystemExit):
+            measure.main(arguments, standalone_mode=False)
+    result = json.loads(path.read_text())
+    assert result["reason"].startswith("wrong output: error nan")
+    assert result["launches"] == []
+
+
+# The folder -----------------------------------------------------------------------------------
+
+
+def test_folder_names_what_an_installation_names(tmp_path: Path) -> None:
+    """Its commit, and the entry points of the package, which torch looks up."""
+    folder = _load("gpu_folder")
+    folder.copy_checkout(tmp_path)
+    folder.write_entry_points(tmp_path)
+    assert (tmp_path / "benchmarks" / SCRIPT.name).read_bytes() == SCRIPT.read_bytes()
+    assert len((tmp_path / "COMMIT").read_text().partition("-")[0].strip()) == 40
+    (package,) = importlib.metadata.distributions(path=[str(tmp_path)])
+    assert package.version == snv2.__version__
+    assert "torch_dynamo_backends" in {entry.group for entry in package.entry_points}
+
+
+# Triton on a GPU ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["gpu", "no-gpu"])
+def test_triton_tests_are_gpu_tests_where_there_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """Whether a parameter of theirs names the backend, or a fixture."""
+    marks: dict[str, list[str]] = {"parameter": [], "fixture": [], "other": []}
+
+    def item(name: str, params: dict[str, Any], fixtures: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(
+            location=("file", 0, name), callspec=SimpleNamespace(params=params),
+            fixturenames=fixtures, add_marker=marks[name].append,
+        )  # fmt: skip
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    items = [
+        item("parameter", {"backend": "triton"}, ["backend"]),
+        item("fixture", {}, ["triton"]),
+        item("other", {"backend": "cuda"}, ["backend"]),
+    ]
+    conftest._mark_triton(items)  # type: ignore[arg-type]
+    expected = ["triton", "gpu"] if there else ["triton"]
+    assert marks == {"parameter": expected, "fixture": expected, "other": []}

@@ -12,7 +12,7 @@ using namespace snv2::binding::cuda;
 
 gpu::Stream current_stream(int32_t device) {
   gpu::Stream stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return stream;
 }
 

@@ -14,7 +14,6 @@ def main() -> None:
     try:
         import click  # noqa: F401
         import psutil  # noqa: F401
-        import pydantic  # noqa: F401
         import rich  # noqa: F401
     except ImportError as missing:
         print(

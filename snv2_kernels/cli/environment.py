@@ -86,8 +86,11 @@ def peer_versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of a checkout, "-dirty" added if tracked files differ; None elsewhere."""
+    """The git commit of a checkout, "-dirty" added if tracked files differ, or of a copy that names
+    it in the file COMMIT; None elsewhere."""
     root = Path(snv2_kernels.__file__).resolve().parents[1]
+    if (root / "COMMIT").is_file():
+        return (root / "COMMIT").read_text().strip()
     if not (root / ".git").exists():  # an installed copy may lie inside somebody else's checkout
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]

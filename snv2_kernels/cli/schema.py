@@ -7,13 +7,16 @@ commands of that name, ``gpu`` from ``benchmarks/predict.py --json``.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
-from typing import Any, NotRequired, cast
+from typing import TYPE_CHECKING, Any, NotRequired, cast
 
-from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 __all__ = [
     "SCHEMA",
@@ -186,7 +189,12 @@ class Result(TypedDict):
     gpu: NotRequired[list[Counted]]
 
 
-_CHECK = TypeAdapter(Result)
+@functools.cache
+def _schema() -> TypeAdapter[Result]:
+    """Only what reads results needs pydantic: they are written on machines without it, too."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Result)
 
 
 def read_result(path: str | Path) -> Result:
@@ -208,7 +216,12 @@ def read_result(path: str | Path) -> Result:
             f"{path}: written in schema {data['schema']!r}; this version reads {SCHEMA}"
         )
     try:
-        _CHECK.validate_python(data)
+        from pydantic import ValidationError
+    except ImportError:
+        message = f'{path}: reading results needs pydantic: pip install "snv2_kernels[cli]"'
+        raise ResultError(message) from None
+    try:
+        _schema().validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
