@@ -294,6 +294,14 @@ def test_bench_layers(tmp_path: Path) -> None:
     assert engine["floor_share"] == pytest.approx(least_ms / engine["median_ms"], rel=1e-3)
 
 
+def test_no_layers_of_a_wrong_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("snv2_kernels.cli.bench.max_error", lambda *_: float("nan"))
+    path = tmp_path / "out.json"
+    result = run(*_SMALL, "--peer", "eager", "--layers", "--json", path)
+    assert "engine, no times of layers: wrong output: error nan" in result.output
+    assert json.loads(path.read_text())["layers"] == []
+
+
 def test_bench_startup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of x1.0 if it is there; Ctrl-C keeps the peers before it."""
     asked: list[tuple[Any, ...]] = []

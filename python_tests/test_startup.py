@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from snv2_kernels import startup
+from snv2_kernels import peers, startup
 from snv2_kernels.startup import PHASES, first_results
 
 
@@ -29,6 +31,17 @@ def test_first_result_of_a_real_peer(monkeypatch: pytest.MonkeyPatch) -> None:
         assert calls is not None
         assert 0 <= first < 1000
         assert 0 <= calls < 1000
+
+
+def test_no_first_result_is_told_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"peer": "eager", "width": "x0.5", "batch": 1, "size": 32, "threads": 1}
+    monkeypatch.setattr(sys, "argv", ["", json.dumps(asked | {"dtype": "float32"})])
+    monkeypatch.setitem(peers.PEERS, "eager", lambda model, x: lambda: model(x).flip(1))
+    with warnings.catch_warnings():
+        startup.first_result.main()
+    assert json.loads(capsys.readouterr().out)["reason"].startswith("wrong output: error")
 
 
 _ANSWER = '{"reason": null, "phases_ms": {"import torch": 2, "import snv2_kernels": 3}}'

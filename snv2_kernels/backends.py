@@ -234,6 +234,9 @@ def resolve(device: torch.device, requested: str | None = None) -> str:
     """
     # A compiled function keeps the choice that held when it was compiled.
     compiling = torch.compiler.is_compiling()
+    # ONNX has none of the kernels' operators, so an exported model is the formula.
+    if (compiling or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
+        return "reference"
     name = (None if compiling else _override.get()) or requested
     if name in (None, "auto"):
         # The compiler sets a guard on what it sees of os.environ.

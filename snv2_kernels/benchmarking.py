@@ -4,12 +4,14 @@ The ways (*peers*) take turns, one call each in random order, so that a machine 
 slows all of them. Each turn is one call that is not timed, which brings the peer's own weights
 back into the caches and wakes its threads, and one that is. A turn starts when the threads of the
 one before have stopped spinning, so each may spin as long as it likes to. Nothing is timed whose
-output was not checked first.
+output was not checked first, and that of each timed call is checked too. Then it is overwritten
+with NaN, so that a later call cannot pass with what an earlier one left in memory.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import random
 import time
 import warnings
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["Comparison", "Measurement", "Turns", "one_line", "percentiles_of", "wait_until_idle"]
+__all__ = [
+    "Comparison", "Measurement", "Turns", "one_line", "percentiles_of", "wait_until_idle",
+    "wrong_output",
+]  # fmt: skip
 
 # Profiling executors and autotuners settle within this many calls.
 _WARM_UP_CALLS = 3
@@ -42,6 +47,11 @@ def one_line(error: BaseException) -> str:
     """The type of an exception and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def wrong_output(error: float, bound: float) -> str | None:
+    """The reason not to tell a time, if an error is beyond its bound or NaN."""
+    return None if error <= bound else f"wrong output: error {error:.1e}, allowed {bound:.1e}"
 
 
 def wait_until_idle() -> None:
@@ -105,7 +115,7 @@ class Turns:
         self._gpu = device is not None and device.type == "cuda"
         self._calls = burst if self._gpu else 1
         self._entries: dict[str, _Entry] = {}
-        self._ready: dict[str, Callable[[], Tensor]] = {}
+        self._ready: dict[str, _Ready] = {}
         self._random = random.Random(0)
 
     def add(
@@ -135,19 +145,16 @@ class Turns:
                 # The jit API is deprecated, and tracers doubt what the check below settles.
                 warnings.simplefilter("ignore")
                 call = entry.build()
-                for _ in range(_WARM_UP_CALLS):
-                    out = call()
-            row.error = max_error(out, entry.exact())
+                ready = _Ready(call, entry.exact(), entry.bound)
+                right = all(ready.passes(call(), row) for _ in range(_WARM_UP_CALLS))
         except Unavailable as error:
             row.reason = str(error)
             return
         except Exception as error:  # compilers raise anything, and the others go on
             row.reason = one_line(error)
             return
-        if row.error <= entry.bound:
-            self._ready[name] = call
-        else:
-            row.reason = f"wrong output: error {row.error:.1e}, allowed {entry.bound:.1e}"
+        if right:
+            self._ready[name] = ready
 
     @torch.inference_mode()
     def time_round(self) -> None:
@@ -155,17 +162,21 @@ class Turns:
         names = list(self._ready)
         self._random.shuffle(names)
         for name in names:
-            call = self._ready[name]
+            row, ready = self.rows[name], self._ready[name]
+            call = ready.call
             if not self._gpu:
                 wait_until_idle()
             call()
             self._wait()
             start = time.perf_counter_ns()
             for _ in range(self._calls):
-                call()
+                out = call()
             self._wait()
             elapsed = time.perf_counter_ns() - start
-            self.rows[name].samples.append(elapsed / self._calls / 1e6)
+            row.samples.append(elapsed / self._calls / 1e6)
+            if not ready.passes(out, row):
+                row.samples.clear()
+                del self._ready[name]
 
     def _wait(self) -> None:
         if self._gpu:
@@ -177,6 +188,20 @@ class _Entry:
     build: Callable[[], Callable[[], Tensor]]
     exact: Callable[[], Tensor]
     bound: float
+
+
+@dataclass(frozen=True)
+class _Ready:
+    call: Callable[[], Tensor]
+    exact: Tensor
+    bound: float
+
+    def passes(self, out: Tensor, row: Measurement) -> bool:
+        """Check an output, note its error in the row, and overwrite it."""
+        row.error = max_error(out, self.exact)
+        row.reason = wrong_output(row.error, self.bound)
+        out.fill_(math.nan)
+        return row.reason is None
 
 
 class Comparison(Turns):
@@ -191,6 +216,6 @@ class Comparison(Turns):
 
     def __init__(self, model: nn.Module, x: Tensor, peers: Sequence[str], bound: float) -> None:
         super().__init__(x.device)
-        exact = float64_reference(model)(x)
+        self.exact = exact = float64_reference(model)(x)
         for name in peers:
             self.add(name, functools.partial(PEERS[name], model, x), lambda: exact, bound)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import torch
 
-from snv2_kernels.benchmarking import Comparison
+from snv2_kernels.benchmarking import Comparison, wrong_output
 from snv2_kernels.cli.common import (
     DTYPES,
     INTERRUPTED,
@@ -43,7 +43,7 @@ from snv2_kernels.layers import layer_times
 from snv2_kernels.nn.network import plan_element
 from snv2_kernels.peers import PEERS
 from snv2_kernels.startup import first_results
-from snv2_kernels.testing import randomize_
+from snv2_kernels.testing import max_error, randomize_
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -161,7 +161,7 @@ def bench(
 ) -> None:
     """Time the fused network beside other ways to run it, taking turns.
 
-    Every output is checked against float64 first. Each timed call follows one that is not timed,
+    Every output is checked against float64. Each timed call follows one that is not timed,
     after the threads of the call before have stopped spinning. Peers are set for low latency; ncnn
     takes the images of a batch one by one. The floor is the longer of two times: that of the
     multiply-adds at what the kernels' instruction set multiplies and adds in registers, in as many
@@ -265,6 +265,10 @@ def _time_case(
     if settings["layers"]:
         n, c, h, w = x.shape
         engine = Engine(model, input_shape=(n, c, h, w))
+        wrong = wrong_output(max_error(engine(x), comparison.exact), bound)
+        if wrong is not None:
+            console.print(f"engine, no times of layers: {wrong}", style="yellow")
+            return
         layers, whole_ms = layer_times(engine, x, settings["repeats"])
         result["layers"].append(layers_of(layers, whole_ms, case, floor))
         for table in layers_tables_of(result["layers"][-1], label_of(case)):

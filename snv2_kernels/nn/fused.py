@@ -275,6 +275,13 @@ class FusedModule(nn.Module):
 
         return run_exported(self, x)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        # A plain module returned here would replace this one in the model that is being scripted.
+        raise TypeError(
+            f"torch.jit.script: expected plain modules, got a fused {type(self).__name__};"
+            " script the model that was fused, or use torch.jit.trace"
+        )
+
     def _check(self, packed: Packed, x: Tensor) -> torch.dtype:
         """Raise unless x fits; the dtype that the kernels are to run in."""
         check_feature_map(x)

@@ -10,6 +10,7 @@ import copy
 import importlib
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,19 @@ def _installed(name: str) -> Any:
         else:
             reason = f"cannot be imported: {error}"
         raise Unavailable(f'{reason}: pip install "snv2_kernels[peers]"') from None
+
+
+@dataclass(frozen=True)
+class _SharedMemory:
+    """A call of an engine that was handed the memory of two tensors, and keeps neither alive."""
+
+    infer: Callable[[], object]
+    x: Tensor
+    y: Tensor
+
+    def __call__(self) -> Tensor:
+        self.infer()
+        return self.y
 
 
 def onnxruntime(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
@@ -75,15 +89,10 @@ def openvino(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     if used != dtype:
         raise Unavailable(f"OpenVINO computes in {used} on this CPU, not in {dtype}")
     request = network.create_infer_request()
-    request.set_input_tensor(ov.Tensor(x.numpy(), shared_memory=True))
     y = torch.empty(tuple(network.output(0).shape))
+    request.set_input_tensor(ov.Tensor(x.numpy(), shared_memory=True))
     request.set_output_tensor(ov.Tensor(y.numpy(), shared_memory=True))
-
-    def call() -> Tensor:
-        request.infer()
-        return y
-
-    return call
+    return _SharedMemory(request.infer, x, y)
 
 
 def ncnn(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:

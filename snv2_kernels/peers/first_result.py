@@ -50,6 +50,17 @@ def _forget_peak() -> bool:
     return True
 
 
+def _why_wrong(out: Any, model: Any, x: Any) -> str | None:
+    """Check the first result, when times and memory are known."""
+    from snv2_kernels.benchmarking import wrong_output
+    from snv2_kernels.cli.rule import upper_bound
+    from snv2_kernels.testing import float64_reference, max_error
+
+    return wrong_output(
+        max_error(out, float64_reference(model)(x)), upper_bound("network", x.dtype)
+    )
+
+
 def main() -> None:
     asked: dict[str, Any] = json.loads(sys.argv[1])
     laps = _Laps()
@@ -62,12 +73,13 @@ def main() -> None:
     import warnings
 
     from snv2_kernels.peers import PEERS, Unavailable
+    from snv2_kernels.testing import randomize_
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(asked["threads"])
     dtype = getattr(torch, asked["dtype"])
     make = getattr(snv2_kernels.models, "shufflenet_v2_" + asked["width"].replace(".", "_"))
-    model = make().eval().to(dtype)
+    model = randomize_(make()).eval().to(dtype)
     x = torch.randn(asked["batch"], 3, asked["size"], asked["size"]).to(dtype)
     before = _resident("VmRSS")
     laps.lap("model")
@@ -75,7 +87,7 @@ def main() -> None:
         with torch.inference_mode():
             call = PEERS[asked["peer"]](model, x)
             laps.lap("build")
-            call()
+            out = call()
             laps.lap("first call")
             first = _resident("VmHWM") - before
             forgotten = _forget_peak()
@@ -90,7 +102,8 @@ def main() -> None:
         "to_first_result": first,
         "calls": _resident("VmHWM") - before if forgotten else None,
     }
-    print(json.dumps({"reason": None, "phases_ms": laps.ms, "memory_mb": memory}))
+    reason = _why_wrong(out, model, x)
+    print(json.dumps({"reason": reason, "phases_ms": laps.ms, "memory_mb": memory}))
 
 
 if __name__ == "__main__":
