@@ -42,13 +42,16 @@ uint64_t version_of(const py::dict&) { return 0; }
 class Snapshot {
  public:
   // modules: all of the tree, the root first; registries: their dicts of parameters, buffers and
-  // submodules; tensors: the parameters and buffers; hooks: registries of hooks.
+  // submodules; tensors: the parameters and buffers; hooks: registries of hooks; modes: attributes
+  // of the modules whose training flag matters.
   Snapshot(const std::vector<py::object>& modules, std::vector<py::dict> registries,
-           std::vector<py::object> tensors, std::vector<py::dict> hooks)
+           std::vector<py::object> tensors, std::vector<py::dict> hooks,
+           std::vector<py::dict> modes)
       : modules_(modules),
         registries_(std::move(registries)),
         tensors_(std::move(tensors)),
-        hooks_(std::move(hooks)) {
+        hooks_(std::move(hooks)),
+        modes_(std::move(modes)) {
     for (const py::object& module : modules_) {
       types_.push_back(Py_TYPE(module.ptr()));
       attributes_.push_back(py::reinterpret_borrow<py::dict>(module.attr("__dict__")));
@@ -126,8 +129,8 @@ class Snapshot {
     for (const py::dict& dict : hooks_) {
       if (PyDict_Size(dict.ptr()) > 0) return true;
     }
-    for (size_t i = 1; i < attributes_.size(); ++i) {
-      if (PyDict_GetItemWithError(attributes_[i].ptr(), training_.ptr()) == Py_True) return true;
+    for (const py::dict& dict : modes_) {
+      if (PyDict_GetItemWithError(dict.ptr(), training_.ptr()) == Py_True) return true;
     }
     return false;
   }
@@ -212,6 +215,7 @@ class Snapshot {
   std::vector<py::dict> registries_;
   std::vector<py::object> tensors_;
   std::vector<py::dict> hooks_;
+  std::vector<py::dict> modes_;
   std::vector<py::dict> attributes_;  // of each module
   std::vector<PyTypeObject*> types_;
   std::vector<py::object> values_;       // of registries and attributes
@@ -233,10 +237,10 @@ class Snapshot {
 void bind_snapshot(py::module_& m) {
   py::class_<Snapshot>(m, "Snapshot", "A state of a module tree; see snv2_kernels.nn.watch.")
       .def(py::init<const std::vector<py::object>&, std::vector<py::dict>, std::vector<py::object>,
-                    std::vector<py::dict>>(),
+                    std::vector<py::dict>, std::vector<py::dict>>(),
            py::kw_only(), py::arg("modules"), py::arg("registries"), py::arg("tensors"),
-           py::arg("hooks"))
+           py::arg("hooks"), py::arg("modes"))
       .def("holds", &Snapshot::holds, "Whether no tensor, submodule or attribute has changed.")
       .def("runs_plain", &Snapshot::runs_plain,
-           "Whether a submodule has hooks or is in train() mode.");
+           "Whether there are hooks, or one of the modes is train().");
 }
