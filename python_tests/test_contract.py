@@ -21,10 +21,11 @@ from _cases import (
     same_state,
     small_network,
 )
+from _styles import Wrapped
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
-from snv2_kernels.testing import max_error
+from snv2_kernels.testing import max_error, randomize_
 
 
 def snapshot(model: nn.Module) -> list[Any]:
@@ -183,6 +184,31 @@ def test_submodule_in_train_mode(path: str) -> None:
     for model in (plain, fused):
         model.get_submodule(path).eval()
     assert_agrees("network", fused, plain, x)
+
+
+def test_train_flag_that_nothing_reads() -> None:
+    """A fresh layer is in train mode, whether or not it has one."""
+    plain, fused, x = drop_in("network")
+    fc = nn.Linear(plain.fc.in_features, 7)
+    for model in (plain, fused):
+        model.fc = fc
+        model.stage2.training = model.stage3[0].training = model.conv1[0].training = True
+    assert fused.reason() is None
+    assert_agrees("network", fused, plain, x)
+
+
+def test_train_flag_that_another_module_reads() -> None:
+    class Doubled(Wrapped):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return 2 * y if self.main[0].conv.training else y
+
+    plain = randomize_(Doubled(28, 28, 1)).eval()
+    fused, x = snv2.fuse(plain), draw(2, 28, 9, 7)
+    assert_agrees("unit", fused, plain, x)
+    for model in (plain, fused):
+        model.main[0].conv.train()
+    assert torch.equal(fused(x), plain(x))
 
 
 def test_eval_of_submodules_in_a_model_in_train_mode() -> None:

@@ -128,14 +128,16 @@ unsigned int version_of(const PyTypeObject* type) { return type->tp_version_tag;
 class Snapshot {
  public:
   // modules: all of the tree, the root first; registries: their dicts of parameters, buffers and
-  // submodules; tensors: the parameters and buffers; bytes: see Stamps; hooks: registries of hooks.
+  // submodules; tensors: the parameters and buffers; bytes: see Stamps; hooks: registries of hooks;
+  // modes: attributes of the children whose training flag matters.
   Snapshot(const std::vector<py::object>& modules, std::vector<py::dict> registries,
            std::vector<py::object> tensors, const std::vector<int64_t>& bytes,
-           std::vector<py::dict> hooks)
+           std::vector<py::dict> hooks, std::vector<py::dict> modes)
       : children_(modules.begin() + 1, modules.end()),
         registries_(std::move(registries)),
         tensors_(std::move(tensors)),
         hooks_(std::move(hooks)),
+        modes_(std::move(modes)),
         stamps_(tensors_, bytes) {
     for (const py::object& module : modules) {
       PyTypeObject* type = Py_TYPE(module.ptr());
@@ -178,7 +180,7 @@ class Snapshot {
     for (const auto* objects : {&children_, &tensors_, &values_}) {
       for (const py::object& object : *objects) Py_VISIT(object.ptr());
     }
-    for (const auto* dicts : {&registries_, &hooks_, &attributes_}) {
+    for (const auto* dicts : {&registries_, &hooks_, &modes_, &attributes_}) {
       for (const py::dict& dict : *dicts) Py_VISIT(dict.ptr());
     }
     return 0;
@@ -188,7 +190,9 @@ class Snapshot {
     for (auto* objects : {&children_, &tensors_, &values_}) {
       std::vector<py::object>().swap(*objects);
     }
-    for (auto* dicts : {&registries_, &hooks_, &attributes_}) std::vector<py::dict>().swap(*dicts);
+    for (auto* dicts : {&registries_, &hooks_, &modes_, &attributes_}) {
+      std::vector<py::dict>().swap(*dicts);
+    }
   }
 
  private:
@@ -226,7 +230,7 @@ class Snapshot {
     for (const py::dict& dict : hooks_) {
       if (PyDict_Size(dict.ptr()) > 0) return true;
     }
-    for (const py::dict& attributes : attributes_) {
+    for (const py::dict& attributes : modes_) {
       if (PyDict_GetItemWithError(attributes.ptr(), training_.ptr()) == Py_True) return true;
     }
     return false;
@@ -322,6 +326,7 @@ class Snapshot {
   std::vector<py::dict> registries_;
   std::vector<py::object> tensors_;
   std::vector<py::dict> hooks_;
+  std::vector<py::dict> modes_;
   std::vector<py::dict> attributes_;  // of each child
   std::vector<PyTypeObject*> types_;  // of the root and each child
   std::vector<unsigned int> type_versions_;
@@ -368,11 +373,11 @@ void bind_snapshot(py::module_& m) {
   py::class_<Snapshot>(m, "Snapshot", "A state of a module tree; see snv2_kernels.nn.watch.",
                        py::custom_type_setup(let_collector_in))
       .def(py::init<const std::vector<py::object>&, std::vector<py::dict>, std::vector<py::object>,
-                    const std::vector<int64_t>&, std::vector<py::dict>>(),
+                    const std::vector<int64_t>&, std::vector<py::dict>, std::vector<py::dict>>(),
            py::kw_only(), py::arg("modules"), py::arg("registries"), py::arg("tensors"),
-           py::arg("bytes"), py::arg("hooks"))
+           py::arg("bytes"), py::arg("hooks"), py::arg("modes"))
       .def("holds", &Snapshot::holds, py::arg("root"),
            "Whether no class, tensor, submodule or attribute has changed.")
       .def("runs_plain", &Snapshot::runs_plain, py::arg("root"),
-           "Whether a submodule has hooks or is in train() mode.");
+           "Whether there are hooks, or one of the modes is train().");
 }

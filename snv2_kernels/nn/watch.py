@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from operator import attrgetter
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,13 +15,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snv2_kernels._native import Snapshot, Stamps
+from snv2_kernels.graph.constant import constant_to_dynamo
 
 __all__ = [
     "Watch",
     "beside",
+    "has_mode",
     "has_own_hooks",
     "note_mode",
     "optimizer_steps",
+    "reads_flags",
     "stamps",
     "why_plain",
 ]
@@ -66,10 +71,38 @@ def has_own_hooks(module: nn.Module) -> bool:
     return own or any(getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS)
 
 
+@constant_to_dynamo
+def has_mode(cls: Any) -> bool:
+    """Whether a module of a class may compute something else in ``train()`` mode: where its code
+    reads the flag, or is the user's."""
+    return _by_flags(cls)[0]
+
+
+@constant_to_dynamo
+def reads_flags(cls: Any) -> bool:
+    """Whether a class is the user's and its code reads the flag of some module."""
+    return _by_flags(cls)[1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _by_flags(cls: Any) -> tuple[bool, bool]:
+    own = reads = False
+    for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
+        library = base.__module__.partition(".")[0]
+        if library == __name__.partition(".")[0]:
+            continue  # the same in both modes but for what it holds
+        is_users = library not in ("torch", "torchvision")
+        functions = [f for f in vars(base).values() if isinstance(f, FunctionType)]
+        mentions = any("training" in f.__code__.co_names for f in functions)
+        own, reads = own or is_users or mentions, reads or (is_users and mentions)
+    return own, reads
+
+
 def why_plain(module: nn.Module) -> str | None:
     """What makes :meth:`Watch.runs_plain` true, in words; None if nothing does."""
+    every = any(reads_flags(type(child)) for child in module.modules())
     for name, child in module.named_modules():
-        if child is not module and child.training:
+        if child is not module and child.training and (every or has_mode(type(child))):
             return f"submodule {name!r} is in train() mode"
         if child is not module and any(getattr(child, hooks) for hooks in _HOOKS):
             return f"submodule {name!r} has hooks"
@@ -114,6 +147,7 @@ class Watch:
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())
         children = modules[1:]  # the module's own hooks run around its forward
+        every = any(reads_flags(type(m)) for m in modules)
         tensors = [
             t
             for m in modules
@@ -133,6 +167,7 @@ class Watch:
             bytes=_compared_bytes(tensors, buffers),
             hooks=[getattr(m, hooks) for m in children for hooks in _HOOKS]
             + [getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS],
+            modes=[vars(m) for m in children if every or has_mode(type(m))],
         )
 
     def holds(self, root: nn.Module) -> bool:
@@ -140,7 +175,8 @@ class Watch:
         return self._steps == optimizer_steps() and self._snapshot.holds(root)
 
     def runs_plain(self, root: nn.Module) -> bool:
-        """Whether a submodule has hooks or is in ``train()`` mode: only its own forward will do."""
+        """Whether a submodule has hooks or a ``train()`` mode that matters: only its own forward
+        will do."""
         return self._snapshot.runs_plain(root)
 
     def requires_grad(self) -> bool:
