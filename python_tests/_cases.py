@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -33,6 +34,16 @@ FORMATS = [
     pytest.param(torch.channels_last, id="channels_last"),
 ]
 
+# What a map may be: dtype and memory format.
+MAPS = [
+    (dtype, memory_format)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    for memory_format in (torch.contiguous_format, torch.channels_last)
+]
+# As last factors of in_turn.
+ONLY_DTYPES, ONLY_FORMATS = [(dtype,) for dtype, _ in MAPS[::2]], [(f,) for _, f in MAPS[:2]]
+SPECIALS = [float("nan"), float("inf"), float("-inf")]
+
 needs_bfloat16 = pytest.mark.skipif(
     not _native.cpu_has_bfloat16(), reason="this machine does not multiply bfloat16"
 )
@@ -44,6 +55,23 @@ drawn = settings(
     max_examples=40,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+def in_turn(*factors: Sequence[Any], turn: int = 0) -> list[tuple[Any, ...]]:
+    """The product of all factors but the last, each of its rows with one of the last factor's
+    tuples in turn. If no two of them are shorter than the last factor, all pairs occur."""
+    *crossed, last = factors
+    rows = itertools.product(*(enumerate(factor) for factor in crossed))
+    return [
+        (*(v for _, v in row), *last[(sum(i for i, _ in row) + turn) % len(last)]) for row in rows
+    ]
+
+
+def case_id(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(case_id, value))
+    return str(value).removeprefix("torch.").removesuffix("_format")
+
 
 # Errors ---------------------------------------------------------------------------------------
 #

@@ -7,8 +7,9 @@ import functools
 import importlib
 import math
 import os
+import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from _cases import case_id, in_turn
+
 import snv2_kernels as snv2
 from snv2_kernels import _native
 from snv2_kernels.backends import DEVICES
@@ -28,19 +31,12 @@ from snv2_kernels.peers import Unavailable
 _INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a second for more
 
 
-# Of what is the same code on all backends, around kernels that other tests run, and of many sizes.
-_NOT_OF_KERNELS = {
-    "test_autocast_does_not_change_the_dtype", "test_drawn_sizes", "test_drawn_units",
-    "test_gradients", "test_inference_mode", "test_normalize_any_strides",
-    "test_output_is_overwritten_by_the_next_call", "test_taps_are_overwritten_by_the_next_call",
-    "test_weights_are_frozen",
-}  # fmt: skip
-
-
 def _on_triton(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
     name = "snv2_triton" if item.location[2].startswith("test_opcheck[") else "triton"
-    return call is not None and any(type(v) is str and v == name for v in call.params.values())
+    values = call.params.values() if call is not None else ()
+    backends = (v[0] if isinstance(v, tuple) and v else v for v in values)
+    return any(type(backend) is str and backend == name for backend in backends)
 
 
 def _is_large(params: dict[str, Any]) -> bool:
@@ -48,30 +44,31 @@ def _is_large(params: dict[str, Any]) -> bool:
     if isinstance(shape, tuple) and isinstance(shape[-1], tuple):
         shape = shape[-1]
     elements = math.prod(shape) if isinstance(shape, tuple) else 0
-    named = any(type(v) is str and "x1_0" in v for v in params.values())
-    return "width" in params or named or elements > _INTERPRETED_ELEMENTS
+    named = any(type(v) is str and re.search(r"x\d_\d", v) for v in params.values())
+    return bool("width" in params or named or elements > _INTERPRETED_ELEMENTS)
 
 
 def _leave_to_the_slow_tests(items: list[pytest.Item]) -> None:
-    """All but a few cases of each test on Triton: its interpreter and its compiler take long."""
-    small: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if not _on_triton(item):
-            continue
+    """On Triton, whose interpreter and compiler take long, all but small cases: so many of a test
+    that each value of each parameter has one."""
+    tests: dict[str, list[tuple[pytest.Item, set[str]]]] = {}
+    for item in filter(_on_triton, items):
         params = item.callspec.params  # type: ignore[attr-defined]
         if params.get("size") == 224 and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="takes too long in Triton's interpreter"))
-        name = item.location[2].partition("[")[0]
-        if _is_large(params) or name in _NOT_OF_KERNELS:
+        if item.get_closest_marker("not_of_kernels") or _is_large(params):
             item.add_marker(pytest.mark.slow)
         else:
-            small.setdefault(name, []).append(item)
-    for cases in small.values():
-        # Prime to the lengths of most lists of cases, so that each entry of a list has its turn.
-        step = 11 if len(cases) <= 36 else 29
-        for i, item in enumerate(cases):
-            if i % step:
-                item.add_marker(pytest.mark.slow)
+            values = {f"{name}={value}" for name, value in params.items()}
+            tests.setdefault(item.nodeid.partition("[")[0], []).append((item, values))
+    for cases in tests.values():
+        unseen = set().union(*(values for _, values in cases))
+        while unseen:
+            best = max(cases, key=lambda case: len(case[1] & unseen))
+            cases.remove(best)
+            unseen -= best[1]
+        for item, _ in cases:
+            item.add_marker(pytest.mark.slow)
 
 
 def _mark_triton(items: list[pytest.Item]) -> None:
@@ -198,18 +195,41 @@ def running_on(name: str) -> Iterator[str]:
         yield name
 
 
+def each_of(backends: list[Any]) -> Any:
+    """A fixture that runs the test once on each; new tensors lie on its device."""
+
+    def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+        with running_on(request.param) as name:
+            yield name
+
+    return pytest.fixture(backend, params=backends)
+
+
+# All that have kernels, the CPU's with each instruction set; of ops avx512_bf16 has avx512's.
 BACKENDS = [*(f"cpu-{isa}" for isa in _native.available_cpu_isas()), *GPU_BACKENDS, "triton"]
+OP_BACKENDS = [name for name in BACKENDS if name != "cpu-avx512_bf16"]
+backend = each_of(BACKENDS)
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once on each backend that has kernels, the CPU's with each instruction set.
-    New tensors lie on its device."""
-    with running_on(request.param) as name:
-        yield name
+def each_in_turn(
+    names: str, *factors: Sequence[Any], backends: Sequence[Any] = BACKENDS
+) -> pytest.MarkDecorator:
+    """The rows of ``in_turn`` on all backends, each of which begins another turn."""
+    rows = []
+    for turn, each in enumerate(backends):
+        given = each if isinstance(each, type(pytest.param())) else pytest.param(each)
+        rows += [
+            pytest.param(*given.values, *row, marks=given.marks)
+            for row in in_turn(*factors, turn=turn)
+        ]
+    return pytest.mark.parametrize(f"backend, {names}", rows, indirect=["backend"], ids=case_id)
 
 
-@pytest.fixture(params=["cpu", *GPU_BACKENDS, "triton"])
+# One of each kind of kernels.
+KERNELS = ["cpu", *GPU_BACKENDS, "triton"]
+
+
+@pytest.fixture(params=KERNELS)
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on each backend that has kernels, and everything inside it there."""
     with running_on(request.param) as name, snv2.use_backend(name):

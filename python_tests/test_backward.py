@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -10,18 +10,23 @@ import torch
 from _cases import (
     DTYPES,
     FORMATS,
+    MAPS,
+    ONLY_FORMATS,
+    SPECIALS,
     VIEWS,
     assert_same_specials,
+    case_id,
     draw,
     drawn,
+    in_turn,
     keeps_format,
     ops_called,
     threads,
 )
-from conftest import BACKENDS, running_on
+from conftest import OP_BACKENDS, each_in_turn, each_of
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ops import OPS, Op, Shape, parameters
+from test_ops import OPS, THREADED, Op, Shape, each_op, parameters
 from torch import Tensor
 
 from snv2_kernels import _native
@@ -40,18 +45,9 @@ SHAPES: list[Shape] = [
     (1, 17, 15, 1),
     (1, 16, 2, 33),
 ]
-SMALL: list[Shape] = [(2, 21, 9, 11), (1, 16, 2, 33)]
 
-each_op = pytest.mark.parametrize("op", OPS, ids=str)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_format = pytest.mark.parametrize("memory_format", FORMATS)
-each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
-
-
-@pytest.fixture(params=[*BACKENDS, "triton"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with running_on(request.param) as name:
-        yield name
+backend = each_of(OP_BACKENDS)
 
 
 def gradients(function: Callable[..., Tensor], args: list[Tensor], grad: Tensor) -> list[Tensor]:
@@ -86,25 +82,11 @@ def check_dense(
     assert all(keeps_format(g, x) for g, x in zip(ours[: op.maps], args, strict=False))
 
 
-@each_format
-@each_dtype
-@each_shape
-@pytest.mark.parametrize("name", BACKENDS)
-@each_op
+@each_in_turn("op, shape, dtype, memory_format", OPS, SHAPES, MAPS, backends=OP_BACKENDS)
 def test_kernels(
-    name: str, op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
+    backend: str, op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    with running_on(name) as backend:
-        check_dense(op, backend, shape, dtype, memory_format)
-
-
-@each_format
-@pytest.mark.parametrize("shape", SMALL, ids=lambda s: "x".join(map(str, s)))
-@each_op
-def test_triton(op: Op, shape: Shape, memory_format: torch.memory_format) -> None:
-    dtype = torch.float32 if shape == SMALL[0] else torch.float16
-    with running_on("triton") as backend:
-        check_dense(op, backend, shape, dtype, memory_format)
+    check_dense(op, backend, shape, dtype, memory_format)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 130, 170), (1, 3, 3, 8200)], ids=str)
@@ -126,13 +108,13 @@ def test_maps_that_do_not_fit_in_a_tile(
 @given(
     op=st.sampled_from(OPS),
     shape=st.tuples(st.integers(1, 3), st.integers(20, 70), st.integers(1, 24), st.integers(1, 40)),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16]),
-    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    layout=st.sampled_from(MAPS[2:]),
 )
 @pytest.mark.parametrize("name", ["cpu", "cuda-emulated"])
 def test_drawn_sizes(
-    name: str, op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
+    name: str, op: Op, shape: Shape, layout: tuple[torch.dtype, torch.memory_format]
 ) -> None:
+    dtype, memory_format = layout
     args = op.arguments(shape, dtype, draw, memory_format=memory_format)
     grad = draw(*op.formula(*args).shape, dtype=dtype, memory_format=memory_format, seed=7)
     exact = gradients(op.formula, [t.double() for t in args], grad.double())
@@ -185,9 +167,10 @@ def test_relu_passes_no_gradient_at_zero_and_any_for_nan(
         assert_same_specials(actual, expected)
 
 
-@each_format
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-@each_op
+@each_in_turn(
+    "op, value, memory_format", OPS, SPECIALS, ONLY_FORMATS,
+    backends=OP_BACKENDS,
+)  # fmt: skip
 def test_special_values(
     backend: str, op: Op, value: float, memory_format: torch.memory_format
 ) -> None:
@@ -205,10 +188,11 @@ def test_special_values(
             assert max_error(actual[keep], expected[keep]) < 1e-5
 
 
-@pytest.mark.parametrize("count", [2, 3, 8])
-@each_format
-@pytest.mark.parametrize("shape", [(3, 58, 28, 28), (1, 5, 70, 60), (40, 20, 7, 7)], ids=str)
-@each_op
+@pytest.mark.parametrize(
+    ("op", "shape", "memory_format", "count"),
+    in_turn(OPS, [(3, 58, 28, 28), (1, 5, 70, 60), (40, 20, 7, 7)], THREADED),
+    ids=case_id,
+)
 def test_threads_change_nothing(
     op: Op, shape: Shape, memory_format: torch.memory_format, count: int
 ) -> None:

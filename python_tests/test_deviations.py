@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
-from _cases import assert_same_specials, draw, threads
+from _cases import MAPS, assert_same_specials, case_id, draw, in_turn, threads
 from _deviations import (
     ACTIVATIONS,
     BUILDERS,
@@ -36,29 +37,32 @@ CPU_FLOAT32 = [
 ]
 CPU_BFLOAT16 = [("cpu", torch.bfloat16)][: _native.cpu_has_bfloat16()]
 CPU = [*CPU_FLOAT32, *CPU_BFLOAT16]
-# Those have more tests of their own: test_gpu_deviations.py, test_triton_deviations.py.
-GPU = [
-    pytest.param((name, dtype), marks=[pytest.mark.gpu][: name == "cuda"])
-    for name in ("cuda-emulated", "cuda")
-    for dtype in (torch.float32, torch.float16, torch.bfloat16)
-]
-TRITON = [("triton", torch.float32)]
 
 
-def places(*params: Any) -> Any:
-    """A fixture: a backend, and a dtype that its maps may have."""
-
-    def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-        name, dtype = request.param
-        with running_on(name) as backend:
-            yield backend, dtype
-
-    return pytest.fixture(place, params=params, ids=lambda place: f"{place[0]}-{place[1]}")
+def place_id(value: Any) -> str:
+    return "-".join(map(case_id, value)) if isinstance(value, tuple) else case_id(value)
 
 
-place = places(*CPU)
-place_or_gpu = places(*CPU, *GPU)
-any_place = places(*CPU, *GPU, *TRITON)
+@pytest.fixture(params=CPU, ids=place_id)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """A backend, and a dtype that its maps may have."""
+    name, dtype = request.param
+    with running_on(name) as backend:
+        yield backend, dtype
+
+
+def on_gpus_too(
+    names: str, *factors: Sequence[Any], triton: Sequence[tuple[Any, ...]] = ()
+) -> pytest.MarkDecorator:
+    """All cases on the CPU, and on CUDA's kernels each in one dtype, in turn. These and Triton's
+    have more tests of their own: test_gpu_deviations.py, test_triton_deviations.py."""
+    rows = [(*row, cpu) for row in itertools.product(*factors) for cpu in CPU]
+    rows += [(*row, ("triton", torch.float32)) for row in triton]
+    for name in ("cuda-emulated", "cuda"):
+        dtypes = [((name, dtype),) for dtype, _ in MAPS[::2]]
+        marks = [pytest.mark.gpu][: name == "cuda"]
+        rows += [pytest.param(*row, marks=marks) for row in in_turn(*factors, dtypes)]
+    return pytest.mark.parametrize(f"{names}, place", rows, indirect=["place"], ids=place_id)
 
 
 each_activation = pytest.mark.parametrize("act", ACTIVATIONS)
@@ -152,24 +156,27 @@ def gated_unit(channels: int, place: int, stride: int, act: str, gate: str) -> D
     return DeviantUnit(channels, branch, stride, projection)
 
 
-@pytest.mark.parametrize("at", [0, 1, 2], ids=["dw", "end", "both"])
-@pytest.mark.parametrize(
-    ("act", "gate"), [("relu", "sigmoid"), ("hardswish", "hardsigmoid"), ("silu", "sigmoid")]
+# Where, the stride, and the two activations.
+GATED = in_turn(
+    [0, 1, 2], [1, 2], [("relu", "sigmoid"), ("hardswish", "hardsigmoid"), ("silu", "sigmoid")]
 )
-@each_stride
-def test_gates(place_or_gpu: Place, at: int, act: str, gate: str, stride: int) -> None:
-    large = (116, 14, 13) if place_or_gpu[0] == "cpu" else (44, 5, 13)  # emulated: many threads
+
+
+@on_gpus_too("gated", GATED)
+def test_gates(place: Place, gated: tuple[int, int, str, str]) -> None:
+    at, stride, act, gate = gated
+    large = (116, 14, 13) if place[0] == "cpu" else (44, 5, 13)  # emulated: many threads
     for channels, h, w in ((26, 9, 7), (58, 1, 1), large):
         unit = gated_unit(channels, at, stride, act, gate)
-        check(place_or_gpu, [unit], (2, channels, h, w), "stage")
+        check(place, [unit], (2, channels, h, w), "stage")
 
 
-@pytest.mark.parametrize("after", ["relu", "identity", "prelu", "hardswish"])
-@pytest.mark.parametrize("form", ["scaled", "added", "both"])
-def test_what_follows_a_gate(any_place: Place, form: str, after: str) -> None:
+@on_gpus_too(
+    "form, after", ["scaled", "added", "both"], ["relu", "identity", "prelu", "hardswish"],
+    triton=[("scaled", "relu"), ("added", "prelu"), ("both", "identity")],
+)  # fmt: skip
+def test_what_follows_a_gate(place: Place, form: str, after: str) -> None:
     """Units one after the other, which read what others made, in one order or another."""
-    if any_place[0] == "triton" and (after == "hardswish" or (form == "added" and after == "relu")):
-        pytest.skip("interpreted: the others have all launches")
     units: list[DeviantUnit] = []
     for channels, half in ((20, 8), (20, 12), (20, 10)):
         parts = {
@@ -180,10 +187,11 @@ def test_what_follows_a_gate(any_place: Place, form: str, after: str) -> None:
         branch = [ConvBn(half, 11), ConvBn(11, 11, 3), ConvBn(11, half, act="identity")]
         units.append(DeviantUnit(channels, [*branch, parts[form]]))
     for shape in ((1, 20, 9, 14), (3, 20, 1, 3)):
-        check(any_place, units, shape, "stage")
+        check(place, units, shape, "stage")
 
 
-def test_shortcut_around_any_branch(place_or_gpu: Place) -> None:
+@on_gpus_too("count", [1, 2, 3, 4])
+def test_shortcut_around_any_branch(place: Place, count: int) -> None:
     """With a projection beside it, with none, and around a branch of a depthwise end."""
     pair = ConvBn(10, 10, 5), ConvBn(10, 10)
     whole = ConvBn(20, 13), ConvBn(13, 13, 3), ConvBn(13, 20), SqueezeExcite(20, adds_source=True)
@@ -193,8 +201,7 @@ def test_shortcut_around_any_branch(place_or_gpu: Place) -> None:
         DeviantUnit(29, [ConvBn(29, 29), ConvBn(29, 29, 3), Shortcut(29)], passthrough=False),
         DeviantUnit(29, [ConvBn(17, 17), ConvBn(17, 17, 3, act="silu"), Shortcut(17, "relu6")]),
     ]
-    for count in range(1, len(units) + 1):
-        check(place_or_gpu, units[:count], (2, 20, 5, 7), "stage")
+    check(place, units[:count], (2, 20, 5, 7), "stage")
 
 
 # Other branches -------------------------------------------------------------------------------
@@ -250,37 +257,38 @@ BRANCHES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("branch", BRANCHES)
-def test_branches(any_place: Place, branch: str) -> None:
+@on_gpus_too(
+    "branch", list(BRANCHES),
+    triton=[("xception-gated",), ("dw-gate-pw",), ("two-dw",), ("strided-second",)],
+)  # fmt: skip
+def test_branches(place: Place, branch: str) -> None:
     """A strided unit with a projection, then units that read what others made."""
-    of_triton = "xception-gated", "dw-gate-pw", "two-dw", "strided-second"
-    if any_place[0] == "triton" and branch not in of_triton:
-        pytest.skip("interpreted: these have all launches")
     make = BRANCHES[branch]
     first = DeviantUnit(20, make(20, 29, 2), 2, [ConvBn(20, 20, 3, 2), ConvBn(20, 30, act="silu")])
     units = [first, *(DeviantUnit(59, make(inp, inp, 1)) for inp in (29, 30))]
     for shape in ((1, 20, 13, 18), (2, 20, 1, 3)):
-        check(any_place, units, shape, "stage")
+        check(place, units, shape, "stage")
 
 
-@pytest.mark.parametrize("branch", ["xception-gated", "pw-dw", "pw-gate-dw", "two-pw"])
-def test_projection_at_stride_1(place_or_gpu: Place, branch: str) -> None:
+@on_gpus_too("branch", ["xception-gated", "pw-dw", "pw-gate-dw", "two-pw"])
+def test_projection_at_stride_1(place: Place, branch: str) -> None:
     make = BRANCHES[branch]
     projection = [ConvBn(20, 20, 5, act="relu"), ConvBn(20, 30)]
     units = [DeviantUnit(20, make(width, 29, 1), 1, projection) for width in (20, 12)]
     for unit in units:
-        check(place_or_gpu, [unit], (2, 20, 5, 7), "stage")
+        check(place, [unit], (2, 20, 5, 7), "stage")
 
 
-@each_stride
-def test_unit_without_passthrough(place_or_gpu: Place, stride: int) -> None:
+@on_gpus_too("stride", [1, 2])
+def test_unit_without_passthrough(place: Place, stride: int) -> None:
     branch = [ConvBn(26, 40), ConvBn(40, 40, 3, stride), ConvBn(40, 33, act="identity")]
     unit = DeviantUnit(26, branch, stride, passthrough=False)
-    check(place_or_gpu, [unit], (3, 26, 8, 9))
+    check(place, [unit], (3, 26, 8, 9))
 
 
-def test_unit_of_one_pointwise_convolution(place_or_gpu: Place) -> None:
-    check(place_or_gpu, [DeviantUnit(20, [ConvBn(12, 17, act="silu")])], (2, 20, 5, 30))
+@on_gpus_too("act", ["silu", "relu", "identity"])
+def test_unit_of_one_pointwise_convolution(place: Place, act: str) -> None:
+    check(place, [DeviantUnit(20, [ConvBn(12, 17, act=act)])], (2, 20, 5, 30))
 
 
 # Threads, networks, errors --------------------------------------------------------------------

@@ -11,11 +11,14 @@ import torch
 from _cases import (
     DTYPES,
     FP32_BOUND,
+    ONLY_DTYPES,
     VIEWS,
     WIDTHS,
     assert_accurate,
+    case_id,
     draw,
     each_kind,
+    in_turn,
     needs_bfloat16,
     network,
     on_the_default_device,
@@ -64,8 +67,7 @@ def test_networks(torchvision: Any, width: str, library: str) -> None:
 
 @pytest.mark.supports("eval", "network")
 @pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "dtype"), in_turn(WIDTHS, ONLY_DTYPES), ids=case_id)
 def test_networks_in_every_dtype(kernels: str, width: str, dtype: torch.dtype, size: int) -> None:
     model = on_the_default_device(network("snv2", width)).to(dtype)
     x = draw(1, 3, size, size, dtype=dtype)
@@ -155,6 +157,7 @@ def test_call_is_one_op_that_allocates_nothing() -> None:
     assert sum(abs(event.cpu_memory_usage) for event in profile.events()) == 0
 
 
+@pytest.mark.not_of_kernels
 def test_output_is_overwritten_by_the_next_call(kernels: str) -> None:
     engine = small_engine()
     out = engine(draw(*SHAPE))
@@ -187,6 +190,7 @@ def _change_weights(model: nn.Module) -> None:
             p.zero_()
 
 
+@pytest.mark.not_of_kernels
 @pytest.mark.parametrize(
     "change", [_change_weights, nn.Module.half, nn.Module.train], ids=["zero", "half", "train"]
 )
@@ -209,6 +213,7 @@ def test_model_is_left_as_it_was() -> None:
     assert type(model) is snv2.models.ShuffleNetV2
 
 
+@pytest.mark.not_of_kernels
 def test_gradients(kernels: str) -> None:
     engine = small_engine()
     x = draw(*SHAPE).requires_grad_()
@@ -220,6 +225,7 @@ def test_gradients(kernels: str) -> None:
     assert torch.equal(out, engine(x.detach()))
 
 
+@pytest.mark.not_of_kernels
 @pytest.mark.parametrize("made", [False, True], ids=["made-outside", "made-inside"])
 @pytest.mark.parametrize("contiguous", [False, True], ids=["strided", "contiguous"])
 def test_inference_mode(kernels: str, made: bool, contiguous: bool) -> None:
@@ -234,6 +240,7 @@ def test_inference_mode(kernels: str, made: bool, contiguous: bool) -> None:
             assert max_error(engine(x), expected) == 0
 
 
+@pytest.mark.not_of_kernels
 def test_autocast_does_not_change_the_dtype(kernels: str) -> None:
     engine = small_engine()
     expected = engine(draw(*SHAPE)).clone()

@@ -70,6 +70,7 @@ def test_taps_come_from_the_same_launches(kernels: str) -> None:
     assert tapped.op_calls == 1
 
 
+@pytest.mark.not_of_kernels
 def test_taps_are_overwritten_by_the_next_call(kernels: str) -> None:
     engine = snv2.Engine(small_network(), SHAPE, taps=["stage2"])
     _, first = engine(draw(*SHAPE))
@@ -137,6 +138,7 @@ def test_normalize_of_every_byte(kernels: str) -> None:
     assert max_error(out, expected) < 1e-6
 
 
+@pytest.mark.not_of_kernels
 @pytest.mark.parametrize("options", [{}, {"taps": ("stage2",)}], ids=["alone", "taps"])
 def test_normalize_any_strides(kernels: str, options: dict[str, Any]) -> None:
     engine = snv2.Engine(small_network(), SHAPE, normalize=(MEAN, STD), **options)

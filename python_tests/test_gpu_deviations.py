@@ -7,7 +7,16 @@ import copy
 
 import pytest
 import torch
-from _cases import DTYPES, FORMATS, assert_accurate, assert_same_specials, draw
+from _cases import (
+    DTYPES,
+    MAPS,
+    ONLY_DTYPES,
+    assert_accurate,
+    assert_same_specials,
+    case_id,
+    draw,
+    in_turn,
+)
 from _deviations import ConvBn, DeviantUnit, Shortcut, SqueezeExcite, plan_of
 from _plans import PAPER, GeneralUnit, Style, any_slopes, conv_bn, styled_unit, tell
 from torch import Tensor, nn
@@ -32,17 +41,18 @@ def check(kind: str, units: nn.Sequential, x: Tensor, backend: str) -> None:
     assert_accurate(kind, run_plan(x, plan, backend), eager, exact, backend)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("turn", range(9))
+@pytest.mark.parametrize(("turn", "dtype"), in_turn(range(9), ONLY_DTYPES), ids=case_id)
 def test_any_activations(gpu_backend: str, turn: int, dtype: torch.dtype) -> None:
     """Each activation after each layer, in one turn or another."""
     units = nn.Sequential(styled_unit(1, 19, 10, turn), styled_unit(2, 13, 20, turn))
     check("stage", units, draw(2, 20, 9, 7, dtype=dtype), gpu_backend)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("window", [(3, 2), (3, 3), (5, 1), (5, 2), (7, 1), (9, 1)])
+@pytest.mark.parametrize(
+    ("window", "stride", "dtype"),
+    in_turn([(3, 2), (3, 3), (5, 1), (5, 2), (7, 1), (9, 1)], [1, 2], ONLY_DTYPES),
+    ids=case_id,
+)
 def test_any_windows(
     gpu_backend: str, window: tuple[int, int], stride: int, dtype: torch.dtype
 ) -> None:
@@ -122,10 +132,10 @@ def _apply(act: Activation, x: Tensor) -> Tensor:
     return Activation(act.kind, slope)(x)
 
 
-@pytest.mark.parametrize("channels", [3, 1])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_stem_and_head(gpu_backend: str, turn: int, dtype: torch.dtype, channels: int) -> None:
+@pytest.mark.parametrize(
+    ("turn", "channels", "dtype"), in_turn(range(1, 9), [3, 1], ONLY_DTYPES), ids=case_id
+)
+def test_stem_and_head(gpu_backend: str, turn: int, channels: int, dtype: torch.dtype) -> None:
     model = randomize_(Ends(channels, 20, 37, turn)).eval()
     builder = GpuPlanBuilder()
     model.tell(builder)
@@ -182,11 +192,13 @@ MADE_OF_PIECES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", MADE_OF_PIECES)
+@pytest.mark.parametrize(
+    ("kind", "memory_format", "dtype"),
+    in_turn(list(MADE_OF_PIECES), [f for _, f in MAPS[:2]], ONLY_DTYPES),
+    ids=case_id,
+)
 def test_pieces_between_the_callers_maps(
-    gpu_backend: str, kind: str, dtype: torch.dtype, memory_format: torch.memory_format
+    gpu_backend: str, kind: str, memory_format: torch.memory_format, dtype: torch.dtype
 ) -> None:
     unit = randomize_(MADE_OF_PIECES[kind]()).eval()
     plan = plan_of((gpu_backend, dtype), nn.Sequential(unit), 20)

@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from _cases import DTYPES, FORMATS, KINDS, VIEWS, draw, drawn, plain_and_input, small_network
+from _cases import (
+    FORMATS,
+    KINDS,
+    MAPS,
+    ONLY_DTYPES,
+    VIEWS,
+    case_id,
+    draw,
+    drawn,
+    in_turn,
+    plain_and_input,
+    small_network,
+)
 from _plans import STEP_FIELDS
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -52,11 +64,13 @@ def on_bytes(plan: GpuPlan, image: Tensor) -> list[Any]:
 # opcheck --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "memory_format", "dtype"),
+    in_turn(list(KINDS), [f for _, f in MAPS[:2]], ONLY_DTYPES),
+    ids=case_id,
+)
 def test_opcheck(
-    gpu_backend: str, kind: str, dtype: torch.dtype, memory_format: torch.memory_format
+    gpu_backend: str, kind: str, memory_format: torch.memory_format, dtype: torch.dtype
 ) -> None:
     ops = OPERATORS[gpu_backend]
     plan, x = plan_and_input(kind, dtype)

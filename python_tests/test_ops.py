@@ -10,16 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _cases import (
-    DTYPES,
     FORMATS,
+    MAPS,
+    ONLY_DTYPES,
+    SPECIALS,
     VIEWS,
     assert_accurate,
     assert_same_specials,
+    case_id,
     draw,
     drawn,
+    in_turn,
     keeps_format,
     threads,
 )
+from conftest import OP_BACKENDS, each_in_turn, each_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -116,10 +121,12 @@ SHAPES: list[Shape] = [
     (0, 29, 7, 7),
 ]
 
+# Memory format, and number of threads.
+THREADED = [(MAPS[i % 2][1], count) for i, count in enumerate([2, 3, 8, 8, 2, 3])]
+
 each_op = pytest.mark.parametrize("op", OPS, ids=str)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_format = pytest.mark.parametrize("memory_format", FORMATS)
-each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+backend = each_of(OP_BACKENDS)
 
 
 def check(op: Op, backend: str, args: list[Tensor]) -> Tensor:
@@ -137,31 +144,24 @@ def check_dense(
 
 
 @pytest.mark.supports("eval")
-@each_format
-@each_dtype
-@each_shape
-@each_op
+@each_in_turn(
+    "op, shape, dtype, memory_format", OPS, SHAPES, MAPS, backends=[*OP_BACKENDS, "reference"]
+)
 def test_kernels(
     backend: str, op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     check_dense(op, backend, shape, dtype, memory_format)
 
 
-@pytest.mark.supports("eval")
-@each_format
-@each_dtype
-@each_shape
-@each_op
-def test_reference(
-    op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
-) -> None:
-    check_dense(op, "reference", shape, dtype, memory_format)
-
-
-@pytest.mark.parametrize("count", [2, 3, 8])
-@each_format
-@pytest.mark.parametrize("shape", [(3, 58, 28, 28), (1, 5, 70, 60), (5, 1, 80, 80)], ids=str)
-@each_op
+@pytest.mark.parametrize(
+    ("op", "shape", "memory_format", "count"),
+    in_turn(
+        OPS,
+        [(3, 58, 28, 28), (1, 5, 70, 60), (5, 1, 80, 80)],
+        THREADED,
+    ),
+    ids=case_id,
+)
 def test_threads_change_nothing(
     op: Op, shape: Shape, memory_format: torch.memory_format, count: int
 ) -> None:
@@ -175,19 +175,16 @@ def test_threads_change_nothing(
 @given(
     op=st.sampled_from(OPS),
     shape=st.tuples(st.integers(0, 3), st.integers(1, 70), st.integers(1, 24), st.integers(1, 40)),
-    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
-    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    layout=st.sampled_from(MAPS),
 )
+@pytest.mark.not_of_kernels
 def test_drawn_sizes(
-    backend: str, op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
+    backend: str, op: Op, shape: Shape, layout: tuple[torch.dtype, torch.memory_format]
 ) -> None:
-    check_dense(op, backend, shape, dtype, memory_format)
+    check_dense(op, backend, shape, *layout)
 
 
-@each_format
-@each_dtype
-@pytest.mark.parametrize("view", VIEWS)
-@each_op
+@each_in_turn("op, view, dtype, memory_format", OPS, list(VIEWS), MAPS, backends=OP_BACKENDS)
 def test_views(
     backend: str, op: Op, view: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
@@ -198,20 +195,21 @@ def test_views(
     assert all(map(torch.equal, args, before))  # inputs are only read
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda-emulated"])
-@pytest.mark.parametrize("view", VIEWS)
 @each_format
-@each_dtype
+@pytest.mark.parametrize(
+    ("name", "view", "dtype"),
+    in_turn(["cpu", "cuda-emulated"], list(VIEWS), ONLY_DTYPES),
+    ids=case_id,
+)
 def test_depthwise_has_the_memory_format_of_torchs_convolution_on_the_cpu(
-    dtype: torch.dtype, memory_format: torch.memory_format, view: str, name: str
+    name: str, view: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     op = OPS[1]
     args = op.arguments((3, 21, 9, 11), dtype, VIEWS[view], memory_format=memory_format)
     assert op(*args, backend=name).stride() == op.formula(*args).stride()
 
 
-@each_format
-@each_dtype
+@pytest.mark.parametrize(("dtype", "memory_format"), MAPS, ids=case_id)
 @each_op
 def test_misaligned_memory(
     backend: str, op: Op, dtype: torch.dtype, memory_format: torch.memory_format
@@ -251,10 +249,8 @@ def test_float64_runs_the_reference(backend: str, op: Op) -> None:
     assert max_error(out, op.formula(*args)) < 1e-14
 
 
-@each_format
-@each_dtype
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-@each_op
+# Twice, so that each op has them in all maps.
+@each_in_turn("op, value, dtype, memory_format", OPS, 2 * SPECIALS, MAPS, backends=OP_BACKENDS)
 def test_special_values(
     backend: str, op: Op, value: float, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from itertools import product
 from operator import attrgetter
 from typing import Any
 
@@ -48,7 +49,9 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 # Of the maps inside a plan: where bfloat16 is not multiplied, its plans are for float32.
-each_element = pytest.mark.parametrize("dtype", [DTYPES[0], DTYPES[2]])
+each_element = pytest.mark.parametrize(
+    "dtype", [DTYPES[0], *DTYPES[2:][: _native.cpu_has_bfloat16()]]
+)
 ERRORS = (RuntimeError, ValueError)
 
 
@@ -334,7 +337,7 @@ def test_raw_arguments_of_network_out() -> None:
     assert torch.equal(out, OPS.network(x, *plan.arguments))
 
 
-@each_element
+@pytest.mark.parametrize("dtype", DTYPES[::2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_at_any_address(isa: str, kind: str, dtype: torch.dtype) -> None:
     """Views of a tensor start at addresses that no vector instruction likes."""
@@ -380,11 +383,10 @@ EXTREMES = [-1, 0, 1, 2, 3, 15, 16, 17, 1 << 20, 1 << 24, 1 << 31, 1 << 40, 1 <<
 
 
 @each_element
-@pytest.mark.parametrize("step", [0, 1, 2, 3])
 @pytest.mark.parametrize("field", STEP_FIELDS)
-def test_extreme_words(unfilled_memory: None, field: str, step: int, dtype: torch.dtype) -> None:
+def test_extreme_words(unfilled_memory: None, field: str, dtype: torch.dtype) -> None:
     """Steps of every kind, and units of both strides."""
-    for kind, i in (("stage", step), ("network", step if step < 3 else -1)):
+    for kind, i in product(("stage", "network"), (0, 1, 2, -1)):
         plan, x = plan_of(kind, dtype)
         at = word_of_step(plan, i % len(plan.steps), field)
         for value in EXTREMES:
@@ -423,19 +425,17 @@ def test_wrong_magic_and_size(kind: str) -> None:
 PROJECTION_PW1 = "projection.pw1.weights"  # which no plan has
 
 
-@pytest.mark.parametrize("value", [-1, 1 << 24, 1 << 40])
 @pytest.mark.parametrize(
     "field", [f for f in STEP_FIELDS if f.endswith(("table", ".weights")) and f != PROJECTION_PW1]
 )
 @each_element
-def test_offsets_out_of_range(
-    unfilled_memory: None, field: str, value: int, dtype: torch.dtype
-) -> None:
+def test_offsets_out_of_range(unfilled_memory: None, field: str, dtype: torch.dtype) -> None:
     plan, x = plan_of("unit-s2", dtype)
-    words = plan.words.clone()
-    words[word_of_step(plan, 1, field)] = value
-    with pytest.raises(ERRORS, match=f"plan: step 1: {field.removesuffix('.weights')}"):
-        OPS.network(x, plan.weights, words, *plan.arguments[2:])
+    for value in (-1, 1 << 24, 1 << 40):
+        words = plan.words.clone()
+        words[word_of_step(plan, 1, field)] = value
+        with pytest.raises(ERRORS, match=f"plan: step 1: {field.removesuffix('.weights')}"):
+            OPS.network(x, plan.weights, words, *plan.arguments[2:])
 
 
 @pytest.mark.parametrize("value", [-1000, 1000, 1 << 40])

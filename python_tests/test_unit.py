@@ -7,19 +7,24 @@ import copy
 import pytest
 import torch
 from _cases import (
-    DTYPES,
-    FORMATS,
+    MAPS,
+    ONLY_DTYPES,
+    ONLY_FORMATS,
+    SPECIALS,
     VIEWS,
     assert_accurate,
     assert_same_specials,
+    case_id,
     draw,
     drawn,
+    in_turn,
     keeps_format,
     plain_stage,
     run_fused,
     threads,
     unit_pair,
 )
+from conftest import KERNELS, each_in_turn
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -56,6 +61,7 @@ SPLITS: list[Shape] = [
     (3, 58, 15, 9),
     (2, 2, 1, 1),
     (0, 58, 7, 7),
+    (2, 34, 3, 33),
 ]
 # Channels of the input, strides, channels of the outputs, shape of the input.
 STAGES = {
@@ -63,19 +69,9 @@ STAGES = {
     "stage4-x1_0": ([2, 1, 1, 1], 464, (3, 232, 14, 14)),
     "stride1-only": ([1, 1, 1], 58, (3, 58, 15, 9)),
     "two-stride2": ([2, 1, 2, 1], 34, (2, 17, 13, 15)),
-    "eight": ([2] + 7 * [1], 232, (1, 116, 28, 28)),
+    "stage3-x1_0": ([2] + 7 * [1], 232, (1, 116, 28, 28)),
     "batch0": ([2, 1], 34, (0, 17, 13, 15)),
 }
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-each_format = pytest.mark.parametrize("memory_format", FORMATS)
-
-
-def unit_id(case: object) -> str:
-    if not isinstance(case, tuple):
-        return str(case)
-    stride, oup, shape = case
-    return f"s{stride}-{'x'.join(map(str, shape))}-{oup}"
 
 
 def check(
@@ -95,9 +91,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 @pytest.mark.supports("eval", "unit")
-@each_format
-@each_dtype
-@pytest.mark.parametrize("case", UNITS, ids=unit_id)
+@each_in_turn("case, dtype, memory_format", UNITS, MAPS)
 def test_unit(
     backend: str,
     case: tuple[int, int, Shape],
@@ -116,20 +110,20 @@ def test_unit(
     inp=st.integers(1, 70),
     half=st.integers(1, 40),
     shape=st.tuples(st.integers(0, 3), st.integers(1, 20), st.integers(1, 30)),
-    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
-    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    layout=st.sampled_from(MAPS),
     count=st.sampled_from([1, 2, 5]),
 )
+@pytest.mark.not_of_kernels
 def test_drawn_units(
     backend: str,
     stride: int,
     inp: int,
     half: int,
     shape: tuple[int, int, int],
-    dtype: torch.dtype,
-    memory_format: torch.memory_format,
+    layout: tuple[torch.dtype, torch.memory_format],
     count: int,
 ) -> None:
+    dtype, memory_format = layout
     inp = 2 * half if stride == 1 else inp
     plain, unit = unit_pair(stride, inp, 2 * half)
     n, h, w = shape
@@ -139,9 +133,7 @@ def test_drawn_units(
 
 
 @pytest.mark.supports("eval", "split")
-@each_format
-@each_dtype
-@pytest.mark.parametrize("shape", SPLITS, ids=lambda s: "x".join(map(str, s)))
+@each_in_turn("shape, dtype, memory_format", SPLITS, MAPS)
 def test_split_depthwise_shuffle(
     backend: str, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
@@ -158,9 +150,7 @@ def test_split_depthwise_shuffle(
 
 
 @pytest.mark.supports("eval", "stage")
-@each_format
-@each_dtype
-@pytest.mark.parametrize("case", STAGES)
+@each_in_turn("case, dtype, memory_format", list(STAGES), MAPS)
 def test_stage(
     backend: str, case: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
@@ -182,10 +172,12 @@ def test_stage_constructor() -> None:
         snv2.nn.Stage(snv2.nn.InvertedResidual(8, 8, 1), nn.Conv2d(8, 8, 1))
 
 
-@pytest.mark.parametrize("count", [2, 3, 8])
-@each_format
-@pytest.mark.parametrize("case", ["eight", "stage4-x1_0", "two-stride2"])
-def test_threads(case: str, memory_format: torch.memory_format, count: int) -> None:
+@pytest.mark.parametrize(
+    ("case", "count", "memory_format"),
+    in_turn(["stage3-x1_0", "stage4-x1_0", "two-stride2"], [2, 3, 8], ONLY_FORMATS),
+    ids=case_id,
+)
+def test_threads(case: str, count: int, memory_format: torch.memory_format) -> None:
     strides, oup, shape = STAGES[case]
     plain = plain_stage(strides, oup, shape[1])
     stage = snv2.fuse(plain)
@@ -196,23 +188,18 @@ def test_threads(case: str, memory_format: torch.memory_format, count: int) -> N
             assert all(torch.equal(stage(x), out) for _ in range(3))
 
 
-@each_format
-@each_dtype
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("stride", [1, 2])
+@each_in_turn("stride, view, dtype, memory_format", [1, 2], list(VIEWS), MAPS, backends=KERNELS)
 def test_views(
-    kernels: str, stride: int, view: str, dtype: torch.dtype, memory_format: torch.memory_format
+    backend: str, stride: int, view: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     plain, unit = unit_pair(stride, 34, 34)
     x = VIEWS[view](3, 34, 9, 11, dtype=dtype, memory_format=memory_format)
     before = x.clone()
-    check("unit", unit.to(dtype), plain.to(dtype), x, kernels)
+    check("unit", unit.to(dtype), plain.to(dtype), x, backend)
     assert torch.equal(x, before)
 
 
-@each_dtype
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-@pytest.mark.parametrize("stride", [1, 2])
+@each_in_turn("stride, value, dtype", [1, 2], SPECIALS, ONLY_DTYPES)
 def test_special_values(backend: str, stride: int, value: float, dtype: torch.dtype) -> None:
     plain, unit = unit_pair(stride, 34, 34)
     plain, unit = plain.to(dtype), unit.to(dtype)
