@@ -31,9 +31,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMIT = ROOT / "COMMIT"  # of the folder that gpu_folder.py makes
 GRACE_S = 5  # for a step to write what it has, after its limit
 TAIL_CHARACTERS = 2000
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -83,7 +83,12 @@ def carried(folder: Path = ROOT / "site") -> list[str]:
 
 def _environment() -> dict[str, str]:
     """Ours, with this checkout and what it carries on Python's path."""
-    path = [str(ROOT), *carried(), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [
+        str(ROOT),
+        str(ROOT / "benchmarks"),
+        *carried(),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
     return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
 
 
@@ -120,7 +125,8 @@ def _workers() -> list[str]:
 
 
 def _tests(name: str, limit_s: float, least_s: float, marks: str, *arguments: str) -> Step:
-    command = [PYTHON, "-m", "pytest", "-q", f"--junitxml={{out}}/{name}.xml", "-m", marks]
+    command = [PYTHON, "-m", "pytest", "-q", "-p", "gpu_results", "-m", marks]
+    command += ["--results", f"{{out}}/{name}.jsonl"]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1")
     return Step(name, [*command, *arguments], limit_s, least_s, threads)
 
@@ -139,6 +145,8 @@ def _measured(
 ) -> Step:
     name = f"{kind}-b{batch}-{dtype}"
     command = [*MEASURE, options[0], "--batch", str(batch), "--dtype", dtype, *options[1:]]
+    if batch > 8:
+        command += ["--repeats", "10"]
     return Step(name, [*command, "--json", f"{{out}}/{name}.json"], limit_s, least_s)
 
 
@@ -183,12 +191,12 @@ def _steps() -> list[Step]:
     first = [(1, "fp16"), (256, "fp16")]
     rest = [(8, "fp16"), (64, "fp16"), (1, "fp32"), (256, "fp32"), (1, "bf16")]
     info = f"nvidia-smi; {shlex.join([*SNV2, 'info'])}"
-    few = "test_modules or test_auto_takes_cuda or test_graph or test_engine_replays"
+    few = ("test_modules", "test_auto_takes_cuda", "test_graph", "test_engine_replays_one_graph")
     on_gpu = ["--device", "cuda", "--json"]
     return [
         Step("build", build, 240, 60, settings, _build_is_wanted),
         Step("info", ["sh", "-c", info], 30),
-        _tests("smoke", 60, 15, "gpu", "-k", few, str(TESTS / "test_cuda.py")),
+        _tests("smoke", 60, 15, "gpu", *(f"{TESTS / 'test_cuda.py'}::{name}" for name in few)),
         *(_networks(*case) for case in first),
         *(_autotune(*case) for case in first),
         *(_launches(*case) for case in first),
@@ -253,6 +261,7 @@ class Batch:
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "budget_s": budget_s,
             "dry_run": dry_run,
+            "commit": COMMIT.read_text().strip() if COMMIT.is_file() else None,
             "steps": [],
         }
         out.mkdir(parents=True, exist_ok=True)
@@ -332,18 +341,26 @@ class Batch:
         return {"status": "failed" if code else "ok", "returncode": code}
 
     def _write_test_result(self, step: Step) -> None:
-        """``NAME.json`` from pytest's XML."""
-        report = self._out / f"{step.name}.xml"
+        """``NAME.json`` from ``NAME.jsonl`` of gpu_results.py, whose last line may be cut."""
+        report = self._out / f"{step.name}.jsonl"
         if not report.exists():
             return
-        outcomes: dict[str, Any] = {"passed": 0, "skipped": 0, "failed": []}
-        for case in ElementTree.parse(report).iter("testcase"):
-            kinds = {child.tag for child in case}
-            if kinds & {"failure", "error"}:
-                outcomes["failed"].append(f"{case.get('classname')}::{case.get('name')}")
-            else:
-                outcomes["skipped" if "skipped" in kinds else "passed"] += 1
-        report.with_suffix(".json").write_text(json.dumps(outcomes, indent=2) + "\n")
+        outcomes: dict[str, str] = {}
+        for line in report.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                row = json.loads(line)
+                if outcomes.get(row["test"]) != "failed":  # a test may also fail when it ends
+                    outcomes[row["test"]] = row["outcome"]
+        tests = {
+            outcome: [test for test, o in outcomes.items() if o == outcome]
+            for outcome in ("passed", "skipped", "failed")
+        }
+        summary = {
+            "passed": len(tests["passed"]),
+            "skipped": len(tests["skipped"]),
+            "failed": tests["failed"],
+        }
+        report.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
 
     def _write(self) -> None:
         """Whole or not at all, however this process ends."""

@@ -29,13 +29,13 @@ import oldest_torch  # noqa: E402
 
 BUILD = ROOT / "build" / "gpu-folder"
 LARGEST = 60 << 20  # bytes
-PACKAGES = ("click", "rich", "psutil", "pillow")
+PACKAGES = ("click", "rich", "psutil")
 PACKAGES += ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "expecttest")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 def _pip(*arguments: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", "pip", *map(str, arguments), "-q"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", *map(str, arguments), "-qq"], check=True)
 
 
 def _tool(name: str) -> str:

@@ -239,16 +239,48 @@ def test_being_stopped_keeps_the_index(tmp_path: Path, number: int) -> None:
     archive.unlink()
 
 
-def test_results_of_tests(batch: ModuleType, tmp_path: Path) -> None:
-    report = (
-        '<testsuites><testsuite><testcase classname="t" name="good"/><testcase classname="t"'
-        ' name="bad"><failure/></testcase><testcase classname="t" name="not"><skipped/></testcase>'
-        "</testsuite></testsuites>"
-    )
-    steps = [batch.Step("tests", ["sh", "-c", f"echo '{report}' > {{out}}/tests.xml; exit 1"], 60)]
-    assert not batch.Batch(tmp_path, 60, False).run(steps)
-    written = json.loads((tmp_path / "tests.json").read_text())
-    assert written == {"passed": 1, "skipped": 1, "failed": ["t::bad"]}
+ENDING = """
+import os, pathlib, pytest, signal, time
+
+@pytest.mark.parametrize("i", range(3))
+def test_of(i):
+    if i == 2:
+        pytest.skip("not here")
+    assert i != 1
+
+@pytest.fixture
+def broken():
+    yield
+    raise ValueError("at its end")
+
+def test_that_ends_badly(broken):
+    pass
+
+def test_last():
+    while len(pathlib.Path("RESULTS").read_text().splitlines()) < 5:
+        time.sleep(0.05)
+    os.killpg(0, signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "workers"])
+def test_results_of_tests_that_were_cut_off(
+    batch: ModuleType, tmp_path: Path, workers: list[str]
+) -> None:
+    """Each is known that ended, with its failure."""
+    if workers:
+        pytest.importorskip("xdist")
+    tests, results = tmp_path / "test_some.py", tmp_path / "out" / "tests.jsonl"
+    tests.write_text(ENDING.replace("RESULTS", str(results)))
+    options = ["--rootdir", str(tmp_path), "-c", os.devnull, str(tests)]
+    step = batch._tests("tests", 60, 1, "", *workers, *options)
+    assert not batch.Batch(results.parent, 60, False).run([step])
+    assert _index(results.parent)["steps"][0]["returncode"] == -signal.SIGKILL
+    written = json.loads(results.with_suffix(".json").read_text())
+    assert (written["passed"], written["skipped"]) == (1, 1)
+    bad = [test.rpartition("::")[2] for test in written["failed"]]
+    assert sorted(bad) == ["test_of[1]", "test_that_ends_badly"]
+    assert "assert 1 != 1" in results.read_text()
 
 
 def test_real_steps(batch: ModuleType) -> None:
