@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include <cstring>
+#include <type_traits>
 
 namespace snv2::SNV2_GPU {
 
@@ -100,9 +101,23 @@ template <int N, class T>
 SNV2_DEVICE Vector<T, N> load_vector(Global<const T> p) {
   return detail::load_bits<Vector<T, N>>(p.address);
 }
-template <int N, class T>
+// kOffset elements after p. One instruction, which the compiler would cut into words.
+template <int N, int kOffset = 0, class T>
 SNV2_DEVICE void store_vector(Global<T> p, const Vector<T, N>& value) {
-  detail::store_bits(p.address, value);
+  constexpr int kBytes = kOffset * static_cast<int>(sizeof(T));
+  typename detail::Bits<sizeof(value)>::type bits;
+  memcpy(&bits, &value, sizeof bits);
+  if constexpr (sizeof bits == 16) {
+    asm volatile("st.global.v4.u32 [%0 + %5], {%1, %2, %3, %4};" ::"l"(p.address), "r"(bits.x),
+                 "r"(bits.y), "r"(bits.z), "r"(bits.w), "n"(kBytes)
+                 : "memory");
+  } else if constexpr (sizeof bits == 8) {
+    asm volatile("st.global.v2.u32 [%0 + %3], {%1, %2};" ::"l"(p.address), "r"(bits.x), "r"(bits.y),
+                 "n"(kBytes)
+                 : "memory");
+  } else {
+    *reinterpret_cast<decltype(bits)*>(p.address + kOffset) = bits;
+  }
 }
 template <int N, class T>
 SNV2_DEVICE Vector<T, N> load_vector(Shared<T> p) {
@@ -121,24 +136,26 @@ SNV2_DEVICE int misalignment(Global<T> p, int bytes) {
 
 // Copies that run beside the thread: visible to it after wait, to others after a barrier. Below
 // sm_80 they are ordinary copies.
-template <int N, class T>
+// kOffset elements after both places.
+template <int N, int kOffset = 0, class T>
 SNV2_DEVICE void cp_async(Shared<T> to, Global<const T> from) {
   constexpr int kBytes = N * sizeof(T);
+  [[maybe_unused]] constexpr int kAt = kOffset * static_cast<int>(sizeof(T));
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
 #if __CUDA_ARCH__ >= 800
   if constexpr (kBytes == 16) {
-    asm volatile(
-        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(detail::shared_address(to.address)),
-        "l"(from.address)
-        : "memory");
+    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;" ::"r"(
+                     detail::shared_address(to.address)),
+                 "l"(from.address), "n"(kAt)
+                 : "memory");
   } else {
-    asm volatile(
-        "cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(detail::shared_address(to.address)),
-        "l"(from.address), "n"(kBytes)
-        : "memory");
+    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1 + %3], %2;" ::"r"(
+                     detail::shared_address(to.address)),
+                 "l"(from.address), "n"(kBytes), "n"(kAt)
+                 : "memory");
   }
 #else
-  store_vector(to, load_vector<N>(from));
+  store_vector(to + kOffset, load_vector<N>(from + kOffset));
 #endif
 }
 
@@ -318,6 +335,20 @@ SNV2_DEVICE void from_float(float value, bfloat16_t& out) {
   out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
+// Two numbers, each rounded.
+template <class T>
+SNV2_DEVICE Vector<T, 2> rounded_pair(float a, float b) {
+  Vector<T, 2> pair;
+  if constexpr (std::is_same_v<T, half_t>) {
+    const __half2 bits = __floats2half2_rn(a, b);
+    memcpy(&pair, &bits, sizeof pair);
+  } else {
+    const __nv_bfloat162 bits = __floats2bfloat162_rn(a, b);
+    memcpy(&pair, &bits, sizeof pair);
+  }
+  return pair;
+}
+
 // float32 rounded to the nearest tf32, ties away from zero.
 SNV2_DEVICE uint32_t to_tf32(float value) {
   uint32_t bits = 0;
@@ -344,8 +375,8 @@ SNV2_DEVICE float max_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
   return larger;
 #else
-  __trap();
-  return a;
+  if (a == b) return __uint_as_float(__float_as_uint(a) & __float_as_uint(b));
+  return a > b || a != a ? a : b;
 #endif
 }
 
@@ -361,10 +392,13 @@ SNV2_DEVICE float max_nan(float a, float b) {
     return out;                                                                    \
   }
 #else
-#define SNV2_MAX_NAN(T, TYPE)                                                    \
-  SNV2_DEVICE Vector<T, 2> max_nan(const Vector<T, 2>& a, const Vector<T, 2>&) { \
-    __trap();                                                                    \
-    return a;                                                                    \
+#define SNV2_MAX_NAN(T, TYPE)                                                           \
+  SNV2_DEVICE Vector<T, 2> max_nan(const Vector<T, 2>& a, const Vector<T, 2>& b) {      \
+    Vector<T, 2> out;                                                                   \
+    for (int i = 0; i < 2; ++i) {                                                       \
+      from_float(max_nan(to_float(a.values[i]), to_float(b.values[i])), out.values[i]); \
+    }                                                                                   \
+    return out;                                                                         \
   }
 #endif
 SNV2_MAX_NAN(half_t, "f16x2")

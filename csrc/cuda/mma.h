@@ -128,9 +128,8 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         a[i] = tiles[ahead][i];
-        if (k + kAhead < deep) {
-          load_tile(tiles[ahead][i], matrix[i] + (k + kAhead) * kTileElements<T>);
-        }
+        const int next = k + kAhead < deep ? k + kAhead : deep - 1;
+        load_tile(tiles[ahead][i], matrix[i] + next * kTileElements<T>);
       }
       if constexpr (sizeof(T) == 4) {
         // The products of kChain tiles are added up on their own: chains are short, and so are
@@ -176,12 +175,15 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
         const int row = k * kTileDepth<T> + lane % 16;
         const Shared<T> line = x.rows + (row < x.depth ? row : x.depth) * x.pitch;
         const int second = lane / 16 * kBlock;
+        uint32_t b[kBlocks / 2][4];
 #pragma unroll
         for (int j = 0; j < kBlocks; j += 2) {
-          if (j >= blocks) break;
-          uint32_t b[4];
-          ldmatrix<4, true>(b, line + (j * kBlock + (j + 1 < blocks ? second : 0)));
-          const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+          const int at = j < blocks ? j : 0;
+          ldmatrix<4, true>(b[j / 2], line + (at * kBlock + (at + 1 < blocks ? second : 0)));
+        }
+#pragma unroll
+        for (int j = 0; j < kBlocks; j += 2) {
+          const uint32_t b0[2] = {b[j / 2][0], b[j / 2][1]}, b1[2] = {b[j / 2][2], b[j / 2][3]};
 #pragma unroll
           for (int i = 0; i < kTiles; ++i) {
             mma(acc[i][j], a[i], b0);

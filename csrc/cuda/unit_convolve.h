@@ -65,10 +65,11 @@ class Sliding {
     const auto read = [&](int k) {
       const int row = center + k - kReach;
       const bool inside = k == kReach || (row >= 0 && row < height);
-      const int at = ring.moved(place, k - kReach);
+      const int at = inside ? ring.moved(place, k - kReach) : place;
 #pragma unroll
       for (int i = 0; i < kSpan; ++i) {
-        window_[k][i] = inside ? ring.pixel(line, at, first * kStride - kReach + i) : 0.0f;
+        const float value = ring.pixel(line, at, first * kStride - kReach + i);
+        window_[k][i] = inside ? value : 0.0f;
       }
     };
 #pragma unroll

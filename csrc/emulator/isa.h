@@ -86,10 +86,10 @@ Vector<T, N> load_vector(Global<const T> p, SNV2_HERE) {
   emulator::access_global(p.address, sizeof(T) * N, false, SNV2_SITE);
   return detail::read<Vector<T, N>>(p.address);
 }
-template <int N, class T>
+template <int N, int kOffset = 0, class T>
 void store_vector(Global<T> p, const Vector<T, N>& value, SNV2_HERE) {
-  emulator::access_global(p.address, sizeof(T) * N, true, SNV2_SITE);
-  std::memcpy(p.address, &value, sizeof value);
+  emulator::access_global(p.address + kOffset, sizeof(T) * N, true, SNV2_SITE);
+  std::memcpy(p.address + kOffset, &value, sizeof value);
 }
 template <int N, class T>
 Vector<T, N> load_vector(Shared<T> p, SNV2_HERE) {
@@ -109,11 +109,11 @@ int misalignment(Global<T> p, int bytes) {
 }
 
 // The copy is made at the wait, so that a missing wait shows.
-template <int N, class T>
+template <int N, int kOffset = 0, class T>
 void cp_async(Shared<T> to, Global<const T> from, SNV2_HERE) {
   constexpr int kBytes = N * sizeof(T);
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
-  emulator::cp_async(to.address, from.address, kBytes, SNV2_SITE);
+  emulator::cp_async(to.address + kOffset, from.address + kOffset, kBytes, SNV2_SITE);
 }
 inline void cp_async_commit() { emulator::cp_async_commit(); }
 template <int Pending>
@@ -188,6 +188,13 @@ inline void from_float(float value, bfloat16_t& out) {
   out.bits = emulator::float_to_bfloat16(value);
 }
 inline void from_float(float value, half_t& out) { out.bits = emulator::float_to_half(value); }
+template <class T>
+Vector<T, 2> rounded_pair(float a, float b) {
+  Vector<T, 2> pair;
+  from_float(a, pair.values[0]);
+  from_float(b, pair.values[1]);
+  return pair;
+}
 inline uint32_t to_tf32(float value) { return emulator::float_to_tf32(value); }
 
 inline float relu(float value) { return value < 0.0f ? 0.0f : value; }
