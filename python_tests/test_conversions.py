@@ -14,6 +14,7 @@ from _cases import (
     drop_in,
     each_drop_in,
     each_kind,
+    norms,
     plain_and_input,
     runs_fused,
     same_state,
@@ -50,6 +51,16 @@ def test_conversion(kind: str, conversion: str) -> None:
     else:
         assert_agrees(kind, module, plain, x)
     assert same_state(module, plain)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_norm_that_pytorch_refuses_is_refused(compiled: bool) -> None:
+    plain, module, x = drop_in("unit-s1")
+    for m in (plain, module):
+        norms(m)[1].half()
+        with pytest.raises(RuntimeError, match="dtype"):
+            (torch.compile(m, backend="eager") if compiled else m)(x)
 
 
 @pytest.mark.parametrize("conversion", CONVERSIONS)

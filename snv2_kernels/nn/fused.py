@@ -120,12 +120,19 @@ def _one_device(module: nn.Module) -> torch.device:
 
 
 def _one_dtype(module: nn.Module) -> torch.dtype:
-    dtypes = {m.weight.dtype for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    dtypes = {p.dtype for m in layers for p in (m.weight, m.bias) if p is not None}
     if len(dtypes) != 1:
         raise Unsupported(f"its convolutions have {len(dtypes)} dtypes")
     dtype = dtypes.pop()
     if dtype not in KERNEL_DTYPES:
         raise Unsupported(f"{dtype} runs the reference")
+    for name, m in module.named_modules():
+        if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm):
+            tensors = (m.weight, m.bias, m.running_mean, m.running_var)
+            of_norm = {t.dtype for t in tensors if t is not None}
+            if of_norm not in ({dtype}, {torch.float32}, set()):  # PyTorch's refuses the input
+                raise Unsupported(f"{name} has another dtype than the convolutions")
     return dtype
 
 

@@ -184,19 +184,22 @@ class PlannedModule(FusedModule):
     def _in_graph(self, x: Tensor) -> Tensor:
         recipe = RecipeBuilder()
         self._tell(recipe)
-        dtype, autocast = self._graph_dtypes(x, recipe.weights, recipe.in_channels)
+        tensors = recipe.weights, recipe.state
+        dtype, autocast = self._graph_dtypes(x, *tensors, recipe.in_channels)
         out: Tensor = torch.ops.snv2.fused(
             x, recipe.state, recipe.text, self._backend, dtype, autocast
         )
         return out
 
     def _graph_dtypes(
-        self, x: Tensor, weights: Sequence[Tensor], in_channels: int
+        self, x: Tensor, weights: Sequence[Tensor], state: Sequence[Tensor], in_channels: int
     ) -> tuple[torch.dtype, torch.dtype | None]:
         """See :meth:`_dtypes`; raises :class:`Unsupported` unless x fits."""
         dtype, autocast = self._dtypes(x)
         parameters = weights[0].dtype if autocast is not None else x.dtype
-        if any(w.dtype != parameters for w in weights) or parameters not in KERNEL_DTYPES:
+        same = all(w.dtype == parameters for w in weights)
+        norms_fit = all(t.dtype in (parameters, torch.float32) for t in state)
+        if not (same and norms_fit) or parameters not in KERNEL_DTYPES:
             raise Unsupported("dtypes")
         if x.dim() != 4 or x.shape[1] != in_channels:
             raise Unsupported("a shape that does not fit")

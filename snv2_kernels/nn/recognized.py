@@ -166,7 +166,7 @@ class Recognized(PlannedModule):
                 tensor = getattr(tensor, part)
             state.append(tensor)
         weights = [state[int(place)] for place in _fact(self, "weights").split()]
-        dtypes = self._graph_dtypes(x, weights, int(_fact(self, "in_channels")))
+        dtypes = self._graph_dtypes(x, weights, state, int(_fact(self, "in_channels")))
         plain_in_autocast = _fact(self, "plain_in_autocast") == "True"
         if (plain_in_autocast and dtypes[1] is not None) or not self._fits(*x.shape[2:]):
             raise Unsupported("plain")
