@@ -12,6 +12,7 @@ from snv2_kernels import models
 from snv2_kernels.backends import check_backend
 from snv2_kernels.nn import FusedModule, InvertedResidual, ShuffleNetV2, Stage
 from snv2_kernels.nn.clone import clone_tree
+from snv2_kernels.nn.methods import why_replaced
 from snv2_kernels.nn.network import STAGES
 from snv2_kernels.nn.recognized import Recognized, recognized_class
 from snv2_kernels.nn.series import Mixed, Series, has_series
@@ -102,15 +103,15 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module, name: str) -> bool:
-    """Whether the module is torchvision's or this package's class ``name``.
+    """Whether the module is torchvision's or this package's class ``name``, with its own methods.
 
     A subclass is not: its methods would be lost with its class. torchvision is never imported:
     if it is not loaded, ``model`` holds none of its classes.
     """
-    if "forward" in vars(module):
-        return False
     known = (models.__name__, "torchvision.models.shufflenetv2")
-    return type(module) in [getattr(sys.modules.get(m), name, None) for m in known]
+    if type(module) not in [getattr(sys.modules.get(m), name, None) for m in known]:
+        return False
+    return why_replaced(module, inside=False) is None
 
 
 def _fused_class(module: nn.Module) -> type[nn.Module]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.conditions import USUAL, Conditions
 from snv2_kernels.graph.nodes import example, writes
 from snv2_kernels.graph.reasons import why_no_unit
 from snv2_kernels.graph.recipe import RecipeBuilder
@@ -86,12 +87,21 @@ def find(
 
 
 def recognize_module(
-    module: nn.Module, in_channels: int | None = None, verify: bool = False
+    module: nn.Module,
+    in_channels: int | None = None,
+    verify: bool = False,
+    conditions: Conditions = USUAL,
 ) -> tuple[Recognition, dict[str, int]]:
-    """What a module computes, and the channels of the inputs of its submodules.
+    """Recognise what a module computes; also returns the channels of its submodules' inputs.
+
+    Args:
+        module: left as it is.
+        in_channels: of its input, if they are known.
+        verify: see :func:`snv2_kernels.fuse`.
+        conditions: under which its forward is looked at.
 
     Raises:
-        NotRecognized: if that is no run of units.
+        NotRecognized: if it computes no run of units.
     """
     if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule):
         raise NotRecognized(f"a {type(module).__mro__[1].__name__}")
@@ -101,7 +111,7 @@ def recognize_module(
     recognized_class(type(module), tuple(vars(module)) + tuple(module._modules))
     farthest: Recording | None = None
     for channels in [in_channels] if in_channels else _guesses(module):
-        recording = record(module, channels)
+        recording = record(module, channels, conditions)
         if recording.error is None:
             run = _whole_run(recording)
             if run is not None and _reads_all(run, channels):
@@ -122,7 +132,8 @@ def recognize_module(
         reason = "returns maps that no unit makes"
     else:
         reason = farthest.error or why_no_unit(farthest.graph)
-    raise NotRecognized(reason, farthest.channels, no_unit=not farthest.error and not runs)
+    no_unit = not farthest.error and not runs
+    raise NotRecognized(reason, farthest.channels, no_unit, farthest.names)
 
 
 def _guesses(module: nn.Module) -> list[int]:
@@ -197,12 +208,16 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
         splits_input=splits,
         # A split or a sum passes on the input's dtype, up to a unit that projects.
         plain_in_autocast=((splits or adds) and any(projects))
-        or any(layer.norm.is_spelled for layer in run.layers),
+        or any(layer.norm.is_spelled for layer in run.layers)
+        or "autocast" in recording.asked,
         returned=replace(
             returned, places=tuple(order.index(outs[place]) for place in returned.places)
         ),
         checked_size=recording.size,
         last_map=recording.windows[-1][0] if recording.pools else None,
+        asked=recording.asked,
+        alike={recording.told: True},
+        outside=recording.names,
         structure=known,
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snv2_kernels.graph.recipe import Recipe
-from snv2_kernels.graph.record import plain_copy
+from snv2_kernels.graph.record import plain_copy, without_modes
 from snv2_kernels.graph.returned import Returned
 from snv2_kernels.testing import max_error
 
@@ -40,7 +40,7 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
     copied = plain_copy(module, random)
     n, h, w = recognition.checked_size
     x = normal(n, recognition.in_channels, h, w)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+    with without_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         try:
             expected = copied(x.clone())
             actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
@@ -48,6 +48,8 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
         except Exception as error:  # whatever a module's code may raise
             return f"its recognition cannot be verified: {error}"
     if not off <= _LARGEST_ERROR:
+        if "dtype" in recognition.asked:
+            return "its forward depends on the dtype, and does something else in float64"
         return f"its recognition failed verification: off by {off:.1e}"
     return None
 

@@ -8,6 +8,7 @@ which may compute with them, assert and branch on channels.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _len_torch_function_stack
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import (
@@ -24,14 +26,20 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 from torch.fx.node import map_aggregate
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.utils._python_dispatch import _disable_current_modes
 
-from snv2_kernels.graph.nodes import writes
+from snv2_kernels.graph.conditions import ASKED_OF_TENSORS, USUAL, Conditions
+from snv2_kernels.graph.contents import owning
+from snv2_kernels.graph.names import Names
+from snv2_kernels.graph.nodes import example, writes
+from snv2_kernels.graph.observer import Observer
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import clone_tree
 
-__all__ = ["Recording", "Untraceable", "inner_state", "plain_copy", "record"]
+__all__ = ["Recording", "Untraceable", "plain_copy", "record", "without_modes"]
 
+Size = tuple[int, int, int]
 _SIZE = (2, 9, 7)  # batch, height, width: all different, none of them one
 _STRIDES = (32, 16, 8, 4)  # of a network, from its input to an average over a window
 _HOOKS = (
@@ -55,28 +63,39 @@ class Recording:
     returned: Returned = ONE_MAP
     error: str | None = None
     channels: dict[str, int] = field(default_factory=dict)  # of the inputs of submodules
-    size: tuple[int, int, int] = _SIZE  # batch, height and width that it was recorded with
+    size: Size = _SIZE  # batch, height and width that it was recorded with
     # Averages over a window of a number of pixels, with the map's size, and those that were taken
     # for means of a map: so they are for maps of the window's size alone.
     windows: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list)
     pools: list[Node] = field(default_factory=list)
+    asked: frozenset[str] = frozenset()  # what the forward may depend on, see conditions
+    told: tuple[Any, ...] = ()  # the part of the conditions that it was recorded in
+    names: Names = field(default_factory=Names)  # that it looks up outside the module
 
 
-def record(module: nn.Module, in_channels: int) -> Recording:
-    """The forward of ``module`` in eval mode on a map of ``in_channels``, in float32.
+def record(
+    module: nn.Module, in_channels: int, conditions: Conditions = USUAL, size: Size = _SIZE
+) -> Recording:
+    """Record the forward of ``module`` in eval mode on a map of ``in_channels``.
 
     A parameter or buffer is a get_attr node with its name as target. The module is left as it is.
     Where the map is too small for an average over a window, one is tried that makes it the
     window's size.
     """
-    recording = _record(module, in_channels, _SIZE)
+    with without_modes():
+        return _record(module, in_channels, size, conditions)
+
+
+def _record(module: nn.Module, in_channels: int, size: Size, conditions: Conditions) -> Recording:
+    recording = _record_once(module, in_channels, size, conditions)
     if recording.error is None or not recording.windows:
         return recording
     stride, before = _STRIDES[0], 0
     while stride != before:
         window, _ = recording.windows[-1]
         height, width = (stride * (extent - 1) + 1 for extent in window)
-        larger = _record(module, in_channels, (_SIZE[0], height, width + (width == height)))
+        larger_size = _SIZE[0], height, width + (width == height)
+        larger = _record_once(module, in_channels, larger_size, conditions)
         if larger.error is None:
             recording = larger
         if larger.pools or not larger.windows:
@@ -86,10 +105,12 @@ def record(module: nn.Module, in_channels: int) -> Recording:
     return recording
 
 
-def _record(module: nn.Module, in_channels: int, size: tuple[int, int, int]) -> Recording:
+def _record_once(
+    module: nn.Module, in_channels: int, size: Size, conditions: Conditions
+) -> Recording:
     shapes = ShapeEnv(duck_shape=False)
     mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
-    n, h, w = size
+    n, h, w = (1 if one else extent for one, extent in zip(conditions.ones, size, strict=True))
     real = torch.empty(n, in_channels, h, w, device="meta")
     open_sizes: Any = StatelessSymbolicContext(
         [DimDynamic.DYNAMIC, DimDynamic.STATIC, DimDynamic.DYNAMIC, DimDynamic.DYNAMIC]
@@ -97,33 +118,68 @@ def _record(module: nn.Module, in_channels: int, size: tuple[int, int, int]) -> 
     from torch._dynamo.source import ConstantSource  # it brings Dynamo, and with it Triton
 
     sizes = mode.from_tensor(real, source=ConstantSource("x"), symbolic_context=open_sizes).shape
-    with mode:
-        x = torch.empty(sizes, device="cpu")
-        copied = plain_copy(module)
-    recorder = _Recorder(shapes)
-    recorder.own(copied)
-    recording = Recording(recorder.graph, recorder.input(x), size=size)
-    recorder.recording = recording
+    with torch.inference_mode(False), mode:
+        x = torch.empty(
+            sizes, dtype=conditions.dtype, device=conditions.device,
+            memory_format=conditions.memory_format, requires_grad=conditions.requires_grad,
+        )  # fmt: skip
+        copied = plain_copy(module, functools.partial(_empty, conditions))
+    channels: dict[str, int] = {}
     for name, child in copied.named_modules():
-        child.register_forward_pre_hook(_noting(recording.channels, name))
-    before = inner_state(copied)
+        child.register_forward_pre_hook(_noting(channels, name))
+    observer = Observer(copied)
+    recorder = _Recorder(observer)
+    recorder.own(copied)
+    recording = Recording(
+        recorder.graph, recorder.input(x), channels=channels, size=size, names=observer.names
+    )
+    recorder.recording = recording
+    attributes = set(vars(x))
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), _quiet(), mode, recorder:
+        with _in(conditions), _quiet(), mode, recorder, observer:
             out = copied(x)
-        _check_unchanged(before, inner_state(copied))
-        recorder.check_sizes()
+        effect = observer.effect()
+        if effect is not None:
+            raise Untraceable(effect)
         returned = Returned.of(out)
         if returned is None:
             raise Untraceable(f"returns {type(out).__name__}, not maps")
         recording.returned, maps = returned
         recording.outs = [recorder.node_of(t) for t in maps]
         _erase_unread(recording)
+        _check_results(recording, conditions, maps)
+        if any(set(vars(t)) - attributes for t in (x, *maps)):
+            raise Untraceable("its forward sets attributes of tensors")
     except Untraceable as error:
         recording.error = str(error)
     except Exception as error:  # whatever a module's code may raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        recording.error = f"cannot be traced: {first}"
+        recording.error = observer.effect() or f"cannot be traced: {first}"
+    recording.asked = frozenset(observer.asked)
+    recording.told = conditions.about(recording.asked, module)
     return recording
+
+
+@contextlib.contextmanager
+def without_modes() -> Iterator[None]:
+    """Hide what runs inside from the modes that are on, such as counters of operations."""
+    functions = [_pop_mode() for _ in range(_len_torch_function_stack())]
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        for mode in reversed(functions):
+            _push_mode(mode)
+
+
+@contextlib.contextmanager
+def _in(conditions: Conditions) -> Iterator[None]:
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(conditions.grad),
+        torch.autocast(conditions.device, enabled=False),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -146,16 +202,27 @@ def _erase_unread(recording: Recording) -> None:
             recording.graph.erase_node(node)
 
 
-def plain_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
-    """A copy in eval mode without hooks, on other tensors.
+def _check_results(recording: Recording, conditions: Conditions, maps: list[Tensor]) -> None:
+    """Raise for what a fused module does not do: compute or leave out gradients by itself."""
+    for value in map(example, recording.graph.nodes):
+        is_map = isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()
+        if is_map and value.dtype != conditions.dtype:
+            raise Untraceable(f"computes in {value.dtype} by itself")
+    if conditions.grad and not all(t.requires_grad for t in maps):
+        raise Untraceable("its result has no gradient")
+
+
+def plain_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy in eval mode without hooks, on other tensors and with containers of its own.
 
     Args:
         module: the root, left as it is.
-        tensor: makes what takes a tensor's place; by default one without values, on the CPU,
-            float32 if it is of any floating dtype.
+        tensor: makes what takes a tensor's place.
     """
-    copied = clone_tree(module)
+    copied = clone_tree(module, lambda child: getattr(child, "_original", type(child)))
     made: dict[int, Tensor] = {}
+    containers: dict[int, Any] = {}
+    base = vars(nn.Module())
     for child in copied.modules():
         child.training = False
         for hooks in _HOOKS:
@@ -164,31 +231,18 @@ def plain_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor] | None = No
             for name, t in registry.items():
                 if t is not None:
                     if id(t) not in made:
-                        made[id(t)] = (tensor or _empty)(t)
+                        made[id(t)] = tensor(t)
                     registry[name] = made[id(t)]  # type: ignore[assignment]
+        for name, value in vars(child).items():
+            if name not in base:
+                vars(child)[name] = owning(value, containers)
     return copied
 
 
-def _empty(t: Tensor) -> Tensor:
-    dtype = torch.float32 if t.is_floating_point() else t.dtype
-    return torch.empty(t.shape, dtype=dtype, device="cpu")
-
-
-def inner_state(module: nn.Module) -> dict[str, Any]:
-    """All attributes, tensors and submodules of a tree, by name."""
-    return {
-        f"{prefix}.{name}" if prefix else name: value
-        for prefix, child in module.named_modules()
-        for registry in (vars(child), child._parameters, child._buffers)
-        for name, value in registry.items()
-        if name not in nn.Module().__dict__
-    }
-
-
-def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
-    for name, value in after.items():
-        if name not in before or before[name] is not value:
-            raise Untraceable(f"its forward sets {name!r}")
+def _empty(conditions: Conditions, t: Tensor) -> Tensor:
+    """A tensor without values in the place of a parameter or buffer."""
+    out = torch.empty(t.shape, dtype=conditions.dtype_of(t), device=conditions.device)
+    return out.requires_grad_(t.requires_grad)
 
 
 def _noting(channels: dict[str, int], name: str) -> Callable[..., None]:
@@ -200,12 +254,11 @@ def _noting(channels: dict[str, int], name: str) -> Callable[..., None]:
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, shapes: ShapeEnv) -> None:
+    def __init__(self, observer: Observer) -> None:
         super().__init__()
         self.graph = Graph()
         self.recording: Recording | None = None
-        self._shapes = shapes
-        self._guards = 0  # that torch itself has set
+        self._observer = observer
         self._attributes: dict[int, str] = {}
         self._nodes: dict[int, Node | tuple[Node, int]] = {}
         self._alive: list[Any] = []  # an id is a tensor's for as long as that lives
@@ -219,10 +272,6 @@ class _Recorder(TorchFunctionMode):
         node = self.graph.placeholder("x")
         self._set(x, node)
         return node
-
-    def check_sizes(self) -> None:
-        if len(self._shapes.guards) > self._guards:
-            raise Untraceable("its control flow depends on the size of its input")
 
     def _set(self, value: Any, node: Node) -> None:
         node.meta["example_value"] = value
@@ -251,18 +300,26 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
+        self._observer.pause()
+        try:
+            return self._call(func, args, kwargs or {})
+        finally:
+            self._observer.resume()
+
+    def _call(self, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
         name = getattr(func, "__name__", "")
         pools = name == "avg_pool2d" and self._pools_window(*args, **kwargs)
         if pools or (name == "avg_pool2d" and _is_whole(*args, **kwargs)):
             # Its own signature takes numbers, and would fix the size of the map.
             func, args, kwargs = Tensor.mean, (args[0], (2, 3), True), {}
-        guards = len(self._shapes.guards)
         out = func(*args, **kwargs)
-        self._guards += len(self._shapes.guards) - guards
         if "dropout" in name and not _drops(*args, **kwargs):
             return args[0]  # in inference mode the result is another tensor
+        question = func.__self__.__name__ if name == "__get__" else name
+        self._observer.asked |= ASKED_OF_TENSORS.get(question, set())
         if name != "__setitem__" and not _has_tensors(out):
+            if question not in ASKED_OF_TENSORS:
+                self._observer.note(f"its forward depends on {question} of a tensor")
             return out
 
         def traced(value: Any) -> Any:

@@ -141,6 +141,9 @@ class ShuffleNetV2(nn.Module):
         self.fc = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._forward_impl(x)
+
+    def _forward_impl(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.conv1(x))
         x = self.stage4(self.stage3(self.stage2(x)))
         x = self.conv5(x).mean([2, 3])

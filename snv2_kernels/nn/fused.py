@@ -11,8 +11,10 @@ from torch.autograd import forward_ad
 
 from snv2_kernels.backends import DEVICES, resolve, use_backend
 from snv2_kernels.graph.constant import constant_to_dynamo
+from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import CACHES, clone_tree
+from snv2_kernels.nn.methods import why_replaced
 from snv2_kernels.nn.sharing import convert_own
 from snv2_kernels.nn.watch import Watch, note_mode, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
@@ -76,17 +78,18 @@ class Packed:
             if self.device.type not in [DEVICES[name] for name in module.kernel_backends]:
                 raise Unsupported(f"there are no kernels for device {self.device}")
             self.dtype = _one_dtype(module)
-            for name, child in module.named_modules():
-                if "forward" in vars(child):
-                    raise Unsupported(f"{name or 'the module'} has a forward of its own")
             self.in_channels = module._in_channels()
             module._check_supported()
+            module._check_methods()
         except Unsupported as error:
             self.reason = str(error)
+        self._outside = module._outside()
 
     def holds(self, module: FusedModule) -> bool:
         """True if packed from this very object in its current state."""
-        return self._owner == id(module) and self.watch is not None and self.watch.holds(module)
+        if self._owner != id(module) or self.watch is None or not self.watch.holds(module):
+            return False
+        return all(names.hold() for names in self._outside)
 
     def runs_plain(self, module: FusedModule) -> bool:
         """Whether only the plain forward will do: it is not covered, or watched from inside."""
@@ -180,6 +183,11 @@ class FusedModule(nn.Module):
         """Channels of the input; raises :class:`Unsupported` if they cannot be told."""
         raise NotImplementedError
 
+    def _check_methods(self) -> None:
+        """Raise :class:`Unsupported` where classes do not say what their modules compute."""
+        if (reason := why_replaced(self)) is not None:
+            raise Unsupported(reason)
+
     def _check_supported(self) -> None:
         raise NotImplementedError
 
@@ -199,6 +207,14 @@ class FusedModule(nn.Module):
     def _run(self, weights: Any, x: Tensor, backend: str) -> Any:
         """The result, or a tuple of several."""
         raise NotImplementedError
+
+    def _differs(self, x: Tensor) -> bool:
+        """Whether only the plain forward will do for this input, or under what holds now."""
+        return False
+
+    def _outside(self) -> list[Names]:
+        """Names outside the module that its packed weights depend on."""
+        return []
 
     def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
         """Dtype that the plain forward's output has under autocast."""
@@ -248,7 +264,7 @@ class FusedModule(nn.Module):
             raise ValueError(
                 f"x: expected device {packed.device}, as the parameters, got {x.device}"
             )
-        if packed.runs_plain(self):
+        if packed.runs_plain(self) or self._differs(x):
             return self._plain(x)
         dtype = self._check(packed, x)
         try:

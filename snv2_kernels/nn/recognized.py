@@ -12,10 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.conditions import USUAL, Conditions, conditions_at
 from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.graph.guards import erase_unread_after, last_node
+from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.returned import ONE_MAP, Returned
+from snv2_kernels.nn.methods import why_replaced
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.packing import Builder
@@ -39,6 +42,9 @@ class Recognition:
     returned: Returned
     checked_size: tuple[int, int, int]  # batch, height and width of the input that it is checked on
     last_map: tuple[int, int] | None  # the only size of the last map that it is true of
+    asked: frozenset[str]  # words of snv2_kernels.graph.conditions
+    alike: dict[tuple[Any, ...], bool]  # by conditions: whether the forward is the same in them
+    outside: Names  # that the forward looks up
     structure: str  # of the module that this is true of
 
     def state(self, module: nn.Module) -> list[Tensor]:
@@ -49,14 +55,20 @@ class NotRecognized(Exception):
     """The message is the reason in a few words."""
 
     def __init__(
-        self, reason: str, channels: dict[str, int] | None = None, no_unit: bool = False
+        self,
+        reason: str,
+        channels: dict[str, int] | None = None,
+        no_unit: bool = False,
+        outside: Names | None = None,
     ) -> None:
         super().__init__(reason)
         self.channels = channels  # what is known of the inputs of submodules
         self.no_unit = no_unit  # nor in any of these submodules
+        self.outside = outside  # names that the forward looks up, where it was recorded
 
 
-_later: Any = weakref.WeakKeyDictionary()  # recognitions of modules that have changed
+# Recognitions of modules that have changed, or the NotRecognized.
+_later: Any = weakref.WeakKeyDictionary()
 
 
 class Recognized(PlannedModule):
@@ -81,24 +93,23 @@ class Recognized(PlannedModule):
         known = self._known()
         return ONE_MAP if known is None else known.returned
 
-    def _eager(self, x: Tensor) -> Any:
-        return self._plain(x) if self._differs(x) else super()._eager(x)
-
     def _exported(self, x: Tensor) -> Any:
-        if self._differs(x):
+        if self._differs(x) or "compiler" in _fact(self, "asked"):
             raise Unsupported("plain")
         return super()._exported(x)
 
     def _differs(self, x: Tensor) -> bool:
         """Whether the forward does something else with this input than was recognised: it may take
-        several numbers of channels, average over a window of one size, and autocast leave some
-        results in float32."""
+        several numbers of channels, average over a window of one size, ask about what holds during
+        a call, and autocast leave some results in float32."""
         known = self._known()
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if known is None or tracing or not isinstance(x, Tensor) or x.dim() != 4:
+        if known is None or x.dim() != 4:
             return False
-        autocast = known.plain_in_autocast and torch.is_autocast_enabled(x.device.type)
-        return autocast or x.shape[1] != known.in_channels or not self._fits(*x.shape[2:])
+        autocast = known.plain_in_autocast and torch._C._is_any_autocast_enabled()
+        shape = x.shape[1] != known.in_channels or not self._fits(*x.shape[2:])
+        inference = "inference" in known.asked and x.is_inference()
+        conditions = known.asked and not _is_alike(self, *conditions_at(x))
+        return bool(autocast or shape or inference or conditions)
 
     def _fits(self, height: int, width: int) -> bool:
         last_map = _fact(self, "last_map").split()
@@ -110,28 +121,32 @@ class Recognized(PlannedModule):
         return sizes and made == (last_height, last_width)
 
     def _known(self) -> Recognition | None:
-        """Of the module as it was when it was last looked at."""
-        return _later.get(self) or self._recognition
+        """The recognition of the module as it was when it was last looked at."""
+        later = _later.get(self)
+        return later if isinstance(later, Recognition) else self._recognition
+
+    def _outside(self) -> list[Names]:
+        later = _later.get(self) or self._recognition
+        return [] if later is None or later.outside is None else [later.outside]
 
     def _current(self) -> Recognition:
-        """Of the module as it is now."""
+        """The recognition of the module as it is now."""
         try:
             now = structure(self)
         except Incomparable as error:
             raise Unsupported(str(error)) from None
         for known in (self._recognition, _later.get(self)):
-            if known is not None and known.structure == now:
+            if not isinstance(known, Recognition) or known.structure != now:
+                continue
+            if known.outside.changed() is None:
                 if known is self._recognition:
                     _later.pop(self, None)
                 return known
-        from snv2_kernels.recognition import recognize_module
-
         try:
-            hint = None if self._recognition is None else self._recognition.in_channels
-            recognition, _ = recognize_module(self, hint, verify=True)
+            _later[self] = recognition = _recognized(self)
         except NotRecognized as error:
+            _later[self] = error.with_traceback(None)
             raise Unsupported(str(error)) from None
-        _later[self] = recognition
         return recognition
 
     def _in_channels(self) -> int:
@@ -141,7 +156,19 @@ class Recognized(PlannedModule):
         return _fact(self, "splits_input") == "True"
 
     def _is_run(self) -> bool:
-        return self._recognition is not None and Recipe.read(self._recognition.recipe).is_run
+        known = self._recognition
+        if known is None or known.plain_in_autocast or known.asked:
+            return False
+        return Recipe.read(known.recipe).is_run
+
+    def _check_methods(self) -> None:
+        """Raise for replaced methods that its structure, with what was recorded, does not show."""
+        for name, child in self.named_modules():
+            if "forward" in vars(child):
+                raise Unsupported(f"{name or 'the module'} has a forward of its own")
+            if type(child).__module__.startswith("torch."):
+                if (reason := why_replaced(child, inside=False)) is not None:
+                    raise Unsupported(reason)
 
     def _add_to(self, builder: Builder) -> None:
         now = self._current()
@@ -170,6 +197,11 @@ class Recognized(PlannedModule):
         plain_in_autocast = _fact(self, "plain_in_autocast") == "True"
         if (plain_in_autocast and dtypes[1] is not None) or not self._fits(*x.shape[2:]):
             raise Unsupported("plain")
+        asked = _fact(self, "asked")
+        if asked and ("compiler" in asked or "inference" in asked):
+            raise Unsupported("plain")
+        if asked and not _is_alike(self, *conditions_at(x)):
+            raise Unsupported("plain")
         # The forward may read whatever it likes.
         before = last_node()
         plain = self._plain(x)
@@ -183,6 +215,31 @@ class Recognized(PlannedModule):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _without_state, (self._original,), self.__getstate__()
+
+
+def _recognized(module: Recognized, conditions: Conditions = USUAL) -> Recognition:
+    from snv2_kernels.recognition import recognize_module
+
+    hint = None if module._recognition is None else module._recognition.in_channels
+    return recognize_module(module, hint, conditions == USUAL, conditions)[0]
+
+
+@constant_to_dynamo  # the arguments are guarded, and by the forward what it asks of the module
+def _is_alike(module: Recognized, *given: Any) -> bool:
+    """Whether a forward does the same under other conditions than it was recorded in."""
+    known, conditions = module._known(), Conditions(*given)
+    assert known is not None
+    told = conditions.about(known.asked, module)
+    if told not in known.alike:
+        try:
+            found = _recognized(module, conditions)
+        except NotRecognized:
+            known.alike[told] = False
+        else:
+            facts = attrgetter("recipe", "names", "returned", "last_map")
+            # Another question there may have another answer in the next call.
+            known.alike[told] = facts(found) == facts(known) and found.asked <= known.asked
+    return known.alike[told]
 
 
 @constant_to_dynamo  # which guards the module's identity, and by its forward what it consists of
@@ -200,6 +257,7 @@ def _fact(module: Recognized, name: str) -> str:
     values = {
         "names": known.names,
         "weights": known.weights,
+        "asked": sorted(known.asked) or [""],
         "results": [len(recipe.results)],
         "places": known.returned.places,
         "last_map": [*(known.last_map or ()), recipe.halvings],

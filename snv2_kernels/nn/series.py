@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.names import Names
 from snv2_kernels.nn.clone import CACHES
 from snv2_kernels.nn.network import PlannedModule
 from snv2_kernels.nn.watch import has_own_hooks, note_mode
@@ -27,6 +28,13 @@ class Series(PlannedModule, nn.Sequential):
 
     def _runs(self) -> list[PlannedModule]:
         return [module for module in self if isinstance(module, PlannedModule)]
+
+    def _check_methods(self) -> None:
+        for module in self._runs():
+            module._check_methods()
+
+    def _outside(self) -> list[Names]:
+        return [names for module in self._runs() for names in module._outside()]
 
     def _in_channels(self) -> int:
         return self._runs()[0]._in_channels()

@@ -1,0 +1,65 @@
+"""Methods that are not those that a module's class was written with."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+__all__ = ["why_replaced"]
+
+_METHODS = (
+    "forward", "_forward_impl", "_conv_forward", "_check_input_dim", "__call__", "_call_impl",
+    "_wrapped_call_impl",
+)  # fmt: skip
+
+
+def why_replaced(module: nn.Module, inside: bool = True) -> str | None:
+    """Why classes do not say what a tree of modules computes, None if they do.
+
+    A method may be an instance's own, or come from another file than its class; a function that a
+    forward names, from another folder.
+
+    Args:
+        module: of classes that are known.
+        inside: whether to look at the modules inside, too.
+    """
+    seen: set[type] = set()
+    for name, child in module.named_modules() if inside else [("", module)]:
+        if (
+            own := next((method for method in _METHODS if method in vars(child)), None)
+        ) is not None:
+            return f"{name or 'the module'} has a {own} of its own"
+        if type(child) not in seen:
+            seen.add(type(child))
+            if (replaced := _replaced_in(type(child))) is not None:
+                return f"{type(child).__name__}.{replaced} was replaced"
+    return None
+
+
+def _replaced_in(cls: Any) -> str | None:
+    methods = tuple(getattr(cls, name, None) for name in _METHODS)
+    helpers: dict[str, FunctionType] = {}
+    if isinstance(cls.forward, FunctionType):
+        names, space = cls.forward.__code__.co_names, cls.forward.__globals__
+        helpers = {n: space[n] for n in names if isinstance(space.get(n), FunctionType)}
+    return _replaced(cls, methods, tuple(helpers.items()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _replaced(
+    cls: type, methods: tuple[Any, ...], helpers: tuple[tuple[str, FunctionType], ...]
+) -> str | None:
+    file = ""
+    for name, method in zip(_METHODS[::-1], methods[::-1], strict=True):
+        owner: Any = next((base for base in cls.__mro__ if name in vars(base)), None)
+        if owner is not None:
+            file = sys.modules[owner.__module__].__file__ or ""
+            if not isinstance(method, FunctionType) or method.__code__.co_filename != file:
+                return name
+    folder = Path(file).parent  # of the forward, the last
+    return next((n for n, f in helpers if Path(f.__code__.co_filename).parent != folder), None)
