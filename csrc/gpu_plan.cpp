@@ -13,7 +13,7 @@ constexpr int64_t kAlignedFloats = 4;  // parameters are read in vectors of 16 b
 constexpr int64_t kMostWindow = 255;
 constexpr int64_t kMostDilation = 255;
 
-// Those that hold something, of an extent that the caller's was halved `halvings` times to.
+// Live planes of a buffer, and how often the caller's extent was halved to theirs.
 struct Planes {
   std::vector<bool> written;
   int64_t halvings = 0;
@@ -64,6 +64,7 @@ class Checker : public PlanChecker {
   void input(const GpuStep& step) const;
   void output(const GpuStep& step);
   void result(const GpuStep& step, bool last);
+  void unused(const GpuStep& step) const;
   bool readable(const GpuStep& step, int64_t plane) const;
 
   const GpuPlanHeader& header_;
@@ -109,12 +110,34 @@ void Checker::check_step(const GpuStep& step, bool first, bool last) {
     default:
       require(false, "unknown kind");
   }
-  const bool unit = step.kind == GpuStepKind::kUnit;
-  require(unit || step.proj_channels == 0, "proj_channels");
-  require(unit || step.parts == 0, "parts");
   layers(step);
+  unused(step);
   result(step, last);
   output(step);
+}
+
+void Checker::unused(const GpuStep& step) const {
+  const bool unit = step.kind == GpuStepKind::kUnit, gate = step.kind == GpuStepKind::kGate;
+  const bool head = step.kind == GpuStepKind::kHead, stem = step.kind == GpuStepKind::kStem;
+  const bool maps = !head && step.result != kNoResult, projects = unit && step.proj_channels > 0;
+  const auto has = [&](int64_t part) { return unit && (step.parts & part) != 0; };
+  const bool products = head || (gate && step.mid_channels > 0);
+  const bool pw1 = products || stem || has(kExpand), pw2 = products || has(kProject);
+  used_or_zero(unit, step.parts, "parts");
+  require(unit || step.stride == 1, "stride");
+  used_or_zero(unit || products, step.mid_channels, "mid_channels");
+  used_or_zero(unit, step.proj_channels, "proj_channels");
+  used_or_zero(step.out_buffer != kNoBuffer, step.out_table, "out_table");
+  used_or_zero(maps, step.result_channels, "result_channels");
+  used_or_zero(maps && unit, step.result_table, "result_table");
+  used_or_zero(pw1, step.pw1_weights, "pw1_weights");
+  used_or_zero(pw1, step.pw1_bias, "pw1_bias");
+  used_or_zero(pw2, step.pw2_weights, "pw2_weights");
+  used_or_zero(pw2, step.pw2_bias, "pw2_bias");
+  used_or_zero(projects, step.proj_weights, "proj_weights");
+  used_or_zero(projects, step.proj_bias, "proj_bias");
+  used_or_zero(has(kDepthwise), step.dw, "dw");
+  used_or_zero(projects, step.proj_dw, "proj_dw");
 }
 
 void Checker::activation(const GpuActivation& act, int64_t rows, bool gate,

@@ -32,8 +32,15 @@ class Checker : public PlanChecker {
     require(layer.activation >= 0 && activation <= Activation::kHardsigmoid, what);
     if (activation == Activation::kLeakyRelu || activation == Activation::kPrelu) {
       range(layer.slopes, panels_of(outputs) * kPanel, weight_count_, what);
+    } else {
+      require(layer.slopes == 0, what);
     }
   }
+
+  void used_or_zero(bool used, const Layer& layer, const char* what) const {
+    require(used || (layer.weights == 0 && layer.activation == 0 && layer.slopes == 0), what);
+  }
+  using PlanChecker::used_or_zero;
 
   void panels(int64_t first, int64_t channels, int64_t limit, const char* what) const {
     require(first >= 0 && first <= limit - panels_of(channels), what);
@@ -72,8 +79,6 @@ void check_branch(const Step& step, const Branch& branch, int64_t in_panels, int
   if (projects && depthwise) {
     check.count(depth, "depth");
     check.words(branch.table, depth, panels_of(branch.mid_channels) * kPanel, "table");
-  } else {
-    check.require(branch.depth == 0, "depth");
   }
   if (projects) {
     check.layer(branch.pw2, branch.out_channels, depth, "pw2");
@@ -91,8 +96,6 @@ void check_unit(const Step& step, int64_t in_panels, int64_t out_panels, Checker
   check.in_part("projection.");
   if (step.projection.parts != 0) {
     check_branch(step, step.projection, in_panels, out_panels, check);
-  } else {
-    check.require(step.projection.in_channels == 0 && step.projection.depth == 0, "parts");
   }
 }
 
@@ -119,6 +122,38 @@ void check_gate(const Step& step, int64_t panels, Checker& check) {
   }
 }
 
+// After the other checks, which look at what the step does use.
+void check_unused(const Step& step, Checker& check) {
+  const bool unit = step.kind == StepKind::kUnit, gate = step.kind == StepKind::kGate;
+  const bool head = step.kind == StepKind::kHead, stem = step.kind == StepKind::kStem;
+  const bool starts = unit || stem || step.kind == StepKind::kImport;
+  check.require(step.new_buffer == 0 || (starts && step.new_buffer == 1), "new_buffer");
+  check.used_or_zero(step.new_buffer == 1, step.buffer_panels, "buffer_panels");
+  for (const Branch* const branch : {&step.main, &step.projection}) {
+    const bool main = branch == &step.main, there = main || branch->parts != 0;
+    const auto has = [&](int64_t part) { return unit && (branch->parts & part) != 0; };
+    const bool scales = gate && main && branch->mid_channels != 0;
+    const bool adds = gate && main && branch->depth != 0;
+    const bool classifies = head && main, dw = has(kDepthwise);
+    const bool meet = dw && has(kProject);
+    check.in_part(main ? "main." : "projection.");
+    check.used_or_zero(unit, branch->parts, "parts");
+    check.used_or_zero(there, branch->in_channels, "in_channels");
+    check.used_or_zero(there && !stem && (!gate || scales), branch->in_table, "in_table");
+    check.used_or_zero(dw || scales || classifies, branch->mid_channels, "mid_channels");
+    check.used_or_zero(dw, branch->window, "window");
+    check.used_or_zero(dw, branch->dilation, "dilation");
+    check.used_or_zero(meet || adds, branch->depth, "depth");
+    check.used_or_zero(meet || adds, branch->table, "table");
+    check.used_or_zero(there, branch->out_channels, "out_channels");
+    check.used_or_zero(there && (unit || gate), branch->out_panel, "out_panel");
+    check.used_or_zero(has(kExpand) || scales || classifies || (stem && main), branch->pw1, "pw1");
+    check.used_or_zero(dw || (gate && main), branch->dw, "dw");
+    check.used_or_zero(dw, branch->dw.weights, "dw");
+    check.used_or_zero(has(kProject) || scales || classifies, branch->pw2, "pw2");
+  }
+}
+
 }  // namespace
 
 Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
@@ -141,7 +176,6 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
     const bool leaves = step.kind == StepKind::kHead || step.kind == StepKind::kExport;
     const bool between = step.kind == StepKind::kExport && !first;
     check.require(first == enters && (last == leaves || between), "wrong kind at this place");
-    result_count_ += leaves;
     const Branch& main = step.main;
     check.in_part("main.");
     check.count(main.in_channels, "in_channels");
@@ -181,6 +215,8 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
       default:
         check.require(false, "unknown kind");
     }
+    check_unused(step, check);
+    result_count_ += leaves;
     panels = out_panels;
     check.next_step();
   }

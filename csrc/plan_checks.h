@@ -33,6 +33,11 @@ class PlanChecker {
     }
   }
 
+  // A word that the step may have a use for; else it is 0.
+  void used_or_zero(bool used, int64_t word, const char* what) const {
+    require(used || word == 0, what);
+  }
+
   // Keeps every product of two checked counts far from overflow.
   void count(int64_t value, const char* what) const {
     require(value >= 1 && value <= int64_t{1} << 24, what);

@@ -178,12 +178,11 @@ def test_raw_arguments_of_several_results() -> None:
     good = [x, *plan.result_arguments]
     channels, halvings, classify = plan.result_fields
     wrong: list[tuple[int, Any, str]] = [
-        (3, channels[:-1], "plan must have 2 results, has 3"),
-        (4, halvings[:-1], "as many"),
-        (3, [channels[0] + 1, *channels[1:]], "out does not fit the plan"),
-        (3, [-1, *channels[1:]], ""),
-        (4, [halvings[0] + 1, *halvings[1:]], "out does not fit the plan"),
-        (5, not classify, "classify does not match plan"),
+        (3, channels[:-1], "channels and halvings must have .* 3, got 2 and 3"),
+        (4, halvings[:-1], "channels and halvings must have .* 3, got 3 and 2"),
+        (3, [channels[0] + 1, *channels[1:]], "channels.0. must be 20, as in plan, got 21"),
+        (4, [halvings[0] + 1, *halvings[1:]], "halvings.0. must be 3, as in plan, got 4"),
+        (5, not classify, "classify must be 1, as in plan, got 0"),
     ]
     for i, value, message in wrong:
         with pytest.raises(ERRORS, match=message):
@@ -444,7 +443,7 @@ def test_projection_of_a_unit_that_has_none(unfilled_memory: None, field: str, v
     plan, x = plan_of("unit-s1")
     words = plan.words.clone()
     words[word_of_step(plan, 1, f"projection.{field}")] = value
-    with pytest.raises(ERRORS, match=r"plan: step 1: projection\.parts"):
+    with pytest.raises(ERRORS, match=rf"plan: step 1: projection\.{field}"):
         OPS.network(x, plan.weights, words, *plan.arguments[2:])
 
 

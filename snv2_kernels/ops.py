@@ -315,7 +315,18 @@ def _depthwise_backward_fake(
     return _empty_map(x, x.shape[1], x.shape[2], x.shape[3]), grads[0], grads[1], grads[2]
 
 
-def _plan_fake(x: Tensor, out_channels: int, halvings: int, classify: bool) -> Tensor:
+_MOST_CHANNELS, _MOST_HALVINGS = 1 << 24, 1 << 10  # what a fake kernel, which sees no plan, takes
+
+
+def _plan_fake(
+    x: Tensor, out_channels: int, halvings: int, classify: bool, where: str = ""
+) -> Tensor:
+    for name, value, least, most in (
+        (f"channels{where}" if where else "out_channels", out_channels, 1, _MOST_CHANNELS),
+        (f"halvings{where}", halvings, 0, _MOST_HALVINGS),
+    ):
+        if not least <= value <= most:
+            raise ValueError(f"{name}: expected {least} to {most}, got {value}")
     if classify:
         return x.new_empty(x.shape[0], out_channels)
     height, width = x.shape[2:]
@@ -334,9 +345,13 @@ def _(
 def _results_fake(
     x: Tensor, channels: list[int], halvings: list[int], classify: bool
 ) -> list[Tensor]:
+    if len(channels) != len(halvings):
+        raise ValueError(
+            f"halvings: expected {len(channels)} elements, as channels, got {len(halvings)}"
+        )
     last = len(channels) - 1
     return [
-        _plan_fake(x, c, times, classify and i == last)
+        _plan_fake(x, c, times, classify and i == last, f"[{i}]")
         for i, (c, times) in enumerate(zip(channels, halvings, strict=True))
     ]
 
@@ -401,7 +416,10 @@ def _gpu_network_out_fake(
 
 
 def _conformance_fake(words: Tensor, index: int) -> Tensor:
-    _, _, out_words = _native.conformance_cases()[index]
+    cases = _native.conformance_cases()
+    if not 0 <= index < len(cases):
+        raise ValueError(f"index: expected 0 to {len(cases) - 1}, got {index}")
+    _, _, out_words = cases[index]
     return words.new_empty(out_words)
 
 

@@ -3,11 +3,13 @@
 //
 // A CTA takes 32 channels x 64 pixels through shared memory, so that it moves along whatever is
 // contiguous on either side.
+#include <stdexcept>
 #include <vector>
 
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/network.h"
+#include "cuda/span.h"
 
 namespace snv2::SNV2_GPU {
 namespace {
@@ -88,8 +90,10 @@ void run_copy(const StepCall& call, LaunchInfo* info) {
     params.plane = call.height * call.width;
     params.pixels = call.batch * params.plane;
     const int64_t size = sizeof(T), bytes = step.in_channels * params.pixels * size;
+    const int64_t tiles = ceil_div(params.pixels, kTilePixels);
+    if (tiles > kMaxGrid) throw std::invalid_argument("x: too many pixels for a copy");
     Launch config;
-    config.grid_x = static_cast<uint32_t>(ceil_div(params.pixels, kTilePixels));
+    config.grid_x = static_cast<uint32_t>(tiles);
     config.grid_y = static_cast<uint32_t>(ceil_div(step.in_channels, kTileChannels));
     config.threads = kCopyThreads;
     config.shared_bytes = kTileChannels * kTilePitch * size;

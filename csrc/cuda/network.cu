@@ -65,7 +65,9 @@ struct Memory {
   int64_t total() const { return buffers[0] + buffers[1] + features; }
 };
 
+// After check_extents, which leaves the planes of a buffer as the only product that may overflow.
 Memory plan_memory(const GpuPlan& plan, int64_t batch, int64_t chunk, Extent callers) {
+  constexpr int64_t kMost = int64_t{1} << 60;
   Memory memory;
   Extents extents(callers);
   const int64_t size = size_of(plan.dtype());
@@ -73,6 +75,7 @@ Memory plan_memory(const GpuPlan& plan, int64_t batch, int64_t chunk, Extent cal
     const Extent extent = extents.after(step);
     if (step.out_buffer != kNoBuffer) {
       const int64_t pitch = planes_pitch(chunk, extent.height, extent.width, plan.dtype());
+      require(pitch <= kMost / size / step.out_planes, "x: its planes are more than 2^60 bytes");
       int64_t& bytes = memory.buffers[step.out_buffer];
       bytes = std::max(bytes, aligned(step.out_planes * pitch * size));
     }
@@ -88,6 +91,32 @@ void check_extents(int64_t batch, int64_t height, int64_t width) {
   require(batch >= 0 && batch < kMost && height >= 1 && width >= 1 && height < kMost &&
               width < kMost / height,
           "x: its extents are out of range");
+}
+
+// What the cuts are chosen by is far from overflow.
+void check_field(const char* name, int64_t value, int64_t least, int64_t most) {
+  if (value >= least && value <= most) return;
+  throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(least) + " to " +
+                              std::to_string(most) + ", got " + std::to_string(value));
+}
+
+constexpr int64_t kMostOfAny = int64_t{1} << 31;
+
+void check_tuning(const Tuning& tuning) {
+  check_field("columns", tuning.columns, 0, 128);
+  check_field("rows_per_cta", tuning.rows_per_cta, 0, kMostOfAny);
+  check_field("weights", tuning.weights, 0, 3);
+  check_field("images", tuning.images, 0, kMostOfAny);
+}
+
+void check_device(const Device& device) {
+  check_field("sms", device.sms, 1, kMostOfAny);
+  check_field("shared_per_sm", device.shared_per_sm, 0, kMostOfAny);
+  check_field("shared_per_cta", device.shared_per_cta, 0, device.shared_per_sm);
+  check_field("reserved_per_cta", device.reserved_per_cta, 0, kMostOfAny);
+  check_field("l2_bytes", device.l2_bytes, 0, int64_t{1} << 50);
+  check_field("cluster", device.cluster, 1, kMostOfAny);
+  check_tuning(device.tuning);
 }
 
 MapView view_of(const FeatureMap& map, int64_t first_image) {
@@ -164,7 +193,8 @@ void for_each_launch(const GpuPlan& plan, const PlanArrays& arrays, const Image&
       if (step.result != kNoResult && step.kind != GpuStepKind::kHead) {
         call.result = view_of(results[step.result], first);
       }
-      call.features = features + first * step.mid_channels * size;
+      const bool head = step.kind == GpuStepKind::kHead;
+      call.features = features + (head ? first * step.mid_channels * size : 0);
       f(call);
       call.overlaps = true;
     }
@@ -192,10 +222,7 @@ Device current_device() {
   return device;
 }
 void set_device(const Device& device) {
-  require(device.sms >= 1 && device.shared_per_cta >= 0 && device.reserved_per_cta >= 0 &&
-              device.shared_per_sm >= device.shared_per_cta && device.l2_bytes >= 0 &&
-              device.cluster >= 1,
-          "device: sizes must not be negative, and a CTA's part of an SM not more than all");
+  check_device(device);
   the_device = device;
 }
 #else
@@ -233,15 +260,14 @@ void set_device(const Device&) { throw std::logic_error("set_device: a GPU is wh
 #endif
 
 void set_tuning(const Tuning& tuning) {
-  require(tuning.columns >= 0 && tuning.columns <= 128 && tuning.rows_per_cta >= 0 &&
-              tuning.weights >= 0 && tuning.weights <= 3 && tuning.images >= 0,
-          "tuning: expected columns 0 to 128, rows_per_cta >= 0, weights 0 to 3, images >= 0");
+  check_tuning(tuning);
   the_tuning = tuning;
 }
 
 int64_t images_at_once(const GpuPlan& plan, int64_t batch, int64_t height, int64_t width,
                        const Device& device) {
   check_extents(batch, height, width);
+  check_device(device);
   if (batch == 0) return 1;
   // An image for each of two CTAs of an SM; more while they stay in half of L2.
   const int64_t each = std::max<int64_t>(plan_memory(plan, 0, 1, {height, width}).total(), 1);

@@ -141,6 +141,10 @@ void run(const StepCall& call, LaunchInfo* info) {
   s.bytes = image.bytes;
   s.channel_block = Convolution<T, kTaps, Act>::kChannels;
   s.weight_pitch = Convolution<T, kTaps, Act>::kWeightPitch;
+  constexpr int64_t kMostExtent = int64_t{1} << 29;  // elements of a line are counted in 31 bits
+  if (std::max(s.height, s.width) >= kMostExtent) {
+    throw std::invalid_argument("stem: more than 2^29 rows or columns");
+  }
   const Cut c = choose(s, call.device);
   const int64_t tiles = s.batch * c.strips * c.panes;
   if (tiles >= int64_t{1} << 31) throw std::invalid_argument("stem: too many images");

@@ -80,7 +80,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   }
   load_words(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
   load_words(m.in_table, params.in_table, depth);
-  load_words(m.out_table, branch.out_table, branch.out);
+  if (!kCaller || params.out != nullptr) load_words(m.out_table, branch.out_table, branch.out);
   // Columns beyond the results of a step are multiplied and thrown away.
   zero_row(m.dw, static_cast<int>(shared_rows<T>(branch.depth)) * m.dw_pitch);
   grid_dependents_launch();

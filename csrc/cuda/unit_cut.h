@@ -90,9 +90,10 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
   places.result = take(s.result ? out * dw_pitch * s.size : 0);
   const int64_t weights = (bare ? 0 : packed_elements(mid, s.in, dtype_of<T>())) +
                           (project ? packed_elements(out, depth, dtype_of<T>()) : 0);
+  const int64_t pw1_bias = bare ? 0 : padded_rows(mid);
+  places.parameters = take((pw1_bias + mid * s.dw_floats[projection] + s.in + out) * 4);
+  places.pw2_bias = take(padded_rows(out) * 4);
   places.weights = take(c.weights != Weights::kDirect ? weights * s.size : 0);
-  const int64_t biases = (bare ? 0 : padded_rows(mid)) + padded_rows(out);
-  places.parameters = take((biases + mid * s.dw_floats[projection] + s.in + out) * 4);
   return at;
 }
 
@@ -114,10 +115,12 @@ int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
 
 // Rows of each CTA (or cluster) for an even load of the GPU; whole images where that costs little.
 inline int64_t rows_for(const Shape& s, const Device& device, int64_t slots) {
-  if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, s.rows());
-  const int64_t rows = ceil_div(s.rows(), slots);
+  // A kernel counts the pixels of its range in 31 bits.
+  const int64_t most = std::clamp<int64_t>((int64_t{1} << 29) / s.width, 1, s.rows());
+  if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, most);
+  const int64_t rows = std::min(ceil_div(s.rows(), slots), most);
   const int64_t images = round_up(rows, s.out_height);
-  return images * 8 <= rows * 9 ? images : rows;
+  return images <= most && images * 8 <= rows * 9 ? images : rows;
 }
 
 // CTAs (or clusters) of one branch that run at once. An eighth of the SMs may be left over where a

@@ -84,6 +84,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   if (s.batch * (s.height + 2) >= int64_t{1} << 31) {
     throw std::invalid_argument("x: more than 2^31 rows");
   }
+  const bool keeps = call.out.data != nullptr;  // planes, whose table there is
 
   const auto weights = [&](int64_t at) { return static_cast<const T*>(call.arrays.weights) + at; };
   const auto parameters = [&](int64_t at) { return call.arrays.parameters + at; };
@@ -123,7 +124,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   main.pw2_after = after(step.pw2_activation);
   main.window = static_cast<int>(step.dw_window.window);
   main.dilation = static_cast<int>(step.dw_window.dilation);
-  main.out_table = table(step.out_table + s.proj);
+  main.out_table = table(step.out_table + (keeps ? s.proj : 0));
   main.mid = static_cast<int>(s.mid);
   main.out = static_cast<int>(s.out);
   main.depth = main.mid;
@@ -144,6 +145,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   }
 
   const Cut& c = remembered<T, kStride>(s, call.device);
+  if (c.ctas * c.cluster > kMaxGrid) throw std::invalid_argument("x: too many rows for a unit");
   main.at = c.places[0];
   projection.at = c.places[1];
   params.columns = static_cast<int>(c.columns);
@@ -178,7 +180,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   slopes(projection.dw_after, s.in);
   slopes(projection.pw2_after, s.proj);
   constant(params.in_table, s.in * 4);
-  constant(table(step.out_table), (s.proj + s.out) * 4);
+  constant(table(step.out_table), keeps ? (s.proj + s.out) * 4 : 0);
   const int64_t read = s.in * s.batch * s.height * s.width * s.size;
   const int64_t written = (s.proj + s.out) * s.rows() * s.out_width * s.size;
   const auto bytes_of = [&](const MapView& planes) {
@@ -191,7 +193,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   } else if (!in_place) {
     buffers.push_back(updates(call.in.data, bytes_of(call.in), read, 0));
   }
-  if (call.out.data != nullptr) {
+  if (keeps) {
     buffers.push_back(updates(call.out.data, bytes_of(call.out), in_place ? read : 0, written));
   }
   if (call.result.data != nullptr) {

@@ -39,9 +39,11 @@ struct Direct {
 template <class T>
 constexpr int kSectorPixels = 32 / static_cast<int>(sizeof(T));
 
-// Where a branch's parts lie, in bytes from the start of shared memory; X is at 0.
+// Where a branch's parts lie, in bytes from the start of shared memory; X is at 0. The weights
+// follow pw2's bias: a warp that makes two rows of tiles reads the bias of both, and throws away
+// the results of a row that does not exist.
 struct Places {
-  int mid, dw, result, weights, parameters;
+  int mid, dw, result, parameters, pw2_bias, weights;
 };
 
 // One of the two branches; in a cluster, what a CTA has of it. Those of a piece are alike.
@@ -155,9 +157,9 @@ SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& br
     m.pw2 =
         m.pw1 + static_cast<int>(packed_elements(branch.mid, params.in_channels, dtype_of<T>()));
   }
-  m.pw1_bias = m.pw2_bias = (base + branch.at.parameters).template as<float>();
-  if (!kBare) m.pw2_bias = m.pw1_bias + static_cast<int>(padded_rows(branch.mid));
-  m.dw_weights = m.pw2_bias + static_cast<int>(padded_rows(branch.out));
+  m.pw2_bias = (base + branch.at.pw2_bias).template as<float>();
+  m.pw1_bias = m.dw_weights = (base + branch.at.parameters).template as<float>();
+  if (!kBare) m.dw_weights = m.pw1_bias + static_cast<int>(padded_rows(branch.mid));
   m.in_table =
       (m.dw_weights + branch.mid * branch.template dw_floats<Act>()).template as<int32_t>();
   m.out_table = m.in_table + params.in_channels;

@@ -103,7 +103,7 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = (tile + i) * 16 + half * 8 + lane_of_warp() / 4;
-        const float b = load(m.pw2_bias + row);  // padded to whole tiles
+        const float b = load(m.pw2_bias + row);  // or beyond, see Places
 #pragma unroll
         for (int j0 = 0; j0 < kBlocks; j0 += 4) {
           if (j0 >= count) break;

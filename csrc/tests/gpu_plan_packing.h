@@ -73,7 +73,7 @@ struct Packer {
     step.in_table = table(main);
     step.mid_channels = width + 1;
     step.out_channels = width;
-    step.out_table = table(fresh);
+    if (out != kNoBuffer) step.out_table = table(fresh);
     step.pw1_weights = matrix(width + 1, step.in_channels);
     step.pw1_bias = bias(width + 1);
     step.dw = floats((width + 1) * depthwise_floats(5));
@@ -106,7 +106,7 @@ struct Packer {
     step.in_channels = static_cast<int64_t>(read.size());
     step.in_table = table(read);
     step.out_channels = static_cast<int64_t>(fresh.size());
-    step.out_table = table(fresh);
+    if (out != kNoBuffer) step.out_table = table(fresh);
     step.mid_channels = parts & kExpand ? step.out_channels : step.in_channels;
     if (parts & kExpand) {
       step.pw1_weights = matrix(step.mid_channels, step.in_channels);

@@ -230,6 +230,28 @@ TEST(windows) {
   refused(p, "step 0: dw_window");
 }
 
+// Else a kernel might form a pointer from it, or load what it points at.
+TEST(words_that_a_step_has_no_use_for) {
+  const auto with = [](Packer p, size_t step, int64_t GpuStep::* field, const char* name) {
+    p.steps[step].*field = int64_t{1} << 24;
+    refused(p, name);
+  };
+  with(single_unit(), 0, &GpuStep::out_table, "step 0: out_table");
+  with(stage(), 1, &GpuStep::result_table, "step 1: result_table");
+  with(stage(), 0, &GpuStep::pw1_weights, "step 0: pw1_weights");
+  with(stage(), 0, &GpuStep::mid_channels, "step 0: mid_channels");
+  with(stage(), 0, &GpuStep::stride, "step 0: stride");
+  with(network(DType::kFloat32), 0, &GpuStep::pw2_bias, "step 0: pw2_bias");
+  with(network(DType::kFloat32), 2, &GpuStep::proj_bias, "step 2: proj_bias");
+  with(network(DType::kFloat32), 2, &GpuStep::proj_dw, "step 2: proj_dw");
+  with(network(DType::kFloat32), 3, &GpuStep::result_table, "step 3: result_table");
+  with(network(DType::kFloat32), 3, &GpuStep::out_table, "step 3: out_table");
+  with(pieces(), 1, &GpuStep::pw2_weights, "step 1: pw2_weights");
+  with(pieces(), 3, &GpuStep::pw1_bias, "step 3: pw1_bias");
+  with(pieces(), 3, &GpuStep::dw, "step 3: dw");
+  with(pieces(), 4, &GpuStep::out_table, "step 4: out_table");
+}
+
 TEST(headers) {
   for (int64_t GpuPlanHeader::* const field :
        {&GpuPlanHeader::magic, &GpuPlanHeader::out_channels, &GpuPlanHeader::halvings,

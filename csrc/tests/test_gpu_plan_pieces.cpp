@@ -149,8 +149,9 @@ TEST(shortcuts) {
     return p;
   };
   const auto without_layers = [](Packer p) {
-    p.steps[2].mid_channels = 0;
-    p.steps[2].pw1_activation = p.steps[2].pw2_activation = {};
+    GpuStep& gate = p.steps[2];
+    gate.mid_channels = gate.pw1_weights = gate.pw2_weights = gate.pw1_bias = gate.pw2_bias = 0;
+    gate.pw1_activation = gate.pw2_activation = {};
     return p;
   };
   shortcut({3, 0, 1}).check();

@@ -83,6 +83,22 @@ inline GpuPlan plan_of(const Tensor& words) {
   return GpuPlan(static_cast<const int64_t*>(words.const_data_ptr()), words.numel());
 }
 
+// In the caller's order.
+inline std::vector<PlanResult> results_of(const GpuPlan& plan) {
+  std::vector<PlanResult> results(static_cast<size_t>(plan.header().result_count));
+  int64_t halved[2] = {0, 0};  // the maps of the two buffers
+  for (const GpuStep& step : plan) {
+    int64_t halvings = step.in_buffer == kCallersMap ? 0 : halved[step.in_buffer];
+    halvings += step.kind == GpuStepKind::kStem ? 2 : step.stride == 2;
+    if (step.out_buffer != kNoBuffer) halved[step.out_buffer] = halvings;
+    if (step.result == kNoResult) continue;
+    const bool scores = step.kind == GpuStepKind::kHead;
+    results[static_cast<size_t>(step.result)] = {scores ? step.out_channels : step.result_channels,
+                                                 halvings};
+  }
+  return results;
+}
+
 // What a plan's steps take, beside the words. The contents of `tables` are not looked at.
 inline gpu::PlanArrays arrays_of(const GpuPlan& plan, const Tensor& weights,
                                  const Tensor& parameters, const Tensor& tables, const Tensor& x) {
@@ -148,21 +164,17 @@ inline FeatureMap result_of(const Tensor& out, Layout layout, const Tensor& x, D
 
 // The results of a plan in new memory.
 template <class Backend>
-std::vector<Tensor> new_results(const GpuPlan& plan, const Tensor& x, const Tensor& weights,
-                                const Tensor& parameters, const Tensor& tables,
-                                const std::vector<int64_t>& channels,
-                                const std::vector<int64_t>& halvings, bool classify) {
-  const GpuPlanHeader& header = plan.header();
-  STD_TORCH_CHECK((header.classify != 0) == classify, "classify does not match plan");
-  STD_TORCH_CHECK(static_cast<int64_t>(channels.size()) == header.result_count, "plan must have ",
-                  channels.size(), " results, has ", header.result_count);
+std::vector<Tensor> new_results(const GpuPlan& plan, const std::vector<PlanResult>& planned,
+                                const Tensor& x, const Tensor& weights, const Tensor& parameters,
+                                const Tensor& tables, bool classify) {
+  check_classify(plan.header().classify, classify);
   const gpu::PlanArrays arrays = arrays_of(plan, weights, parameters, tables, x);
   const Backend backend(x);
   const Layout layout = layout_of(x);
   const Tensor in = dense(x, layout);
   const gpu::Image image = image_of<Backend>(in, plan, layout);
 
-  std::vector<Tensor> results = empty_results(x, channels, halvings, classify, layout);
+  std::vector<Tensor> results = empty_results(x, planned, classify, layout);
   std::vector<FeatureMap> maps;
   for (const Tensor& out : results) maps.push_back(result_of(out, layout, x, plan.dtype()));
   if (x.size(0) == 0) return results;
@@ -183,8 +195,10 @@ std::vector<Tensor> gpu_network_results(const Tensor& x, const Tensor& weights,
                                         std::vector<int64_t> halvings, bool classify) {
   check_map(x, "x");
   Backend::check_device(x, "x");
-  return new_results<Backend>(plan_of(plan_words), x, weights, parameters, tables, channels,
-                              halvings, classify);
+  const GpuPlan plan = plan_of(plan_words);
+  const std::vector<PlanResult> planned = results_of(plan);
+  check_results(planned, channels, halvings);
+  return new_results<Backend>(plan, planned, x, weights, parameters, tables, classify);
 }
 
 template <class Backend>
@@ -194,13 +208,9 @@ Tensor gpu_network(const Tensor& x, const Tensor& weights, const Tensor& paramet
   check_map(x, "x");
   Backend::check_device(x, "x");
   const GpuPlan plan = plan_of(plan_words);
-  const GpuPlanHeader& header = plan.header();
-  STD_TORCH_CHECK(header.out_channels == out_channels && header.halvings == halvings &&
-                      (header.classify != 0) == classify,
-                  "out_channels, halvings or classify do not match plan");
-  STD_TORCH_CHECK(header.result_count == 1, "plan must have one result, has ", header.result_count);
-  return new_results<Backend>(plan, x, weights, parameters, tables, {out_channels}, {halvings},
-                              classify)[0];
+  const std::vector<PlanResult> planned = results_of(plan);
+  check_result(planned, out_channels, halvings);
+  return new_results<Backend>(plan, planned, x, weights, parameters, tables, classify)[0];
 }
 
 // `x` is a map, or bytes where scale and shift are not empty. `workspace` has workspace_bytes() and

@@ -54,6 +54,19 @@ snv2::Plan plan_of(const Tensor& plan, const Tensor& weights, const Tensor& x) {
                     weights.numel());
 }
 
+std::vector<PlanResult> results_of(const snv2::Plan& plan) {
+  std::vector<PlanResult> results;
+  int64_t halvings = 0;
+  for (const snv2::Step& step : plan) {
+    halvings += step.kind == snv2::StepKind::kStem ? 2 : 0;
+    halvings += step.kind == snv2::StepKind::kUnit && step.stride == 2;
+    if (step.kind == snv2::StepKind::kExport || step.kind == snv2::StepKind::kHead) {
+      results.push_back({step.main.out_channels, halvings});
+    }
+  }
+  return results;
+}
+
 // A classifier's result is [N, classes]: a map of one pixel.
 snv2::FeatureMap result_of(const Tensor& out, snv2::Layout layout) {
   if (out.dim() == 4) return map_of(out, layout);
@@ -71,17 +84,14 @@ void run_network(const snv2::Plan& plan, const Tensor& x, const Tensor& weights,
 }
 
 // The results of a plan in new memory.
-std::vector<Tensor> new_results(const snv2::Plan& plan, const Tensor& x, const Tensor& weights,
-                                const std::vector<int64_t>& channels,
-                                const std::vector<int64_t>& halvings, bool classify) {
-  STD_TORCH_CHECK((plan.header().classify != 0) == classify, "classify does not match plan");
-  STD_TORCH_CHECK(static_cast<int64_t>(channels.size()) == plan.result_count(), "plan must have ",
-                  channels.size(), " results, has ", plan.result_count());
+std::vector<Tensor> new_results(const snv2::Plan& plan, const std::vector<PlanResult>& planned,
+                                const Tensor& x, const Tensor& weights, bool classify) {
+  check_classify(plan.header().classify, classify);
   STD_TORCH_CHECK(x.size(1) == plan.header().in_channels, "x must have ", plan.header().in_channels,
                   " channels, got ", x.size(1));
   const snv2::Layout layout = layout_of(x);
   const Tensor in = dense(x, layout);
-  std::vector<Tensor> results = empty_results(x, channels, halvings, classify, layout);
+  std::vector<Tensor> results = empty_results(x, planned, classify, layout);
   const int64_t bytes = snv2::cpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3),
                                                    torch::stable::get_num_threads());
   const ThreadMemory workspace(bytes);
@@ -93,19 +103,19 @@ std::vector<Tensor> network_results(const Tensor& x, const Tensor& weights,
                                     const Tensor& plan_words, std::vector<int64_t> channels,
                                     std::vector<int64_t> halvings, bool classify) {
   check_image(x);
-  return new_results(plan_of(plan_words, weights, x), x, weights, channels, halvings, classify);
+  const snv2::Plan plan = plan_of(plan_words, weights, x);
+  const std::vector<PlanResult> planned = results_of(plan);
+  check_results(planned, channels, halvings);
+  return new_results(plan, planned, x, weights, classify);
 }
 
 Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
                int64_t out_channels, int64_t halvings, bool classify) {
   check_image(x);
   const snv2::Plan plan = plan_of(plan_words, weights, x);
-  const snv2::PlanHeader& header = plan.header();
-  STD_TORCH_CHECK(header.out_channels == out_channels && header.halvings == halvings &&
-                      (header.classify != 0) == classify,
-                  "out_channels, halvings or classify do not match plan");
-  STD_TORCH_CHECK(plan.result_count() == 1, "plan must have one result, has ", plan.result_count());
-  return new_results(plan, x, weights, {out_channels}, {halvings}, classify)[0];
+  const std::vector<PlanResult> planned = results_of(plan);
+  check_result(planned, out_channels, halvings);
+  return new_results(plan, planned, x, weights, classify)[0];
 }
 
 void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_words, Tensor workspace,

@@ -15,6 +15,10 @@
 
 namespace snv2::binding {
 
+// A map without elements may have any other extents, so kernels, which loop over those, see none.
+// Twice as many channels can be counted.
+inline constexpr int64_t kMostChannels = int64_t{1} << 61;
+
 template <class Backend>
 Tensor cat_shuffle(const Tensor& a, const Tensor& b) {
   check_map(a, "a");
@@ -27,8 +31,10 @@ Tensor cat_shuffle(const Tensor& a, const Tensor& b) {
   }
   const Backend backend(a);
   const Layout layout = layout_of(a);
-  const Tensor left = dense(a, layout), right = dense(b, layout);
+  STD_TORCH_CHECK(a.size(1) <= kMostChannels, "a and b have too many channels: ", a.size(1));
   Tensor out = empty_map(a, 2 * a.size(1), a.size(2), a.size(3), layout);
+  if (out.numel() == 0) return out;
+  const Tensor left = dense(a, layout), right = dense(b, layout);
   Backend::cat_shuffle(map_of(left, layout), map_of(right, layout), map_of(out, layout),
                        backend.where);
   return out;
@@ -56,9 +62,10 @@ Tensor dw_conv3x3(const Tensor& x, const Tensor& weight, const Tensor& scale, co
   const auto dw = checked_dw_conv3x3<Backend>(x, weight, scale, shift, stride, relu);
   const Backend backend(x);
   const Layout layout = layout_of(x);
-  const Tensor in = dense(x, layout);
   Tensor out = empty_map(x, x.size(1), conv3x3_extent(x.size(2), stride),
                          conv3x3_extent(x.size(3), stride), layout);
+  if (out.numel() == 0) return out;
+  const Tensor in = dense(x, layout);
   Backend::dw_conv3x3(map_of(in, layout), dw, map_of(out, layout), backend.where);
   return out;
 }
@@ -79,8 +86,9 @@ Tensor split_dw_cat_shuffle(const Tensor& x, const Tensor& weight, const Tensor&
   const auto dw = checked_split<Backend>(x, weight, scale, shift);
   const Backend backend(x);
   const Layout layout = layout_of(x);
-  const Tensor in = dense(x, layout);
   Tensor out = empty_map(x, x.size(1), x.size(2), x.size(3), layout);
+  if (out.numel() == 0) return out;
+  const Tensor in = dense(x, layout);
   Backend::split_dw_cat_shuffle(map_of(in, layout), dw, map_of(out, layout), backend.where);
   return out;
 }
@@ -106,9 +114,10 @@ std::tuple<Tensor, Tensor> cat_shuffle_backward(const Tensor& grad) {
                   grad.size(1));
   const Backend backend(grad);
   const Layout layout = layout_of(grad);
-  const Tensor in = dense(grad, layout);
   Tensor grad_a = empty_map(grad, grad.size(1) / 2, grad.size(2), grad.size(3), layout);
   Tensor grad_b = empty_map(grad, grad.size(1) / 2, grad.size(2), grad.size(3), layout);
+  if (grad.numel() == 0) return {grad_a, grad_b};
+  const Tensor in = dense(grad, layout);
   Backend::cat_shuffle_backward(map_of(in, layout), map_of(grad_a, layout), map_of(grad_b, layout),
                                 backend.where);
   return {grad_a, grad_b};
@@ -122,13 +131,17 @@ DepthwiseGradients depthwise_backward(const Tensor& grad, const Tensor& x, const
                                       int64_t channels, const Run& run) {
   const Backend backend(x);
   const Layout layout = layout_of(x);
-  const Tensor in = dense(x, layout), grad_in = dense(grad, layout);
   const auto floats = [&](torch::headeronly::IntHeaderOnlyArrayRef shape) {
     return torch::stable::empty(shape, ScalarType::Float, std::nullopt, x.device());
   };
   Tensor grad_x = empty_map(x, x.size(1), x.size(2), x.size(3), layout);
   Tensor grad_weight = floats(weight.sizes());
   Tensor grad_scale = floats({channels}), grad_shift = floats({channels});
+  if (grad_x.numel() == 0) {
+    for (Tensor* const sum : {&grad_weight, &grad_scale, &grad_shift}) torch::stable::zero_(*sum);
+    return {grad_x, grad_weight, grad_scale, grad_shift};
+  }
+  const Tensor in = dense(x, layout), grad_in = dense(grad, layout);
   const FeatureMap map = map_of(in, layout);
   const Tensor workspace = floats({Backend::depthwise_backward_workspace(map, channels)});
   run(map_of(grad_in, layout), map, map_of(grad_x, layout),
@@ -183,25 +196,58 @@ void define_ops(Library& m) {
 
 // Networks ---------------------------------------------------------------------------------
 
-// Memory for the results of a plan for x: maps of these channels, after so many halvings of x, of
-// which the last may be [N, classes].
-inline std::vector<Tensor> empty_results(const Tensor& x, const std::vector<int64_t>& channels,
-                                         const std::vector<int64_t>& halvings, bool classify,
-                                         Layout layout) {
-  STD_TORCH_CHECK(channels.size() == halvings.size(), "channels and halvings must be as many");
+// What a plan writes: a map whose extents are x's after so many halvings, or scores.
+struct PlanResult {
+  int64_t channels;
+  int64_t halvings;  // rounding up
+};
+
+// Fake kernels see no plan, so the caller says what its results are.
+inline void check_results(const std::vector<PlanResult>& results,
+                          const std::vector<int64_t>& channels,
+                          const std::vector<int64_t>& halvings) {
+  STD_TORCH_CHECK(channels.size() == results.size() && halvings.size() == results.size(),
+                  "channels and halvings must have an element for each of the plan's results, ",
+                  results.size(), ", got ", channels.size(), " and ", halvings.size());
+  for (size_t i = 0; i < results.size(); ++i) {
+    STD_TORCH_CHECK(channels[i] == results[i].channels, "channels[", i, "] must be ",
+                    results[i].channels, ", as in plan, got ", channels[i]);
+    STD_TORCH_CHECK(halvings[i] == results[i].halvings, "halvings[", i, "] must be ",
+                    results[i].halvings, ", as in plan, got ", halvings[i]);
+  }
+}
+
+// The same for the ops that give one result.
+inline void check_result(const std::vector<PlanResult>& results, int64_t out_channels,
+                         int64_t halvings) {
+  STD_TORCH_CHECK(results.size() == 1, "plan must have one result, has ", results.size());
+  STD_TORCH_CHECK(out_channels == results[0].channels, "out_channels must be ", results[0].channels,
+                  ", as in plan, got ", out_channels);
+  STD_TORCH_CHECK(halvings == results[0].halvings, "halvings must be ", results[0].halvings,
+                  ", as in plan, got ", halvings);
+}
+
+inline void check_classify(int64_t planned, bool classify) {
+  STD_TORCH_CHECK((planned != 0) == classify, "classify must be ", planned != 0,
+                  ", as in plan, got ", classify);
+}
+
+// Memory for the results of a plan for x, of which the last may be [N, classes].
+inline std::vector<Tensor> empty_results(const Tensor& x, const std::vector<PlanResult>& planned,
+                                         bool classify, Layout layout) {
   std::vector<Tensor> results;
-  for (size_t i = 0; i < channels.size(); ++i) {
-    if (classify && i + 1 == channels.size()) {
-      results.push_back(torch::stable::empty({x.size(0), channels[i]}, x.scalar_type(),
+  for (const PlanResult& result : planned) {
+    if (classify && &result == &planned.back()) {
+      results.push_back(torch::stable::empty({x.size(0), result.channels}, x.scalar_type(),
                                              std::nullopt, x.device()));
       continue;
     }
     int64_t height = x.size(2), width = x.size(3);
-    for (int64_t k = 0; k < halvings[i]; ++k) {
+    for (int64_t k = 0; k < result.halvings; ++k) {
       height = conv3x3_extent(height, 2);
       width = conv3x3_extent(width, 2);
     }
-    results.push_back(empty_map(x, channels[i], height, width, layout));
+    results.push_back(empty_map(x, result.channels, height, width, layout));
   }
   return results;
 }

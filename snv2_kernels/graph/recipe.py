@@ -51,6 +51,7 @@ Written = tuple[str, float, str, float, int, bool]  # a layer
 # Channels -------------------------------------------------------------------------------------
 
 _MOST_RUNS = 4  # that are interleaved
+_MOST_CHANNELS = 1 << 24  # as in a plan; a few letters may name as many as fill memory
 
 
 def write_channels(channels: Sequence[int]) -> str:
@@ -80,6 +81,8 @@ def read_channels(text: str) -> list[int]:
     if ":" not in text:
         return [int(number) for number in text.split(",")]
     runs = [range(*map(int, run.split(":"))) for run in text.split("|")]
+    if any(len(run) > _MOST_CHANNELS for run in runs):
+        raise ValueError(f"recipe: expected at most {_MOST_CHANNELS} channels, got {text}")
     return [channel for turn in zip(*runs, strict=True) for channel in turn]
 
 

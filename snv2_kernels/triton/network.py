@@ -17,7 +17,6 @@ from snv2_kernels.packing.triton import (
     COPY,
     DW,
     DW_PW,
-    FEATURES,
     GATES,
     LINEAR,
     MEANS,
@@ -31,23 +30,22 @@ from snv2_kernels.packing.triton import (
 )
 from snv2_kernels.packing.units import ACTIVATIONS
 from snv2_kernels.triton import branch_kernels, end_kernels, unit_kernels
+from snv2_kernels.triton.arguments import check_affine, check_memory, check_results, checked
 from snv2_kernels.triton.ops import (
     INTERPRETED,
     check,
     check_map,
-    check_pixels,
     define,
     planar,
     strides,
     wrapped,
 )
-from snv2_kernels.triton.steps import BUFFERS, Size, parsed, sized
+from snv2_kernels.triton.steps import Size, sized, sizes_of
 from snv2_kernels.triton.tiles import PRODUCT_TILES, ProductTile, choose_product_tile, programs
 from snv2_kernels.triton.tuning import tile_for
 
 __all__ = ["Arrays", "Memory", "allocate", "run"]
 
-_LEAST_PIXELS = 16  # of a tile
 _RISING = [ACTIVATIONS.index(kind) for kind in ("relu", "identity", "relu6")]  # or level
 
 KERNELS = {
@@ -65,8 +63,7 @@ KERNELS = {
 }
 
 
-@dataclass(frozen=True)
-class Arrays:
+class Arrays(NamedTuple):
     """Of a plan."""
 
     weights: Tensor
@@ -124,17 +121,7 @@ def allocate(
     like: Tensor, steps: Sequence[TritonStep], batch: int, height: int, width: int
 ) -> Memory:
     """Memory for one call, beside the weights ``like``."""
-    planes, sums, gates = [0] * BUFFERS, 0, 0
-    for step, (h, w), _, (out_h, out_w) in sized(steps, height, width):
-        if step.target != NO_BUFFER:
-            size = step.target_planes * pitch(batch * out_h * out_w)
-            planes[step.target] = max(planes[step.target], size)
-        if step.kind == MEANS:
-            sums = max(sums, batch * step.channels)
-        if step.kind == GATES:
-            gates = max(gates, batch * step.channels)
-        if step.kind == FEATURES:
-            sums = max(sums, -(-h * w // _LEAST_PIXELS) * batch * step.rows)
+    *planes, sums, gates = sizes_of(steps, batch, height, width)
     return Memory(
         planes=tuple(like.new_empty(count) for count in planes),
         sums=like.new_empty(sums, dtype=torch.float32),
@@ -375,10 +362,25 @@ def run(
                 pooled, tiles = pixels, _run_features(call, step, source, pixels)
 
 
-def _steps_of(
-    words: Sequence[int], weights: Tensor, parameters: Tensor, tables: Tensor
-) -> tuple[TritonStep, ...]:
-    return parsed(tuple(words), weights.numel(), parameters.numel(), tables.numel())
+def _new_results(
+    x: Tensor, arrays: Arrays, words: Sequence[int], channels: dict[str, int],
+    halvings: dict[str, int], classify: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Each result's, by what the caller calls it."""
+    check_map(x, "x")
+    steps, planned = checked(words, *arrays, x)
+    wanted = "one result" if len(channels) == 1 else f"{len(channels)} results"
+    check(planned.keys() == {*range(len(channels))}, f"plan must have {wanted}, has {len(planned)}")
+    for i, both in enumerate(zip(channels.items(), halvings.items(), strict=True)):
+        for expected, (name, got) in zip(planned[i], both, strict=True):
+            check(expected == got, f"{name} must be {expected}, as in plan, got {got}")
+    scores = steps[-1].kind == LINEAR
+    check(classify == scores, f"classify must be {scores}, as in plan, got {classify}")
+    made = _results_fake(x, [*channels.values()], [*halvings.values()], classify)
+    if x.shape[0] > 0:
+        memory = allocate(arrays.weights, steps, x.shape[0], x.shape[2], x.shape[3])
+        run(x, arrays, steps, memory, made)
+    return made
 
 
 def network(
@@ -392,9 +394,8 @@ def network(
     classify: bool,
 ) -> Tensor:
     """A plan with one result; the entries of its tables are taken on trust."""
-    (out,) = network_results(
-        x, weights, parameters, tables, steps, [out_channels], [halvings], classify
-    )
+    arrays, named = Arrays(weights, parameters, tables), {"out_channels": out_channels}
+    (out,) = _new_results(x, arrays, steps, named, {"halvings": halvings}, classify)
     return out
 
 
@@ -409,27 +410,11 @@ def network_results(
     classify: bool,
 ) -> list[Tensor]:
     """All results of a plan; ``channels`` and ``halvings`` are theirs."""
-    check_map(x, "x")
-    check_pixels(x)
-    for name, t, dtype in (
-        ("weights", weights, x.dtype),
-        ("parameters", parameters, torch.float32),
-        ("tables", tables, torch.int32),
-    ):
-        check(
-            t.dtype == dtype and t.dim() == 1 and t.is_contiguous() and t.device == x.device,
-            f"{name} must be a contiguous {dtype} vector on the device of x",
-        )
-    planned = _steps_of(steps, weights, parameters, tables)
-    results = {step.result for step in planned if step.result != NO_RESULT}
-    wanted = "one result" if len(channels) == 1 else f"{len(channels)} results"
-    check(results == {*range(len(channels))}, f"plan must have {wanted}, has {len(results)}")
-    check(x.shape[1] >= planned[0].channels, f"x has {x.shape[1]} channels, too few for the plan")
-    made = _results_fake(x, list(channels), list(halvings), classify)
-    if x.shape[0] > 0:
-        memory = allocate(weights, planned, x.shape[0], x.shape[2], x.shape[3])
-        run(x, Arrays(weights, parameters, tables), planned, memory, made)
-    return made
+    count = len(channels)
+    check(len(halvings) == count, f"halvings must have {count} elements, as channels")
+    named = {f"channels[{i}]": c for i, c in enumerate(channels)}
+    halved = {f"halvings[{i}]": times for i, times in enumerate(halvings)}
+    return _new_results(x, Arrays(weights, parameters, tables), steps, named, halved, classify)
 
 
 def network_out(
@@ -444,13 +429,17 @@ def network_out(
 ) -> None:
     """The same in memory from :func:`allocate`, with all results of the plan. ``affine`` is empty,
     or ``x`` is bytes and the network's input ``x * scale + shift``, with float32 [C] each."""
-    check(len(memory) == BUFFERS + 2, f"memory must be {BUFFERS + 2} tensors")
-    *planes, sums, gates = memory
     arrays = Arrays(weights, parameters, tables)
+    if not affine:
+        check_map(x, "x")
+    parsed_steps, planned = checked(steps, *arrays, x)
+    check_affine(affine, parsed_steps, x)
+    check_memory(memory, parsed_steps, weights, x)
+    check_results(results, planned, parsed_steps[-1].kind == LINEAR, weights, x)
     if x.shape[0] > 0:
+        *planes, sums, gates = memory
         scale_shift = (affine[0], affine[1]) if affine else None
-        planned = Memory(tuple(planes), sums, gates)
-        run(x, arrays, _steps_of(steps, weights, parameters, tables), planned, results, scale_shift)
+        run(x, arrays, parsed_steps, Memory(tuple(planes), sums, gates), results, scale_shift)
 
 
 def _network_fake(x: Tensor, *arguments: Any) -> Tensor:

@@ -25,12 +25,14 @@ from snv2_kernels.packing.triton import (
 from snv2_kernels.packing.units import ACTIVATIONS
 from snv2_kernels.triton.ops import check
 
-__all__ = ["BUFFERS", "Size", "parsed", "sized"]
+__all__ = ["BUFFERS", "Results", "Size", "parsed", "sized", "sizes_of"]
 
 BUFFERS = MIDDLE + 2
 _WORDS = len(TritonStep(COPY).words())
-_LEAKY = (ACTIVATIONS.index("leaky_relu"), ACTIVATIONS.index("prelu"))
+_LEAST_PIXELS = 16  # of a tile
+_MOST_REACH = 1 << 30  # pixels, as planes have: kernels add the two in 32 bits
 Size = tuple[int, int]
+Results = dict[int, tuple[int, int]]  # of a plan: channels and halvings of each
 
 
 def sized(
@@ -47,6 +49,22 @@ def sized(
         if step.target != NO_BUFFER:
             sizes[step.target] = made
         yield step, size, side, made
+
+
+def sizes_of(steps: Sequence[TritonStep], batch: int, height: int, width: int) -> list[int]:
+    """Elements of each of a call's tensors in ``Memory``: planes, sums and gates."""
+    planes, sums, gates = [0] * BUFFERS, 0, 0
+    for step, (h, w), _, (out_h, out_w) in sized(steps, height, width):
+        if step.target != NO_BUFFER:
+            size = step.target_planes * pitch(batch * out_h * out_w)
+            planes[step.target] = max(planes[step.target], size)
+        if step.kind == MEANS:
+            sums = max(sums, batch * step.channels)
+        if step.kind == GATES:
+            gates = max(gates, batch * step.channels)
+        if step.kind == FEATURES:
+            sums = max(sums, -(-h * w // _LEAST_PIXELS) * batch * step.rows)
+    return [*planes, sums, gates]
 
 
 def _extents(step: TritonStep) -> Iterator[tuple[str, int, int]]:
@@ -84,6 +102,7 @@ def _is_known(step: TritonStep) -> bool:
         fits = fits and step.source != CALLERS_MAP
     for d in (dw, side_dw):
         fits = fits and d.window % 2 == 1 and d.dilation >= 1
+        fits = fits and d.window // 2 * d.dilation < _MOST_REACH
     fits = fits and all(p.activation < len(ACTIVATIONS) for p in (dw, pw, side_dw, side_pw))
     if step.kind in (DW, DW_PW):
         fits = fits and dw.channels == step.channels
@@ -98,26 +117,46 @@ def _is_known(step: TritonStep) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def parsed(words: tuple[int, ...], *sizes: int) -> tuple[TritonStep, ...]:
+def parsed(words: tuple[int, ...], *sizes: int) -> tuple[tuple[TritonStep, ...], Results]:
     """The steps, whose operands must lie in ``weights``, ``parameters`` and ``tables`` of these
-    sizes."""
+    sizes, and their results."""
     check(bool(words) and len(words) % _WORDS == 0, f"steps must have {_WORDS} words each")
     starts = range(0, len(words), _WORDS)
     steps = tuple(TritonStep.of_words(words[i : i + _WORDS]) for i in starts)
     available = dict(zip(("weights", "parameters", "tables"), sizes, strict=True))
-    written = {CALLERS_MAP}
-    latest = {MEANS: 0, GATES: 0}  # channels of the last one
+    halved = {CALLERS_MAP: 0}  # how often, of the map that was written last
+    latest = {MEANS: 0, GATES: 0, FEATURES: 0}  # channels of the last one
+    pooled = 0  # halvings of the map that the last features are of
+    results: Results = {}
     for i, step in enumerate(steps):
         check(_is_known(step) and (step.kind in (STEM, COPY)) <= (i == 0), f"step {i} is not known")
         reads = {step.source, step.side_source}
-        check(reads <= written, f"step {i} reads a map that no step made")
-        written.add(step.target)
+        check(reads <= halved.keys(), f"step {i} reads a map that no step made")
+        source, side = halved[step.source], halved[step.side_source]
+        both = step.channels > 0 and step.side_channels > 0
+        check(not both or source == side, f"step {i} reads maps of two extents")
+        made = source if step.channels or not step.side_channels else side
+        made += 2 if step.kind == STEM else step.stride - 1
+        halved[step.target] = made
         needed = GATES if step.gated else MEANS if step.kind == GATES else None
-        made = needed is None or latest[needed] == step.channels
-        check(made, f"step {i} reads means or gates that no step made")
+        fits = needed is None or latest[needed] == step.channels
+        check(fits, f"step {i} reads means or gates that no step made")
+        if step.kind == LINEAR:
+            fits, made = latest[FEATURES] == step.pw.depth, pooled
+            check(fits, f"step {i} reads features that no step made")
+        if step.kind == FEATURES:
+            pooled = made
         if step.kind in latest:
-            latest[step.kind] = step.channels
+            latest[step.kind] = step.rows if step.kind == FEATURES else step.channels
+        # Each plane is in a table of those that are written, or in the caller's.
+        fits = step.target_planes <= available["tables"]
+        check(fits, f"step {i} writes more planes than its tables have")
         for name, begin, length in _extents(step):
             inside = begin >= 0 and length >= 0 and begin + length <= available[name]
             check(inside, f"step {i} reads beyond its {name}")
-    return steps
+        if step.result != NO_RESULT:
+            # Two steps may write parts of one.
+            channels, before = results.get(step.result, (0, made))
+            check(before == made, f"step {i} writes a result of another extent than the one before")
+            results[step.result] = channels + step.rows + step.side_rows, made
+    return steps, results

@@ -71,7 +71,7 @@ struct GpuActivation {
 };
 
 // All *_table fields are offsets into the tables, *_weights into `weights`, the rest of the last
-// group into `parameters`.
+// group into `parameters`. What a step has no use for is 0, its stride 1.
 struct GpuStep {
   GpuStepKind kind;
   int64_t parts;        // kUnit: kExpand | kDepthwise | kProject, else 0
@@ -159,8 +159,8 @@ class SNV2_API GpuPlan {
  public:
   // Throws std::invalid_argument if any step reads outside the tables, weights and parameters,
   // reads planes that nobody wrote, writes outside its buffer or to planes that it reads (but for a
-  // kGate's x), or if not each result is written once. The device's copy of the tables is taken on
-  // trust.
+  // kGate's x), has a word that it has no use for, or if not each result is written once. The
+  // device's copy of the tables is taken on trust.
   GpuPlan(const int64_t* words, int64_t word_count);
 
   const GpuPlanHeader& header() const { return *header_; }

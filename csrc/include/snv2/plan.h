@@ -45,7 +45,7 @@ enum class StepKind : int64_t {
 };
 
 // All *_table fields are offsets into the plan's tables, weights and slopes into the float buffer.
-// A word in a table is its first plane.
+// A word in a table is its first plane. What a branch or a layer has no use for is 0.
 struct Layer {
   int64_t weights;     // packed
   int64_t activation;  // Activation of its result
@@ -109,8 +109,8 @@ static_assert(sizeof(PlanHeader) == kHeaderWords * sizeof(int64_t));
 // A checked view of a plan's words; the words must outlive it.
 class SNV2_API Plan {
  public:
-  // Throws std::invalid_argument if any step reads or writes outside the tables, the
-  // `weight_count` floats or its buffers.
+  // Throws std::invalid_argument if any step reads or writes outside the tables, the `weight_count`
+  // floats or its buffers, or has a word that it has no use for.
   Plan(const int64_t* words, int64_t word_count, int64_t weight_count);
 
   const PlanHeader& header() const { return *header_; }
