@@ -100,7 +100,7 @@ def depthwise_cut_kernel(
             p_y = grad_x + i_n * y_n + p_p * y_p + p_c * y_c
             tl.store(p_y, tl.load(p_g, mask=m_g), mask=m_g)
             p_g += g_c
-            p_x += channels.to(tl.int64) * x_c
+            p_x += tl.cast(channels, tl.int64) * x_c
         b_g = tl.load(p_g, mask=m_g, other=0.0).to(tl.float32)  # [BP, BC]
         if RELU:
             b_y = _depthwise(
