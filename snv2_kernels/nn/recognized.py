@@ -166,9 +166,9 @@ class Recognized(PlannedModule):
         for name, child in self.named_modules():
             if "forward" in vars(child):
                 raise Unsupported(f"{name or 'the module'} has a forward of its own")
-            if type(child).__module__.startswith("torch."):
-                if (reason := why_replaced(child, inside=False)) is not None:
-                    raise Unsupported(reason)
+            is_torchs = type(child).__module__.startswith("torch.")
+            if is_torchs and (reason := why_replaced(child, inside=False)) is not None:
+                raise Unsupported(reason)
 
     def _add_to(self, builder: Builder) -> None:
         now = self._current()
