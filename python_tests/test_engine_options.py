@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from _cases import (
     network,
     on_the_default_device,
     ops_called,
+    plain_and_input,
     plain_stage,
     run_fused,
     runs_fused,
@@ -319,3 +322,38 @@ def test_maps_that_are_too_wide_for_a_device() -> None:
             snv2.Engine(plain, tuple(wide.shape))
     with emulated_device():
         assert runs_fused(unit, wide)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
+def test_copies_of_an_engine(how: Callable[[snv2.Engine], snv2.Engine]) -> None:
+    """A copy has memory of its own, and gives the same to the bit."""
+    model, x = plain_and_input("network")
+    engine = snv2.Engine(model, tuple(x.shape), taps=("stage3",))
+    scores, maps = engine(x)
+    copied = how(engine)
+    copied(torch.zeros_like(x))
+    again, maps_again = copied(x)
+    assert torch.equal(again, scores)
+    assert torch.equal(maps_again["stage3"], maps["stage3"])
+    assert again.data_ptr() != scores.data_ptr()
+
+
+def test_engine_refuses_hooks_of_the_model() -> None:
+    model, x = plain_and_input("unit-s1")
+    model.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 3,))
+    with pytest.raises(ValueError, match="forward pre-hooks"):
+        snv2.Engine(model, tuple(x.shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"input_shape": 5}, TypeError, r"input_shape: expected \[N, C, H, W\], got 5"),
+        ({"taps": 0}, TypeError, "taps: expected names of stages, got 0"),
+        ({"device": torch.zeros(2)}, TypeError, "device: expected a torch.device or its name"),
+        ({"input_shape": (1, 3, 1 << 70, 8)}, ValueError, "EB for the input alone"),
+    ],
+)
+def test_arguments_of_wrong_types(options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        snv2.Engine(plain_and_input("network")[0], **options)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import operator
+import sys
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.backends import resolve
+from snv2_kernels.backends import check_backend, resolve
 from snv2_kernels.fuse import fuse
-from snv2_kernels.nn.network import PlannedModule, ShuffleNetV2
+from snv2_kernels.nn.network import PlannedModule, ShuffleNetV2, plan_element
 from snv2_kernels.nn.watch import why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
+from snv2_kernels.packing import GpuPlan, Plan, TritonPlan
 from snv2_kernels.packing.units import Unsupported
 from snv2_kernels.runners import CpuRunner, GpuRunner, Launch, Pixels, TritonRunner
 
@@ -108,7 +112,8 @@ class Engine:
     """A network, stage or unit frozen for fast inference at a fixed input shape.
 
     Weights are packed and all memory is planned when the engine is made; a call allocates
-    nothing. Later changes of ``model`` do not show. Numerically it is ``fuse(model)``.
+    nothing. Later changes of ``model`` do not show. Numerically it is ``fuse(model)``. An engine can
+    be copied and pickled; it is made again where it is read, which takes a machine like this one.
 
     On a GPU a call replays one CUDA graph on the current stream, which reads :attr:`input`: write
     images there and pass it, and nothing is copied. Calls on several streams must wait for each
@@ -142,58 +147,81 @@ class Engine:
         taps: Sequence[str] = (),
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
-        fused = fuse(model)
-        if not isinstance(fused, PlannedModule):
-            raise TypeError(
-                f"model: {type(model).__name__} is not a network, stage or unit as a whole;"
-                " see snv2_kernels.explain(model)"
-            )
-        if model.training:
-            raise ValueError("model: expected eval() mode; call model.eval() first")
+        fused = _checked_model(model)
         packed = fused.packed()
         if packed.runs_plain(fused):
             raise ValueError(f"model: cannot run fused: {packed.reason or why_plain(fused)}")
         assert packed.device is not None
         assert packed.dtype is not None
         self._dtype = packed.dtype if dtype is None else dtype
-        self._device = torch.device(packed.device if device is None else device)
+        self._device = packed.device if device is None else _checked_device(device)
         if self._dtype not in KERNEL_DTYPES:
-            raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
+            raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype!r}")
         self._backend = resolve(self._device, "auto")
         if self._backend not in fused.kernel_backends:
             raise RuntimeError(f"device: no kernel backend is available for {self._device}")
         if self._device == torch.device("cuda"):
             self._device = torch.device("cuda", torch.cuda.current_device())
-        self._shape = _checked_shape(input_shape, packed.in_channels)
+        self._shape = _checked_shape(input_shape, packed.in_channels, self._dtype)
         if not fused._fits(*self._shape[2:]):
             raise ValueError(
                 f"input_shape: {self._shape} does not run fused: the model pools a part of its map"
             )
+        if (reason := fused._why_not_at(self._shape, self._dtype, self._device)) is not None:
+            raise ValueError(f"model: cannot run fused: {reason}")
         self._taps = _checked_taps(taps, fused)
         self._pixels = _checked_pixels(normalize, fused, packed.in_channels)
-        self._lock = threading.Lock()
+        # Results come in the order of the network.
+        self._tap_names = [name for name in fused._tap_names() if name in self._taps]
+        self._returned = fused._returned
         try:
-            self._runner = self._make_runner(fused)
+            self._plan = self._packed_plan(fused)
         except Unsupported as error:
             raise ValueError(f"model: cannot run fused: {error}") from None
-        # Results come in the order of the network.
-        names = [name for name in fused._tap_names() if name in self._taps]
-        self._tapped = dict(zip(names, self._runner.results, strict=False))
-        self._returned = fused._returned
+        self._start()
 
-    def _make_runner(self, fused: PlannedModule) -> CpuRunner | GpuRunner | TritonRunner:
-        dtype, shape, device, pixels = self._dtype, self._shape, self._device, self._pixels
+    def _packed_plan(self, fused: PlannedModule) -> Plan | GpuPlan | TritonPlan:
         if self._backend == "cpu":
-            return CpuRunner(fused._cpu_plan(dtype, self._taps), shape, dtype, pixels)
-        if self._backend == "triton":
-            return TritonRunner(
-                fused._triton_plan(dtype, device, self._taps), shape, device, pixels
-            )
-        plan = fused._gpu_plan(dtype, device, self._taps)
+            return fused._cpu_plan(self._dtype, self._taps)
+        pack = fused._triton_plan if self._backend == "triton" else fused._gpu_plan
+        return pack(self._dtype, self._device, self._taps)
+
+    def _start(self) -> None:
+        """Plan and allocate all memory."""
+        self._lock = threading.Lock()
         try:
-            return GpuRunner(plan, shape, device, self._backend, pixels)
+            self._runner = self._make_runner()
+        except (OSError, RuntimeError) as error:
+            if "memory" not in str(error):
+                raise
+            kind = type(error) if isinstance(error, RuntimeError) else MemoryError  # as torch's
+            raise kind(f"input_shape: {self._shape} takes too much memory: {error}") from None
+        self._tapped = dict(zip(self._tap_names, self._runner.results, strict=False))
+
+    def _make_runner(self) -> CpuRunner | GpuRunner | TritonRunner:
+        plan, shape, device = self._plan, self._shape, self._device
+        if isinstance(plan, Plan):
+            return CpuRunner(plan, shape, self._dtype, self._pixels)
+        if isinstance(plan, TritonPlan):
+            return TritonRunner(plan, shape, device, self._pixels)
+        try:
+            return GpuRunner(plan, shape, device, self._backend, self._pixels)
         except ValueError as error:
             raise ValueError(f"input_shape: {shape} does not run fused: {error}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_lock", "_runner", "_tapped")
+        return {name: value for name, value in vars(self).items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        check_backend(self._backend)
+        if isinstance(self._plan, Plan) and self._plan.element != plan_element(self._dtype):
+            raise RuntimeError(
+                f"this engine's maps are {self._plan.element}, which this processor does not"
+                " multiply or has better kernels for; make an engine of the model here"
+            )
+        self._start()
 
     def __call__(self, x: Tensor) -> Any:
         """The output for ``x``, in a buffer that the next call overwrites.
@@ -274,18 +302,54 @@ class Engine:
         )
 
 
-def _checked_shape(input_shape: Any, channels: int) -> tuple[int, int, int, int]:
-    shape = tuple(input_shape)
-    if len(shape) != 4 or not all(isinstance(extent, int) for extent in shape):
-        raise ValueError(f"input_shape: expected [N, C, H, W], got {input_shape}")
-    n, c, h, w = shape
+def _checked_model(model: Any) -> PlannedModule:
+    """The model fused."""
+    fused = fuse(model)
+    if not isinstance(fused, PlannedModule):
+        raise TypeError(
+            f"model: {type(model).__name__} is not a network, stage or unit as a whole;"
+            " see snv2_kernels.explain(model)"
+        )
+    if model.training:
+        raise ValueError("model: expected eval() mode; call model.eval() first")
+    for kind, hooks in (
+        ("forward pre-hooks", model._forward_pre_hooks),
+        ("forward hooks", model._forward_hooks),
+    ):
+        if hooks:
+            raise ValueError(f"model: it has {kind}, which an engine does not run; remove them")
+    return fused
+
+
+def _checked_device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"device: expected a torch.device or its name, got {device!r}") from None
+
+
+def _checked_shape(
+    input_shape: Any, channels: int, dtype: torch.dtype
+) -> tuple[int, int, int, int]:
+    if not isinstance(input_shape, Iterable):
+        raise TypeError(f"input_shape: expected [N, C, H, W], got {input_shape!r}")
+    try:
+        n, c, h, w = map(operator.index, input_shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"input_shape: expected [N, C, H, W], got {input_shape!r}") from None
+    shape = n, c, h, w
     if c != channels or min(n, h - 1, w - 1) < 0:
         raise ValueError(f"input_shape: expected [N >= 0, {channels}, H >= 1, W >= 1], got {shape}")
-    return n, c, h, w
+    if (size := n * c * h * w * dtype.itemsize) > sys.maxsize:
+        raise ValueError(f"input_shape: {shape} takes {size / 1e18:,.0f} EB for the input alone")
+    return shape
 
 
 def _checked_taps(taps: Any, fused: PlannedModule) -> tuple[str, ...]:
     known = fused._tap_names()
+    if not isinstance(taps, Iterable):
+        raise TypeError(f"taps: expected names of stages, got {taps!r}")
     names = [taps] if isinstance(taps, str) else list(taps)
     for name in names:
         if name not in known:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from snv2_kernels import models
 from snv2_kernels.backends import check_backend
@@ -53,6 +54,7 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
 
     Raises:
         TypeError: if ``model`` is not a module.
+        ValueError: if a lazy module in ``model`` has not run yet.
         ValueError, RuntimeError: if ``backend`` does not exist or is not available.
     """
     check_backend(backend)
@@ -72,6 +74,9 @@ def _fused_copy(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise ValueError(f"model: {name or 'it'} is lazy and has no shape; run a forward first")
     found, reasons = find(model, _is_known, _is_unit, verify, explained)
 
     def new_class(module: nn.Module) -> type[nn.Module]:

@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <stdexcept>
+#include <string>
 
 #include "snv2/types.h"
 
@@ -81,9 +83,23 @@ inline bool is_dense(const Tensor& t, Layout layout) {
   return layout == Layout::kContiguous ? t.is_contiguous() : is_channels_last(t);
 }
 
+// Allocates a tensor. The stable ABI keeps the allocator's message to itself, so the size is told
+// here, in the words of torch's own exceptions.
+template <class Allocate>
+Tensor allocated(int64_t elements, const Tensor& like, const Allocate& allocate) {
+  try {
+    return allocate();
+  } catch (const std::runtime_error&) {
+    const int64_t bytes = elements * (like.scalar_type() == ScalarType::Float ? 4 : 2);
+    throw std::runtime_error("not enough memory: you tried to allocate " + std::to_string(bytes) +
+                             " bytes");
+  }
+}
+
 // t itself where it is dense in `layout`, else a copy.
 inline Tensor dense(const Tensor& t, Layout layout) {
-  return is_dense(t, layout) ? t : torch::stable::contiguous(t, format_of(layout));
+  if (is_dense(t, layout)) return t;
+  return allocated(t.numel(), t, [&] { return torch::stable::contiguous(t, format_of(layout)); });
 }
 
 inline FeatureMap map_of(const Tensor& t, Layout layout) {
@@ -93,8 +109,10 @@ inline FeatureMap map_of(const Tensor& t, Layout layout) {
 // Memory for a result of `like`'s batch, dtype and device.
 inline Tensor empty_map(const Tensor& like, int64_t channels, int64_t height, int64_t width,
                         Layout layout) {
-  return torch::stable::empty({like.size(0), channels, height, width}, like.scalar_type(),
-                              std::nullopt, like.device(), std::nullopt, format_of(layout));
+  return allocated(like.size(0) * channels * height * width, like, [&] {
+    return torch::stable::empty({like.size(0), channels, height, width}, like.scalar_type(),
+                                std::nullopt, like.device(), std::nullopt, format_of(layout));
+  });
 }
 
 }  // namespace snv2::binding

@@ -173,6 +173,9 @@ def _checked(model: nn.Module, state: dict[str, Tensor], layout: _Layout) -> dic
             shape = tuple(weights[name].shape)
             if shape != expected.shape:
                 raise ValueError(f"{key} has shape {shape}, expected {tuple(expected.shape)}")
+            if weights[name].is_meta or weights[name].layout is not torch.strided:
+                kind = "meta" if weights[name].is_meta else weights[name].layout
+                raise ValueError(f"{key} is a {kind} tensor, expected one with values of its own")
             dtype = weights[name].dtype
             if expected.is_floating_point() and not dtype.is_floating_point:
                 raise ValueError(f"{key} has dtype {dtype}, expected floating point")

@@ -333,8 +333,11 @@ class FusedModule(nn.Module):
         super().train(mode)
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in CACHES}
+    def __getstate__(self) -> Any:
+        state = super().__getstate__()  # a module's class may have one of its own
+        if not isinstance(state, dict):
+            return state
+        return {name: value for name, value in state.items() if name not in CACHES}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedModule:
         convert_own(self, fn)

@@ -113,6 +113,12 @@ class PlannedModule(FusedModule):
         """Whether the plan is right for inputs of this size."""
         return True
 
+    def _why_not_at(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> str | None:
+        """Why the plan is wrong for inputs of a shape and dtype on a device, without gradients."""
+        return None
+
     def _splits_input(self) -> bool:
         """Whether part of the input goes through untouched, so that its dtype does too."""
         return False
@@ -220,7 +226,7 @@ class InvertedResidual(PlannedModule, models.InvertedResidual):
         return models.InvertedResidual.forward(self, x)
 
     def _in_channels(self) -> int:
-        first = self.branch2[0] if len(self.branch2) else None
+        first, *_ = _sequence("branch2", self.branch2, 8)
         if not isinstance(first, nn.Conv2d):
             raise Unsupported(f"branch2.0: {type(first).__name__} is not a plain Conv2d")
         return first.in_channels * (2 if self.stride == 1 else 1)

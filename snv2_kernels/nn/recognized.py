@@ -120,6 +120,20 @@ class Recognized(PlannedModule):
         made = map_shape(1, 1, halvings, height, width)[2:]
         return sizes and made == (last_height, last_width)
 
+    def _why_not_at(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> str | None:
+        known = self._current()
+        if not known.asked:
+            return None
+        with torch.no_grad():
+            _, _, *given = conditions_at(torch.empty(shape, dtype=dtype, device="meta"))
+        converted = dtype != known.state(self)[known.weights[0]].dtype
+        if "dtype" in known.asked and converted:
+            return f"its forward asks for the dtype, so convert the model to {dtype} first"
+        alike = _is_alike(self, dtype, device.type, *given)
+        return None if alike else "its forward does something else with such an input"
+
     def _known(self) -> Recognition | None:
         """The recognition of the module as it was when it was last looked at."""
         later = _later.get(self)
@@ -214,6 +228,8 @@ class Recognized(PlannedModule):
         return _like(plain, [results[int(place)] for place in _fact(self, "places").split()])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if _reduces_itself(self._original):
+            return self._original.__reduce_ex__(self, protocol)
         return _without_state, (self._original,), self.__getstate__()
 
 
@@ -276,6 +292,12 @@ def _like(plain: Any, maps: list[Tensor]) -> Any:
     for key, value in zip(list(plain), maps, strict=True):
         plain[key] = value
     return plain
+
+
+def _reduces_itself(original: type[nn.Module]) -> bool:
+    """Whether a class has its own way to be copied and pickled."""
+    plain = original.__reduce_ex__ is object.__reduce_ex__
+    return not plain or original.__reduce__ is not object.__reduce__
 
 
 def _without_state(original: type[nn.Module]) -> nn.Module:
