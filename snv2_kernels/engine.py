@@ -112,8 +112,8 @@ class Engine:
     """A network, stage or unit frozen for fast inference at a fixed input shape.
 
     Weights are packed and all memory is planned when the engine is made; a call allocates
-    nothing. Later changes of ``model`` do not show. Numerically it is ``fuse(model)``. An engine can
-    be copied and pickled; it is made again where it is read, which takes a machine like this one.
+    nothing. Later changes of ``model`` do not show. Numerically it is ``fuse(model)``. An engine
+    can be copied and pickled; it is made again where it is read, on a machine like this one.
 
     On a GPU a call replays one CUDA graph on the current stream, which reads :attr:`input`: write
     images there and pass it, and nothing is copied. Calls on several streams must wait for each
