@@ -222,7 +222,8 @@ def _attributes_of(value: Any) -> Iterator[tuple[str, Any]]:
     for name, attribute in getattr(value, "__dict__", {}).items():
         if not isinstance(value, nn.Module) or name not in _OWN:
             yield name, attribute
-    for name in _slots(type(value)):
+    cls: Any = type(value)
+    for name in _slots(cls):
         if hasattr(value, name):
             yield name, getattr(value, name)
 
@@ -244,7 +245,7 @@ class _Empty:
 def _is_python_object(value: Any) -> bool:
     """Whether attributes are all that an object consists of. One of a class written in C is larger
     than these take."""
-    cls = type(value)
+    cls: Any = type(value)
     if not all(base in _PLAIN_BASES or base.__flags__ & _HEAP_TYPE for base in cls.__mro__):
         return False
     room = _Empty.__basicsize__ + len(_slots(cls)) * np.dtype(np.intp).itemsize
