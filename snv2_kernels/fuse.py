@@ -75,7 +75,8 @@ def _fused_copy(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        lazy: Any = module
+        if isinstance(module, LazyModuleMixin) and lazy.has_uninitialized_params():
             raise ValueError(f"model: {name or 'it'} is lazy and has no shape; run a forward first")
     found, reasons = find(model, _is_known, _is_unit, verify, explained)
 

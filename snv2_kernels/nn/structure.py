@@ -249,7 +249,7 @@ def _is_python_object(value: Any) -> bool:
     if not all(base in _PLAIN_BASES or base.__flags__ & _HEAP_TYPE for base in cls.__mro__):
         return False
     room = _Empty.__basicsize__ + len(_slots(cls)) * np.dtype(np.intp).itemsize
-    return cls.__basicsize__ <= room and cls.__itemsize__ == 0
+    return bool(cls.__basicsize__ <= room and cls.__itemsize__ == 0)
 
 
 @functools.cache
