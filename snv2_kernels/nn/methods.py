@@ -12,6 +12,7 @@ from torch import nn
 
 __all__ = ["why_replaced"]
 
+_DROP_INS = f"{__package__}."
 _METHODS = (
     "forward", "_forward_impl", "_conv_forward", "_check_input_dim", "__call__", "_call_impl",
     "_wrapped_call_impl",
@@ -34,10 +35,13 @@ def why_replaced(module: nn.Module, inside: bool = True) -> str | None:
             own := next((method for method in _METHODS if method in vars(child)), None)
         ) is not None:
             return f"{name or 'the module'} has a {own} of its own"
-        if type(child) not in seen:
-            seen.add(type(child))
-            if (replaced := _replaced_in(type(child))) is not None:
-                return f"{type(child).__name__}.{replaced} was replaced"
+        # A drop-in computes what the class does whose place it takes.
+        bases: Any = type(child).__mro__
+        cls = next(base for base in bases if not base.__module__.startswith(_DROP_INS))
+        if cls not in seen:
+            seen.add(cls)
+            if (replaced := _replaced_in(cls)) is not None:
+                return f"{cls.__name__}.{replaced} was replaced"
     return None
 
 

@@ -66,7 +66,7 @@ def planar(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     """A map as the kernels take it, x itself or a copy, and its strides: from image to image,
     channel to channel, pixel to pixel."""
     _, _, h, w = x.shape
-    check(h * w < _INT32 // 2, "a plane must have fewer than 2^30 pixels")
+    check(x.numel() == 0 or h * w < _INT32 // 2, "a plane must have fewer than 2^30 pixels")
     n, c, row, pixel = x.stride()
     if w == 1:
         pixel = row
