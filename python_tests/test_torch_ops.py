@@ -475,7 +475,7 @@ def test_half_words(dtype: torch.dtype) -> None:
         words = plan.words.clone()
         tables = _native.HEADER_WORDS + len(plan.steps) * _native.STEP_WORDS
         words[tables + attrgetter(field)(plan.steps[1])] = 1
-        if dtype == torch.float32:
+        if plan.element == torch.float32:
             OPS.network(x, plan.weights, words, *plan.arguments[2:])
             continue
         with pytest.raises(ERRORS, match=f"plan: step 1: {field}"):
