@@ -149,7 +149,8 @@ def test_stage(triton: Any, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("stage", [STAGE, SHORTCUTS], ids=["stage", "shortcuts"])
 def test_results_on_the_way(triton: Any, stage: tuple[str, ...]) -> None:
     """Each unit's map, whoever writes it."""
-    x, builder = draw(1, 20, 5, 6), TritonPlanBuilder()
+    # So many pixels that no single rounding decides.
+    x, builder = draw(4, 20, 5, 6), TritonPlanBuilder()
 
     def tell(names: tuple[str, ...], taps: bool) -> Told:
         def told(builder: Builder) -> None:
@@ -162,8 +163,8 @@ def test_results_on_the_way(triton: Any, stage: tuple[str, ...]) -> None:
 
     tell(stage, True)(builder)
     plan = builder.build(FP32, torch.get_default_device())
-    results = [x.new_empty(shape) for shape in plan.result_shapes(1, 5, 6)]
-    memory = triton.network.allocate(plan.weights, plan.steps, 1, 5, 6).tensors
+    results = [x.new_empty(shape) for shape in plan.result_shapes(4, 5, 6)]
+    memory = triton.network.allocate(plan.weights, plan.steps, 4, 5, 6).tensors
     operators("triton").network_out(x, *plan.arrays, plan.step_words, memory, results, [])
     for i, result in enumerate(results):
         told = tell(stage[: i + 1], False)
