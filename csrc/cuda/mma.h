@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/isa.h"
 #include "snv2/gpu_plan.h"
@@ -128,8 +129,11 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         a[i] = tiles[ahead][i];
-        const int next = k + kAhead < deep ? k + kAhead : deep - 1;
-        load_tile(tiles[ahead][i], matrix[i] + next * kTileElements<T>);
+        // Loading the last tile again is quicker than asking, but from memory it would be traffic.
+        const bool more = k + kAhead < deep;
+        if (std::is_same_v<P, Shared<T>> || more) {
+          load_tile(tiles[ahead][i], matrix[i] + (more ? k + kAhead : deep - 1) * kTileElements<T>);
+        }
       }
       if constexpr (sizeof(T) == 4) {
         // The products of kChain tiles are added up on their own: chains are short, and so are
@@ -171,23 +175,32 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
           }
         }
       } else {
-        // Lanes 16 and up name rows of the second block of a pair.
+        // Lanes 16 and up name rows of the second block of a pair. A group's rows are loaded while
+        // the group before it is multiplied.
+        constexpr int kGroup = kBlocks <= 4 ? kBlocks : 2;
         const int row = k * kTileDepth<T> + lane % 16;
         const Shared<T> line = x.rows + (row < x.depth ? row : x.depth) * x.pitch;
         const int second = lane / 16 * kBlock;
-        uint32_t b[kBlocks / 2][4];
+        uint32_t b[2][kGroup][2];
+        const auto load_group = [&](int j0) {
 #pragma unroll
-        for (int j = 0; j < kBlocks; j += 2) {
-          const int at = j < blocks ? j : 0;
-          ldmatrix<4, true>(b[j / 2], line + (at * kBlock + (at + 1 < blocks ? second : 0)));
-        }
+          for (int j = 0; j < kGroup; j += 2) {
+            const int at = j0 + j < blocks ? j0 + j : 0;
+            uint32_t pair[4];
+            ldmatrix<4, true>(pair, line + (at * kBlock + (at + 1 < blocks ? second : 0)));
 #pragma unroll
-        for (int j = 0; j < kBlocks; j += 2) {
-          const uint32_t b0[2] = {b[j / 2][0], b[j / 2][1]}, b1[2] = {b[j / 2][2], b[j / 2][3]};
+            for (int i = 0; i < 4; ++i) b[j0 / kGroup % 2][j + i / 2][i % 2] = pair[i];
+          }
+        };
+        load_group(0);
 #pragma unroll
-          for (int i = 0; i < kTiles; ++i) {
-            mma(acc[i][j], a[i], b0);
-            mma(acc[i][j + 1], a[i], b1);
+        for (int j0 = 0; j0 < kBlocks; j0 += kGroup) {
+          if (j0 >= blocks) break;
+          if (j0 + kGroup < kBlocks) load_group(j0 + kGroup);
+#pragma unroll
+          for (int j = 0; j < kGroup; ++j) {
+#pragma unroll
+            for (int i = 0; i < kTiles; ++i) mma(acc[i][j0 + j], a[i], b[j0 / kGroup % 2][j]);
           }
         }
       }

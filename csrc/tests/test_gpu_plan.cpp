@@ -116,6 +116,7 @@ TEST(results) {
   refused(p, "step 2: result");  // the last step's
   p = network(DType::kFloat32);
   p.steps[2].result = kNoResult;
+  p.steps[2].result_channels = p.steps[2].result_table = 0;
   refused(p, "a result that no step writes");
   p = network(DType::kFloat32);
   p.steps[3].result = kNoResult;
