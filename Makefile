@@ -15,6 +15,11 @@ BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
   -o -name CMakeLists.txt) $(wildcard cmake/*.py)
 INSTALLED := $(VENV)/.installed
+# As setup.py names it. Tests of C++ are built beside the libraries that Python loads.
+BUILD = build/$$($(BIN)/python -c 'import sys, sysconfig as s; \
+  print(s.get_platform(), sys.implementation.cache_tag, sep="-")')
+DEBUG := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-g1 -O1"
+CTEST := $(BIN)/ctest --output-on-failure -j $(shell nproc 2>/dev/null || echo 2) --test-dir
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: run test test-python test-slow test-cpp test-cuda-build test-sanitize test-tsan \
@@ -32,14 +37,14 @@ test: test-cpp test-cuda-build
 test-python: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto
 
-# Networks at their full size on the emulator.
+# Networks at their full size on the emulator, and the cases that `make test` leaves out on Triton.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto -m slow $(TESTS)
+	$(BIN)/python -m pytest -n auto -m $(or $(MARKS),slow) $(TESTS)
 
 test-cpp: $(INSTALLED)
-	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
-	$(BIN)/cmake --build build/cpp
-	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_TESTS=ON
+	$(BIN)/cmake --build $(BUILD)
+	$(CTEST) $(BUILD)
 
 # The CUDA library alone, into the checkout. It takes nvcc, and no GPU.
 define build_cuda
@@ -81,28 +86,29 @@ test-gpu-sanitize: cuda
 gpu-folder: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu_folder.py
 
-# Lines are all that reports need; of variables the compiler would keep track for minutes a file.
+# Of DEBUG: lines are all that reports need; of variables the compiler would keep track for minutes
+# a file.
 test-sanitize: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DSNV2_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-g1 -O1"
+	  -DSNV2_SANITIZE=address,undefined $(DEBUG)
 	$(BIN)/cmake --build build/sanitize
-	$(BIN)/ctest --test-dir build/sanitize -j 2 --output-on-failure
+	$(CTEST) build/sanitize
 
 # Each CUDA thread of the emulator as a thread of its own to ThreadSanitizer, which wants addresses
 # that do not change from run to run.
 test-tsan: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/tsan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DSNV2_SANITIZE=thread -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	  -DSNV2_SANITIZE=thread $(DEBUG)
 	$(BIN)/cmake --build build/tsan --target emulator_tests
 	$$(setarch -R true 2>/dev/null && echo setarch -R) \
-	  $(BIN)/ctest --test-dir build/tsan -j 2 -L emulator --output-on-failure
+	  $(CTEST) build/tsan -L emulator
 
 # Needs Debian's g++-aarch64-linux-gnu and qemu-user.
 test-aarch64: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
 	$(BIN)/cmake --build build/aarch64
-	$(BIN)/ctest --test-dir build/aarch64 --output-on-failure
+	$(CTEST) build/aarch64
 
 # The bindings against the headers of the oldest torch, fetched once, and of another Python.
 test-oldest-torch: $(INSTALLED)
@@ -154,9 +160,9 @@ report: $(INSTALLED)
 
 # How long a million operations of a warp take on the emulator.
 bench-emulator: $(INSTALLED)
-	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja)
-	$(BIN)/cmake --build build/cpp --target bench_emulator
-	build/cpp/csrc/tests/bench_emulator
+	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_TESTS=ON
+	$(BIN)/cmake --build $(BUILD) --target bench_emulator
+	$(BUILD)/csrc/tests/bench_emulator
 
 clean:
 	rm -rf build out $(VENV) *.egg-info snv2_kernels/*.so snv2_kernels/*.dylib \
@@ -168,8 +174,9 @@ $(VENV)/.torch:
 	touch $@
 
 # torchvision and pytorchcv are references of tests; without their own choice of torch, and with
-# the one package that torchvision imports.
+# the one package that torchvision imports. What builds stays there, for tests of C++.
 $(INSTALLED): $(VENV)/.torch pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 	$(BIN)/pip install --no-deps $(TORCHVISION) $(PYTORCHCV)
-	$(BIN)/pip install -e ".[dev]"
+	$(BIN)/pip install "setuptools>=77" "cmake>=3.20" ninja "pybind11>=2.13"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --no-build-isolation -e ".[dev]"
 	touch $@

@@ -34,15 +34,9 @@ FORMATS = [
     pytest.param(torch.channels_last, id="channels_last"),
 ]
 
-# What a map may be: dtype and memory format.
-MAPS = [
-    (dtype, memory_format)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16)
-    for memory_format in (torch.contiguous_format, torch.channels_last)
-]
-# As last factors of in_turn.
-ONLY_DTYPES, ONLY_FORMATS = [(dtype,) for dtype, _ in MAPS[::2]], [(f,) for _, f in MAPS[:2]]
 SPECIALS = [float("nan"), float("inf"), float("-inf")]
+# What a map may be: dtype and memory format.
+MAPS = [(dtype.values[0], order.values[0]) for dtype in DTYPES for order in FORMATS]
 
 needs_bfloat16 = pytest.mark.skipif(
     not _native.cpu_has_bfloat16(), reason="this machine does not multiply bfloat16"
@@ -59,12 +53,18 @@ drawn = settings(
 
 def in_turn(*factors: Sequence[Any], turn: int = 0) -> list[tuple[Any, ...]]:
     """The product of all factors but the last, each of its rows with one of the last factor's
-    tuples in turn. If no two of them are shorter than the last factor, all pairs occur."""
-    *crossed, last = factors
-    rows = itertools.product(*(enumerate(factor) for factor in crossed))
-    return [
-        (*(v for _, v in row), *last[(sum(i for i, _ in row) + turn) % len(last)]) for row in rows
-    ]
+    values (a tuple stands for several) in turn. If no two of them are shorter than the last one,
+    all pairs occur."""
+    *crossed, last = ([_without_id(value) for value in factor] for factor in factors)
+    rows = []
+    for row in itertools.product(*(enumerate(factor) for factor in crossed)):
+        value = last[(sum(i for i, _ in row) + turn) % len(last)]
+        rows.append((*(v for _, v in row), *(value if isinstance(value, tuple) else (value,))))
+    return rows
+
+
+def _without_id(value: Any) -> Any:
+    return value.values[0] if isinstance(value, type(pytest.param())) else value
 
 
 def case_id(value: Any) -> str:

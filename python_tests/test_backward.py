@@ -11,7 +11,6 @@ from _cases import (
     DTYPES,
     FORMATS,
     MAPS,
-    ONLY_FORMATS,
     SPECIALS,
     VIEWS,
     assert_same_specials,
@@ -168,7 +167,7 @@ def test_relu_passes_no_gradient_at_zero_and_any_for_nan(
 
 
 @each_in_turn(
-    "op, value, memory_format", OPS, SPECIALS, ONLY_FORMATS,
+    "op, value, memory_format", OPS, SPECIALS, FORMATS,
     backends=OP_BACKENDS,
 )  # fmt: skip
 def test_special_values(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from _cases import DTYPES, FORMATS, draw
+from _cases import DTYPES, FORMATS, case_id, draw, in_turn
 
 import snv2_kernels as snv2
 from snv2_kernels import _native
@@ -67,18 +67,13 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("case", "allowed"),
-    [
-        *(pytest.param(case, 1.05, id=str(case)) for case in LARGE),
-        *(pytest.param(case, 1.3, id=str(case)) for case in SMALL),
-    ],
+    ("case", "memory_format", "dtype"),
+    in_turn([*LARGE, *SMALL], FORMATS, DTYPES),
+    ids=case_id,
 )
-def test_traffic(
-    case: Case, allowed: float, dtype: torch.dtype, memory_format: torch.memory_format
-) -> None:
+def test_traffic(case: Case, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
+    allowed = 1.05 if case in LARGE else 1.3
     _native.reset_emulator_counters()
     case.run(dtype, memory_format)
     counted = _native.emulator_counters()

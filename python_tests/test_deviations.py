@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from _cases import MAPS, assert_same_specials, case_id, draw, in_turn, threads
+from _cases import DTYPES, assert_same_specials, case_id, draw, in_turn, threads
 from _deviations import (
     ACTIVATIONS,
     BUILDERS,
@@ -59,7 +59,7 @@ def on_gpus_too(
     rows = [(*row, cpu) for row in itertools.product(*factors) for cpu in CPU]
     rows += [(*row, ("triton", torch.float32)) for row in triton]
     for name in ("cuda-emulated", "cuda"):
-        dtypes = [((name, dtype),) for dtype, _ in MAPS[::2]]
+        dtypes = [((name, *dtype.values),) for dtype in DTYPES]
         marks = [pytest.mark.gpu][: name == "cuda"]
         rows += [pytest.param(*row, marks=marks) for row in in_turn(*factors, dtypes)]
     return pytest.mark.parametrize(f"{names}, place", rows, indirect=["place"], ids=place_id)

@@ -11,7 +11,6 @@ import torch
 from _cases import (
     DTYPES,
     FP32_BOUND,
-    ONLY_DTYPES,
     VIEWS,
     WIDTHS,
     assert_accurate,
@@ -67,7 +66,7 @@ def test_networks(torchvision: Any, width: str, library: str) -> None:
 
 @pytest.mark.supports("eval", "network")
 @pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("width", "dtype"), in_turn(WIDTHS, ONLY_DTYPES), ids=case_id)
+@pytest.mark.parametrize(("width", "dtype"), in_turn(WIDTHS, DTYPES), ids=case_id)
 def test_networks_in_every_dtype(kernels: str, width: str, dtype: torch.dtype, size: int) -> None:
     model = on_the_default_device(network("snv2", width)).to(dtype)
     x = draw(1, 3, size, size, dtype=dtype)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from _cases import (
     DTYPES,
-    MAPS,
-    ONLY_DTYPES,
+    FORMATS,
     assert_accurate,
     assert_same_specials,
     case_id,
@@ -41,7 +40,7 @@ def check(kind: str, units: nn.Sequential, x: Tensor, backend: str) -> None:
     assert_accurate(kind, run_plan(x, plan, backend), eager, exact, backend)
 
 
-@pytest.mark.parametrize(("turn", "dtype"), in_turn(range(9), ONLY_DTYPES), ids=case_id)
+@pytest.mark.parametrize(("turn", "dtype"), in_turn(range(9), DTYPES), ids=case_id)
 def test_any_activations(gpu_backend: str, turn: int, dtype: torch.dtype) -> None:
     """Each activation after each layer, in one turn or another."""
     units = nn.Sequential(styled_unit(1, 19, 10, turn), styled_unit(2, 13, 20, turn))
@@ -50,7 +49,7 @@ def test_any_activations(gpu_backend: str, turn: int, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize(
     ("window", "stride", "dtype"),
-    in_turn([(3, 2), (3, 3), (5, 1), (5, 2), (7, 1), (9, 1)], [1, 2], ONLY_DTYPES),
+    in_turn([(3, 2), (3, 3), (5, 1), (5, 2), (7, 1), (9, 1)], [1, 2], DTYPES),
     ids=case_id,
 )
 def test_any_windows(
@@ -133,7 +132,7 @@ def _apply(act: Activation, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("turn", "channels", "dtype"), in_turn(range(1, 9), [3, 1], ONLY_DTYPES), ids=case_id
+    ("turn", "channels", "dtype"), in_turn(range(1, 9), [3, 1], DTYPES), ids=case_id
 )
 def test_stem_and_head(gpu_backend: str, turn: int, channels: int, dtype: torch.dtype) -> None:
     model = randomize_(Ends(channels, 20, 37, turn)).eval()
@@ -194,7 +193,7 @@ MADE_OF_PIECES = {
 
 @pytest.mark.parametrize(
     ("kind", "memory_format", "dtype"),
-    in_turn(list(MADE_OF_PIECES), [f for _, f in MAPS[:2]], ONLY_DTYPES),
+    in_turn(list(MADE_OF_PIECES), FORMATS, DTYPES),
     ids=case_id,
 )
 def test_pieces_between_the_callers_maps(

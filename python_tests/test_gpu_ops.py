@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from _cases import (
+    DTYPES,
     FORMATS,
     KINDS,
-    MAPS,
-    ONLY_DTYPES,
     VIEWS,
     case_id,
     draw,
@@ -66,7 +65,7 @@ def on_bytes(plan: GpuPlan, image: Tensor) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("kind", "memory_format", "dtype"),
-    in_turn(list(KINDS), [f for _, f in MAPS[:2]], ONLY_DTYPES),
+    in_turn(list(KINDS), FORMATS, DTYPES),
     ids=case_id,
 )
 def test_opcheck(

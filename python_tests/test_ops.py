@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _cases import (
+    DTYPES,
     FORMATS,
     MAPS,
-    ONLY_DTYPES,
     SPECIALS,
     VIEWS,
     assert_accurate,
@@ -198,7 +198,7 @@ def test_views(
 @each_format
 @pytest.mark.parametrize(
     ("name", "view", "dtype"),
-    in_turn(["cpu", "cuda-emulated"], list(VIEWS), ONLY_DTYPES),
+    in_turn(["cpu", "cuda-emulated"], list(VIEWS), DTYPES),
     ids=case_id,
 )
 def test_depthwise_has_the_memory_format_of_torchs_convolution_on_the_cpu(

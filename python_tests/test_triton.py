@@ -252,6 +252,7 @@ def test_kernels_compile_and_do_not_spill() -> None:
         assert len(names) == count
 
 
+@pytest.mark.triton
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_configuration_compiles_and_does_not_spill(kernel: str) -> None:

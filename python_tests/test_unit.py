@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 from _cases import (
+    DTYPES,
+    FORMATS,
     MAPS,
-    ONLY_DTYPES,
-    ONLY_FORMATS,
     SPECIALS,
     VIEWS,
     assert_accurate,
@@ -174,7 +174,7 @@ def test_stage_constructor() -> None:
 
 @pytest.mark.parametrize(
     ("case", "count", "memory_format"),
-    in_turn(["stage3-x1_0", "stage4-x1_0", "two-stride2"], [2, 3, 8], ONLY_FORMATS),
+    in_turn(["stage3-x1_0", "stage4-x1_0", "two-stride2"], [2, 3, 8], FORMATS),
     ids=case_id,
 )
 def test_threads(case: str, count: int, memory_format: torch.memory_format) -> None:
@@ -199,7 +199,7 @@ def test_views(
     assert torch.equal(x, before)
 
 
-@each_in_turn("stride, value, dtype", [1, 2], SPECIALS, ONLY_DTYPES)
+@each_in_turn("stride, value, dtype", [1, 2], SPECIALS, DTYPES)
 def test_special_values(backend: str, stride: int, value: float, dtype: torch.dtype) -> None:
     plain, unit = unit_pair(stride, 34, 34)
     plain, unit = plain.to(dtype), unit.to(dtype)
