@@ -15,6 +15,7 @@ from _cases import (
     drop_in,
     each_drop_in,
     each_kind,
+    norms,
     plain_and_input,
     run_fused,
 )
@@ -216,6 +217,17 @@ def test_gradients_of_tensors_in_the_place_of_parameters(kind: str) -> None:
         grads.append(torch.autograd.grad(out, list(leaves.values()), weights_like(out)))
     assert all(map(torch.equal, *grads))
     assert_agrees(kind, module, plain, x)
+
+
+@pytest.mark.parametrize("tied", ["weight", "bias"])
+def test_gradients_of_tied_parameters_count_each_use_once(tied: str) -> None:
+    plain, module, x = drop_in("unit-s1")
+    for m in (plain, module):
+        first, last = norms(m)[::2]
+        setattr(last, tied, getattr(first, tied))
+    expected, actual = gradients(plain, x), gradients(module, x)
+    assert all(map(torch.equal, actual, expected))
+    assert_agrees("unit", module, plain, x)
 
 
 def test_gradient_through_a_model_around_fused_parts() -> None:
