@@ -20,6 +20,7 @@ from hypothesis.stateful import rule
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
+from snv2_kernels.nn import FusedModule
 from snv2_kernels.testing import randomize_
 
 __all__ = ["Machine"]
@@ -111,12 +112,13 @@ class Machine(TwinMachine):
 
     @edit(shares=True, at=at, seed=seeds, how=st.sampled_from(["data", "numpy"]))
     def write_unseen_then_eval(self, model: nn.Module, at: int, seed: int, how: str) -> None:
-        p = self.parameter(model, at)
+        part = model.get_submodule(self.fused_part(at))
+        p = self.parameter(part, at)
         if how == "numpy" and p.dtype != torch.bfloat16:
             p.detach().numpy()[...] = like(p, seed).numpy()
         else:
             p.data.copy_(like(p, seed))
-        model.eval()
+        part.eval()
 
     @edit(at=at, seed=seeds)
     def new_parameter(self, model: nn.Module, at: int, seed: int) -> None:
@@ -203,9 +205,14 @@ class Machine(TwinMachine):
 
     # Conversions and modes --------------------------------------------------------------------
 
-    @edit(dtype=st.sampled_from(list(DTYPES)))
-    def convert(self, model: nn.Module, dtype: str) -> None:
-        getattr(model, dtype)()
+    @rule(dtype=st.sampled_from(list(DTYPES)))
+    def convert(self, dtype: str) -> None:
+        source, was = self.source, self.dtype()
+        for model in (self.fused, self.plain):
+            getattr(model, dtype)()
+        if source is not None and isinstance(self.fused, FusedModule):
+            assert all(p.dtype == was for p in source.parameters())
+        self.source = None
 
     @edit(memory_format=st.sampled_from(list(FORMATS)))
     def convert_format(self, model: nn.Module, memory_format: str) -> None:

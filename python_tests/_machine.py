@@ -125,6 +125,13 @@ class TwinMachine(RuleBasedStateMachine):
         """The root or a submodule."""
         return model.get_submodule(["", *self.names()][at % (1 + len(self.names()))])
 
+    def fused_part(self, at: int) -> str:
+        """The name of a fused part, "" for the root, which it is where names share parameters."""
+        names = [name for name, m in self.fused.named_modules() if isinstance(m, FusedModule)]
+        named = list(self.plain.named_parameters(remove_duplicate=False))
+        alone = len(named) == len(list(self.plain.parameters()))
+        return names[at % len(names)] if names and alone else ""
+
     def dtype(self) -> torch.dtype:
         return next(self.plain.parameters()).dtype
 

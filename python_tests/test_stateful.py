@@ -79,7 +79,7 @@ def run(machine: type[Machine], kind: str, sequences: int, steps: int) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_eager(kind: str) -> None:
-    run(Machine, kind, 20, steps=8)
+    run(Machine, kind, MODELS[kind].sequences, steps=6)
 
 
 @pytest.mark.parametrize("kind", ["network", "written unit"])
