@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import types
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +81,7 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 class Machine(TwinMachine):
-    """Edits of an eager model."""
+    """All edits that a compiled model takes too."""
 
     # Numbers ----------------------------------------------------------------------------------
 
@@ -389,11 +387,3 @@ class Machine(TwinMachine):
         if self.covered and self.may_run_fused():
             assert parts
             assert all(part.reason is None for part in parts), parts
-
-    @rule()
-    def drop(self) -> None:
-        """A fused model that nothing refers to any more is freed."""
-        old, self.source = weakref.ref(self.fused), None
-        self.fused = copy.deepcopy(self.fused)
-        gc.collect()
-        assert old() is None

@@ -29,10 +29,11 @@ import snv2_kernels as snv2
 from snv2_kernels.nn import FusedModule
 from snv2_kernels.ops import KERNEL_DTYPES
 
-__all__ = ["TwinMachine", "at", "edit", "seeds"]
+__all__ = ["TwinMachine", "at", "edit", "modes", "seeds"]
 
 at = st.integers(0, 63)  # a place among those that fit
 seeds = st.integers(0, 3)
+modes = st.sampled_from(["no_grad", "grad", "input_grad"])
 
 
 def edit(
@@ -77,8 +78,9 @@ class TwinMachine(RuleBasedStateMachine):
     fused: nn.Module
     plain: nn.Module
 
-    @initialize(seed=seeds)
-    def make(self, seed: int) -> None:
+    @initialize(seed=seeds, mode=modes)
+    def make(self, seed: int, mode: str) -> None:
+        self.reading = Reading(mode)  # after each step
         self.unread = 0
         self.covered = True  # by the kernels, but for hooks, modes and dtypes
         self.source, self.fused = twins(self.kind, seed)
@@ -142,7 +144,7 @@ class TwinMachine(RuleBasedStateMachine):
         if self.unread:
             self.unread -= 1
         else:
-            self.check(Reading())
+            self.check(self.reading)
 
     def check(self, reading: Reading, converted: bool = False) -> None:
         """Compares the results of both models, and their states after it.

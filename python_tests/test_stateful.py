@@ -6,13 +6,15 @@ A failure prints its steps as Python, which run again after ``from _edits import
 
 from __future__ import annotations
 
+import copy
 import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from _edits import Machine
-from _machine import seeds
+from _machine import modes, seeds
 from _twins import HOOK_REGISTRIES, MODELS, Reading, read, recognizing_once
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
@@ -20,12 +22,24 @@ from hypothesis.stateful import get_state_machine_test, initialize, rule
 from torch import nn
 
 
-class CompiledMachine(Machine):
-    """Edits of a model of which both are compiled, which is slow."""
+class EagerMachine(Machine):
+    """Edits of an eager model."""
 
-    @initialize(seed=seeds, what=st.sampled_from(["fused", "plain"]))
-    def make(self, seed: int, what: str) -> None:
-        super().make(seed)
+    @rule()
+    def drop(self) -> None:
+        """A fused model that nothing refers to any more is freed."""
+        old, self.source = weakref.ref(self.fused), None
+        self.fused = copy.deepcopy(self.fused)
+        gc.collect()
+        assert old() is None
+
+
+class CompiledMachine(Machine):
+    """Edits of models that are compiled too, which is slow."""
+
+    @initialize(seed=seeds, mode=modes, what=st.sampled_from(["fused", "plain"]))
+    def make(self, seed: int, mode: str, what: str) -> None:
+        super().make(seed, mode)
         self.compiled: list[tuple[nn.Module, Any]] = []
         self.compile(what)
 
@@ -79,7 +93,7 @@ def run(machine: type[Machine], kind: str, sequences: int, steps: int) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_eager(kind: str) -> None:
-    run(Machine, kind, MODELS[kind].sequences, steps=6)
+    run(EagerMachine, kind, MODELS[kind].sequences, steps=6)
 
 
 @pytest.mark.parametrize("kind", ["network", "written unit"])
@@ -90,7 +104,7 @@ def test_compiled(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_eager_at_length(kind: str) -> None:
-    run(Machine, kind, 10_000 // len(MODELS) + 1, steps=20)
+    run(EagerMachine, kind, 10_000 // len(MODELS) + 1, steps=20)
 
 
 @pytest.mark.slow
