@@ -18,6 +18,7 @@ from _cases import (
     norms,
     plain_and_input,
     run_fused,
+    unit_pair,
 )
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -228,6 +229,16 @@ def test_gradients_of_tied_parameters_count_each_use_once(tied: str) -> None:
     expected, actual = gradients(plain, x), gradients(module, x)
     assert all(map(torch.equal, actual, expected))
     assert_agrees("unit", module, plain, x)
+
+
+def test_gradients_of_a_parameter_that_two_parts_share() -> None:
+    """The second part's share of it ends at that part's input."""
+    plain = nn.Sequential(unit_pair(1, 34, 34)[0], nn.ReLU(), unit_pair(1, 34, 34)[0])
+    norms(plain)[3].weight = norms(plain)[0].weight
+    x = plain_and_input("unit-s1")[1]
+    expected, actual = gradients(plain, x), gradients(snv2.fuse(plain), x)
+    for g, e in zip(actual, expected, strict=True):
+        assert max_error(g, e) < FP32_BOUND
 
 
 def test_gradient_through_a_model_around_fused_parts() -> None:
