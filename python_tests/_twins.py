@@ -350,9 +350,14 @@ def assert_agree(
         exact_outs = truth() if exact_outs is None else exact_outs
         error, eager = (max_error(t, exact_outs[i]) for t in (a, b))
         assert error <= max(1.5 * eager + eps, bound), f"{error / eps} eps, eager {eager / eps} eps"
-    for a, b in zip(actual.grads, expected.grads, strict=True):
-        if a is not None and b is not None and a.dtype == torch.float:
-            assert max_error(a, b) < 1e-4
+    grads = [
+        (a, b)
+        for a, b in zip(actual.grads, expected.grads, strict=True)
+        if a is not None and b is not None and a.dtype == torch.float
+    ]
+    largest = max((float(b.abs().max()) for _, b in grads), default=0.0)
+    for a, b in grads:  # that of a bias before a norm in train() mode is zero but for rounding
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6 * largest
 
 
 def _assert_alike(actual: Result, expected: Result) -> None:
