@@ -378,8 +378,12 @@ class _Recompute(torch.autograd.Function):
         inputs = ctx.saved_tensors
         wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[_Recompute.OTHERS + i]]
         create_graph = torch.is_grad_enabled()  # the caller wants a second derivative
+        x, *parameters = inputs
+        if not create_graph:  # else a parameter that x depends on would be reached through x again
+            x = x.detach().requires_grad_(x.requires_grad)
+        inputs = x, *parameters
         with torch.enable_grad(), use_backend("reference"), torch.autocast(**ctx.autocast):
-            out = ctx.twin._plain(inputs[0])  # the root's hooks have run in the forward
+            out = ctx.twin._plain(x)  # the root's hooks have run in the forward
         computed = torch.autograd.grad(
             ctx.twin._returned.results(out), [inputs[i] for i in wanted], grads_of_results,
             create_graph=create_graph, allow_unused=True,

@@ -155,7 +155,10 @@ class Watch:
             for t in d.values()
             if t is not None
         ]
-        self.parameters = [t for m in modules for t in m._parameters.values() if t is not None]
+        # A tied one stands once, else its gradient would count once for each of its names.
+        self.parameters = list(
+            dict.fromkeys(t for m in modules for t in m._parameters.values() if t is not None)
+        )
         # Memory that is freed may be handed out again at the same address.
         self._alive = [t.detach() for t in tensors]
         self._steps = optimizer_steps()
