@@ -83,9 +83,12 @@ def from_state(checkpoint: Any, source: str) -> nn.Module:
         with torch.device("meta"):
             model = layout.build(_Shapes(state, layout.spell))
         weights = _checked(model, state, layout)
+        model.to_empty(device="cpu").load_state_dict(weights)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    model.to_empty(device="cpu").load_state_dict(weights)
+    except (RuntimeError, OverflowError) as error:  # from torch, about sizes
+        first, *_ = str(error).splitlines()
+        raise ValueError(f"{source}: a network of such sizes cannot be made ({first})") from None
     return model.eval()
 
 
@@ -102,6 +105,12 @@ def _weights(checkpoint: Any) -> dict[str, Tensor]:
         and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in checkpoint.items())
     ):
         raise ValueError("not a state_dict (names and tensors)")
+    for name, tensor in checkpoint.items():
+        if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+            kind = (
+                "nested" if tensor.is_nested else tensor.device if tensor.is_meta else tensor.layout
+            )
+            raise ValueError(f"{name} is a {kind} tensor, expected a dense one with values")
     prefix = "module." if all(name.startswith("module.") for name in checkpoint) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in checkpoint.items()}
 
