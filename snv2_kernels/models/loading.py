@@ -106,10 +106,8 @@ def _weights(checkpoint: Any) -> dict[str, Tensor]:
     ):
         raise ValueError("not a state_dict (names and tensors)")
     for name, tensor in checkpoint.items():
-        if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
-            kind = (
-                "nested" if tensor.is_nested else tensor.device if tensor.is_meta else tensor.layout
-            )
+        kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else tensor.layout
+        if kind is not torch.strided:
             raise ValueError(f"{name} is a {kind} tensor, expected a dense one with values")
     prefix = "module." if all(name.startswith("module.") for name in checkpoint) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in checkpoint.items()}
@@ -182,9 +180,6 @@ def _checked(model: nn.Module, state: dict[str, Tensor], layout: _Layout) -> dic
             shape = tuple(weights[name].shape)
             if shape != expected.shape:
                 raise ValueError(f"{key} has shape {shape}, expected {tuple(expected.shape)}")
-            if weights[name].is_meta or weights[name].layout is not torch.strided:
-                kind = "meta" if weights[name].is_meta else weights[name].layout
-                raise ValueError(f"{key} is a {kind} tensor, expected one with values of its own")
             dtype = weights[name].dtype
             if expected.is_floating_point() and not dtype.is_floating_point:
                 raise ValueError(f"{key} has dtype {dtype}, expected floating point")
