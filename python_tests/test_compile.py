@@ -82,6 +82,20 @@ def test_graph_holds_the_fused_op(kind: str) -> None:
     agree(fast(x), eager)  # gradients enabled
 
 
+def test_dynamo_that_always_says_that_it_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11's does while it traces for torch.compile."""
+
+    def whenever_tracing() -> bool:
+        return torch.compiler.is_dynamo_compiling()
+
+    monkeypatch.setattr(torch.compiler, "is_exporting", whenever_tracing)
+    plain, module, x = drop_in("unit-s2")
+    fast, counter = compiled(module)
+    with torch.no_grad():
+        agree(fast(x), plain(x))
+    assert calls(counter) == ["snv2.fused"]
+
+
 def test_inductor_and_shapes_that_change() -> None:
     plain, module, x = drop_in("unit-s2")
     fast, counter = compiled(module, "inductor", dynamic=True)

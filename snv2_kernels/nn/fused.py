@@ -157,6 +157,11 @@ def _inside_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+@constant_to_dynamo  # Dynamo of torch 2.11 answers true whenever it traces
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
 class FusedModule(nn.Module):
     """Base class; a subclass also derives from the plain module whose place it takes.
 
@@ -284,7 +289,7 @@ class FusedModule(nn.Module):
         """The forward under Dynamo, which sets guards on all that is looked at here, and under
         torch.export. What does not fit is left to torch to complain of."""
         dynamo = torch.compiler.is_dynamo_compiling()
-        if dynamo == torch.compiler.is_exporting() or _inside_transform() or why_plain(self):
+        if dynamo == _is_exporting() or _inside_transform() or why_plain(self):
             return self._plain(x)
         if resolve(x.device, self._backend) in self.kernel_backends:
             try:

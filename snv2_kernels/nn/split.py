@@ -36,8 +36,8 @@ class SplitDepthwiseShuffle(FusedModule):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        if channels <= 0 or channels % 2:
-            raise ValueError(f"channels: expected an even positive number, got {channels}")
+        if not isinstance(channels, int) or channels <= 0 or channels % 2:
+            raise ValueError(f"channels: expected an even positive number, got {channels!r}")
         half = channels // 2
         self.dw = nn.Conv2d(half, half, 3, 1, 1, groups=half, bias=False)
         self.bn = nn.BatchNorm2d(half)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from snv2_kernels.packing.units import IDENTITY, Activation, Gate, Layer, Unit, Unsupported
 
@@ -53,8 +54,10 @@ def _buffer(bn: nn.BatchNorm2d, name: str) -> Tensor:
     value = getattr(bn, name, None)
     if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
         raise TypeError(f"bn: expected a BatchNorm2d, got {type(bn).__name__}")
-    if value is None:
-        raise ValueError(f"bn: {name} is None; a batch norm without running statistics cannot fold")
+    if value is None or is_lazy(value):
+        what = "None" if value is None else "not there yet"
+        message = f"bn: {name} is {what}; a batch norm without running statistics cannot fold"
+        raise ValueError(message)
     assert isinstance(value, Tensor)
     return value
 
@@ -100,6 +103,7 @@ class Work:
 class BasePlan:
     """What a plan of any backend tells."""
 
+    backends: ClassVar[tuple[str, ...]]  # whose kernels read it
     in_channels: int
     out_channels: int
     classify: bool  # the result is [N, out_channels]
