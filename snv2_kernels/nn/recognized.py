@@ -243,8 +243,8 @@ class Recognized(PlannedModule):
         state = []
         for path in _fact(self, "names").splitlines():
             tensor: Any = self
-            for part in path.split("\t"):
-                tensor = getattr(tensor, part)
+            for part in path.split("\t"):  # Dynamo's getattr takes no dots
+                tensor = tensor._modules[part] if "." in part else getattr(tensor, part)
             state.append(tensor)
         weights = [state[int(place)] for place in _fact(self, "weights").split()]
         dtypes = self._graph_dtypes(x, weights, state, int(_fact(self, "in_channels")))
