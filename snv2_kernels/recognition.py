@@ -15,6 +15,7 @@ from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.graph.recognize import Run, recognize
 from snv2_kernels.graph.record import Recording, record
 from snv2_kernels.graph.returned import Returned
+from snv2_kernels.nn.clone import CACHES, original_class
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.known import KnownModule
 from snv2_kernels.nn.recognized import NotRecognized, Recognition, Recognized, recognized_class
@@ -125,7 +126,9 @@ def recognize_module(
     for name, child in module.named_modules():
         if "forward" in vars(child):
             raise NotRecognized(f"{name or 'the module'} has a forward of its own")
-    recognized_class(type(module), tuple(vars(module)) + tuple(module._modules))
+    if not isinstance(module, Recognized):
+        attributes = {*vars(module), *module._modules}.difference(CACHES)
+        recognized_class(original_class(module), attributes)
     farthest: Recording | None = None
     for channels in [in_channels] if in_channels else _guesses(module):
         recording = record(module, channels, conditions)
