@@ -149,6 +149,12 @@ def test_edited_network(torchvision: types.ModuleType, edit: str) -> None:
     pairs = zip(fused.modules(), model.modules(), strict=True)
     assert all(isinstance(a, type(b)) for a, b in pairs)
     assert same_state(fused, model)
+
+
+def test_copies_of_an_edited_network(torchvision: types.ModuleType) -> None:
+    model = network(torchvision)
+    _activation(nn.SiLU)(model)
+    fused, x = snv2.fuse(model.eval()), draw(*SIZE)
     for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
         assert type(other) is type(fused)
         assert max_error(other(x).detach(), fused(x).detach()) < FP32_BOUND
