@@ -160,6 +160,23 @@ def test_copies_of_an_edited_network(torchvision: types.ModuleType) -> None:
         assert max_error(other(x).detach(), fused(x).detach()) < FP32_BOUND
 
 
+def test_images_into_an_edited_network(torchvision: types.ModuleType) -> None:
+    model = network(torchvision)
+    _activation(nn.SiLU)(model)
+    image = torch.randint(0, 256, (1, 33, 49, 3), dtype=torch.uint8)
+    x = (image.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    engine = snv2.Engine(model, tuple(x.shape), normalize=([0.5] * 3, [0.25] * 3))
+    with torch.no_grad():
+        assert max_error(engine(image), model(x)) < FP32_BOUND
+    model.conv1 = model.maxpool = nn.Identity()  # nothing that images could go into
+    model.stage2[0].branch1[0] = nn.Conv2d(3, 3, 3, 2, 1, groups=3)
+    model.stage2[0].branch1[1] = nn.BatchNorm2d(3)
+    model.stage2[0].branch1[2] = nn.Conv2d(3, 10, 1)
+    model.stage2[0].branch2[0] = nn.Conv2d(3, 10, 1)
+    with pytest.raises(ValueError, match="only a whole network takes images"):
+        snv2.Engine(model.eval(), tuple(x.shape), normalize=([0.5] * 3, [0.25] * 3))
+
+
 def test_edit_after_fuse(torchvision: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(torchvision)
     fused, x = snv2.fuse(model), draw(*SIZE)
