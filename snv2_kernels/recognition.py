@@ -55,39 +55,56 @@ def replace_recognized(
     Returns:
         What was recognised, and why others that hold the convolutions of a unit were not.
     """
-    found: list[Recognized] = []
-    reasons: dict[nn.Module, str] = {}
-    seen: set[nn.Module] = set()
+    search = _Search(verify, reasons_of_all)
+    search.visit(model, {}, "", inside=False)
+    return search.found, search.reasons
 
-    def visit(module: nn.Module, channels: dict[str, int], name: str, inside: bool) -> None:
-        if module in seen or module in reasons or not holds_unit(module):
+
+class _Search:
+    """One pass over a model; no closure, which would be a cycle that keeps modules alive."""
+
+    def __init__(self, verify: bool, reasons_of_all: bool) -> None:
+        self.found: list[Recognized] = []
+        self.reasons: dict[nn.Module, str] = {}
+        self._seen: set[nn.Module] = set()
+        self._verify, self._reasons_of_all = verify, reasons_of_all
+
+    def visit(self, module: nn.Module, channels: dict[str, int], name: str, inside: bool) -> None:
+        """Look at a module and those in it.
+
+        Args:
+            module: of the model.
+            channels: of the inputs of modules in the outer module that was recorded, as far as
+                they are known.
+            name: in that outer module.
+            inside: whether an outer module was recognised.
+        """
+        if module in self._seen or module in self.reasons or not holds_unit(module):
             return
-        seen.add(module)
+        self._seen.add(module)
         if isinstance(module, KnownModule) and (inside or module.fits_class()):
             return
         if isinstance(module, KnownModule) or not (
             isinstance(module, FusedModule | Mixed) or type(module) in CONTAINERS
         ):
             try:
-                recognition, channels = recognize_module(module, channels.get(name), verify)
-                found.append(_drop_in(module, recognition))
+                recognition, channels = recognize_module(module, channels.get(name), self._verify)
+                self.found.append(_drop_in(module, recognition))
             except NotRecognized as error:
-                reasons[module] = str(error)
+                self.reasons[module] = str(error)
                 if error.channels is not None:
                     name, channels = "", error.channels
-                    if error.no_unit and not reasons_of_all:
+                    if error.no_unit and not self._reasons_of_all:
                         within = dict(module.named_modules())
                         for inner in channels:
-                            reasons.setdefault(within[inner], str(error))
+                            self.reasons.setdefault(within[inner], str(error))
             else:
                 name, inside = "", True
                 if recognition.kind == "unit":
                     return
         for child_name, child in module.named_children():
-            visit(child, channels, f"{name}.{child_name}" if name else child_name, inside)
-
-    visit(model, {}, "", inside=False)
-    return found, reasons
+            inner_name = f"{name}.{child_name}" if name else child_name
+            self.visit(child, channels, inner_name, inside)
 
 
 def _drop_in(module: nn.Module, recognition: Recognition) -> Recognized:
