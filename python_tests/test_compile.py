@@ -267,7 +267,9 @@ def test_training_loop_around_compiled_evaluation(packed: list[str]) -> None:
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("change", ["training", "hook", "activation", "float64", "reference"])
+@pytest.mark.parametrize(
+    "change", ["training", "hook", "gelu", "recognised", "float64", "reference"]
+)
 def test_what_the_kernels_do_not_cover_compiles_plain(change: str) -> None:
     plain, module, x = drop_in("stage")
     fast, counter = compiled(module)
@@ -281,8 +283,8 @@ def test_what_the_kernels_do_not_cover_compiles_plain(change: str) -> None:
             elif change == "hook":
                 unit.register_forward_hook(lambda m, args, out: out * 3)
                 torch.compiler.reset()  # torch.compile takes hooks for constant
-            elif change == "activation":
-                unit.branch2[2] = nn.SiLU()
+            elif change in ("gelu", "recognised"):
+                unit.branch2[2] = nn.GELU() if change == "gelu" else nn.SiLU()
             elif change == "float64":
                 m.double()
             else:
@@ -291,7 +293,7 @@ def test_what_the_kernels_do_not_cover_compiles_plain(change: str) -> None:
             x = x.double()
         assert max_error(fast(x), plain(x)) < FP32_BOUND
     # The other units of a stage stay fused, and so does one that has a hook around it.
-    expected = {"float64": (0, 11), "hook": (3, 0)}.get(change, (2, 3))
+    expected = {"float64": (0, 11), "hook": (3, 0), "recognised": (1, 0)}.get(change, (2, 3))
     names = calls(counter)
     assert (names.count("snv2.fused"), sum("conv" in name for name in names)) == expected
 

@@ -42,7 +42,7 @@ from snv2_kernels.cli.weights import WeightsError, load_model, width_of
 from snv2_kernels.engine import Engine
 from snv2_kernels.floor import least_bytes, measure_floor, multiply_adds
 from snv2_kernels.layers import layer_times
-from snv2_kernels.nn.network import plan_element
+from snv2_kernels.nn.planned import plan_element
 from snv2_kernels.peers import PEERS
 from snv2_kernels.startup import first_results
 from snv2_kernels.testing import max_error, randomize_

@@ -17,7 +17,7 @@ from torch import Tensor
 from snv2_kernels.backends import resolve
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.nn.fused import Weights
-from snv2_kernels.nn.network import PlannedModule
+from snv2_kernels.nn.planned import PlannedModule
 from snv2_kernels.nn.watch import beside, optimizer_steps, stamps
 from snv2_kernels.ops import _results_fake
 from snv2_kernels.packing.units import Unsupported

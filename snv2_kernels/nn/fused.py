@@ -14,7 +14,6 @@ from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import CACHES, clone_tree
-from snv2_kernels.nn.methods import why_replaced
 from snv2_kernels.nn.sharing import convert_own
 from snv2_kernels.nn.watch import Watch, note_mode, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
@@ -80,7 +79,6 @@ class Packed:
             self.dtype = _one_dtype(module)
             self.in_channels = module._in_channels()
             module._check_supported()
-            module._check_methods()
         except Unsupported as error:
             self.reason = str(error)
         self._outside = module._outside()
@@ -188,11 +186,6 @@ class FusedModule(nn.Module):
         """Channels of the input; raises :class:`Unsupported` if they cannot be told."""
         raise NotImplementedError
 
-    def _check_methods(self) -> None:
-        """Raise :class:`Unsupported` where classes do not say what their modules compute."""
-        if (reason := why_replaced(self)) is not None:
-            raise Unsupported(reason)
-
     def _check_supported(self) -> None:
         raise NotImplementedError
 
@@ -240,7 +233,7 @@ class FusedModule(nn.Module):
         return packed
 
     def reason(self) -> str | None:
-        """Why the fused path does not run in ``eval()`` mode, None if it does."""
+        """Why the fused path does not run, None if it does."""
         packed = self.packed()
         if packed.watch is None or packed.device is None or packed.dtype is None:
             return packed.reason
@@ -251,7 +244,7 @@ class FusedModule(nn.Module):
             packed.weights(self, backend, packed.dtype)
         except Unsupported as error:
             return str(error)
-        return why_plain(self) if packed.watch.runs_plain(self) else None
+        return why_plain(self) if self.training or packed.watch.runs_plain(self) else None
 
     def forward(self, x: Tensor) -> Any:
         if self.training:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from snv2_kernels.models import channel_shuffle
 from snv2_kernels.nn.fused import FusedModule
+from snv2_kernels.nn.methods import why_replaced
 from snv2_kernels.nn.network import _conv_bn
 from snv2_kernels.ops import KERNEL_DTYPES, OPERATORS, operators, split_dw_cat_shuffle
 from snv2_kernels.packing import fold_bn
@@ -55,6 +56,8 @@ class SplitDepthwiseShuffle(FusedModule):
 
     def _check_supported(self) -> None:
         self._parts()
+        if (reason := why_replaced(self)) is not None:
+            raise Unsupported(reason)
 
     def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> _Weights:
         layer = self._parts()
