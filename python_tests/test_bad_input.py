@@ -225,7 +225,7 @@ def test_stride_3_runs_plain(isa: str) -> None:
     x = draw(2, 8, 9, 11)
     assert not runs_fused(unit, x)
     assert torch.equal(unit(x), plain(x))
-    assert unit.reason() == "stride 3"
+    assert unit.reason() == "depthwise with stride (3, 3)"
 
 
 def test_odd_channels_lose_one_as_in_torchvision() -> None:

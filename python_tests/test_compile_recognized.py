@@ -115,7 +115,7 @@ def test_exported() -> None:
     x = draw(2, 10, 21, 17)
     batch = torch.export.Dim("batch", min=2)
     with torch.no_grad():
-        program = torch.export.export(snv2.fuse(model), (x,), dynamic_shapes=(({0: batch},),))
+        program = torch.export.export(snv2.fuse(model), (x,), dynamic_shapes=({0: batch},))
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert names[0] == "snv2.network_results.default"
     assert not any("conv" in name for name in names)

@@ -13,11 +13,12 @@ __all__ = ["Names", "is_library"]
 
 
 def is_library(module: str) -> bool:
-    """Whether a module belongs to the standard library, torch, or this package but its models."""
+    """Whether a module belongs to the standard library, torch, what torch computes sizes with, or
+    this package but its models."""
     root = module.partition(".")[0]
     if root == "snv2_kernels":
         return not module.startswith("snv2_kernels.models")
-    return root == "torch" or root in sys.stdlib_module_names
+    return root in ("torch", "sympy", "mpmath") or root in sys.stdlib_module_names
 
 
 class Names:

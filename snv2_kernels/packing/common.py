@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedTensorMixin
 
 from snv2_kernels.packing.units import IDENTITY, Activation, Gate, Layer, Unit, Unsupported
 
@@ -54,7 +54,7 @@ def _buffer(bn: nn.BatchNorm2d, name: str) -> Tensor:
     value = getattr(bn, name, None)
     if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
         raise TypeError(f"bn: expected a BatchNorm2d, got {type(bn).__name__}")
-    if value is None or is_lazy(value):
+    if value is None or isinstance(value, UninitializedTensorMixin):
         what = "None" if value is None else "not there yet"
         message = f"bn: {name} is {what}; a batch norm without running statistics cannot fold"
         raise ValueError(message)
