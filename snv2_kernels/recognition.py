@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snv2_kernels.graph.conditions import USUAL, Conditions
+from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.nodes import example, writes
 from snv2_kernels.graph.reasons import described, why_no_unit
 from snv2_kernels.graph.recipe import RecipeBuilder
@@ -135,6 +139,83 @@ def recognize_module(
     Raises:
         NotRecognized: if it computes no run of units.
     """
+    key = _key(module, in_channels, verify, conditions)
+    found = _recent.get(key)
+    if found is None:
+        try:
+            recognition, known = _look_at(module, in_channels, verify, conditions)
+        except NotRecognized as error:
+            # Not the error itself: it would keep the frames that it went through alive.
+            found = (str(error), error.channels, error.no_unit, error.outside), error.outside
+            _recent.put(key, found)
+            raise
+        found = (recognition, known), recognition.outside
+        _recent.put(key, found)
+    result, _ = found
+    if not isinstance(result[0], Recognition):
+        raise NotRecognized(*result)
+    recognition, known = result
+    return replace(recognition, alike=dict(recognition.alike)), known
+
+
+class _Recent:
+    """What the last looks at modules found, for other modules that are alike."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: OrderedDict[Any, tuple[tuple[Any, ...], Names | None]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> tuple[tuple[Any, ...], Names | None] | None:
+        with self._lock:
+            found = self._found.get(key)
+            if found is None:
+                return None
+            self._found.move_to_end(key)
+        _, names = found
+        return found if names is None or names.changed() is None else None
+
+    def put(self, key: Any, found: tuple[tuple[Any, ...], Names | None]) -> None:
+        _, names = found
+        if key is None or (names is not None and names.hold_numbers()):
+            return
+        with self._lock:
+            self._found[key] = found
+            self._found.move_to_end(key)
+            if len(self._found) > self._most:
+                self._found.popitem(last=False)
+
+
+_recent = _Recent(most=256)
+
+
+def _key(
+    module: nn.Module, in_channels: int | None, verify: bool, conditions: Conditions
+) -> tuple[Any, ...] | None:
+    """All that a look at a module depends on; None if that cannot be told, or would keep classes
+    alive that nothing else does."""
+    classes = tuple(map(original_class, module.modules()))
+    if not all(map(_is_importable, set(classes))):
+        return None
+    tensors = [*module.parameters(), *module.buffers()]
+    kinds = tuple((t.dtype, t.device.type, t.requires_grad) for t in tensors)
+    is_drop_in = isinstance(module, Recognized)
+    try:
+        return structure(module), classes, kinds, is_drop_in, in_channels, verify, conditions
+    except Incomparable:
+        return None
+
+
+def _is_importable(cls: type) -> bool:
+    value: Any = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        value = getattr(value, name, None)
+    return value is cls
+
+
+def _look_at(
+    module: nn.Module, in_channels: int | None, verify: bool, conditions: Conditions
+) -> tuple[Recognition, dict[str, int]]:
     if isinstance(module, torch.fx.GraphModule):
         how = 'torch.compile(model, backend="snv2") fuses its units'
         raise NotRecognized(f"a graph module of torch.fx: {how}")

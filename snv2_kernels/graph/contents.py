@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import itertools
 import operator
 import sys
 from collections import deque
@@ -65,6 +66,12 @@ class Contents:
     def cells(self) -> list[CellType]:
         """Variables that functions among the values take from enclosing ones."""
         return [value for _, value, _ in self._kept if isinstance(value, CellType)]
+
+    def hold_numbers(self) -> bool:
+        """Whether there are modules or tensors among the values."""
+        parts = [self._seen.values(), *map(_parts, self._seen.values())]
+        found = itertools.chain(*(p.values() if isinstance(p, dict) else p for p in parts))
+        return any(isinstance(part, nn.Module | Tensor) for part in found)
 
     def changed(self) -> str | None:
         """A verb and the name of the first value that holds other objects than it did."""

@@ -7,6 +7,8 @@ import sys
 from types import CellType, CodeType, ModuleType
 from typing import Any
 
+from torch import Tensor, nn
+
 from snv2_kernels.graph.contents import Contents, is_full
 
 __all__ = ["Names", "is_library"]
@@ -51,6 +53,14 @@ class Names:
         """Add the variables of enclosing functions that were found in other values and here."""
         cells = [*contents.cells(), *self._contents.cells()]
         self._cells = [(cell, cell.cell_contents) for cell in cells if is_full(cell)]
+
+    def hold_numbers(self) -> bool:
+        """Whether to keep the names keeps modules or tensors alive."""
+        values = [value for _, known in self._spaces.values() for value in known.values()]
+        values += [value for _, value in self._cells]
+        return self._contents.hold_numbers() or any(
+            isinstance(value, nn.Module | Tensor) for value in values
+        )
 
     def hold(self) -> bool:
         """Whether all names stand for the same objects."""
