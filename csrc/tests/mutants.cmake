@@ -120,6 +120,18 @@ snv2_add_mutant(spread_without_barrier RACE
 ]]
   EXPECT "shared memory" "read at span.h" "nobody wrote")
 
+snv2_add_mutant(columns_without_barrier_after_load RACE
+  FILE cuda/columns.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  TEXT [[  cp_async_wait<0>();
+  sync_threads();
+]] BECOMES [[  cp_async_wait<0>();
+]]
+  EXPECT "shared memory" "read at columns.h" "nobody wrote")
+
+snv2_add_mutant(columns_overwritten_too_early RACE
+  FILE cuda/columns.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/tiles
+  TEXT [[  sync_threads();
+
   // Store.
 ]] BECOMES [[  // Store.
 ]]
@@ -177,6 +189,22 @@ snv2_add_mutant(spread_with_the_halves_swapped
   TEXT "which == 0 ? params.a : params.b" BECOMES "which == 1 ? params.a : params.b"
   EXPECT "wrong result")
 
+snv2_add_mutant(columns_with_too_small_a_margin
+  FILE cuda/columns.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  TEXT "for (int i = thread; i <= width; i += kColumnThreads)"
+  BECOMES "for (int i = thread; i < width - 1; i += kColumnThreads)"
+  EXPECT "shared memory" "nobody wrote" "columns.h")
+
+snv2_add_mutant(columns_with_a_row_above_the_plane
+  FILE cuda/columns.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  TEXT "params.strips > 1, row > 0," BECOMES "params.strips > 1, true,"
+  EXPECT "wrong result")
+
+snv2_add_mutant(columns_past_the_last_plane
+  FILE cuda/columns.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  TEXT "left_over < params.tile ? left_over : params.tile" BECOMES "params.tile"
+  EXPECT "global" "outside all buffers" "span.h")
+
 snv2_add_mutant(spans_without_phase
   FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle
   TEXT "const int phase = misalignment(from, 16);" BECOMES "const int phase = 0;"
@@ -214,6 +242,12 @@ snv2_add_mutant(strips_of_32_bits
 snv2_add_mutant(zip_of_32_bits
   FILE cuda/cat_shuffle.cu OF cuda/cat_shuffle.cu IN kernels CASES channels_last/large
   TEXT "Global<T>{params.out} + 2 * at;" BECOMES "Global<T>{params.out} + static_cast<int>(2 * at);"
+  EXPECT "global store" "outside all buffers")
+
+snv2_add_mutant(columns_of_32_bits
+  FILE cuda/columns.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/large
+  TEXT "Global<T>{op.out} + (image * op.out_image + kUnit * from);"
+  BECOMES "Global<T>{op.out} + static_cast<int>(image * op.out_image + kUnit * from);"
   EXPECT "global store" "outside all buffers")
 
 snv2_add_mutant(direct_of_32_bits
