@@ -156,7 +156,7 @@ class March {
   float taps_[9], scale_, shift_, least_;
 };
 
-constexpr int kColumnThreads = 2 * kWarp;
+constexpr int kColumnThreads = 2 * kWarp, kColumnCtas = 10;  // of an SM: below, ptxas spills
 
 // Loads `each` parameters of each plane. Those of plane 32 and on lie a word further, so that lanes
 // whose planes are two apart read different banks.
@@ -169,7 +169,8 @@ SNV2_DEVICE void load_of_planes(Shared<float> to, const float* from, int each, i
 }
 
 template <class T, bool kPassthrough, class Shape>
-__global__ void __launch_bounds__(kColumnThreads) columns_kernel(ColumnsParams<T> params) {
+__global__ void __launch_bounds__(kColumnThreads, kColumnCtas)
+    columns_kernel(ColumnsParams<T> params) {
   const Operands<T>& op = params.op;
   const int thread = static_cast<int>(threadIdx.x), lane = lane_of_warp();
   const int warp = warp_uniform(thread / kWarp);
