@@ -294,11 +294,12 @@ class Batch:
         for old in self._out.glob(f"{step.name}.*"):
             old.unlink()
         command = [word.replace("{out}", str(self._out)) for word in step.command]
-        row |= {"status": "running", "command": command, "limit_s": limit_s}
-        self._write()
         start = time.monotonic()
         log = self._out / f"{step.name}.log"
+        log.touch()
         try:
+            row |= {"status": "running", "command": command, "limit_s": limit_s}
+            self._write()
             row |= self._run_command(command, log, limit_s, step.environment)
         finally:
             if row["status"] == "running":  # we are being stopped

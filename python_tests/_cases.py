@@ -304,7 +304,9 @@ def same_state(a: nn.Module, b: nn.Module) -> bool:
     return list(x) == list(y) and all(torch.equal(x[k], y[k]) for k in x)
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
+    """Names of all operators that are called, such as "aten::convolution"."""
+
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
@@ -316,7 +318,7 @@ class _Recorder(TorchDispatchMode):
 
 def ops_called(function: Callable[..., Any], *args: Any) -> list[str]:
     """Names of all operators that a call reaches, such as "aten::convolution"."""
-    with _Recorder() as recorder:
+    with Recorder() as recorder:
         function(*args)
     return recorder.names
 
@@ -340,7 +342,7 @@ def runs_fused(module: nn.Module, x: Tensor) -> bool:
 
 def run_fused(module: nn.Module, x: Tensor) -> Tensor:
     """The output of a forward; fails if that is not one fused op call."""
-    with torch.no_grad(), _Recorder() as recorder:
+    with torch.no_grad(), Recorder() as recorder:
         out: Tensor = module(x)
     assert _fused_calls(recorder.names) == 1
     return out

@@ -1,355 +1,244 @@
-"""What the stateful tests move and look at: small models, ways to read them, and when two agree."""
+"""A machine that holds a fused model and its plain twin, edits both alike and compares them."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import enum
-import functools
-import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from _cases import PlainSplit, draw, largest_error
+from _twins import (
+    HOOK_REGISTRIES,
+    MODELS,
+    MODES,
+    Reading,
+    Result,
+    Unit,
+    assert_agree,
+    assert_equal,
+    assert_same_state,
+    exact,
+    read,
+    twins,
+)
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
-from snv2_kernels import models
-from snv2_kernels.guidelines.networks import torchvision_models
-from snv2_kernels.peers import Unavailable
-from snv2_kernels.testing import max_error, randomize_
+from snv2_kernels.nn import FusedModule
+from snv2_kernels.ops import KERNEL_DTYPES
 
-# Models ---------------------------------------------------------------------------------------
+__all__ = ["TwinMachine", "at", "edit", "modes", "seeds"]
 
-
-class Act(enum.Enum):
-    RELU = "relu"
-    SILU = "silu"
-    RELU6 = "relu6"
+at = st.integers(0, 63)  # a place among those that fit
+seeds = st.integers(0, 3)
+modes = st.sampled_from(["no_grad", "grad", "input_grad"])
 
 
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "silu": F.silu,
-    "relu6": F.relu6,
-}
-
-# Attributes of a unit that can each name its activation.
-ATTRIBUTES: dict[str, Callable[[str], Any]] = {
-    "mode": Act,
-    "config": lambda name: {"act": name},
-    "names": lambda name: [name],
-    "space": lambda name: types.SimpleNamespace(act=name),
-    "dtype": lambda name: torch.float if name == "relu" else torch.half,
-    "flags": lambda name: set() if name == "relu" else {name},
-    "functions": lambda name: [FUNCTIONS[name]],
-}
-
-# What a forward may look at besides its parameters; where it is so the unit scales its input.
-LOOKS: dict[str, Callable[[Tensor], bool]] = {
-    "nothing": lambda x: False,
-    "dtype": lambda x: x.dtype == torch.half,
-    "autocast": lambda x: torch.is_autocast_enabled("cpu"),
-    "grad mode": lambda x: torch.is_grad_enabled(),
-    "requires_grad": lambda x: x.requires_grad,
-    "strides": lambda x: not x.is_contiguous(),
-    "anything": lambda x: True,
-}
-
-
-def _layer(kernel: int, groups: int) -> nn.Sequential:
-    conv = nn.Conv2d(4, 4, kernel, 1, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(4))
-
-
-class Unit(nn.Module):
-    """A hand-written unit of 8 channels whose forward reads attributes of many kinds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pw1, self.dw, self.pw2 = _layer(1, 1), _layer(3, 4), _layer(1, 1)
-        for name, of in ATTRIBUTES.items():
-            setattr(self, name, of("relu"))
-        self.looks_at = "nothing"
-        self.keeps = False
-        self.kept: list[Tensor] = []
-
-    def activation(self) -> Callable[[Tensor], Tensor]:
-        named = [self.mode.value, self.config["act"], *self.names, self.space.act, *self.flags]
-        named.append("silu" if self.dtype is torch.half else "relu")
-        other = [name for name in named if name != "relu"]
-        return FUNCTIONS[other[0]] if other else self.functions[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        if LOOKS[self.looks_at](x):
-            x = x * 2
-        act = self.activation()
-        a, b = x.chunk(2, 1)
-        b = act(self.pw2(self.dw(act(self.pw1(b)))))
-        if self.keeps:
-            self.kept.append(b.detach())
-        return torch.stack([a, b], 2).flatten(1, 2)
-
-
-class Two(nn.Module):
-    """A hand-written network of two parts."""
-
-    def __init__(self, a: nn.Module, b: nn.Module) -> None:
-        super().__init__()
-        self.a, self.b = a, b
-
-    def forward(self, x: Tensor) -> Any:
-        return self.b(self.a(x))
-
-
-class Maps(Two):
-    """A backbone, which returns both maps."""
-
-    def forward(self, x: Tensor) -> Any:
-        x = self.a(x)
-        return x, self.b(x)
-
-
-def _unit(stride: int = 1, oup: int = 8) -> nn.Module:
-    return models.InvertedResidual(8, oup, stride)
-
-
-def _tied() -> nn.Module:
-    model = Two(Unit(), Unit())
-    model.b.dw[0].weight = model.a.dw[0].weight
-    return model
-
-
-def _twice() -> nn.Module:
-    unit = Unit()
-    return Two(unit, unit)
-
-
-def _mixed() -> nn.Module:
-    inner = nn.Sequential(_unit(), Unit())
-    return nn.Sequential(nn.Conv2d(3, 8, 1), _unit(), inner, nn.ReLU(), _unit(2), _unit())
-
-
-# Each gives a plain module and an input's channels, height and width.
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
-    "unit": (_unit, (8, 5, 6)),
-    "unit of stride 2": (lambda: _unit(2, 12), (8, 5, 6)),
-    "stage": (lambda: nn.Sequential(_unit(2), _unit()), (8, 5, 6)),
-    "network": (lambda: models.ShuffleNetV2([1, 2, 1], [4, 8, 12, 16, 20], 7), (3, 33, 37)),
-    "written unit": (Unit, (8, 5, 6)),
-    "written stage": (lambda: Two(Unit(), Unit()), (8, 5, 6)),
-    "tied": (_tied, (8, 5, 6)),
-    "twice": (_twice, (8, 5, 6)),
-    "backbone": (lambda: Maps(_unit(2), Unit()), (8, 5, 6)),
-    "mixed": (_mixed, (3, 5, 6)),
-    "split": (lambda: PlainSplit(8), (8, 5, 6)),
-}
-with contextlib.suppress(Unavailable):
-    torchvision_models()
-    from torchvision.models import shufflenetv2
-
-    MODELS["torchvision's unit"] = (lambda: shufflenetv2.InvertedResidual(8, 8, 1), (8, 5, 6))
-
-
-@functools.cache
-def _prototypes(kind: str) -> tuple[nn.Module, nn.Module]:
-    plain = randomize_(MODELS[kind][0]()).eval()
-    return plain, snv2.nn.SplitDepthwiseShuffle(8).eval() if kind == "split" else snv2.fuse(plain)
-
-
-def twins(kind: str, seed: int) -> tuple[nn.Module, nn.Module]:
-    """A model and what :func:`snv2_kernels.fuse` made of it, on the same parameters. Both are
-    copies, since recognising a class takes longer than all that is done with them."""
-    source, fused = copy.deepcopy(_prototypes(kind))
-    fused.load_state_dict(randomize_(source, seed).state_dict())
-    return source, fused
-
-
-# Reading --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A way to run a model."""
-
-    mode: str = "no_grad"
-    channels_last: bool = False
-    batch: int = 2
-    wider: int = 0
-
-    def input(self, kind: str, dtype: torch.dtype) -> Tensor:
-        channels, height, width = MODELS[kind][1]
-        x = draw(self.batch, channels, height, width + self.wider, dtype=dtype)
-        if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x.requires_grad_(self.mode == "input_grad")
-
-    @contextlib.contextmanager
-    def context(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            if self.mode == "inference":
-                stack.enter_context(torch.inference_mode())
-            elif not self.differentiates:
-                stack.enter_context(torch.no_grad())
-            if self.mode == "autocast":
-                stack.enter_context(torch.autocast("cpu", torch.bfloat16))
-            yield
-
-    @property
-    def differentiates(self) -> bool:
-        return self.mode in ("grad", "input_grad")
-
-
-MODES = ("no_grad", "inference", "autocast", "grad", "input_grad")
-
-
-@dataclass
-class Result:
-    """What a model returned, or what it raised."""
-
-    error: Exception | None
-    outs: list[Tensor]
-    grads: list[Tensor | None]
-
-
-def read(model: nn.Module, x: Tensor, reading: Reading) -> Result:
-    try:
-        with reading.context():
-            out = model(x)
-            outs = list(out) if isinstance(out, tuple) else [out]
-            grads = _gradients(model, x, outs) if reading.differentiates else []
-    except Exception as error:
-        return Result(error, [], [])
-    return Result(None, [t.detach() for t in outs], grads)
-
-
-def _gradients(model: nn.Module, x: Tensor, outs: list[Tensor]) -> list[Tensor | None]:
-    """Of a linear function of the results, so that it reads nothing that a rounding can change."""
-    wanted = [t for t in (x, *model.parameters()) if t.requires_grad]
-    loss = sum((t.float() * draw(*t.shape)).sum() for t in outs if t.requires_grad)
-    if not wanted or not isinstance(loss, Tensor):
-        return []
-    return list(torch.autograd.grad(loss, wanted, allow_unused=True))
-
-
-def exact(plain: nn.Module, x: Tensor, reading: Reading) -> list[Tensor]:
-    """The result in float64, where a forward that looks at its surroundings sees the same."""
-    copied = copy.deepcopy(plain)
-    units = [m for m in copied.modules() if isinstance(m, Unit)]
-    if any(unit.looks_at != "nothing" for unit in units):
-        seen: dict[Unit, bool] = {}
-        handles = [
-            unit.register_forward_pre_hook(
-                lambda unit, args: seen.update({unit: LOOKS[unit.looks_at](args[0])})
-            )
-            for unit in units
-        ]
-        with reading.context():
-            copied(x)
-        for handle in handles:
-            handle.remove()
-        for unit, scaled in seen.items():
-            unit.looks_at = "anything" if scaled else "nothing"
-    return read(copied.double(), x.detach().double(), Reading()).outs
-
-
-# Agreeing -------------------------------------------------------------------------------------
-
-
-def assert_equal(actual: Result, expected: Result) -> None:
-    """The same operations on the same numbers."""
-    assert (actual.error is None) == (expected.error is None), (actual.error, expected.error)
-    _assert_alike(actual, expected)
-    for a, b in zip(actual.outs + actual.grads, expected.outs + expected.grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-
-
-def assert_agree(
-    actual: Result, expected: Result, kind: str, truth: Callable[[], list[Tensor]], narrow: bool
-) -> None:
-    """Within one of the bounds of ``_cases.assert_accurate``, each of which is far below what a
-    weight that was not packed again makes.
+def edit(
+    shares: bool = False, covered: bool = True, **arguments: Any
+) -> Callable[[Callable[..., Any]], Any]:
+    """A rule that changes the fused model and the plain one alike. It may raise in both.
 
     Args:
-        actual: of the module under test.
-        expected: of plain PyTorch in the same dtype.
-        kind: "unit" or "network".
-        truth: computes the same in float64.
-        narrow: whether the layers in between are in bfloat16, whatever the result is in.
+        shares: whether the fused model still has the tensors of the one that it was made from.
+        covered: whether the kernels cover all that it may make of the model.
+        arguments: of the rule.
     """
-    assert (actual.error is None) == (expected.error is None), (actual.error, expected.error)
-    _assert_alike(actual, expected)
-    exact_outs: list[Tensor] | None = None
-    for i, (a, b) in enumerate(zip(actual.outs, expected.outs, strict=True)):
-        dtype = torch.bfloat16 if narrow else b.dtype
-        eps = torch.finfo(dtype).eps
-        bound = eps * (0 if dtype == torch.double else largest_error(kind, dtype, "cpu"))
-        assert b.isfinite().all()
-        if max_error(a, b) <= bound:
-            continue
-        exact_outs = truth() if exact_outs is None else exact_outs
-        error, eager = (max_error(t, exact_outs[i]) for t in (a, b))
-        assert error <= max(1.5 * eager + eps, bound), f"{error / eps} eps, eager {eager / eps} eps"
-    for a, b in zip(actual.grads, expected.grads, strict=True):
-        if a is not None and b is not None and a.dtype == torch.float:
-            assert max_error(a, b) < 1e-4
+
+    def decorated(function: Callable[..., Any]) -> Any:
+        def change(self: TwinMachine, **drawn: Any) -> None:
+            if not shares:
+                self.source = None
+            self.covered &= covered
+            raised = []
+            for model in (self.fused, self.plain):
+                try:
+                    function(self, model, **drawn)
+                    raised.append(None)
+                except Exception as error:
+                    raised.append(error)
+            assert (raised[0] is None) == (raised[1] is None), raised
+            if raised[0] is not None:
+                self.covered = False
+                self.copy_statistics()
+
+        change.__name__ = change.__qualname__ = function.__name__
+        return rule(**arguments)(change)
+
+    return decorated
 
 
-def _assert_alike(actual: Result, expected: Result) -> None:
-    for actual_tensors, expected_tensors in (
-        (actual.outs, expected.outs),
-        (actual.grads, expected.grads),
-    ):
-        facts = [
-            [None if t is None else (t.dtype, t.shape) for t in tensors]
-            for tensors in (actual_tensors, expected_tensors)
+class TwinMachine(RuleBasedStateMachine):
+    """Two models that stay alike, and the comparison of the two."""
+
+    kind = "unit"
+    source: nn.Module | None  # whose parameters and buffers the fused one shares
+    fused: nn.Module
+    plain: nn.Module
+
+    @initialize(seed=seeds, mode=modes)
+    def make(self, seed: int, mode: str) -> None:
+        self.reading = Reading(mode)  # after each step
+        self.unread = 0
+        self.covered = True  # by the kernels, but for hooks, modes and dtypes
+        self.source, self.fused = twins(self.kind, seed)
+        self.plain = copy.deepcopy(self.source)
+        if self.kind == "split":
+            self.source = None
+
+    # Places -----------------------------------------------------------------------------------
+
+    def names(self, *classes: type[nn.Module]) -> list[str]:
+        """Names of submodules of some classes, of all if there are none given."""
+        return [
+            name
+            for name, module in self.plain.named_modules(remove_duplicate=False)
+            if name and (not classes or isinstance(module, classes))
         ]
-        assert facts[0] == facts[1]
 
+    def name(self, at: int, *classes: type[nn.Module]) -> str | None:
+        names = self.names(*classes)
+        return names[at % len(names)] if names else None
 
-def assert_same_state(actual: nn.Module, plain: nn.Module) -> None:
-    """Names, numbers and flags. Statistics of a norm behind a fused part round differently; then
-    the plain module goes on with the other's."""
-    mine, plains = actual.state_dict(), plain.state_dict()
-    assert list(mine) == list(plains)
-    for name, t in mine.items():
-        expected = plains[name]
-        assert (t.dtype, t.shape) == (expected.dtype, expected.shape), name
-        if not torch.equal(t, expected):
-            assert "running" in name, name
-            assert max_error(t, expected) < 16 * torch.finfo(t.dtype).eps, name
-            expected.copy_(t)
-    assert list(_flags(actual)) == list(_flags(plain))
+    def unit(self, at: int) -> str | None:
+        """The name of a hand-written unit, maybe of the root."""
+        names = [name for name, m in self.plain.named_modules() if isinstance(m, Unit)]
+        return names[at % len(names)] if names else None
 
+    def pair(self, at: int, *classes: type[nn.Module]) -> tuple[str, str] | None:
+        """Names of two submodules that could stand in each other's place."""
+        alike: dict[str, list[str]] = {}
+        for name in self.names(*classes):
+            alike.setdefault(repr(self.plain.get_submodule(name)), []).append(name)
+        groups = [names for names in alike.values() if len(names) > 1]
+        if not groups:
+            return None
+        names = groups[at % len(groups)]
+        first = at // len(groups) % len(names)
+        return names[first], names[first - 1]
 
-def _flags(model: nn.Module) -> Iterator[Any]:
-    for name, module in model.named_modules():
-        yield name, module.training
-    for name, p in model.named_parameters():
-        yield name, p.requires_grad
+    def parameter(self, model: nn.Module, at: int) -> nn.Parameter:
+        parameters = list(model.parameters())
+        return parameters[at % len(parameters)]
 
+    def part(self, model: nn.Module, at: int) -> nn.Module:
+        """The root or a submodule."""
+        return model.get_submodule(["", *self.names()][at % (1 + len(self.names()))])
 
-# Hooks, which are pickled by name -------------------------------------------------------------
+    def fused_part(self, at: int) -> str:
+        """The name of a fused part, "" for the root, which it is where names share parameters."""
+        names = [name for name, m in self.fused.named_modules() if isinstance(m, FusedModule)]
+        named = list(self.plain.named_parameters(remove_duplicate=False))
+        alone = len(named) == len(list(self.plain.parameters()))
+        return names[at % len(names)] if names and alone else ""
 
+    def dtype(self) -> torch.dtype:
+        return next(self.plain.parameters()).dtype
 
-def _halve_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (args[0] * 0.5, *args[1:])
+    # Comparing --------------------------------------------------------------------------------
 
+    @invariant()
+    def agree(self) -> None:
+        if self.unread:
+            self.unread -= 1
+        else:
+            self.check(self.reading)
 
-def _shift_output(module: nn.Module, args: Any, out: Any) -> Any:
-    return out + 0.5 if isinstance(out, Tensor) else None
+    def check(self, reading: Reading, converted: bool = False) -> None:
+        """Compares the results of both models, and their states after it.
 
+        Args:
+            reading: the way to run them.
+            converted: whether a part has another dtype than the rest.
+        """
+        x = reading.input(self.kind, self.dtype())
+        expected = read(self.plain, x, reading)
+        actual = read(self.fused, x, reading, counts=True)
+        self.same_list_of_kept()
+        if self.plain.training:
+            assert_equal(actual, expected)
+        else:
+            self.assert_agree(actual, expected, x, reading)
+        if expected.error is not None:
+            self.copy_statistics()
+        elif not converted:
+            self.assert_runs_fused(actual.calls, reading)
+        with torch.no_grad():
+            assert_same_state(self.fused, self.plain)
 
-def _double_gradient(module: nn.Module, grads: Any, grads_of_outs: Any) -> Any:
-    return tuple(None if g is None else 2 * g for g in grads)
+    def assert_agree(self, actual: Result, expected: Result, x: Tensor, reading: Reading) -> None:
+        def truth() -> list[Tensor]:
+            return exact(self.plain, x, reading)
 
+        bounds = MODELS[self.kind].bounds
+        assert_agree(actual, expected, bounds, truth, narrow=reading.mode == "autocast")
 
-HOOKS: dict[str, Callable[[nn.Module], Any]] = {
-    "pre": lambda m: m.register_forward_pre_hook(_halve_input),
-    "forward": lambda m: m.register_forward_hook(_shift_output),
-    "backward": lambda m: m.register_full_backward_hook(_double_gradient),
-}
-HOOK_REGISTRIES = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
+    def assert_runs_fused(self, calls: int, reading: Reading) -> None:
+        """A module that says that it runs fused does, and does say so where all is covered."""
+        if not self.may_run_fused():
+            return
+        if self.covered:
+            assert calls == MODELS[self.kind].calls, snv2.explain(self.fused)
+        elif isinstance(self.fused, FusedModule) and reading == Reading():
+            looks = any(
+                m.looks_at != "nothing" for m in self.plain.modules() if isinstance(m, Unit)
+            )
+            assert looks or calls == 1 or self.fused.reason() is not None
+
+    def may_run_fused(self) -> bool:
+        """Whether neither modes, hooks nor the dtype keep the kernels from running."""
+        watched = any(
+            m.training or any(getattr(m, hooks) for hooks in HOOK_REGISTRIES)
+            for m in self.plain.modules()
+        )
+        return self.dtype() in KERNEL_DTYPES and not watched
+
+    def same_list_of_kept(self) -> None:
+        """Compares what the forwards left in a list of the user's."""
+        lists = [
+            [m.kept for m in model.modules() if isinstance(m, Unit)]
+            for model in (self.fused, self.plain)
+        ]
+        kinds = [[[type(t) for t in kept] for kept in found] for found in lists]
+        self.forget_kept()
+        assert kinds[0] == kinds[1]
+
+    def forget_kept(self) -> None:
+        for model in (self.fused, self.plain):
+            for m in model.modules():
+                if isinstance(m, Unit):
+                    m.kept.clear()
+
+    def copy_statistics(self) -> None:
+        """A forward that raises may have moved some of them, before or after."""
+        with torch.no_grad():
+            for a, b in zip(self.fused.buffers(), self.plain.buffers(), strict=True):
+                if not torch.equal(a, b):
+                    a.copy_(b)
+
+    @rule(
+        mode=st.sampled_from(MODES),
+        channels_last=st.booleans(),
+        batch=st.integers(1, 3),
+        wider=st.integers(0, 1),
+    )
+    def look(self, mode: str, channels_last: bool, batch: int, wider: int) -> None:
+        self.check(Reading(mode, channels_last, batch, wider))
+
+    @rule(mode=st.sampled_from(MODES))
+    def look_at_the_reference(self, mode: str) -> None:
+        """The plain forward of the fused model, which runs the same operations."""
+        if any(m.training for m in self.plain.modules()):
+            return
+        reading = Reading(mode)
+        x = reading.input(self.kind, self.dtype())
+        with snv2.use_backend("reference"):
+            assert_equal(read(self.fused, x, reading), read(self.plain, x, reading))
+        self.same_list_of_kept()
+
+    @rule(steps=st.integers(1, 3))
+    def look_away(self, steps: int) -> None:
+        """The next steps follow each other without a forward in between."""
+        self.unread = steps + 1

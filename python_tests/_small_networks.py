@@ -12,7 +12,7 @@ from _triton_units import depthwise, gate, layer
 from torch import Tensor, nn
 
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
-from snv2_kernels.nn.network import plan_element
+from snv2_kernels.nn.planned import plan_element
 from snv2_kernels.packing import Builder, GpuPlanBuilder, PlanBuilder, TritonPlanBuilder
 from snv2_kernels.packing.units import Activation, Gate, Layer, Unit
 from snv2_kernels.testing import randomize_

@@ -146,6 +146,20 @@ def test_arguments_of_ops(case: str, backend: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("backend", ["cpu", "cuda-emulated"])
+def test_out_of_memory_says_how_much_for_what(backend: str) -> None:
+    """More than addresses reach, so that no machine has it."""
+    x = zeros(1).expand(1 << 20, 4, 4096, 4096)
+    message = f"cannot allocate memory for the result: {1 << 49} bytes"
+    with snv2.use_backend(backend), pytest.raises(RuntimeError, match=message):
+        cat(x, x)
+    if backend == "cpu":
+        unit = snv2.nn.InvertedResidual(4, 4, 1).eval()
+        message = f"cannot allocate memory for a dense copy of x: {1 << 48} bytes"
+        with torch.no_grad(), pytest.raises(RuntimeError, match=message):
+            unit(x)
+
+
 @each_drop_in
 def test_channels_of_modules(kind: str) -> None:
     plain, module, x = drop_in(kind)

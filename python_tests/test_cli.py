@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import runpy
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -144,6 +145,13 @@ def test_verify_backend_not_available() -> None:
     assert snv2.backends()[missing] in result.output
 
 
+def test_verify_says_that_a_variable_names_no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNV2_BACKEND", "gpu")
+    result = run("verify", "--quick")
+    assert result.exit_code == 2
+    assert "backend: expected one of" in result.output
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_rule(dtype: torch.dtype) -> None:
     ulp = torch.finfo(dtype).eps
@@ -151,6 +159,35 @@ def test_rule(dtype: torch.dtype) -> None:
     assert allowed_error("op", dtype, ulp) == 2.5 * ulp
     assert allowed_error("op", dtype, 1.0) == upper_bound("op", dtype) == 4 * ulp
     assert upper_bound("network", torch.float32) == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [(OSError(errno.ENOSPC, "No space left on device", "out.json"), 1,
+      "out.json: No space left on device"),
+     (RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried"), 1,
+      "not enough memory (DefaultCPUAllocator: can't allocate memory: you tried)"),
+     (MemoryError(), 1, "not enough memory"),
+     (ValueError("backend: expected one of cpu, got 'x'"), 2,
+      "backend: expected one of cpu, got 'x'")],
+)  # fmt: skip
+def test_known_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str
+) -> None:
+    monkeypatch.setattr("snv2_kernels.cli.info.machine", lambda: _raise(error))
+    result = run("info")
+    assert result.exit_code == code
+    assert result.output == f"Error: {line}\n"
+
+
+def test_other_errors_are_faults_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snv2_kernels.cli.info.machine", lambda: _raise(ValueError("a bug")))
+    with pytest.raises(AssertionError, match="a bug"):
+        run("info")
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 # bench ----------------------------------------------------------------------------------------
@@ -294,11 +331,19 @@ def test_bench_layers(tmp_path: Path) -> None:
     assert engine["floor_share"] == pytest.approx(least_ms / engine["median_ms"], rel=1e-3)
 
 
-def test_no_layers_of_a_wrong_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("snv2_kernels.cli.bench.max_error", lambda *_: float("nan"))
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("max_error", lambda *_: float("nan"), "RuntimeError: wrong output: error nan"),
+     ("Engine", lambda *_, **__: int("x"), "ValueError: invalid literal")],
+)  # fmt: skip
+def test_no_layers_of_an_engine_that_is_wrong_or_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    monkeypatch.setattr(f"snv2_kernels.cli.bench.{name}", value)
     path = tmp_path / "out.json"
     result = run(*_SMALL, "--peer", "eager", "--layers", "--json", path)
-    assert "engine, no times of layers: wrong output: error nan" in result.output
+    assert result.exit_code == 0
+    assert f"no times of layers: {message}" in result.output
     assert json.loads(path.read_text())["layers"] == []
 
 
@@ -453,7 +498,8 @@ def test_bench_takes_the_network_of_the_weights(
     [("--image", "missing.png", "no such file"), ("--plot", "out.xyz", "expected an ending"),
      ("--json", "nowhere/out.json", "no such directory"), ("--width", "x9", "x0.5"),
      ("--weights", "missing.pth", "does not exist"), ("--weights", __file__, "not a state_dict"),
-     ("--batch", 0, "0"), ("--dtype", "int8", "fp16"), ("--peer", "tensorrt", "onnxruntime")],
+     ("--batch", 0, "0"), ("--batch", 10**20, "range"), ("--threads", 10**5, "range"),
+     ("--dtype", "int8", "fp16"), ("--peer", "tensorrt", "onnxruntime")],
 )  # fmt: skip
 def test_bench_option_errors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, value: object, message: str

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import struct
 import types
 import urllib.error
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from _cli import Image, noisy_image, run, save_picture, save_weights
 
 from snv2_kernels import models
-from snv2_kernels.cli import weights
+from snv2_kernels.cli import images, weights
 from snv2_kernels.cli.classify import class_names, resize_of
 from snv2_kernels.cli.common import WIDTHS
-from snv2_kernels.cli.images import preprocess, read_image
+from snv2_kernels.cli.images import authors_pixels, preprocess, read_image
 from snv2_kernels.testing import randomize_
 
 
@@ -104,11 +107,81 @@ def test_classify_goes_on_after_a_bad_image(
     assert len(top(result)) == 5
 
 
+def _claiming(width: int, height: int) -> bytes:
+    """A PNG without pixels that says it has so many."""
+    size = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size))
+
+
+def _write_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Odd images that are shown right, and those that cannot be."""
+    rgb = noisy_image("RGB", (50, 40))
+    palette = rgb.convert("P")
+    good: dict[str, tuple[Any, dict[str, Any]]] = {
+        "tall.png": (rgb.resize((1, 10_000)), {}),
+        "wide.png": (rgb.resize((10_000, 1)), {}),
+        "pixel.png": (rgb.resize((1, 1)), {}),
+        "animated.gif": (rgb, {"save_all": True, "append_images": [rgb.rotate(180)]}),
+        "palette.png": (palette, {"transparency": bytes(range(200))}),
+        "grey16.png": (Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257), {}),
+        "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "\udcff.png": (rgb, {}),  # no UTF-8
+    }
+    for name, (image, options) in good.items():
+        image.save(folder / name, **options)
+    bad = {
+        "claims.png": _claiming(60_000, 60_000),
+        "truncated.png": (folder / "tall.png").read_bytes()[:1000],
+        "empty.png": b"",
+    }
+    for name, content in bad.items():
+        (folder / name).write_bytes(content)
+    Image.fromarray(np.ones((9, 9), np.float32)).save(folder / "float.tiff")
+    return [folder / name for name in good], [folder / name for name in (*bad, "float.tiff")]
+
+
+def test_odd_images_are_right_or_one_line(
+    tmp_path: Path, state_file: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    good, bad = _write_images(tmp_path)
+    result = classify(state_file, *good)
+    assert result.exit_code == 0, result.output
+    assert len(top(result)) == 5 * len(good)
+    result = classify(state_file, *bad)
+    assert result.exit_code == 1
+    for path, line in zip(bad, result.output.splitlines(), strict=True):
+        assert line.startswith(f"Error: {path}: not a")
+    assert not [w for w in recwarn if w.filename.endswith("Image.py")]
+
+
+def test_images_of_16_bits_keep_their_contrast(tmp_path: Path) -> None:
+    grey = noisy_image("L", (50, 40))
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "grey16.png")
+    assert np.array_equal(read_image(tmp_path / "grey16.png"), grey.convert("RGB"))
+
+
+def test_the_crop_alone_is_what_the_whole_resized_image_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To a level of 255: pillow takes corners in single precision."""
+    for size in ((1, 99), (99, 1), (3, 77), (300, 251), (1, 1)):
+        image = noisy_image("RGB", size)
+        whole = authors_pixels(image, 256, 224)
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "_MOST_PIXELS", 0)
+            assert (authors_pixels(image, 256, 224) - whole).abs().max() <= 1
+
+
 def test_classify_missing_weights_file(tmp_path: Path, picture: Path) -> None:
     result = classify(tmp_path / "missing.pth", picture)
     assert result.exit_code == 2
     assert "--weights" in result.output
     assert "does not exist" in result.output
+
+
+class _RunsCode:
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("code of a file of weights ran",)
 
 
 def _without_fc(state: dict[str, Any]) -> Any:
@@ -123,7 +196,12 @@ def _without_fc(state: dict[str, Any]) -> Any:
      (lambda s: {"more": s}, "not a state_dict (names and tensors)"),
      (lambda s: torch.ones(3), "not a state_dict (names and tensors)"),
      (lambda s: WIDTHS["x2.0"]().state_dict(), "does not fit width x0.5; it fits --width x2.0"),
-     (lambda s: models.shufflenet_v2_star("0.5x").state_dict(), "it fits a ShuffleNetV2 ")],
+     (lambda s: models.shufflenet_v2_star("0.5x").state_dict(), "it fits a ShuffleNetV2 "),
+     (lambda s: {**s, "fc.bias": s["fc.bias"] / 0}, "fc.bias holds NaN or infinity"),
+     (lambda s: {**s, "fc.bias": s["fc.bias"].to("meta")}, "fc.bias is a meta tensor, expected"),
+     (lambda s: {**s, "fc.bias": s["fc.bias"].to_sparse()}, "fc.bias is a torch.sparse_coo tensor"),
+     (lambda s: {**s, "fc.weight": torch.ones(1).expand(5 * 10**15, 1024)}, "sizes cannot be made"),
+     (lambda s: {**s, "fc.bias": _RunsCode()}, "not a state_dict saved by torch.save")],
 )  # fmt: skip
 def test_classify_weights_that_do_not_fit(
     tmp_path: Path, state_file: Path, picture: Path, change: Callable[..., Any], message: str
@@ -131,7 +209,7 @@ def test_classify_weights_that_do_not_fit(
     path = tmp_path / "changed.pth"
     torch.save(change(torch.load(state_file, weights_only=True)), path)
     result = classify(path, picture)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     (line,) = result.output.splitlines()
     assert line.startswith(f"Error: {path}: ")
     assert message in line
@@ -171,7 +249,7 @@ def test_classify_damaged_weights_file(tmp_path: Path, state_file: Path, picture
     path = tmp_path / "damaged.pth"
     path.write_bytes(state_file.read_bytes()[:10_000])
     result = classify(path, picture)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.output.splitlines() == [f"Error: {path}: not a state_dict saved by torch.save"]
 
 
@@ -188,7 +266,7 @@ def test_classify_without_published_weights(
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
     result = run("classify", "--width", "x1.5", picture)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     (line,) = result.output.splitlines()
     assert message in line
     assert weights.PUBLISHED["x1.5"] in line

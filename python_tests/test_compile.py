@@ -82,6 +82,20 @@ def test_graph_holds_the_fused_op(kind: str) -> None:
     agree(fast(x), eager)  # gradients enabled
 
 
+def test_dynamo_that_always_says_that_it_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11's does while it traces for torch.compile."""
+
+    def whenever_tracing() -> bool:
+        return torch.compiler.is_dynamo_compiling()
+
+    monkeypatch.setattr(torch.compiler, "is_exporting", whenever_tracing)
+    plain, module, x = drop_in("unit-s2")
+    fast, counter = compiled(module)
+    with torch.no_grad():
+        agree(fast(x), plain(x))
+    assert calls(counter) == ["snv2.fused"]
+
+
 def test_inductor_and_shapes_that_change() -> None:
     plain, module, x = drop_in("unit-s2")
     fast, counter = compiled(module, "inductor", dynamic=True)
@@ -253,7 +267,9 @@ def test_training_loop_around_compiled_evaluation(packed: list[str]) -> None:
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("change", ["training", "hook", "activation", "float64", "reference"])
+@pytest.mark.parametrize(
+    "change", ["training", "hook", "gelu", "recognised", "float64", "reference"]
+)
 def test_what_the_kernels_do_not_cover_compiles_plain(change: str) -> None:
     plain, module, x = drop_in("stage")
     fast, counter = compiled(module)
@@ -267,8 +283,8 @@ def test_what_the_kernels_do_not_cover_compiles_plain(change: str) -> None:
             elif change == "hook":
                 unit.register_forward_hook(lambda m, args, out: out * 3)
                 torch.compiler.reset()  # torch.compile takes hooks for constant
-            elif change == "activation":
-                unit.branch2[2] = nn.SiLU()
+            elif change in ("gelu", "recognised"):
+                unit.branch2[2] = nn.GELU() if change == "gelu" else nn.SiLU()
             elif change == "float64":
                 m.double()
             else:
@@ -277,7 +293,7 @@ def test_what_the_kernels_do_not_cover_compiles_plain(change: str) -> None:
             x = x.double()
         assert max_error(fast(x), plain(x)) < FP32_BOUND
     # The other units of a stage stay fused, and so does one that has a hook around it.
-    expected = {"float64": (0, 11), "hook": (3, 0)}.get(change, (2, 3))
+    expected = {"float64": (0, 11), "hook": (3, 0), "recognised": (1, 0)}.get(change, (2, 3))
     names = calls(counter)
     assert (names.count("snv2.fused"), sum("conv" in name for name in names)) == expected
 

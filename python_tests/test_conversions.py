@@ -53,14 +53,17 @@ def test_conversion(kind: str, conversion: str) -> None:
     assert same_state(module, plain)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("backend", [None, "eager", "snv2"])
 @pytest.mark.usefixtures("fresh_compiler")
-def test_a_norm_that_pytorch_refuses_is_refused(compiled: bool) -> None:
+def test_a_norm_that_pytorch_refuses_is_refused(backend: str | None) -> None:
     plain, module, x = drop_in("unit-s1")
+    options = {"inner": "eager"} if backend == "snv2" else None
     for m in (plain, module):
         norms(m)[1].half()
+        if backend is not None:
+            m.compile(backend=backend, options=options)
         with pytest.raises(RuntimeError, match="dtype"):
-            (torch.compile(m, backend="eager") if compiled else m)(x)
+            m(x)
 
 
 @pytest.mark.parametrize("conversion", CONVERSIONS)

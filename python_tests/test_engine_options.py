@@ -352,6 +352,7 @@ def test_engine_refuses_hooks_of_the_model() -> None:
         ({"taps": 0}, TypeError, "taps: expected names of stages, got 0"),
         ({"device": torch.zeros(2)}, TypeError, "device: expected a torch.device or its name"),
         ({"input_shape": (1, 3, 1 << 70, 8)}, ValueError, "EB for the input alone"),
+        ({"input_shape": (1 << 40, 3, 64, 64)}, RuntimeError, r"input_shape: .*memory.* \d+ bytes"),
     ],
 )
 def test_arguments_of_wrong_types(options: Any, error: type[Exception], message: str) -> None:

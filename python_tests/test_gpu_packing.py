@@ -54,7 +54,7 @@ FLOAT32 = 1e-6
 
 def plan_of(model: nn.Module, dtype: torch.dtype = torch.float32, taps: Any = ()) -> GpuPlan:
     fused = snv2.fuse(model)
-    assert isinstance(fused, snv2.nn.network.PlannedModule)
+    assert isinstance(fused, snv2.nn.planned.PlannedModule)
     return fused._gpu_plan(dtype, torch.device("cpu"), taps)
 
 

@@ -15,8 +15,10 @@ from _cases import (
     drop_in,
     each_drop_in,
     each_kind,
+    norms,
     plain_and_input,
     run_fused,
+    unit_pair,
 )
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -216,6 +218,27 @@ def test_gradients_of_tensors_in_the_place_of_parameters(kind: str) -> None:
         grads.append(torch.autograd.grad(out, list(leaves.values()), weights_like(out)))
     assert all(map(torch.equal, *grads))
     assert_agrees(kind, module, plain, x)
+
+
+@pytest.mark.parametrize("tied", ["weight", "bias"])
+def test_gradients_of_tied_parameters_count_each_use_once(tied: str) -> None:
+    plain, module, x = drop_in("unit-s1")
+    for m in (plain, module):
+        first, last = norms(m)[::2]
+        setattr(last, tied, getattr(first, tied))
+    expected, actual = gradients(plain, x), gradients(module, x)
+    assert all(map(torch.equal, actual, expected))
+    assert_agrees("unit", module, plain, x)
+
+
+def test_gradients_of_a_parameter_that_two_parts_share() -> None:
+    """The second part's share of it ends at that part's input."""
+    plain = nn.Sequential(unit_pair(1, 34, 34)[0], nn.ReLU(), unit_pair(1, 34, 34)[0])
+    norms(plain)[3].weight = norms(plain)[0].weight
+    x = plain_and_input("unit-s1")[1]
+    expected, actual = gradients(plain, x), gradients(snv2.fuse(plain), x)
+    for g, e in zip(actual, expected, strict=True):
+        assert max_error(g, e) < FP32_BOUND
 
 
 def test_gradient_through_a_model_around_fused_parts() -> None:

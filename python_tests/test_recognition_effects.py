@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import gc
 import io
 import logging
 import os
@@ -123,6 +124,24 @@ def test_forward_with_an_effect_stays_plain(effect: str) -> None:
     assert explained(model).startswith(f"(model): Unit: not fused: its forward {reason}")
     with contextlib.redirect_stdout(None):
         assert not runs_fused(fused, draw(*SIZE))
+
+
+def test_effect_of_a_garbage_collection_is_not_the_forwards() -> None:
+    """A callback or a finalizer may run anywhere."""
+
+    def on_collection(phase: str, info: Any) -> None:
+        time.perf_counter()
+
+    before = gc.get_threshold()
+    gc.callbacks.append(on_collection)
+    gc.set_threshold(1)
+    try:
+        fused = snv2.fuse(Unit())
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(on_collection)
+    assert gc.isenabled()
+    assert runs_fused(fused, draw(*SIZE))
 
 
 def test_cache_does_not_keep_what_was_recorded() -> None:

@@ -121,8 +121,8 @@ class GhostAndMore(EsUnit):
 SE = "squeeze-and-excite in a form that is not known"
 GATES = {
     "one gate for all": SE, "one output": SE,
-    "part of a map": "the result of a convolution is read more than once",
-    "maximum": "the result of a convolution is read more than once", "tanh gate": SE,
+    "part of a map": "the result of conv2d (dw) is read by avg_pool2d and mul",
+    "maximum": "the result of conv2d (dw) is read by adaptive_max_pool2d and mul", "tanh gate": SE,
     "other sigmoid": SE, "permuted gate": SE, "other map": SE,
 }  # fmt: skip
 ADD = "add in a branch"
@@ -154,12 +154,14 @@ NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "values": (lambda: Near("values"), "cannot be traced: "),
     "tuple": (lambda: Near("tuple"), "returns maps that no unit makes"),
     "counts": (lambda: Near("counts"), "its forward sets 'calls'"),
-    "ghost and more": (GhostAndMore, "the result of a convolution is read more than once"),
+    "ghost and more": (
+        GhostAndMore, "the result of conv2d (conv_dw.conv) is read by mean and add"
+    ),
     "ghost with gelu": (lambda: EsUnit(28, 20, nn.GELU), "activation GELU"),
     "strided twice": (
         lambda: Strided(28), "two depthwise convolutions with a stride in a branch"
     ),
-    "group norm": (Grouped, "group_norm in a branch"),
+    "group norm": (Grouped, "group_norm (bn2) in a branch"),
 }  # fmt: skip
 
 

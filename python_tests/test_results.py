@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+import math
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +16,8 @@ from _results import a_result, row
 
 from snv2_kernels.benchmarking import Measurement
 from snv2_kernels.cli.compare import differences_of
+from snv2_kernels.cli.files import ResultError, read_result, write_result
 from snv2_kernels.cli.results import new_result, rows_of
-from snv2_kernels.cli.schema import ResultError, read_result, write_result
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,29 +49,44 @@ def test_a_new_result_is_one(tmp_path: Path) -> None:
     assert read["command"].startswith("snv2")
 
 
-def _without_machine(result: dict[str, Any]) -> None:
-    del result["machine"]
-
-
-def _text_for_a_number(result: dict[str, Any]) -> None:
-    result["rows"][1]["median_ms"] = "fast"
-
-
-def _another_schema(result: dict[str, Any]) -> None:
-    result["schema"] = 2
+def test_a_pipe_is_written_to_and_a_link_stays(tmp_path: Path) -> None:
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link.json", tmp_path / "file.json"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    link.symlink_to(file)
+    for path in (pipe, link):
+        write_result(a_result(), path)
+    assert pipe.is_fifo()
+    assert os.read(reader, 1 << 16) == file.read_bytes()
+    assert link.is_symlink()
+    os.close(reader)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [(_without_machine, "machine: Field required"),
-     (_text_for_a_number, "rows.1.median_ms: Input should be a valid number"),
-     (_another_schema, "written in schema 2; this version reads 3")],
+    ("where", "value", "message"),
+    [(("machine",), None, "machine: Field required"),
+     (("machine", "cpu"), None, "machine: names no cpu"),
+     (("rows", 1, "median_ms"), "2.0", "rows.1.median_ms: Input should be a valid number"),
+     (("rows", 1, "median_ms"), 0.0, "rows.1.median_ms: Input should be greater than"),
+     (("rows", 0, "paired"), {"eager": {"p50": math.inf}}, "rows.0.paired.eager.p50: Input should"),
+     (("rows", 0, "batch"), 1.5, "rows.0.batch: Input should be a valid integer"),
+     (("rows", 0, "peer"), "\x1b[2J", "rows.0.peer: has control characters"),
+     (("rows", 0, "peer"), "\ud800", "rows.0.peer: 'utf-8' codec can't encode"),
+     (("settings", "size"), [[]], "settings.size: expected text, a number, or a list of these"),
+     (("layers", 0, "kernels"), [], "layers.0.kernels: expected kernels that take time"),
+     (("summary", "geometric_mean"), None, "summary.geometric_mean: Field required"),
+     (("schema",), 2, "written in schema 2; this version reads 3")],
 )  # fmt: skip
 def test_a_file_that_is_no_result(
-    tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+    tmp_path: Path, where: tuple[str | int, ...], value: object, message: str
 ) -> None:
     result: Any = a_result()
-    change(result)
+    part = result
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] = value
+    if value is None:
+        del part[where[-1]]
     path = tmp_path / "result.json"
     path.write_text(json.dumps(result))
     with pytest.raises(ResultError, match=f"result.json: {message}"):
@@ -79,8 +95,10 @@ def test_a_file_that_is_no_result(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"{", "not JSON"), (b"\xff\xfe\x00", "not JSON"), (b"[1]", "names no schema"),
-     (b'{"a": 1}', "names no schema")],
+    [(b"{", "not JSON (Expecting property name enclosed in double quotes: line 1 column 2"),
+     (b"[" * 100_000, "not JSON (maximum recursion depth"), (b"\xff\xfe\x00", "in position 0"),
+     (b"1" * 10_000, "not JSON"), (b"", "line 1 column 1"), (b"[1]", "names no schema"),
+     (b'{"a": 1}', "names no schema"), (b'{"schema": [[1]]}', "written in schema [[1]]")],
 )  # fmt: skip
 @pytest.mark.parametrize("command", [["bench", "--compare"], ["compare"], ["report"]], ids=" ".join)
 def test_commands_say_that_a_file_is_no_result(
@@ -90,9 +108,10 @@ def test_commands_say_that_a_file_is_no_result(
     path.write_bytes(content)
     files = [path] if command == ["report"] else [path, path]
     result = run(*command, *files)
-    assert result.exit_code == 1
-    assert f"Error: {path}" in result.output.replace("\n", "")
-    assert message in result.output
+    assert result.exit_code == 2
+    (line,) = result.output.splitlines()
+    assert line.startswith(f"Error: {path}: ")
+    assert message in line
 
 
 # Ratios ---------------------------------------------------------------------------------------

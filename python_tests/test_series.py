@@ -44,6 +44,7 @@ def test_one_op() -> None:
         "4: stage: fused",
         "4.0: unit: fused",
         "4.1: unit: fused",
+        "(model): Sequential: not fused: computes more than units: conv2d (0.conv); plain: 0, 5",
     ]
     assert str(snv2.explain(fused)) == str(snv2.explain(model))
     for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), snv2.fuse(fused)):

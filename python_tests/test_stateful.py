@@ -1,562 +1,28 @@
-"""A fused model and its plain twin go through the same edits, and go on agreeing."""
+"""A fused model and its plain twin go through the same edits, and go on agreeing.
+
+CONTRIBUTING.md says how to repeat a failure.
+"""
 
 from __future__ import annotations
 
 import copy
 import gc
-import pickle
-import types
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from _cases import draw
-from _machine import (
-    ATTRIBUTES,
-    HOOK_REGISTRIES,
-    HOOKS,
-    LOOKS,
-    MODELS,
-    MODES,
-    Act,
-    Reading,
-    Result,
-    Unit,
-    assert_agree,
-    assert_equal,
-    assert_same_state,
-    exact,
-    read,
-    twins,
-)
-from hypothesis import HealthCheck, settings
+from _edits import Machine
+from _machine import modes, seeds
+from _twins import HOOK_REGISTRIES, MODELS, Reading, read, recognizing_once
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
-from torch import Tensor, nn
+from hypothesis.stateful import get_state_machine_test, initialize, rule
+from torch import nn
 
-import snv2_kernels as snv2
-from snv2_kernels.testing import randomize_
 
-DTYPES = {
-    "float": torch.float,
-    "half": torch.half,
-    "bfloat16": torch.bfloat16,
-    "double": torch.double,
-}
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
-    "sgd": lambda ps: torch.optim.SGD(ps, 0.1),
-    "adam": lambda ps: torch.optim.Adam(ps, 0.05),
-    "fused adam": lambda ps: torch.optim.Adam(ps, 0.05, fused=True),
-}
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True),
-    "relu6": nn.ReLU6,
-    "leaky": lambda: nn.LeakyReLU(0.2),
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "prelu": nn.PReLU,
-    "identity": nn.Identity,
-}
-NORM_CHANGES = (
-    *("eps", "momentum", "momentum None", "tracks", "tracks not", "uncounted", "counted"),
-    *("no statistics", "not affine"),
-)
-
-at = st.integers(0, 63)  # a place among those that fit
-seeds = st.integers(0, 3)
-
-
-def edit(shares: bool = False, **arguments: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A rule that changes the fused model and the plain one alike. It may raise in both.
-
-    Args:
-        shares: whether afterwards the fused model is still the one that it was made from, but for
-            its classes.
-        arguments: of the rule.
-    """
-
-    def decorated(function: Callable[..., Any]) -> Any:
-        def change(self: Machine, **drawn: Any) -> None:
-            if not shares:
-                self.source = None
-            raised = []
-            for model in (self.fused, self.plain):
-                try:
-                    function(self, model, **drawn)
-                    raised.append(None)
-                except Exception as error:
-                    raised.append(error)
-            assert (raised[0] is None) == (raised[1] is None), raised
-            if raised[0] is not None:
-                self.copy_statistics()
-
-        change.__name__ = change.__qualname__ = function.__name__
-        return rule(**arguments)(change)
-
-    return decorated
-
-
-def like(t: Tensor, seed: int) -> Tensor:
-    """Other numbers of the same kind."""
-    if not t.is_floating_point():
-        return t + seed
-    generator = torch.Generator().manual_seed(seed + t.numel())
-    numbers = torch.empty(t.shape).uniform_(0.3, 1.2, generator=generator)
-    signs = torch.empty(t.shape).uniform_(-1, 2, generator=generator).sign()
-    return (numbers if t.dim() == 1 else numbers * signs / t[0].numel() ** 0.5).to(t.dtype)
-
-
-def take_step(part: nn.Module, seed: int, optimizer: str) -> None:
-    parameters = [p for p in part.parameters() if p.requires_grad]
-    for p in parameters:
-        p.grad = like(p.detach(), seed)
-    if parameters:
-        OPTIMIZERS[optimizer](parameters).step()
-    for p in parameters:
-        p.grad = None
-
-
-@torch.no_grad()
-def run_in_train_mode(part: nn.Module, model: nn.Module, x: Tensor) -> None:
-    part.train()
-    model(x)
-    part.eval()
-
-
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
-
-
-class Machine(RuleBasedStateMachine):
-    """Steps of an eager model."""
-
-    source: nn.Module | None  # whose parameters and buffers the fused one shares
-    fused: nn.Module
-    plain: nn.Module
-
-    @initialize(kind=st.sampled_from(list(MODELS)), seed=seeds)
-    def make(self, kind: str, seed: int) -> None:
-        self.kind, self.unread = kind, 0
-        self.bounds = "network" if kind in ("network", "mixed", "stage") else "unit"
-        self.source, self.fused = twins(kind, seed)
-        self.plain = copy.deepcopy(self.source)
-        if kind == "split":
-            self.source = None
-
-    # Places -----------------------------------------------------------------------------------
-
-    def names(self, *classes: type[nn.Module]) -> list[str]:
-        """Of submodules of some classes, of all if there are none given."""
-        return [
-            name
-            for name, module in self.plain.named_modules(remove_duplicate=False)
-            if name and (not classes or isinstance(module, classes))
-        ]
-
-    def name(self, at: int, *classes: type[nn.Module]) -> str | None:
-        names = self.names(*classes)
-        return names[at % len(names)] if names else None
-
-    def parameter(self, model: nn.Module, at: int) -> nn.Parameter:
-        parameters = list(model.parameters())
-        return parameters[at % len(parameters)]
-
-    def part(self, model: nn.Module, at: int) -> nn.Module:
-        """The root or a submodule."""
-        return model.get_submodule(["", *self.names()][at % (1 + len(self.names()))])
-
-    def dtype(self) -> torch.dtype:
-        return next(self.plain.parameters()).dtype
-
-    # Comparing --------------------------------------------------------------------------------
-
-    @invariant()
-    def agree(self) -> None:
-        if self.unread:
-            self.unread -= 1
-        else:
-            self.check(Reading())
-
-    def check(self, reading: Reading) -> None:
-        x = reading.input(self.kind, self.dtype())
-        expected = read(self.plain, x, reading)
-        actual = read(self.fused, x, reading)
-        self.same_list_of_kept()
-        if self.plain.training:
-            assert_equal(actual, expected)
-        else:
-            self.assert_agree(actual, expected, x, reading)
-        if expected.error is not None:
-            self.copy_statistics()
-        if not any(m.training for m in self.plain.modules()):
-            with snv2.use_backend("reference"):
-                assert_equal(read(self.fused, x, reading), expected)
-        self.same_list_of_kept(count=False)
-        with torch.no_grad():
-            assert_same_state(self.fused, self.plain)
-
-    def assert_agree(self, actual: Result, expected: Result, x: Tensor, reading: Reading) -> None:
-        def truth() -> list[Tensor]:
-            return exact(self.plain, x, reading)
-
-        assert_agree(actual, expected, self.bounds, truth, narrow=reading.mode == "autocast")
-
-    def same_list_of_kept(self, count: bool = True) -> None:
-        """What a forward leaves in a list of the user's."""
-        lists = [
-            [m.kept for m in model.modules() if isinstance(m, Unit)]
-            for model in (self.fused, self.plain)
-        ]
-        if count:
-            kinds = [[[type(t) for t in kept] for kept in found] for found in lists]
-            assert kinds[0] == kinds[1]
-        for found in lists:
-            for kept in found:
-                kept.clear()
-
-    def copy_statistics(self) -> None:
-        """A forward that raises may have moved some of them, before or after."""
-        with torch.no_grad():
-            for a, b in zip(self.fused.buffers(), self.plain.buffers(), strict=True):
-                if not torch.equal(a, b):
-                    a.copy_(b)
-
-    @rule(
-        mode=st.sampled_from(MODES),
-        channels_last=st.booleans(),
-        batch=st.integers(1, 3),
-        wider=st.integers(0, 1),
-    )
-    def look(self, mode: str, channels_last: bool, batch: int, wider: int) -> None:
-        self.check(Reading(mode, channels_last, batch, wider))
-
-    @rule(steps=st.integers(1, 3))
-    def look_away(self, steps: int) -> None:
-        """The next steps follow each other without a forward in between."""
-        self.unread = steps + 1
-
-    # Numbers ----------------------------------------------------------------------------------
-
-    @edit(
-        shares=True,
-        at=at,
-        seed=seeds,
-        how=st.sampled_from(["copy_", "element", "inference", "data", "set_"]),
-    )
-    def write_parameter(self, model: nn.Module, at: int, seed: int, how: str) -> None:
-        p = self.parameter(model, at)
-        new = like(p, seed)
-        if how == "inference":
-            with torch.inference_mode():
-                p.copy_(new)
-        elif how == "data":
-            p.data = new
-        else:
-            with torch.no_grad():
-                if how == "element":
-                    p.view(-1)[0] += 1
-                elif how == "set_":
-                    p.set_(new)
-                else:
-                    p.copy_(new)
-
-    @edit(shares=True, at=at, seed=seeds, how=st.sampled_from(["data", "numpy"]))
-    def write_unseen_then_eval(self, model: nn.Module, at: int, seed: int, how: str) -> None:
-        p = self.parameter(model, at)
-        if how == "numpy" and p.dtype != torch.bfloat16:
-            p.detach().numpy()[...] = like(p, seed).numpy()
-        else:
-            p.data.copy_(like(p, seed))
-        model.eval()
-
-    @edit(at=at, seed=seeds)
-    def new_parameter(self, model: nn.Module, at: int, seed: int) -> None:
-        name = self.name(at, nn.Conv2d, nn.BatchNorm2d, nn.Linear)
-        if name and (module := model.get_submodule(name)).weight is not None:
-            module.weight = nn.Parameter(like(module.weight.detach(), seed))
-
-    @edit(shares=True, at=at, seed=seeds, optimizer=st.sampled_from(list(OPTIMIZERS)))
-    def step(self, model: nn.Module, at: int, seed: int, optimizer: str) -> None:
-        take_step(self.part(model, at), seed, optimizer)
-
-    @edit(seed=seeds, assign=st.booleans())
-    def load(self, model: nn.Module, seed: int, assign: bool) -> None:
-        items = model.state_dict().items()
-        state = {name: like(t, seed + 4 * i) for i, (name, t) in enumerate(items)}
-        model.load_state_dict(state, assign=assign)
-
-    @rule(seed=seeds, how=st.sampled_from(["train", "step"]))
-    def train_the_source(self, seed: int, how: str) -> None:
-        """The model that was fused, on the same tensors; the fused one is not called."""
-        if self.source is None:
-            return
-        x = Reading(batch=2 + seed).input(self.kind, self.dtype())
-        for model in (self.source, self.plain):
-            if how == "step":
-                take_step(model, seed, "fused adam")
-            else:
-                run_in_train_mode(model, model, x)
-
-    # Norms ------------------------------------------------------------------------------------
-
-    @edit(
-        shares=True, at=at, seed=seeds, how=st.sampled_from(["whole", "part", "norm", "function"])
-    )
-    def move_statistics(self, model: nn.Module, at: int, seed: int, how: str) -> None:
-        x = Reading(batch=2 + seed).input(self.kind, self.dtype())
-        name = self.name(at, nn.BatchNorm2d)
-        if how == "whole":
-            run_in_train_mode(model, model, x)
-        elif how == "part":
-            run_in_train_mode(self.part(model, at), model, x)
-        elif name is not None:
-            norm = model.get_submodule(name)
-            z = draw(2, norm.num_features, 3, 3, dtype=self.dtype()) + 1
-            if how == "norm":
-                run_in_train_mode(norm, norm, z)
-            else:
-                F.batch_norm(z, norm.running_mean, norm.running_var, training=True)
-
-    @edit(at=at, seed=seeds, how=st.sampled_from(["add_", "mul_", "reset", "new"]))
-    def write_statistics(self, model: nn.Module, at: int, seed: int, how: str) -> None:
-        name = self.name(at, nn.BatchNorm2d)
-        if name is None or (norm := model.get_submodule(name)).running_mean is None:
-            return
-        if how == "reset":
-            norm.reset_running_stats()
-        elif how == "new":
-            norm.running_mean = like(norm.running_mean, seed)
-        elif how == "add_":
-            norm.running_mean.add_(like(norm.running_mean, seed))
-        else:
-            norm.running_var.mul_(like(norm.running_var, seed))
-
-    @edit(
-        at=at,
-        what=st.sampled_from(NORM_CHANGES),
-    )
-    def change_norm(self, model: nn.Module, at: int, what: str) -> None:
-        name = self.name(at, nn.BatchNorm2d)
-        if name is None:
-            return
-        norm = model.get_submodule(name)
-        if what == "eps":
-            norm.eps = 0.3 if norm.eps < 0.1 else 1e-5
-        elif what.startswith("momentum"):
-            norm.momentum = None if what.endswith("None") else 0.1
-        elif what.startswith("tracks"):
-            norm.track_running_stats = what == "tracks"
-        elif what in ("uncounted", "counted"):
-            norm.num_batches_tracked = None if what == "uncounted" else torch.tensor(0)
-        elif what == "no statistics":
-            norm.running_mean = norm.running_var = None
-        else:
-            norm.weight = norm.bias = None
-
-    # Conversions and modes --------------------------------------------------------------------
-
-    @edit(dtype=st.sampled_from(list(DTYPES)))
-    def convert(self, model: nn.Module, dtype: str) -> None:
-        getattr(model, dtype)()
-
-    @edit(memory_format=st.sampled_from(list(FORMATS)))
-    def convert_format(self, model: nn.Module, memory_format: str) -> None:
-        model.to(memory_format=FORMATS[memory_format])
-
-    @rule(at=at, dtype=st.sampled_from(list(DTYPES)), mode=st.sampled_from(MODES))
-    def convert_a_part_and_back(self, at: int, dtype: str, mode: str) -> None:
-        self.source, was = None, self.dtype()
-        parts = [self.part(model, at) for model in (self.fused, self.plain)]
-        for part in parts:
-            getattr(part, dtype)()
-        self.check(Reading(mode))
-        for part in parts:
-            part.to(was)
-
-    @edit(at=at, mode=st.booleans())
-    def set_mode(self, model: nn.Module, at: int, mode: bool) -> None:
-        self.part(model, at).train(mode)
-
-    @edit(mode=st.booleans())
-    def set_mode_of_all(self, model: nn.Module, mode: bool) -> None:
-        model.train(mode)
-
-    @edit(shares=True, at=at, wanted=st.booleans())
-    def set_requires_grad(self, model: nn.Module, at: int, wanted: bool) -> None:
-        self.part(model, at).requires_grad_(wanted)
-
-    @edit(at=at, kind=st.sampled_from(list(HOOKS)))
-    def hook(self, model: nn.Module, at: int, kind: str) -> None:
-        HOOKS[kind](self.part(model, at))
-
-    @edit()
-    def unhook(self, model: nn.Module) -> None:
-        for module in model.modules():
-            for hooks in HOOK_REGISTRIES:
-                getattr(module, hooks).clear()
-
-    # Structure --------------------------------------------------------------------------------
-
-    @edit(at=at, seed=seeds, bias=st.booleans())
-    def swap_convolution(self, model: nn.Module, at: int, seed: int, bias: bool) -> None:
-        if name := self.name(at, nn.Conv2d):
-            old = model.get_submodule(name)
-            sizes = old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding
-            new = nn.Conv2d(*sizes, old.dilation, old.groups, bias)
-            put(model, name, randomize_(new, seed).eval().to(old.weight.dtype))
-
-    @edit(at=at, kind=st.sampled_from(list(ACTIVATIONS)))
-    def swap_activation(self, model: nn.Module, at: int, kind: str) -> None:
-        classes = {type(make()) for make in ACTIVATIONS.values()}
-        if name := self.name(at, *classes):
-            put(model, name, ACTIVATIONS[kind]().eval().to(self.dtype()))
-
-    @edit(at=at)
-    def drop_norm(self, model: nn.Module, at: int) -> None:
-        if name := self.name(at, nn.BatchNorm2d):
-            put(model, name, nn.Identity())
-
-    @edit(at=at)
-    def copy_part(self, model: nn.Module, at: int) -> None:
-        if name := self.name(at):
-            put(model, name, copy.deepcopy(model.get_submodule(name)))
-
-    @rule(at=at)
-    def put_plain_part(self, at: int) -> None:
-        """What was not fused, in the place of what was."""
-        if name := self.name(at):
-            self.source, part = None, self.plain.get_submodule(name)
-            for model in (self.fused, self.plain):
-                put(model, name, copy.deepcopy(part))
-
-    @edit(at=at, what=st.sampled_from(["dilated", "tight", "circular", "strided"]))
-    def change_convolution(self, model: nn.Module, at: int, what: str) -> None:
-        if not (name := self.name(at, nn.Conv2d)):
-            return
-        conv = model.get_submodule(name)
-        half = conv.kernel_size[0] // 2
-        if what in ("dilated", "tight"):
-            dilation = 2 if what == "dilated" else 1
-            conv.dilation, conv.padding = (dilation, dilation), (half * dilation,) * 2
-        elif what == "circular":
-            conv.padding_mode = "circular" if conv.padding_mode == "zeros" else "zeros"
-        else:
-            conv.stride = (2, 2) if conv.stride == (1, 1) else (1, 1)
-
-    @edit(at=at, attribute=st.sampled_from(list(ATTRIBUTES)), value=st.sampled_from(Act))
-    def set_attribute(self, model: nn.Module, at: int, attribute: str, value: Act) -> None:
-        if (name := self.unit(at)) is not None:
-            setattr(model.get_submodule(name), attribute, ATTRIBUTES[attribute](value.value))
-
-    @edit(
-        at=at,
-        attribute=st.sampled_from(["config", "names", "space", "flags", "functions"]),
-        value=st.sampled_from(Act),
-    )
-    def change_attribute_in_place_then_eval(
-        self, model: nn.Module, at: int, attribute: str, value: Act
-    ) -> None:
-        if (name := self.unit(at)) is None:
-            return
-        old = getattr(model.get_submodule(name), attribute)
-        new = ATTRIBUTES[attribute](value.value)
-        if isinstance(old, list):
-            old[:] = new
-        elif isinstance(old, types.SimpleNamespace):
-            old.act = new.act
-        else:
-            old.clear()
-            old.update(new)
-        model.eval()
-
-    @edit(at=at, looks_at=st.sampled_from(list(LOOKS)))
-    def look_around(self, model: nn.Module, at: int, looks_at: str) -> None:
-        if (name := self.unit(at)) is not None:
-            model.get_submodule(name).looks_at = looks_at
-
-    @edit(at=at, keeps=st.booleans())
-    def keep_maps(self, model: nn.Module, at: int, keeps: bool) -> None:
-        if (name := self.unit(at)) is not None:
-            model.get_submodule(name).keeps = keeps
-
-    def unit(self, at: int) -> str | None:
-        """A hand-written one, maybe the root."""
-        names = [name for name, m in self.plain.named_modules() if isinstance(m, Unit)]
-        return names[at % len(names)] if names else None
-
-    # Sharing ----------------------------------------------------------------------------------
-
-    def pair(self, at: int, *classes: type[nn.Module]) -> tuple[str, str] | None:
-        """Two submodules that could stand in each other's place."""
-        alike: dict[str, list[str]] = {}
-        for name in self.names(*classes):
-            alike.setdefault(repr(self.plain.get_submodule(name)), []).append(name)
-        groups = [names for names in alike.values() if len(names) > 1]
-        if not groups:
-            return None
-        names = groups[at % len(groups)]
-        first = at // len(groups) % len(names)
-        return names[first], names[first - 1]
-
-    @edit(at=at)
-    def tie_parameters(self, model: nn.Module, at: int) -> None:
-        if pair := self.pair(at, nn.Conv2d, nn.BatchNorm2d):
-            a, b = map(model.get_submodule, pair)
-            b.weight = a.weight
-
-    @edit(at=at)
-    def untie_parameters(self, model: nn.Module, at: int) -> None:
-        if (name := self.name(at, nn.Conv2d)) and (conv := model.get_submodule(name)):
-            conv.weight = nn.Parameter(conv.weight.detach().clone())
-
-    @edit(at=at)
-    def tie_buffers(self, model: nn.Module, at: int) -> None:
-        if pair := self.pair(at, nn.BatchNorm2d):
-            a, b = map(model.get_submodule, pair)
-            b.running_mean = a.running_mean
-
-    @edit(at=at)
-    def put_a_module_twice(self, model: nn.Module, at: int) -> None:
-        if pair := self.pair(at):
-            put(model, pair[1], model.get_submodule(pair[0]))
-
-    # The whole --------------------------------------------------------------------------------
-
-    @edit(how=st.sampled_from(["pickle", "deepcopy"]))
-    def copy_all(self, model: nn.Module, how: str) -> None:
-        new = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
-        if model is self.fused:
-            self.fused = new
-        else:
-            self.plain = new
-
-    @rule()
-    def fuse_again(self) -> None:
-        self.fused = snv2.fuse(self.fused)
-
-    @rule(at=at)
-    def fuse_a_part(self, at: int) -> None:
-        places = list(self.plain.named_modules(remove_duplicate=False))
-        alone = len(places) == len(
-            list(self.plain.modules())
-        )  # else its other place goes its own way
-        if alone and (name := self.name(at)):
-            put(self.fused, name, snv2.fuse(self.fused.get_submodule(name)))
-
-    @rule()
-    def explain(self) -> None:
-        assert str(snv2.explain(self.fused))
+class EagerMachine(Machine):
+    """Edits of an eager model."""
 
     @rule()
     def drop(self) -> None:
@@ -568,15 +34,16 @@ class Machine(RuleBasedStateMachine):
 
 
 class CompiledMachine(Machine):
-    """The same with both models compiled, which is slow."""
+    """Edits of models that are compiled too, which is slow."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    @initialize(seed=seeds, mode=modes, what=st.sampled_from(["fused", "plain"]))
+    def make(self, seed: int, mode: str, what: str) -> None:
+        super().make(seed, mode)
         self.compiled: list[tuple[nn.Module, Any]] = []
+        self.compile(what)
 
     def teardown(self) -> None:
-        if self.compiled:
-            torch.compiler.reset()
+        torch.compiler.reset()
 
     @rule(what=st.sampled_from(["fused", "plain"]))
     def compile(self, what: str) -> None:
@@ -587,8 +54,8 @@ class CompiledMachine(Machine):
         self.compiled = [pair for pair in self.compiled if pair[0] is not model]
         self.compiled.append((model, torch.compile(model, **options)))
 
-    def check(self, reading: Reading) -> None:
-        super().check(reading)
+    def check(self, reading: Reading, converted: bool = False) -> None:
+        super().check(reading, converted)
         self.compiled = [pair for pair in self.compiled if pair[0] in (self.fused, self.plain)]
         # Hooks that come after torch.compile go unseen; a forward in train() mode moves statistics.
         for module in self.plain.modules():
@@ -598,33 +65,47 @@ class CompiledMachine(Machine):
             x = reading.input(self.kind, self.dtype())
             expected = read(self.plain, x, reading)
             self.assert_agree(read(compiled, x, reading), expected, x, reading)
-            self.same_list_of_kept(count=False)
+            self.forget_kept()
 
 
-def run(machine: type[Machine], examples: int, steps: int = 25) -> None:
+def run(machine: type[Machine], kind: str, sequences: int, steps: int) -> None:
+    """Runs random sequences of edits, the same every time, of a model of one kind."""
+    of_kind = type(machine.__name__, (machine,), {"kind": kind})
+    test = get_state_machine_test(
+        of_kind,
+        settings=settings(
+            deadline=None,
+            database=None,
+            max_examples=sequences,
+            stateful_step_count=steps,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
     gc.collect()
     gc.freeze()  # collecting what a test made takes a millisecond then
     try:
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                deadline=None,
-                derandomize=True,
-                database=None,
-                max_examples=examples,
-                stateful_step_count=steps,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        with recognizing_once():
+            seed(f"{kind} {sequences}")(test)()
     finally:
         gc.unfreeze()
 
 
-@pytest.mark.slow  # minutes; and gradients of tied parameters still part after a part's conversion
-def test_eager() -> None:
-    run(Machine, 100)
+@pytest.mark.parametrize("kind", MODELS)
+def test_eager(kind: str) -> None:
+    run(EagerMachine, kind, MODELS[kind].sequences, steps=6)
+
+
+def test_compiled() -> None:
+    run(CompiledMachine, "unit", 4, steps=4)
 
 
 @pytest.mark.slow
-def test_compiled() -> None:
-    run(CompiledMachine, 10)
+@pytest.mark.parametrize("kind", MODELS)
+def test_eager_at_length(kind: str) -> None:
+    run(EagerMachine, kind, 10_000 // len(MODELS) + 1, steps=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_compiled_at_length(kind: str) -> None:
+    run(CompiledMachine, kind, 10, steps=10)

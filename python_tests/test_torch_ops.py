@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import snv2_kernels as snv2
 from snv2_kernels import _native
 from snv2_kernels.graph.recipe import RecipeBuilder
-from snv2_kernels.nn.network import plan_element
+from snv2_kernels.nn.planned import plan_element
 from snv2_kernels.ops import operators
 from snv2_kernels.packing import Plan
 from snv2_kernels.packing.cpu_plan import Step

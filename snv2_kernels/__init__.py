@@ -9,7 +9,8 @@ import snv2_kernels.graph.op  # noqa: F401  # defines operators
 from snv2_kernels import models, nn, ops
 from snv2_kernels.backends import backends, use_backend
 from snv2_kernels.engine import Engine
-from snv2_kernels.fuse import explain, fuse
+from snv2_kernels.explanation import explain
+from snv2_kernels.fuse import fuse
 from snv2_kernels.packing import fold_bn
 
 __all__ = [

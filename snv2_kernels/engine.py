@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from snv2_kernels.backends import check_backend, resolve
 from snv2_kernels.fuse import fuse
-from snv2_kernels.nn.network import PlannedModule, ShuffleNetV2, plan_element
+from snv2_kernels.nn.planned import PlannedModule, plan_element
 from snv2_kernels.nn.watch import why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 from snv2_kernels.packing import GpuPlan, Plan, TritonPlan
@@ -369,7 +369,7 @@ def _checked_pixels(normalize: Any, fused: PlannedModule, channels: int) -> Pixe
     finite = all(math.isfinite(v) for v in (*mean, *std))
     if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
         raise ValueError(f"{expected}, got {normalize!r}")
-    if not isinstance(fused, ShuffleNetV2):
+    if not fused._takes_images():
         raise ValueError("normalize: only a whole network takes images, not a stage or unit")
     if channels > _MOST_PIXEL_CHANNELS:
         raise ValueError(f"normalize: expected at most {_MOST_PIXEL_CHANNELS} channels")

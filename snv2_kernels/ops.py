@@ -16,7 +16,7 @@ from torch import Tensor
 
 from snv2_kernels import _native
 from snv2_kernels.backends import resolve
-from snv2_kernels.models import channel_shuffle
+from snv2_kernels.models.blocks import channel_shuffle, check_stride
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,8 +189,7 @@ def dw_conv3x3(
         TypeError, ValueError: naming the argument that does not fit.
     """
     check_feature_map(x)
-    if stride not in (1, 2):
-        raise ValueError(f"stride: expected 1 or 2, got {stride}")
+    check_stride(stride)
     _check_depthwise(x, x.shape[1], weight, scale, shift)
     kernels = _kernels(x, backend)
     if kernels is None:
@@ -240,7 +239,17 @@ def run_plan(x: Tensor, plan: Plan | GpuPlan | TritonPlan, backend: str) -> Any:
     Returns:
         [N, plan.out_channels] for a classifier, else a feature map in logical order. A tuple of
         all results, in the order of the network, where the plan has several.
+
+    Raises:
+        TypeError: if the plan is none, or of another backend's kind.
+        ValueError, RuntimeError: naming what else does not fit.
     """
+    if backend not in (known := tuple(OPERATORS)):
+        raise ValueError(f"backend: expected one of {', '.join(known)}, got {backend!r}")
+    if backend not in getattr(plan, "backends", ()):
+        raise TypeError(f"plan: expected one for {backend}, got {type(plan).__name__}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
     kernels = operators(backend)
     name = "gpu_network" if backend.startswith("cuda") else "network"
     if len(plan.results) == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,19 +10,23 @@ from torch import Tensor, nn
 
 from snv2_kernels.graph.conditions import USUAL, Conditions
 from snv2_kernels.graph.nodes import example, writes
-from snv2_kernels.graph.reasons import why_no_unit
+from snv2_kernels.graph.reasons import described, why_no_unit
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.graph.recognize import Run, recognize
 from snv2_kernels.graph.record import Recording, record
 from snv2_kernels.graph.returned import Returned
-from snv2_kernels.nn.recognized import NotRecognized, Recognition, recognized_class
+from snv2_kernels.nn.clone import CACHES, original_class
+from snv2_kernels.nn.fused import FusedModule
+from snv2_kernels.nn.known import KnownModule
+from snv2_kernels.nn.recognized import NotRecognized, Recognition, Recognized, recognized_class
+from snv2_kernels.nn.series import Mixed
 from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.verification import why_wrong
 
-__all__ = ["find", "holds_unit", "is_depthwise", "recognize_module"]
+__all__ = ["CONTAINERS", "holds_unit", "is_depthwise", "recognize_module", "replace_recognized"]
 
 _MOST_GUESSES = 10
-_CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict)  # without a forward
+CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict)  # without a forward
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -37,53 +40,82 @@ def holds_unit(module: nn.Module, pointwise: int = 1) -> bool:
     return enough and any(map(is_depthwise, convs))
 
 
-def find(
-    model: nn.Module,
-    is_known: Callable[[nn.Module], bool],
-    is_unit: Callable[[nn.Module], bool],
-    verify: bool,
-    reasons_of_all: bool,
-) -> tuple[dict[int, Recognition], dict[int, str]]:
-    """Modules of ``model`` that compute runs of units, outermost first, by id.
+def replace_recognized(
+    model: nn.Module, verify: bool, reasons_of_all: bool
+) -> tuple[list[Recognized], dict[nn.Module, str]]:
+    """Makes drop-ins of the modules that compute runs of units, outermost first.
 
     Args:
-        model: left as it is.
-        is_known: whether a module needs no recognition.
-        is_unit: whether a module that needs none is a unit, which holds no others.
+        model: a copy, in which drop-ins stand for modules of known classes. They need no
+            recognition where they consist of what their class is made of, nor, before they are
+            first asked, inside a module that was recognised.
         verify: see :func:`snv2_kernels.fuse`.
         reasons_of_all: also of modules inside one that computes no unit anywhere.
 
     Returns:
         What was recognised, and why others that hold the convolutions of a unit were not.
     """
-    found: dict[int, Recognition] = {}
-    reasons: dict[int, str] = {}
+    search = _Search(verify, reasons_of_all)
+    search.visit(model, {}, "", inside=False)
+    return search.found, search.reasons
 
-    def visit(module: nn.Module, channels: dict[str, int], name: str) -> None:
-        if id(module) in found or id(module) in reasons:
+
+class _Search:
+    """One pass over a model; no closure, which would be a cycle that keeps modules alive."""
+
+    def __init__(self, verify: bool, reasons_of_all: bool) -> None:
+        self.found: list[Recognized] = []
+        self.reasons: dict[nn.Module, str] = {}
+        self._seen: set[nn.Module] = set()
+        self._verify, self._reasons_of_all = verify, reasons_of_all
+
+    def visit(self, module: nn.Module, channels: dict[str, int], name: str, inside: bool) -> None:
+        """Look at a module and those in it.
+
+        Args:
+            module: of the model.
+            channels: of the inputs of modules in the outer module that was recorded, as far as
+                they are known.
+            name: in that outer module.
+            inside: whether an outer module was recognised.
+        """
+        if module in self._seen or module in self.reasons or not holds_unit(module):
             return
-        if is_unit(module) or not holds_unit(module):
+        self._seen.add(module)
+        if isinstance(module, KnownModule) and (inside or module.fits_class()):
             return
-        if not is_known(module) and type(module) not in _CONTAINERS:
+        if isinstance(module, KnownModule) or not (
+            isinstance(module, FusedModule | Mixed) or type(module) in CONTAINERS
+        ):
             try:
-                recognition, channels = recognize_module(module, channels.get(name), verify)
-                name = ""
+                recognition, channels = recognize_module(module, channels.get(name), self._verify)
+                self.found.append(_drop_in(module, recognition))
             except NotRecognized as error:
-                reasons[id(module)] = str(error)
+                self.reasons[module] = str(error)
                 if error.channels is not None:
                     name, channels = "", error.channels
-                    if error.no_unit and not reasons_of_all:
+                    if error.no_unit and not self._reasons_of_all:
+                        within = dict(module.named_modules())
                         for inner in channels:
-                            reasons.setdefault(id(module.get_submodule(inner)), str(error))
+                            self.reasons.setdefault(within[inner], str(error))
             else:
-                found[id(module)] = recognition
+                name, inside = "", True
                 if recognition.kind == "unit":
                     return
         for child_name, child in module.named_children():
-            visit(child, channels, f"{name}.{child_name}" if name else child_name)
+            inner_name = f"{name}.{child_name}" if name else child_name
+            self.visit(child, channels, inner_name, inside)
 
-    visit(model, {}, "")
-    return found, reasons
+
+def _drop_in(module: nn.Module, recognition: Recognition) -> Recognized:
+    """The module, as what it was recognised to be."""
+    try:
+        module.__class__ = recognized_class(type(module))
+    except TypeError as error:  # its memory is laid out in another way
+        raise NotRecognized(f"its class cannot be derived from: {error}") from None
+    assert isinstance(module, Recognized)
+    module._recognition = recognition
+    return module
 
 
 def recognize_module(
@@ -103,12 +135,17 @@ def recognize_module(
     Raises:
         NotRecognized: if it computes no run of units.
     """
-    if isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule):
-        raise NotRecognized(f"a {type(module).__mro__[1].__name__}")
+    if isinstance(module, torch.fx.GraphModule):
+        how = 'torch.compile(model, backend="snv2") fuses its units'
+        raise NotRecognized(f"a graph module of torch.fx: {how}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise NotRecognized("TorchScript: fuse() takes the module that it was made from")
     for name, child in module.named_modules():
         if "forward" in vars(child):
             raise NotRecognized(f"{name or 'the module'} has a forward of its own")
-    recognized_class(type(module), tuple(vars(module)) + tuple(module._modules))
+    if not isinstance(module, Recognized):
+        attributes = {*vars(module), *module._modules}.difference(CACHES)
+        recognized_class(original_class(module), attributes)
     farthest: Recording | None = None
     for channels in [in_channels] if in_channels else _guesses(module):
         recording = record(module, channels, conditions)
@@ -118,7 +155,7 @@ def recognize_module(
                 recognition = _describe(module, run, channels, recording)
                 wrong = why_wrong(module, recognition) if verify else None
                 if wrong is not None:
-                    raise NotRecognized(wrong)
+                    raise NotRecognized(wrong, outside=recording.names)
                 return recognition, recording.channels
         if farthest is None or len(farthest.graph.nodes) < len(recording.graph.nodes):
             farthest = recording
@@ -127,13 +164,21 @@ def recognize_module(
     if farthest is None:
         raise NotRecognized("its input channels cannot be told")
     runs = [] if farthest.error else recognize(farthest.graph, farthest.outs)
-    made = {out for run in runs for out in (run.out, *(unit.out for unit in run.units))}
-    if runs and farthest.returned.container and not made.issuperset(farthest.outs):
-        reason = "returns maps that no unit makes"
-    else:
-        reason = farthest.error or why_no_unit(farthest.graph)
     no_unit = not farthest.error and not runs
-    raise NotRecognized(reason, farthest.channels, no_unit, farthest.names)
+    raise NotRecognized(_why_no_run(farthest, runs), farthest.channels, no_unit, farthest.names)
+
+
+def _why_no_run(recording: Recording, runs: list[Run]) -> str:
+    """Why a recording as a whole is no run of units."""
+    if recording.error is not None:
+        return recording.error
+    if _whole_run(recording) is not None:
+        return "reads a part of its input's channels"
+    made = {out for run in runs for out in (run.out, *(unit.out for unit in run.units))}
+    strange = [out for out in recording.outs if out not in made]
+    if runs and recording.returned.container and strange:
+        return f"returns maps that no unit makes: {described(strange[0])}"
+    return why_no_unit(recording.graph)
 
 
 def _guesses(module: nn.Module) -> list[int]:
@@ -186,10 +231,11 @@ def _reads_all(run: Run, channels: int) -> bool:
 def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) -> Recognition:
     builder: Any = RecipeBuilder()  # of nodes in the place of tensors
     run.tell(builder)
-    names = tuple(node.target for node in builder.state if node.op == "get_attr")
+    names = tuple(node.target for node in builder.state)
     own = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
-    if len(names) != len(builder.state) or not own.issuperset(names):
-        raise NotRecognized("weights that are not its parameters")
+    for node in builder.state:
+        if node.op != "get_attr" or node.target not in own:
+            raise NotRecognized(f"a weight that is no parameter: {described(node)}")
     returned, outs = recording.returned, recording.outs
     try:
         known = structure(module)

@@ -9,10 +9,14 @@ from __future__ import annotations
 import sys
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from snv2_kernels.cli import charts
+from snv2_kernels.cli.files import read_result
 from snv2_kernels.cli.page import NAMES, words_of
-from snv2_kernels.cli.schema import Result, Row, read_result
+
+if TYPE_CHECKING:
+    from snv2_kernels.cli.schema import Result, Row
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

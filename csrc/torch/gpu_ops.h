@@ -39,8 +39,7 @@ Tensor conformance(const Tensor& words, int64_t index) {
   const auto address = reinterpret_cast<uintptr_t>(words.const_data_ptr());
   STD_TORCH_CHECK(address % 16 == 0, "words must be aligned to 16 bytes");
   const Backend backend(words);
-  Tensor out =
-      torch::stable::empty({cases[index].out_words}, ScalarType::Int, std::nullopt, words.device());
+  Tensor out = new_tensor("the result", {cases[index].out_words}, ScalarType::Int, words);
   gpu::run_conformance(index, words.const_data_ptr(), out.data_ptr(), backend.where);
   return out;
 }
@@ -171,7 +170,7 @@ std::vector<Tensor> new_results(const GpuPlan& plan, const std::vector<PlanResul
   const gpu::PlanArrays arrays = arrays_of(plan, weights, parameters, tables, x);
   const Backend backend(x);
   const Layout layout = layout_of(x);
-  const Tensor in = dense(x, layout);
+  const Tensor in = dense(x, layout, "x");
   const gpu::Image image = image_of<Backend>(in, plan, layout);
 
   std::vector<Tensor> results = empty_results(x, planned, classify, layout);
@@ -180,8 +179,8 @@ std::vector<Tensor> new_results(const GpuPlan& plan, const std::vector<PlanResul
   if (x.size(0) == 0) return results;
   const gpu::Device device = gpu::current_device();
   const int64_t bytes = gpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3), device);
-  const Tensor memory = torch::stable::empty({bytes + kWorkspaceAlign - 1}, ScalarType::Byte,
-                                             std::nullopt, x.device());
+  const Tensor memory =
+      new_tensor("the workspace", {bytes + kWorkspaceAlign - 1}, ScalarType::Byte, x);
   const Workspace workspace(memory);
   gpu::run_network(plan, arrays, image, maps.data(), static_cast<int64_t>(maps.size()),
                    workspace.data, workspace.size, device, backend.where);

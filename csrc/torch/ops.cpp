@@ -90,7 +90,7 @@ std::vector<Tensor> new_results(const snv2::Plan& plan, const std::vector<PlanRe
   STD_TORCH_CHECK(x.size(1) == plan.header().in_channels, "x must have ", plan.header().in_channels,
                   " channels, got ", x.size(1));
   const snv2::Layout layout = layout_of(x);
-  const Tensor in = dense(x, layout);
+  const Tensor in = dense(x, layout, "x");
   std::vector<Tensor> results = empty_results(x, planned, classify, layout);
   const int64_t bytes = snv2::cpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3),
                                                    torch::stable::get_num_threads());

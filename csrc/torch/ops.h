@@ -34,7 +34,7 @@ Tensor cat_shuffle(const Tensor& a, const Tensor& b) {
   STD_TORCH_CHECK(a.size(1) <= kMostChannels, "a and b have too many channels: ", a.size(1));
   Tensor out = empty_map(a, 2 * a.size(1), a.size(2), a.size(3), layout);
   if (out.numel() == 0) return out;
-  const Tensor left = dense(a, layout), right = dense(b, layout);
+  const Tensor left = dense(a, layout, "a"), right = dense(b, layout, "b");
   Backend::cat_shuffle(map_of(left, layout), map_of(right, layout), map_of(out, layout),
                        backend.where);
   return out;
@@ -65,7 +65,7 @@ Tensor dw_conv3x3(const Tensor& x, const Tensor& weight, const Tensor& scale, co
   Tensor out = empty_map(x, x.size(1), conv3x3_extent(x.size(2), stride),
                          conv3x3_extent(x.size(3), stride), layout);
   if (out.numel() == 0) return out;
-  const Tensor in = dense(x, layout);
+  const Tensor in = dense(x, layout, "x");
   Backend::dw_conv3x3(map_of(in, layout), dw, map_of(out, layout), backend.where);
   return out;
 }
@@ -88,7 +88,7 @@ Tensor split_dw_cat_shuffle(const Tensor& x, const Tensor& weight, const Tensor&
   const Layout layout = layout_of(x);
   Tensor out = empty_map(x, x.size(1), x.size(2), x.size(3), layout);
   if (out.numel() == 0) return out;
-  const Tensor in = dense(x, layout);
+  const Tensor in = dense(x, layout, "x");
   Backend::split_dw_cat_shuffle(map_of(in, layout), dw, map_of(out, layout), backend.where);
   return out;
 }
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> cat_shuffle_backward(const Tensor& grad) {
   Tensor grad_a = empty_map(grad, grad.size(1) / 2, grad.size(2), grad.size(3), layout);
   Tensor grad_b = empty_map(grad, grad.size(1) / 2, grad.size(2), grad.size(3), layout);
   if (grad.numel() == 0) return {grad_a, grad_b};
-  const Tensor in = dense(grad, layout);
+  const Tensor in = dense(grad, layout, "grad");
   Backend::cat_shuffle_backward(map_of(in, layout), map_of(grad_a, layout), map_of(grad_b, layout),
                                 backend.where);
   return {grad_a, grad_b};
@@ -131,8 +131,8 @@ DepthwiseGradients depthwise_backward(const Tensor& grad, const Tensor& x, const
                                       int64_t channels, const Run& run) {
   const Backend backend(x);
   const Layout layout = layout_of(x);
-  const auto floats = [&](torch::headeronly::IntHeaderOnlyArrayRef shape) {
-    return torch::stable::empty(shape, ScalarType::Float, std::nullopt, x.device());
+  const auto floats = [&](IntHeaderOnlyArrayRef shape) {
+    return new_tensor("the gradients", shape, ScalarType::Float, x);
   };
   Tensor grad_x = empty_map(x, x.size(1), x.size(2), x.size(3), layout);
   Tensor grad_weight = floats(weight.sizes());
@@ -141,7 +141,7 @@ DepthwiseGradients depthwise_backward(const Tensor& grad, const Tensor& x, const
     for (Tensor* const sum : {&grad_weight, &grad_scale, &grad_shift}) torch::stable::zero_(*sum);
     return {grad_x, grad_weight, grad_scale, grad_shift};
   }
-  const Tensor in = dense(x, layout), grad_in = dense(grad, layout);
+  const Tensor in = dense(x, layout, "x"), grad_in = dense(grad, layout, "grad");
   const FeatureMap map = map_of(in, layout);
   const Tensor workspace = floats({Backend::depthwise_backward_workspace(map, channels)});
   run(map_of(grad_in, layout), map, map_of(grad_x, layout),
@@ -238,8 +238,7 @@ inline std::vector<Tensor> empty_results(const Tensor& x, const std::vector<Plan
   std::vector<Tensor> results;
   for (const PlanResult& result : planned) {
     if (classify && &result == &planned.back()) {
-      results.push_back(torch::stable::empty({x.size(0), result.channels}, x.scalar_type(),
-                                             std::nullopt, x.device()));
+      results.push_back(new_tensor("the result", {x.size(0), result.channels}, x.scalar_type(), x));
       continue;
     }
     int64_t height = x.size(2), width = x.size(3);

@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <iomanip>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -14,6 +16,7 @@
 namespace snv2::binding {
 
 using torch::headeronly::DeviceType;
+using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -83,23 +86,48 @@ inline bool is_dense(const Tensor& t, Layout layout) {
   return layout == Layout::kContiguous ? t.is_contiguous() : is_channels_last(t);
 }
 
-// Allocates a tensor. The stable ABI keeps the allocator's message to itself, so the size is told
-// here, in the words of torch's own exceptions.
-template <class Allocate>
-Tensor allocated(int64_t elements, const Tensor& like, const Allocate& allocate) {
-  try {
-    return allocate();
-  } catch (const std::runtime_error&) {
-    const int64_t bytes = elements * (like.scalar_type() == ScalarType::Float ? 4 : 2);
-    throw std::runtime_error("not enough memory: you tried to allocate " + std::to_string(bytes) +
-                             " bytes");
+inline double element_bytes(ScalarType type) {
+  switch (type) {
+    case ScalarType::Byte:
+      return 1;
+    case ScalarType::Float:
+    case ScalarType::Int:
+      return 4;
+    default:
+      return 2;
   }
 }
 
+// Calls `allocate` for `what`. Torch's own exception stays behind the stable ABI, so this one says
+// how much was asked for; in floating point, as absurd shapes overflow an integer.
+template <class Allocate>
+Tensor allocated(const std::string& what, IntHeaderOnlyArrayRef shape, ScalarType type,
+                 const Allocate& allocate) {
+  try {
+    return allocate();
+  } catch (const std::runtime_error&) {
+    double bytes = element_bytes(type);
+    for (const int64_t extent : shape) bytes *= static_cast<double>(extent);
+    std::ostringstream message;
+    message << "cannot allocate memory for " << what << ": " << std::fixed << std::setprecision(0)
+            << bytes << " bytes";
+    throw std::runtime_error(message.str());
+  }
+}
+
+// A new tensor on x's device, contiguous by default.
+inline Tensor new_tensor(const std::string& what, IntHeaderOnlyArrayRef shape, ScalarType type,
+                         const Tensor& x, std::optional<MemoryFormat> format = std::nullopt) {
+  return allocated(what, shape, type, [&] {
+    return torch::stable::empty(shape, type, std::nullopt, x.device(), std::nullopt, format);
+  });
+}
+
 // t itself where it is dense in `layout`, else a copy.
-inline Tensor dense(const Tensor& t, Layout layout) {
+inline Tensor dense(const Tensor& t, Layout layout, const std::string& name) {
   if (is_dense(t, layout)) return t;
-  return allocated(t.numel(), t, [&] { return torch::stable::contiguous(t, format_of(layout)); });
+  return allocated("a dense copy of " + name, t.sizes(), t.scalar_type(),
+                   [&] { return torch::stable::contiguous(t, format_of(layout)); });
 }
 
 inline FeatureMap map_of(const Tensor& t, Layout layout) {
@@ -109,10 +137,8 @@ inline FeatureMap map_of(const Tensor& t, Layout layout) {
 // Memory for a result of `like`'s batch, dtype and device.
 inline Tensor empty_map(const Tensor& like, int64_t channels, int64_t height, int64_t width,
                         Layout layout) {
-  return allocated(like.size(0) * channels * height * width, like, [&] {
-    return torch::stable::empty({like.size(0), channels, height, width}, like.scalar_type(),
-                                std::nullopt, like.device(), std::nullopt, format_of(layout));
-  });
+  return new_tensor("the result", {like.size(0), channels, height, width}, like.scalar_type(), like,
+                    format_of(layout));
 }
 
 }  // namespace snv2::binding

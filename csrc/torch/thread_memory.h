@@ -50,7 +50,7 @@ class ThreadMemory {
     const int64_t align = bytes < kHugePage ? 64 : kHugePage;
     const int64_t size = ceil_div(bytes, align) * align;
     Block block(std::aligned_alloc(static_cast<size_t>(align), static_cast<size_t>(size)));
-    STD_TORCH_CHECK(block != nullptr, "not enough memory for ", size, " bytes of workspace");
+    STD_TORCH_CHECK(block != nullptr, "cannot allocate memory for the workspace: ", size, " bytes");
 #if defined(MADV_HUGEPAGE)
     madvise(block.get(), static_cast<size_t>(size), MADV_HUGEPAGE);
 #endif

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import torch
 
-from snv2_kernels.benchmarking import Comparison, wrong_output
+from snv2_kernels.benchmarking import Comparison, one_line, wrong_output
 from snv2_kernels.cli.common import (
+    AMOUNT,
     DTYPES,
     INTERRUPTED,
+    THREADS,
     WIDTHS,
     measure,
     output,
@@ -22,6 +24,7 @@ from snv2_kernels.cli.common import (
     progress,
 )  # fmt: skip
 from snv2_kernels.cli.compare import show_comparison
+from snv2_kernels.cli.files import write_result
 from snv2_kernels.cli.images import ImageError, preprocess, read_image, sample_path
 from snv2_kernels.cli.plot import check_plot_path, plot
 from snv2_kernels.cli.results import (
@@ -34,13 +37,12 @@ from snv2_kernels.cli.results import (
     table_of,
 )
 from snv2_kernels.cli.rule import upper_bound
-from snv2_kernels.cli.schema import Result, write_result
 from snv2_kernels.cli.summary import label_of, summary_of, summary_table, versus_line
 from snv2_kernels.cli.weights import WeightsError, load_model, width_of
 from snv2_kernels.engine import Engine
 from snv2_kernels.floor import least_bytes, measure_floor, multiply_adds
 from snv2_kernels.layers import layer_times
-from snv2_kernels.nn.network import plan_element
+from snv2_kernels.nn.planned import plan_element
 from snv2_kernels.peers import PEERS
 from snv2_kernels.startup import first_results
 from snv2_kernels.testing import max_error, randomize_
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from snv2_kernels.cli.schema import Floor as FloorRow
+    from snv2_kernels.cli.schema import Result
     from snv2_kernels.floor import Floor
 
 __all__ = ["bench"]
@@ -100,20 +103,20 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
 @_several("width", list(WIDTHS), [], "Width of the network; by default the weights', or x1.0.")
 @click.option(
     "--batch", "batches", multiple=True, default=[1], show_default=True,
-    type=click.IntRange(min=1), help="Images in a call. May be repeated.",
+    type=AMOUNT, help="Images in a call. May be repeated.",
 )  # fmt: skip
 @_several("dtype", list(DTYPES), ["fp32"], "Type of weights and activations.")
 @_several("peer", list(PEERS), list(PEERS), "A way to run the network.")
 @click.option(
-    "--size", default=224, show_default=True, type=click.IntRange(min=1),
+    "--size", default=224, show_default=True, type=AMOUNT,
     help="Height and width of the input.",
 )  # fmt: skip
 @click.option(
-    "--threads", multiple=True, type=click.IntRange(min=1),
+    "--threads", multiple=True, type=THREADS,
     help="Threads; by default as many as PyTorch uses. May be repeated.",
 )  # fmt: skip
 @click.option(
-    "--repeats", default=30, show_default=True, type=click.IntRange(min=1),
+    "--repeats", default=30, show_default=True, type=AMOUNT,
     help="Timed calls of each peer.",
 )  # fmt: skip
 @click.option(
@@ -212,7 +215,7 @@ def _run(settings: dict[str, Any], json_path: str | None) -> Result:
     ]
     for floor in dict.fromkeys(floors.values()):
         console.print(str(floor))
-    result |= {"rows": [], "layers": [], "startup": [], "summary": {}}
+    result |= {"rows": [], "layers": [], "startup": [], "summary": summary_of([])}
     result["interrupted"] = True  # until it is not
 
     def save() -> None:
@@ -263,17 +266,29 @@ def _time_case(
         console.print(table_of(rows, label_of(case)))
         console.print(versus_line(rows) or "")
     if settings["layers"]:
-        n, c, h, w = x.shape
-        engine = Engine(model, input_shape=(n, c, h, w))
-        wrong = wrong_output(max_error(engine(x), comparison.exact), bound)
-        if wrong is not None:
-            console.print(f"engine, no times of layers: {wrong}", style="yellow")
-            return
-        layers, whole_ms = layer_times(engine, x, settings["repeats"])
-        result["layers"].append(layers_of(layers, whole_ms, case, floor))
-        for table in layers_tables_of(result["layers"][-1], label_of(case)):
-            console.print()
-            console.print(table)
+        try:
+            _time_layers(
+                result, case, model, x, floor, settings["repeats"], comparison.exact, bound
+            )
+        except (RuntimeError, TypeError, ValueError) as error:  # no engine, or not on the CPU
+            console.print(f"no times of layers: {one_line(error)}", style="yellow")
+
+
+def _time_layers(
+    result: Result, case: tuple[str, int, str, int], model: nn.Module, x: Tensor, floor: Floor,
+    repeats: int, exact: Tensor, bound: float,
+) -> None:  # fmt: skip
+    """Add the layers of one case to the result and print them."""
+    n, c, h, w = x.shape
+    engine = Engine(model, input_shape=(n, c, h, w))
+    wrong = wrong_output(max_error(engine(x), exact), bound)
+    if wrong is not None:
+        raise RuntimeError(wrong)
+    layers, whole_ms = layer_times(engine, x, repeats)
+    result["layers"].append(layers_of(layers, whole_ms, case, floor))
+    for table in layers_tables_of(result["layers"][-1], label_of(case)):
+        output().print()
+        output().print(table)
 
 
 def _start_peers(result: Result, settings: dict[str, Any], bar: Progress) -> None:

@@ -47,7 +47,7 @@ _WIDTH = 5.2
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a000", "#8a8f98")
 _MARKERS = "osD^vPX*"
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "snv2", "font.size": 10,
+    "svg.fonttype": "none", "svg.hashsalt": "snv2", "text.parse_math": False, "font.size": 10,
     "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
     "ytick.color": _INK, "axes.facecolor": "none", "figure.facecolor": "none",
     "legend.framealpha": 0, "axes.spines.top": False, "axes.spines.right": False,
@@ -191,7 +191,12 @@ def steps_chart(kernels: Sequence[Kernel]) -> Figure:
 
 def roofline_chart(cases: Sequence[Layers], floor: Floor) -> Figure:
     """Every kernel under the peaks of the machine: rate against multiply-adds for each byte."""
-    kernels = [k for case in cases for k in case["kernels"] if k["multiply_adds"] and k["ms"] > 0]
+    kernels = [
+        k
+        for case in cases
+        for k in case["kernels"]
+        if k["multiply_adds"] and k["moved_bytes"] and k["ms"] > 0
+    ]
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(4.6)
         intensity = [k["multiply_adds"] / k["moved_bytes"] for k in kernels]

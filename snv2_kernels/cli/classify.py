@@ -15,7 +15,7 @@ from torch import nn
 import snv2_kernels
 from snv2_kernels.cli.common import WIDTHS, output
 from snv2_kernels.cli.images import ImageError, authors_pixels, preprocess, read_image
-from snv2_kernels.cli.weights import WeightsError, load_model, published_model, width_of
+from snv2_kernels.cli.weights import load_model, published_model, width_of
 from snv2_kernels.models import MegviiShuffleNetV2, ShuffleNetV2Plus
 
 if TYPE_CHECKING:
@@ -53,14 +53,11 @@ def classify(images: tuple[str, ...], weights: str | None, width: str | None) ->
     """Show the five likeliest classes of each IMAGE.
 
     Images are resized, cropped and normalised as for torchvision's weights, for weights in the
-    authors' layout as for theirs. The exit code is 1 if an image cannot be read; the others are
-    classified.
+    authors' layout as for theirs. The exit code is 1 if an image cannot be read or has no
+    finite scores; the others are classified.
     """
     console = output()
-    try:
-        model = load_model(weights, width) if weights else published_model(width or "x1.0")
-    except WeightsError as error:
-        raise click.ClickException(str(error)) from None
+    model = load_model(weights, width) if weights else published_model(width or "x1.0")
     fused = snv2_kernels.fuse(model)
     *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
     names = class_names(last.out_features)
@@ -77,7 +74,11 @@ def classify(images: tuple[str, ...], weights: str | None, width: str | None) ->
         x = (authors_pixels if authors else preprocess)(image, resize, _CROP)
         with torch.inference_mode():
             probabilities = fused(x[None]).softmax(1)[0]
-        console.print(path, soft_wrap=True)
+        if not probabilities.isfinite().all():
+            click.echo(f"Error: {path}: its scores are beyond what float32 holds", err=True)
+            failed = True
+            continue
+        console.print(click.format_filename(path), soft_wrap=True)
         console.print(_table(probabilities, names))
     if failed:
         sys.exit(1)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from snv2_kernels import models
+from snv2_kernels.cli.errors import is_special
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from snv2_kernels.benchmarking import Turns
 
 __all__ = [
-    "DTYPES", "FORMATS", "INTERRUPTED", "WIDTHS", "measure", "output", "output_file", "progress",
+    "AMOUNT", "DTYPES", "FORMATS", "INTERRUPTED", "THREADS", "WIDTHS", "measure", "output",
+    "output_file", "progress",
 ]  # fmt: skip
 
 WIDTHS: dict[str, Callable[..., models.ShuffleNetV2]] = {
@@ -31,6 +33,10 @@ WIDTHS: dict[str, Callable[..., models.ShuffleNetV2]] = {
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
+# Of images, pixels and calls: more overflows, or takes longer than anybody waits.
+AMOUNT = click.IntRange(1, 1 << 20)
+THREADS = click.IntRange(1, 1024)
+
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 _FILE_COLUMNS = 160
 
@@ -38,7 +44,7 @@ _FILE_COLUMNS = 160
 def output() -> Console:
     """A console on standard output, wide enough not to wrap tables that go to a file."""
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if console.width < 1 or (not console.is_terminal and "COLUMNS" not in os.environ):
         console.width = _FILE_COLUMNS
     return console
 
@@ -60,8 +66,12 @@ def progress() -> Progress:
 
 def output_file(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
     """A path that can be written, so that no run is lost for a mistyped one."""
-    if path is not None and not Path(path).resolve().parent.is_dir():
-        raise click.BadParameter(f"{path}: no such directory")
+    if path is not None:
+        folder = Path(path).resolve().parent
+        if not folder.is_dir():
+            raise click.BadParameter(f"{path}: no such directory")
+        if not os.access(path if is_special(path) else folder, os.W_OK):
+            raise click.BadParameter(f"{path}: cannot be written")
     return path
 
 

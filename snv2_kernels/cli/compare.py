@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from snv2_kernels.cli.common import output
-from snv2_kernels.cli.schema import ResultError, read_result
+from snv2_kernels.cli.files import read_result
 from snv2_kernels.cli.summary import case_of, label_of
 from snv2_kernels.peers import OURS
 
@@ -154,15 +154,14 @@ def show_comparison(before_path: str, after_path: str) -> None:
     """Print how two files differ.
 
     Raises:
-        click.ClickException: if one is no result.
+        ResultError: if one is no result.
     """
-    try:
-        before, after = read_result(before_path), read_result(after_path)
-    except ResultError as error:
-        raise click.ClickException(str(error)) from None
+    before, after = read_result(before_path), read_result(after_path)
     found = differences_of(before, after)
     console = output()
-    console.print(f"A: {before_path}\nB: {after_path}")
+    console.print(
+        f"A: {click.format_filename(before_path)}\nB: {click.format_filename(after_path)}"
+    )
     if found.setups:
         table = Table(title="measured differently", title_justify="left")
         for heading in ("", "A", "B"):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from snv2_kernels.cli.common import AMOUNT
 from snv2_kernels.cli.tables import checked_peers, run_and_write, table_options
 from snv2_kernels.guidelines.cases import TABLES, guideline_groups
 
@@ -20,9 +21,7 @@ __all__ = ["guidelines"]
     "--table", "tables", multiple=True, default=TABLES, show_default=True,
     type=click.Choice(TABLES), help="What to measure. May be repeated.",
 )  # fmt: skip
-@click.option(
-    "--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Images in a call."
-)
+@click.option("--batch", default=1, show_default=True, type=AMOUNT, help="Images in a call.")
 @table_options(quick="Only the smallest scale, and of the units only stage 2")
 def guidelines(
     tables: tuple[str, ...],

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from snv2_kernels.benchmarking import one_line
+from snv2_kernels.cli.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,29 +21,48 @@ __all__ = ["ImageError", "authors_pixels", "preprocess", "read_image", "sample_p
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+_MOST_PIXELS = 1 << 26  # of a resized picture that is made as a whole
 
 
-class ImageError(Exception):
-    """A picture cannot be read; the message says which and why."""
+class ImageError(InputError):
+    """A picture cannot be read."""
 
 
 def read_image(path: str | Path) -> Image:
-    """Read a picture as RGB; EXIF rotation is not applied, as in torchvision.
+    """Read a picture, of an animation the first one, as RGB; alpha is dropped and EXIF rotation not
+    applied, as in torchvision.
 
     Raises:
         ImageError: if pillow is missing, or cannot read the file.
     """
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise ImageError('images need pillow: pip install "snv2_kernels[cli]"') from None
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about large pictures, and alpha in palettes
+            with Image.open(path) as image:
+                return _rgb(image)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image in a format that pillow reads") from None
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error
-        raise ImageError(f"{path}: not a readable image ({type(error).__name__})") from error
+        raise ImageError(f"{path}: not a readable image ({one_line(error)})") from error
+
+
+def _rgb(image: Any) -> Image:
+    from PIL import Image
+
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
+    # Pillow would cut 16 bits off at 255, and does not know the range of 32.
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("pixels of 32 bits, expected 8 or 16")
+    return image.convert("RGB")  # type: ignore[no-any-return]
 
 
 def preprocess(image: Image, resize: int, crop: int) -> Tensor:
@@ -68,10 +91,17 @@ def _pixels(image: Image, resize: int, crop: int) -> Tensor:
     width, height = image.size
     short = min(width, height)
     # The longer side is rounded down and the crop's corner to even, as torchvision does.
-    width, height = int(resize * width / short), int(resize * height / short)
-    resized = image.resize((width, height), Resampling.BILINEAR)
-    left, top = round((width - crop) / 2), round((height - crop) / 2)
-    pixels = np.array(resized.crop((left, top, left + crop, top + crop)))  # [crop, crop, 3]
+    across, down = int(resize * width / short), int(resize * height / short)
+    left, top = round((across - crop) / 2), round((down - crop) / 2)
+    if across * down <= _MOST_PIXELS:
+        resized = image.resize((across, down), Resampling.BILINEAR)
+        cut = resized.crop((left, top, left + crop, top + crop))
+    else:  # of a picture a pixel wide, too: the crop alone, with corners in single precision
+        edges = (left * width / across, top * height / down,
+                 min((left + crop) * width / across, width),
+                 min((top + crop) * height / down, height))  # fmt: skip
+        cut = image.resize((crop, crop), Resampling.BILINEAR, box=edges)
+    pixels = np.array(cut)  # [crop, crop, 3]
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -32,6 +33,7 @@ from snv2_kernels.startup import PHASES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from snv2_kernels.cli.schema import Floor as FloorRow
     from snv2_kernels.cli.schema import Layers, Result, Row
 
 __all__ = ["NAMES", "sections_of", "words_of"]
@@ -225,7 +227,7 @@ def _layers(result: Result, name: str) -> Iterator[Section]:
                 section.chart(
                     charts.roofline_chart(shown, floor),
                     f"Roofline: rates of the kernels of {len(shown)} cases under these peaks of "
-                    f"{Floor(**floor)}. The tables have the same numbers by kernel and step.",
+                    f"{_floor_text(floor)}. The tables have the same numbers by kernel and step.",
                     f"Roofline, threads {floor['threads']}: every kernel of all such cases.",
                 )
             )
@@ -244,6 +246,12 @@ def _layers(result: Result, name: str) -> Iterator[Section]:
         )
         section.parts.append(Fold(f"By step: {label}", [chart, table]))
     yield section
+
+
+def _floor_text(floor: FloorRow) -> str:
+    """The peaks in words, whatever else a later version may note of them."""
+    known: dict[str, Any] = dict(floor)
+    return str(Floor(**{field.name: known[field.name] for field in dataclasses.fields(Floor)}))
 
 
 def _kinds_alt(cases: Sequence[Layers]) -> str:

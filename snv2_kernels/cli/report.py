@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import importlib.resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from snv2_kernels.cli.schema import Result, ResultError, read_result
+from snv2_kernels.cli.files import read_result
+
+if TYPE_CHECKING:
+    from snv2_kernels.cli.schema import Result
 
 __all__ = ["render", "report"]
 
@@ -60,14 +64,11 @@ def report(files: tuple[str, ...], page: str) -> None:
     Summaries come first, then times, layers, start and memory, the paper's tables, and what
     produced it all. The page is one file and needs no network.
     """
-    try:
-        results = [(path, read_result(path)) for path in files]
-    except ResultError as error:
-        raise click.ClickException(str(error)) from None
+    results = [(click.format_filename(path), read_result(path)) for path in files]
     try:
         text = render(results)
     except ImportError as missing:
         raise click.ClickException(f"the page needs {missing.name}: {_EXTRA}") from None
     Path(page).parent.mkdir(parents=True, exist_ok=True)
     Path(page).write_text(text, encoding="utf-8")
-    click.echo(f"{page}: {len(text.encode()) / 1e6:.1f} MB")
+    click.echo(f"{click.format_filename(page)}: {len(text.encode()) / 1e6:.1f} MB")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from snv2_kernels.benchmarking import percentiles_of
 from snv2_kernels.cli.environment import commit, machine, peer_versions, versions
-from snv2_kernels.cli.schema import SCHEMA, Kernel, Layers, Result, Row, Startup
+from snv2_kernels.cli.files import SCHEMA
 from snv2_kernels.cli.summary import CASE
 from snv2_kernels.layers import Layer
 from snv2_kernels.peers import OURS
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from snv2_kernels.benchmarking import Measurement
+    from snv2_kernels.cli.schema import Kernel, Layers, Result, Row, Startup
     from snv2_kernels.floor import Floor
     from snv2_kernels.startup import FirstResult
 

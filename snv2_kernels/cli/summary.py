@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rich.table import Table
 
@@ -13,7 +13,7 @@ from snv2_kernels.peers import OURS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from snv2_kernels.cli.schema import Row
+    from snv2_kernels.cli.schema import Row, Summary, Versus
 
 __all__ = [
     "CASE",
@@ -65,7 +65,7 @@ def _versus(rows: Sequence[Row]) -> dict[str, Any] | None:
     }
 
 
-def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
+def summary_of(rows: Sequence[Row]) -> Summary:
     """Every case beside its fastest peer, geometric means and minima over all cases.
 
     ``speedup`` is the median of the fastest peer over ours; peers are all that are not ours.
@@ -80,7 +80,7 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
         peer: [case["speedup"][peer] for case in cases if peer in case["speedup"]] for peer in OURS
     }
     return {
-        "cases": cases,
+        "cases": cast("list[Versus]", cases),
         "geometric_mean": {k: statistics.geometric_mean(v) for k, v in speedups.items() if v},
         "minimum": {k: min(v) for k, v in speedups.items() if v},
     }
@@ -102,7 +102,7 @@ def versus_line(rows: Sequence[Row]) -> str | None:
     return f"vs fastest peer ({versus['fastest_peer']}): {ours}"
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
+def summary_table(summary: Summary) -> Table:
     """The summary as a table."""
     table = Table(title="speed against the fastest peer", title_justify="left")
     for heading in CASE:
@@ -116,7 +116,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         return [f"{speedup[peer]:.2f}x" if peer in speedup else "-" for peer in OURS]
 
     for case in summary["cases"]:
-        cells = [*(str(case[key]) for key in CASE), case["fastest_peer"]]
+        cells = [*map(str, case_of(case)), case["fastest_peer"]]
         table.add_row(*cells, f"{case['fastest_ms']:.3f}", *ratios(case["speedup"]))
     table.add_section()
     blank = [""] * (len(CASE) + 1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from snv2_kernels.cli.common import AMOUNT
 from snv2_kernels.cli.tables import checked_peers, run_and_write, table_options
 from snv2_kernels.guidelines.cases import table8_group
 
@@ -24,7 +25,7 @@ _PEERS = {
 
 @click.command()
 @click.option(
-    "--batch", type=click.IntRange(min=1),
+    "--batch", type=AMOUNT,
     help="Images in a call; by default the paper's, 1 on a CPU and 8 on a GPU.",
 )  # fmt: skip
 @table_options(quick="Only the two smaller sizes of each network")

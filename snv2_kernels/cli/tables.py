@@ -12,10 +12,18 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from snv2_kernels.cli.common import INTERRUPTED, measure, output, output_file, progress
+from snv2_kernels.cli.common import (
+    AMOUNT,
+    INTERRUPTED,
+    THREADS,
+    measure,
+    output,
+    output_file,
+    progress,
+)
+from snv2_kernels.cli.files import write_result
 from snv2_kernels.cli.results import new_result
 from snv2_kernels.cli.rule import upper_bound
-from snv2_kernels.cli.schema import write_result
 from snv2_kernels.cli.tables_plot import plot_ratios
 from snv2_kernels.peers import GPU_PEERS, PEERS, peers_of
 
@@ -70,10 +78,10 @@ def table_options(quick: str) -> Callable[[Any], Any]:
         ),
         click.option(
             "--threads", multiple=True, default=[1], show_default=True,
-            type=click.IntRange(min=1), help="Threads on the CPU. May be repeated.",
+            type=THREADS, help="Threads on the CPU. May be repeated.",
         ),
         click.option(
-            "--repeats", type=click.IntRange(min=1),
+            "--repeats", type=AMOUNT,
             help=f"Timed turns of each network; by default {_REPEATS}, {_QUICK_REPEATS} with "
             "--quick.",
         ),
@@ -82,7 +90,7 @@ def table_options(quick: str) -> Callable[[Any], Any]:
             help="A way to run the networks. May be repeated.",
         ),
         click.option(
-            "--size", type=click.IntRange(min=1),
+            "--size", type=AMOUNT,
             help="Height and width of inputs, in place of the paper's.",
         ),
         click.option("--quick", is_flag=True, help=f"{quick}, and fewer turns."),

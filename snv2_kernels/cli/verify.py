@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from snv2_kernels import _native
 from snv2_kernels.backends import NAMES, check_backend
 from snv2_kernels.benchmarking import one_line
 from snv2_kernels.cli.cases import all_cases
@@ -23,9 +24,10 @@ __all__ = ["verify"]
 
 def _available(context: click.Context, parameter: click.Parameter, name: str) -> str:
     try:
-        return check_backend(name)
-    except RuntimeError as error:
+        check_backend(_native.requested_backend() or name if name == "auto" else name)
+    except (RuntimeError, ValueError) as error:
         raise click.BadParameter(str(error)) from None
+    return name
 
 
 def _check(case: Case, backend: str) -> tuple[bool, list[str]]:

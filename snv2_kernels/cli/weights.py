@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
 
+from snv2_kernels.cli.errors import InputError
 from snv2_kernels.models import InvertedResidual, MegviiUnit, load
 from snv2_kernels.models.blocks import WIDTHS as CHANNELS
 from snv2_kernels.models.loading import from_state
@@ -25,8 +27,8 @@ PUBLISHED = {
 }
 
 
-class WeightsError(Exception):
-    """Weights cannot be had or do not fit; the message says why, in one line."""
+class WeightsError(InputError):
+    """Weights cannot be had or do not fit."""
 
 
 def published_model(width: str) -> nn.Module:
@@ -58,14 +60,20 @@ def load_model(path: str, width: str | None = None) -> nn.Module:
         width: the width that it should have, if one.
 
     Raises:
-        WeightsError: if the file cannot be read, or its keys or shapes do not fit.
+        WeightsError: if the file cannot be read, its keys or shapes do not fit, or it holds NaN or
+            infinity.
     """
     try:
-        model = load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about files that are then refused
+            model = load(path)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise WeightsError(str(error)) from error
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{path}: {name} holds NaN or infinity")
     found = width_of(model)
     if width not in (None, found):
         what = f"it fits --width {found}" if found else f"it fits a {type(model).__name__} alone"

@@ -7,6 +7,7 @@ list of *origins*, (node, channel), and dimensions made of *factors* that count 
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from snv2_kernels.graph.nodes import example, function_name, same_number
+from snv2_kernels.graph.nodes import example, function_name, positional, same_number
 
 __all__ = ["Follower", "Origin", "Value", "origins_of"]
 
@@ -102,7 +103,8 @@ class Follower:
         if rule is None:
             return None
         try:
-            return rule(self, node, *node.args, **node.kwargs)
+            args, kwargs = positional(node)
+            return rule(self, node, *args, **kwargs)
         except (_Unknown, TypeError):  # another signature than the one that is known
             return None
 
@@ -136,16 +138,16 @@ def _permuted(value: Value, order: Sequence[int]) -> Value:
     return Value(value.origins, tuple(value.dims[d] for d in order), value.offset)
 
 
-def _permute(follower: Follower, node: Node, x: Any, *dims: Any) -> Value:
+def _permute(follower: Follower, node: Node, x: Any, *order: Any, dims: Any = None) -> Value:
     value = follower._one(x)
-    order = dims[0] if len(dims) == 1 else dims
+    order = dims or (order[0] if len(order) == 1 else order)
     return _permuted(value, [_dim(value, d) for d in order])
 
 
-def _transpose(follower: Follower, node: Node, x: Any, dim0: Any, dim1: Any) -> Value:
+def _transpose(follower: Follower, node: Node, x: Any, *pair: Any, **named: Any) -> Value:
     value = follower._one(x)
     order = list(range(len(value.dims)))
-    a, b = _dim(value, dim0), _dim(value, dim1)
+    a, b = (_dim(value, d) for d in (*pair, *named.values()))
     order[a], order[b] = order[b], order[a]
     return _permuted(value, order)
 
@@ -359,6 +361,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "narrow": _narrow,
     "slice": _slice,
     operator.getitem.__name__: _getitem,
+    "hstack": functools.partial(_cat, dim=1),
     "stack": _stack,
     "channel_shuffle": _channel_shuffle,
 }

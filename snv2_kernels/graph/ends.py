@@ -32,10 +32,10 @@ class Stem:
 
 @dataclass(frozen=True)
 class Head:
-    """``linear(layer(x).mean([2, 3]))``."""
+    """``linear(layer(x).mean([2, 3]))``, or the means as [N, C] themselves."""
 
     layer: Layer
-    linear: Conv
+    linear: Conv | None
     nodes: tuple[Node, ...]  # after the layer
 
 
@@ -64,13 +64,15 @@ def head_after(out: Node, layers: Layers) -> Head | None:
         return None
     while (user := only_reader(nodes[-1], _is_idle_dropout)) is not None:
         nodes = *nodes, *viewed(user)
-    linear = only_reader(nodes[-1], lambda user: function_name(user) == "linear")
-    if linear is None or example(nodes[-1]).dim() != 2:
+    if example(nodes[-1]).dim() != 2:
         return None
+    linear = only_reader(nodes[-1], lambda user: function_name(user) == "linear")
+    if linear is None:
+        return Head(layer, None, nodes)
     given = arguments(linear, ("input", "weight", "bias"), bias=None)
     weight = example(given["weight"])
     if not isinstance(weight, Tensor) or weight.shape[1] != layer.channels:
-        return None
+        return Head(layer, None, nodes)
     classes, features = weight.shape
     return Head(layer, Conv(given["weight"], given["bias"], features, classes), (*nodes, linear))
 

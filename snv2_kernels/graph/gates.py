@@ -137,7 +137,8 @@ def _mean(source: Node, first: Node) -> tuple[Node, ...] | None:
 
 def _dims(mean: Node, rank: int) -> set[int]:
     given = arguments(mean, ("input", "dim", "keepdim"), dim=None, dtype=None)
-    dims = given["dim"] if isinstance(given["dim"], tuple | list) else [given["dim"]]
+    dim = given.get("axis", given["dim"])
+    dims = dim if isinstance(dim, tuple | list) else [dim]
     if given["dtype"] is not None or not all(isinstance(dim, int) for dim in dims):
         return set()
     return {dim % rank for dim in dims}

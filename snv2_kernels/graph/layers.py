@@ -15,7 +15,7 @@ from snv2_kernels.packing.units import Activation
 
 __all__ = ["CONCATENATIONS", "Conv", "Layer", "Layers", "convolution", "kind_of"]
 
-CONCATENATIONS = ("cat", "concat", "concatenate")
+CONCATENATIONS = ("cat", "concat", "concatenate", "hstack")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _join_with_input(layer: Layer) -> Node | None:
     join = users[0] if len(users) == 1 else None
     if function_name(join) not in CONCATENATIONS or join is None:
         return None
-    given = arguments(join, ("tensors", "dim"), dim=0)
+    given = arguments(join, ("tensors", "dim"), dim=int(function_name(join) == "hstack"))
     tensors = list(given["tensors"])
     along_channels = given.get("axis", given["dim"]) in (1, -3) and layer.stride == 1
     if tensors != [layer.source, layer.out] or not along_channels:

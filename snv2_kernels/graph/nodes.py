@@ -20,6 +20,7 @@ __all__ = [
     "is_size",
     "only_number",
     "only_reader",
+    "positional",
     "readers",
     "same_number",
     "same_shape",
@@ -69,6 +70,16 @@ def arguments(node: Node, names: Sequence[str], **defaults: Any) -> dict[str, An
     return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
+_FIRST = ("input", "tensor", "tensors", "self")
+
+
+def positional(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, of which the first is never passed by its name."""
+    kwargs = dict(node.kwargs)
+    args = node.args or tuple(kwargs.pop(name) for name in _FIRST if name in kwargs)
+    return args, kwargs
+
+
 def only_number(value: Any) -> Any:
     """The number that all numbers of a tuple are, None if there is none."""
     values = set(value) if isinstance(value, tuple | list) else {value}
@@ -92,9 +103,10 @@ def readers(node: Node) -> list[Node]:
 def only_reader(node: Node, choose: Callable[[Node], bool]) -> Node | None:
     """What alone reads a node, as its first argument, if it is of the right kind."""
     found = readers(node)
-    if len(found) != 1 or not found[0].args or found[0].args[0] is not node:
+    if len(found) != 1 or not choose(found[0]):
         return None
-    return found[0] if choose(found[0]) else None
+    args, _ = positional(found[0])
+    return found[0] if args and args[0] is node else None
 
 
 def same_number(a: Any, b: Any) -> bool:

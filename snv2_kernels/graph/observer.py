@@ -8,6 +8,7 @@ module, and effects that a fused module would not have.
 
 from __future__ import annotations
 
+import gc
 import sys
 from types import CodeType, FrameType, FunctionType
 from typing import Any, cast
@@ -69,11 +70,16 @@ class Observer:
         self._before = cast(Any, sys.getprofile())
         if self._before is not None and not callable(self._before):  # cProfile before Python 3.12
             self._before.disable()
+        # A collection would run callbacks and finalizers as if the forward called them.
+        self._collects = gc.isenabled()
+        gc.disable()
         self.resume()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.pause()
+        if self._collects:
+            gc.enable()
         if callable(self._before):
             sys.setprofile(self._before)
         elif self._before is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from snv2_kernels.backends import resolve
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.nn.fused import Weights
-from snv2_kernels.nn.network import PlannedModule
+from snv2_kernels.nn.planned import PlannedModule
 from snv2_kernels.nn.watch import beside, optimizer_steps, stamps
 from snv2_kernels.ops import _results_fake
 from snv2_kernels.packing.units import Unsupported
@@ -47,6 +47,9 @@ class _Entry:
     def __init__(self, text: str, state: Sequence[Tensor]) -> None:
         if any(t.is_inference() for t in state):
             raise Unsupported("inference tensors, whose changes are unseen")
+        weights = {t.dtype for t in state if t.dim() > 1}
+        if len(weights) != 1 or not {t.dtype for t in state} <= weights | {torch.float32}:
+            raise Unsupported("dtypes that PyTorch refuses together")
         # The statistics of norms are among the vectors, told apart from their weights by nothing.
         self._stamps = stamps(state, [t for t in state if t.dim() == 1])
         self._steps = optimizer_steps()

@@ -7,7 +7,7 @@ the *state*, in the order in which the recipe's layers take them. It is JSON, a 
     ["stem", layer]
     ["unit", stride, branch, main, passthrough, order, projection, strided]
     ["result"]
-    ["head", layer, linear, classes]
+    ["head", layer, linear, classes]  # linear "" and its features without a linear layer
 
 as :class:`snv2_kernels.packing.Builder` is told them. A branch or projection is a list of layers
 and gates. A layer is ``[letters, eps, activation, slope, dilation, keeps_input]``: a letter for
@@ -176,15 +176,17 @@ class RecipeBuilder(Builder):
         super().add_result()
         self._steps.append(("result",))
 
-    def add_head(self, layer: Layer, fc: nn.Linear) -> None:
+    def add_head(self, layer: Layer, fc: nn.Linear | None) -> None:
         super().add_head(layer, fc)
         written = self._layer(layer)
-        self.weights.append(fc.weight)
-        self.state.append(fc.weight)
-        if fc.bias is not None:
-            self.state.append(fc.bias)
-        linear = "W" if fc.bias is None else "WB"
-        self._steps.append(("head", written, linear, fc.out_features))
+        linear = ""
+        if fc is not None:
+            self.weights.append(fc.weight)
+            self.state.append(fc.weight)
+            if fc.bias is not None:
+                self.state.append(fc.bias)
+            linear = "W" if fc.bias is None else "WB"
+        self._steps.append(("head", written, linear, self.channels))
 
 
 # Reading --------------------------------------------------------------------------------------
@@ -242,7 +244,9 @@ class _State:
             strided -= layer.kernel > 1
         return tuple(parts)
 
-    def linear(self, letters: str) -> nn.Linear:
+    def linear(self, letters: str) -> nn.Linear | None:
+        if not letters:
+            return None
         tensors = self.take(letters)
         classes, features = tensors["W"].shape
         fc = nn.Linear(features, classes, "B" in tensors, device="meta")
@@ -295,6 +299,10 @@ class Recipe:
         """Whether it is units alone."""
         kinds = {step[0] for step in self._steps}
         return kinds == {"import", "unit"}
+
+    @property
+    def has_stem(self) -> bool:
+        return any(step[0] == "stem" for step in self._steps)
 
     def tell(self, builder: Builder, tensors: Sequence[Tensor], goes_on: bool = False) -> None:
         """Tell a builder this network with a state's tensors; ``goes_on`` if units came before."""
@@ -355,9 +363,9 @@ class _Formula(Builder):
     def add_result(self) -> None:
         self.results.append(self.value)
 
-    def add_head(self, layer: Layer, fc: nn.Linear) -> None:
+    def add_head(self, layer: Layer, fc: nn.Linear | None) -> None:
         features = _apply(layer, self.value).mean([2, 3])
-        self.value = F.linear(features, fc.weight, fc.bias)
+        self.value = features if fc is None else F.linear(features, fc.weight, fc.bias)
 
 
 def _apply(layer: Layer, x: Tensor) -> Tensor:

@@ -132,16 +132,16 @@ class Units:
         self.layers = Layers(graph)
         self.gates = {gate.out: gate for gate in gates(graph, self.layers)}
         self._sums = {ways[0].out: ways for ways in sums(graph)}
-        self._follower = Follower()
+        self.follower = Follower()
         for node in graph.nodes:
-            self._follower.value(node)
+            self.follower.value(node)
             if function_name(node) in (*CONCATENATIONS, "stack"):
                 unit = self._joined_at(node)
                 if unit is None:
-                    self._follower.cut(node)
+                    self.follower.cut(node)
                 else:
                     self.units.append(unit)
-                    self._follower.cut(unit.out)
+                    self.follower.cut(unit.out)
 
     def branch(self, out: Node) -> tuple[Part, ...]:
         """Layers and gates, each for the next alone, that end at a node; the last one may add what
@@ -151,7 +151,7 @@ class Units:
             if not parts or len(readers(shortcut.source)) != 1:
                 continue
             added = shortcut.added
-            if added is None or not self._map(added) == self._map(parts[0].source) != ():
+            if added is None or not self.map_of(added) == self.map_of(parts[0].source) != ():
                 continue
             last = parts[-1]
             if isinstance(last, Gate) and last.activation.kind == "identity":
@@ -193,14 +193,15 @@ class Units:
         told = units.Unit(1, _told(parts), range(channels), (), range(layer.channels))
         return Unit(unit.out, channels, out, told, nodes)
 
-    def _map(self, node: Node) -> tuple[Origin, ...]:
-        value = self._follower.value(node)
+    def map_of(self, node: Node) -> tuple[Origin, ...]:
+        """The channels of a map, empty for what is none."""
+        value = self.follower.value(node)
         channels = value.channels() if isinstance(value, Value) else None
         return channels or ()
 
     def _joined_at(self, join: Node) -> Unit | None:
         """The unit whose two halves come together at a node."""
-        value = self._follower.value(join)
+        value = self.follower.value(join)
         if not isinstance(value, Value):
             return None
         makers = list(dict.fromkeys(origin for origin, _ in value.origins))
@@ -216,11 +217,11 @@ class Units:
         branch = self.branch(maker)
         if len(readers(maker)) != 1 or not is_branch(branch):
             return None
-        read = self._map(branch[0].source)
+        read = self.map_of(branch[0].source)
         if not read or len({origin for origin, _ in read}) != 1:
             return None
         source = read[0][0]
-        whole = self._map(source)
+        whole = self.map_of(source)
         strides = [part.stride for part in branch if _is_depthwise(part)]
         stride = max(strides)
         projection: tuple[Layer, Layer] | None = None
@@ -232,14 +233,14 @@ class Units:
             if projection is None or len(readers(other)) != 1:
                 return None
             first = tuple((other, i) for i in range(projection[1].channels))
-            fits = projection[0].stride == stride and self._map(projection[0].source) == whole
+            fits = projection[0].stride == stride and self.map_of(projection[0].source) == whole
         last = next(part for part in reversed(branch) if isinstance(part, Layer))
         joined = (*first, *((maker, i) for i in range(last.channels)))
         place = {origin: i for i, origin in enumerate(joined)}
         if not fits or len(place) != len(joined) or place.keys() != set(value.origins):
             return None
         out = self._last_shuffle(join, set(place))
-        order = self._map(out)
+        order = self.map_of(out)
         nodes = _between(source, out)
         if len(order) != len(joined) or _is_written(source, out, nodes):
             return None
@@ -259,7 +260,7 @@ class Units:
         out = node = join
         while len(readers(node)) == 1 and node not in self._returned:
             (node,) = readers(node)
-            moved = self._follower.value(node)
+            moved = self.follower.value(node)
             if not isinstance(moved, Value):
                 break
             channels = moved.channels()
@@ -331,7 +332,7 @@ def as_projection(parts: Sequence[Part]) -> tuple[Layer, Layer] | None:
 
 def _is_covered(run: Run) -> bool:
     weights = [example(layer.conv.weight) for layer in run.layers]
-    if run.head is not None:
+    if run.head is not None and run.head.linear is not None:
         weights.append(example(run.head.linear.weight))
     tensors = [example(run.source), *weights]
     dtypes = {weight.dtype for weight in weights}

@@ -32,10 +32,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from snv2_kernels.graph.conditions import ASKED_OF_TENSORS, USUAL, Conditions
 from snv2_kernels.graph.contents import owning
 from snv2_kernels.graph.names import Names
-from snv2_kernels.graph.nodes import example, writes
+from snv2_kernels.graph.nodes import example, positional, writes
 from snv2_kernels.graph.observer import Observer
 from snv2_kernels.graph.returned import ONE_MAP, Returned
-from snv2_kernels.nn.clone import clone_tree
+from snv2_kernels.nn.clone import clone_tree, original_class
 
 __all__ = ["Recording", "Untraceable", "plain_copy", "record", "without_modes"]
 
@@ -195,11 +195,29 @@ def _quiet() -> Iterator[None]:
 
 
 def _erase_unread(recording: Recording) -> None:
-    """What was only asked for its size would pass for a reader of a map."""
+    """What was only asked for its size would pass for a reader of a map, and so would layers whose
+    result nobody takes."""
+    kept = {recording.source, *recording.outs}
     for node in reversed(recording.graph.nodes):
-        kept = node in (recording.source, *recording.outs) or node.users or writes(node)
-        if not kept:
-            recording.graph.erase_node(node)
+        group = _sharing_memory(recording.graph, node) if writes(node) else {node}
+        read = any(user not in group for member in group for user in member.users)
+        outer = writes(node) and any(member.op != "call_function" for member in group)
+        if not read and not outer and kept.isdisjoint(group):
+            for member in sorted(group, reverse=True):
+                recording.graph.erase_node(member)
+
+
+def _sharing_memory(graph: Graph, write: Node) -> set[Node]:
+    """A node that writes to a tensor, and all whose results are or were a part of that."""
+    written = write.kwargs.get("out", (*positional(write)[0], None)[0])
+    storages = _storages(written)
+    return {write, *(node for node in graph.nodes if storages & _storages(node))}
+
+
+def _storages(node: Any) -> set[int]:
+    value = example(node)
+    parts = value if isinstance(value, tuple | list) else [value]
+    return {part.untyped_storage()._cdata for part in parts if isinstance(part, Tensor)}
 
 
 def _check_results(recording: Recording, conditions: Conditions, maps: list[Tensor]) -> None:
@@ -219,7 +237,7 @@ def plain_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Modu
         module: the root, left as it is.
         tensor: makes what takes a tensor's place.
     """
-    copied = clone_tree(module, lambda child: getattr(child, "_original", type(child)))
+    copied = clone_tree(module, original_class)
     made: dict[int, Tensor] = {}
     containers: dict[int, Any] = {}
     base = vars(nn.Module())
@@ -308,13 +326,14 @@ class _Recorder(TorchFunctionMode):
 
     def _call(self, func: Any, args: Sequence[Any], kwargs: Any) -> Any:
         name = getattr(func, "__name__", "")
-        pools = name == "avg_pool2d" and self._pools_window(*args, **kwargs)
-        if pools or (name == "avg_pool2d" and _is_whole(*args, **kwargs)):
+        pool = dict(zip(_POOL, args, strict=False), **kwargs) if name == "avg_pool2d" else None
+        pools = pool is not None and self._pools_window(**pool)
+        if pool is not None and (pools or _is_whole(**pool)):
             # Its own signature takes numbers, and would fix the size of the map.
-            func, args, kwargs = Tensor.mean, (args[0], (2, 3), True), {}
+            func, args, kwargs = Tensor.mean, (pool["input"], (2, 3), True), {}
         out = func(*args, **kwargs)
-        if "dropout" in name and not _drops(*args, **kwargs):
-            return args[0]  # in inference mode the result is another tensor
+        if "dropout" in name and not (given := _dropout(*args, **kwargs))["train"]:
+            return given["input"]  # in inference mode the result is another tensor
         question = func.__self__.__name__ if name == "__get__" else name
         self._observer.asked |= ASKED_OF_TENSORS.get(question, set())
         if name != "__setitem__" and not _has_tensors(out):
@@ -337,33 +356,44 @@ class _Recorder(TorchFunctionMode):
         return out
 
     def _pools_window(
-        self, x: Any, window: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-        count_include_pad: bool = True, divisor_override: Any = None,
+        self, input: Tensor, kernel_size: Any, padding: Any = 0, divisor_override: Any = None,
+        **others: Any,
     ) -> bool:  # fmt: skip
         """Whether an average over a window of a number of pixels is one over this map."""
+        window = kernel_size
         sizes: Any = (window, window) if isinstance(window, int) else tuple(window)
         if self.recording is None or not all(type(size) is int for size in sizes):
             return False
-        map_size: Any = tuple(_hint(extent) for extent in x.shape[2:])
+        map_size: Any = tuple(_hint(extent) for extent in input.shape[2:])
         self.recording.windows.append((sizes, map_size))
         # At the first size it is a part of most maps.
         fits = self.recording.size != _SIZE and sizes == map_size
         return fits and padding in (0, (0, 0)) and divisor_override is None
 
 
-def _drops(x: Any, p: Any = 0.5, training: bool = True, *args: Any, **kwargs: Any) -> bool:
-    return bool(kwargs.get("train", training))
+_POOL = (
+    "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+    "divisor_override",
+)  # fmt: skip
+
+
+def _dropout(
+    input: Any, p: Any = 0.5, training: bool = True, *args: Any, **kwargs: Any
+) -> dict[str, Any]:
+    """The input of a dropout, and whether it drops anything: torch's functions say ``train``,
+    those of torch.nn.functional ``training``."""
+    return {"input": input, "train": kwargs.get("train", training)}
 
 
 def _hint(extent: Any) -> int:
     return extent if isinstance(extent, int) else int(extent.node.hint)
 
 
-def _is_whole(x: Any, window: Any, *args: Any, **kwargs: Any) -> bool:
+def _is_whole(input: Tensor, kernel_size: Any, **others: Any) -> bool:
     """Whether a window is a map's own size."""
-    sizes = tuple(window) if isinstance(window, tuple | list) else (window,)
+    sizes = tuple(kernel_size) if isinstance(kernel_size, tuple | list) else (kernel_size,)
     is_open = any(isinstance(size, torch.SymInt) for size in sizes)
-    return is_open and sizes == tuple(x.shape[2:]) and not args and not kwargs
+    return is_open and sizes == tuple(input.shape[2:]) and others.keys() <= {"stride"}
 
 
 def _has_tensors(value: Any) -> bool:

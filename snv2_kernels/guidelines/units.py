@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from snv2_kernels import models
-from snv2_kernels.fuse import explain, fuse
-from snv2_kernels.nn.network import PlannedModule
+from snv2_kernels.explanation import explain
+from snv2_kernels.fuse import fuse
+from snv2_kernels.nn.planned import PlannedModule
 from snv2_kernels.nn.watch import why_plain
 from snv2_kernels.packing.units import RELU, Layer, Unit
 from snv2_kernels.peers import Unavailable

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
 from torch import Tensor, nn
 
-__all__ = ["WIDTHS", "by_size", "channel_shuffle", "check_lists", "depthwise", "pointwise"]
+__all__ = [
+    "WIDTHS",
+    "by_size",
+    "channel_shuffle",
+    "check_constructors",
+    "check_list",
+    "check_lists",
+    "check_sizes",
+    "check_stride",
+    "depthwise",
+    "pointwise",
+]
 
 # Channels after conv1, stages 2, 3, 4 and conv5: Table 5 of the paper.
 WIDTHS = {
@@ -35,18 +50,47 @@ def pointwise(inp: int, oup: int) -> nn.Conv2d:
     return nn.Conv2d(inp, oup, 1, bias=False)
 
 
+def check_sizes(least: int = 1, /, **sizes: Any) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless all are integers that large."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, Integral):
+            raise TypeError(f"{name}: expected an integer, got {size!r}")
+        if size < least:
+            raise ValueError(f"{name}: expected at least {least}, got {size}")
+
+
+def check_stride(stride: Any, most: int = 2) -> None:
+    """Raise ValueError unless it is an integer from 1 to ``most``."""
+    if not isinstance(stride, Integral) or stride not in range(1, most + 1):
+        expected = "1 or 2" if most == 2 else f"1 to {most}"
+        raise ValueError(f"stride: expected {expected}, got {stride!r}")
+
+
+def check_list(name: str, numbers: Any, length: int | None = None, least: int = 1) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless it holds so many integers."""
+    if not isinstance(numbers, Sequence) or isinstance(numbers, str):
+        raise TypeError(f"{name}: expected a list of integers, got {numbers!r}")
+    if length is not None and len(numbers) != length:
+        raise ValueError(f"{name}: expected {length} integers, got {len(numbers)}")
+    for i, number in enumerate(numbers):
+        check_sizes(least, **{f"{name}[{i}]": number})
+
+
 def check_lists(repeats: list[int], channels: list[int], stages: int, others: int) -> None:
-    """Raise ValueError unless there are as many repeats as stages, and ``others`` more channels."""
-    if len(repeats) != stages:
-        raise ValueError(f"stages_repeats: expected {stages} integers, got {len(repeats)}")
-    if len(channels) != stages + others:
-        raise ValueError(
-            f"stages_out_channels: expected {stages + others} integers, got {len(channels)}"
-        )
+    """Check that there are as many repeats as stages, and ``others`` more channels."""
+    check_list("stages_repeats", repeats, stages)
+    check_list("stages_out_channels", channels, stages + others)
+
+
+def check_constructors(**constructors: object) -> None:
+    """Raise TypeError, naming the argument, unless all can be called."""
+    for name, constructor in constructors.items():
+        if not callable(constructor):
+            raise TypeError(f"{name}: expected a constructor of modules, got {constructor!r}")
 
 
 def by_size(sizes: dict[str, list[int]], model_size: str) -> list[int]:
     """What a table of sizes says, ValueError if it has no such size."""
-    if model_size not in sizes:
+    if not isinstance(model_size, str) or model_size not in sizes:
         raise ValueError(f"model_size: expected one of {', '.join(sizes)}, got {model_size!r}")
     return sizes[model_size]

@@ -19,7 +19,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.models.blocks import channel_shuffle, check_lists, depthwise, pointwise
+from snv2_kernels.models.blocks import (
+    channel_shuffle,
+    check_list,
+    check_lists,
+    check_sizes,
+    check_stride,
+    depthwise,
+    pointwise,
+)
 
 __all__ = ["LargeUnit", "ShuffleNetV2Large", "se_shufflenet_v2_164", "shufflenet_v2_50"]
 
@@ -64,15 +72,16 @@ class LargeUnit(nn.Module):
     Shapes: [N, inp, H, W] -> [N, oup, ceil(H / stride), ceil(W / stride)].
 
     Raises:
-        ValueError: if the stride is out of range, or ``oup`` odd.
+        TypeError, ValueError: naming the argument that does not fit; ``oup`` if it is odd.
     """
 
     def __init__(
         self, inp: int, oup: int, stride: int, squeeze: bool = False, residual: bool = False
     ) -> None:
         super().__init__()
-        if stride not in (1, 2):
-            raise ValueError(f"stride: expected 1 or 2, got {stride}")
+        check_sizes(inp=inp)
+        check_sizes(2, oup=oup)
+        check_stride(stride)
         if oup % 2:
             raise ValueError(f"oup: expected an even number, got {oup}")
         width = oup // 2
@@ -122,7 +131,7 @@ class ShuffleNetV2Large(nn.Module):
     Shapes: [N, 3, H, W] -> [N, num_classes].
 
     Raises:
-        ValueError: if a list has the wrong length, or the channels make no units.
+        TypeError, ValueError: naming the argument that does not fit, or the channels of a unit.
     """
 
     def __init__(
@@ -136,8 +145,10 @@ class ShuffleNetV2Large(nn.Module):
     ) -> None:
         super().__init__()
         if not stem_channels:
-            raise ValueError("stem_channels: expected at least 1 integer, got 0")
+            raise ValueError(f"stem_channels: expected at least 1 integer, got {stem_channels!r}")
+        check_list("stem_channels", stem_channels)
         check_lists(stages_repeats, stages_out_channels, stages=4, others=1)
+        check_sizes(0, num_classes=num_classes)
         unit = partial(LargeUnit, squeeze=squeeze, residual=residual)
         channels = 3
         self.conv1 = nn.Sequential()

@@ -83,9 +83,12 @@ def from_state(checkpoint: Any, source: str) -> nn.Module:
         with torch.device("meta"):
             model = layout.build(_Shapes(state, layout.spell))
         weights = _checked(model, state, layout)
+        model.to_empty(device="cpu").load_state_dict(weights)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    model.to_empty(device="cpu").load_state_dict(weights)
+    except (RuntimeError, OverflowError) as error:  # from torch, about sizes
+        first, *_ = str(error).splitlines()
+        raise ValueError(f"{source}: a network of such sizes cannot be made ({first})") from None
     return model.eval()
 
 
@@ -102,6 +105,10 @@ def _weights(checkpoint: Any) -> dict[str, Tensor]:
         and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in checkpoint.items())
     ):
         raise ValueError("not a state_dict (names and tensors)")
+    for name, tensor in checkpoint.items():
+        kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else tensor.layout
+        if kind is not torch.strided:
+            raise ValueError(f"{name} is a {kind} tensor, expected a dense one with values")
     prefix = "module." if all(name.startswith("module.") for name in checkpoint) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in checkpoint.items()}
 
@@ -173,9 +180,6 @@ def _checked(model: nn.Module, state: dict[str, Tensor], layout: _Layout) -> dic
             shape = tuple(weights[name].shape)
             if shape != expected.shape:
                 raise ValueError(f"{key} has shape {shape}, expected {tuple(expected.shape)}")
-            if weights[name].is_meta or weights[name].layout is not torch.strided:
-                kind = "meta" if weights[name].is_meta else weights[name].layout
-                raise ValueError(f"{key} is a {kind} tensor, expected one with values of its own")
             dtype = weights[name].dtype
             if expected.is_floating_point() and not dtype.is_floating_point:
                 raise ValueError(f"{key} has dtype {dtype}, expected floating point")

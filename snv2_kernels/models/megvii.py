@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.models.blocks import WIDTHS, by_size, check_lists, depthwise, pointwise
+from snv2_kernels.models.blocks import (
+    WIDTHS,
+    by_size,
+    check_constructors,
+    check_lists,
+    check_sizes,
+    check_stride,
+    depthwise,
+    pointwise,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,9 +55,9 @@ class MegviiUnit(nn.Module):
             ``branch_main``.
 
     Raises:
-        ValueError: if the stride is out of range or ``kernel`` not odd, if ``inp`` and ``oup`` are
-            not an equal, even number at stride 1, or if no channels are left for the main branch at
-            stride 2.
+        TypeError, ValueError: naming the argument that does not fit; ``inp`` and ``oup`` too where
+            they are not an equal, even number at stride 1, or leave no channels for the main branch
+            at stride 2.
     """
 
     branch_main: nn.Sequential
@@ -64,9 +73,12 @@ class MegviiUnit(nn.Module):
         squeeze: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        if stride not in (1, 2):
-            raise ValueError(f"stride: expected 1 or 2, got {stride}")
-        if kernel < 1 or kernel % 2 == 0:
+        check_sizes(inp=inp, oup=oup, kernel=kernel)
+        check_stride(stride)
+        check_constructors(activation=activation)
+        if squeeze is not None:
+            check_constructors(squeeze=squeeze)
+        if kernel % 2 == 0:
             raise ValueError(f"kernel: expected an odd number, got {kernel}")
         if stride == 1 and (inp != oup or inp % 2):
             raise ValueError(
@@ -129,7 +141,7 @@ class MegviiShuffleNetV2(nn.Module):
     7 x 7 corner of the last map.
 
     Raises:
-        ValueError: if either list has the wrong length, or the channels make no units.
+        TypeError, ValueError: naming the argument that does not fit, or the channels of a unit.
     """
 
     first_conv: nn.Sequential
@@ -149,6 +161,9 @@ class MegviiShuffleNetV2(nn.Module):
     ) -> None:
         super().__init__()
         check_lists(stages_repeats, stages_out_channels, stages=3, others=2)
+        check_sizes(0, num_classes=num_classes)
+        if not isinstance(dropout, float | int) or not 0 <= dropout <= 1:
+            raise ValueError(f"dropout: expected a number from 0 to 1, got {dropout!r}")
         self._stage_out_channels = list(stages_out_channels)
         channels, *widths, features = stages_out_channels
         self.first_conv = nn.Sequential(

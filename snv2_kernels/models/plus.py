@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snv2_kernels.models.blocks import by_size, check_lists, depthwise, pointwise
+from snv2_kernels.models.blocks import (
+    by_size,
+    check_list,
+    check_lists,
+    check_sizes,
+    depthwise,
+    pointwise,
+)
 from snv2_kernels.models.megvii import MegviiUnit
 
 if TYPE_CHECKING:
@@ -92,8 +99,7 @@ class ShuffleNetV2Plus(nn.Module):
     7 x 7 corner of the last map.
 
     Raises:
-        ValueError: if a list has the wrong length, ``architecture`` another number than 0 to 3, or
-            the channels make no units.
+        TypeError, ValueError: naming the argument that does not fit, or the channels of a unit.
     """
 
     first_conv: nn.Sequential
@@ -114,12 +120,9 @@ class ShuffleNetV2Plus(nn.Module):
     ) -> None:
         super().__init__()
         check_lists(stages_repeats, stages_out_channels, stages=4, others=2)
-        if len(architecture) != sum(stages_repeats):
-            raise ValueError(
-                f"architecture: expected {sum(stages_repeats)} integers, one for each unit,"
-                f" got {len(architecture)}"
-            )
-        strange = next((kind for kind in architecture if kind not in range(XCEPTION + 1)), None)
+        check_sizes(0, num_classes=num_classes)
+        check_list("architecture", architecture, sum(stages_repeats), least=0)
+        strange = next((kind for kind in architecture if kind > XCEPTION), None)
         if strange is not None:
             raise ValueError(f"architecture: expected integers from 0 to 3, got {strange!r}")
         channels, *widths, features = stages_out_channels

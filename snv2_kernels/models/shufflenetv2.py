@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.models.blocks import WIDTHS, channel_shuffle, check_lists, depthwise, pointwise
+from snv2_kernels.models.blocks import (
+    WIDTHS,
+    channel_shuffle,
+    check_constructors,
+    check_lists,
+    check_sizes,
+    check_stride,
+    depthwise,
+    pointwise,
+)
 
 __all__ = [
     "InvertedResidual",
@@ -42,7 +51,7 @@ class InvertedResidual(nn.Module):
         stride: 1, 2 or 3.
 
     Raises:
-        ValueError: if the stride is out of range, or ``inp != oup`` at stride 1.
+        TypeError, ValueError: naming the argument that does not fit; ``inp != oup`` at stride 1.
     """
 
     branch1: nn.Sequential
@@ -50,8 +59,9 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, inp: int, oup: int, stride: int) -> None:
         super().__init__()
-        if stride not in (1, 2, 3):
-            raise ValueError(f"stride: expected 1, 2 or 3, got {stride}")
+        check_sizes(inp=inp)
+        check_sizes(2, oup=oup)
+        check_stride(stride, 3)
         width = oup // 2
         if stride == 1 and inp != 2 * width:
             raise ValueError(
@@ -99,7 +109,7 @@ class ShuffleNetV2(nn.Module):
     Shapes: [N, 3, H, W] -> [N, num_classes].
 
     Raises:
-        ValueError: if either list has the wrong length.
+        TypeError, ValueError: naming the argument that does not fit.
     """
 
     conv1: nn.Sequential
@@ -119,6 +129,8 @@ class ShuffleNetV2(nn.Module):
     ) -> None:
         super().__init__()
         check_lists(stages_repeats, stages_out_channels, stages=3, others=2)
+        check_sizes(0, num_classes=num_classes)
+        check_constructors(inverted_residual=inverted_residual)
         self._stage_out_channels = list(stages_out_channels)
         channels = stages_out_channels[0]
         self.conv1 = nn.Sequential(

@@ -7,13 +7,26 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["CACHES", "clone_tree"]
+__all__ = ["CACHES", "clone_tree", "drop_in_of", "original_class"]
 
 CACHES = ("_made", "_mode_set", "_packed_state")  # attributes of drop-ins that no copy takes along
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+def drop_in_of(cls: type[nn.Module]) -> Any:
+    """Returns the drop-in that a class is or derives from, None if there is none."""
+    return next((base for base in cls.__mro__ if "_original" in vars(base)), None)
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Returns the class whose place a drop-in takes, of any other module its own."""
+    cls = type(module)
+    original: type[nn.Module] = vars(cls).get("_original", cls)
+    return original
 
 
 def clone_tree(
@@ -49,7 +62,9 @@ def _clone(
     if id(module) in memo:
         return memo[id(module)]
     cls = new_class(module)
-    new = object.__new__(cls)  # fx.GraphModule's own __new__ makes another class
+    if issubclass(cls, torch.fx.GraphModule):  # its class has its code, and is for it alone
+        cls = type(cls.__name__, (cls,), {"__qualname__": cls.__qualname__})
+    new = object.__new__(cls)
     memo[id(module)] = new
     # One level of copies: hooks, parameters and buffers registered on one do not show on the other.
     new.__dict__.update(

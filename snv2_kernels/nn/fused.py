@@ -14,7 +14,6 @@ from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import CACHES, clone_tree
-from snv2_kernels.nn.methods import why_replaced
 from snv2_kernels.nn.sharing import convert_own
 from snv2_kernels.nn.watch import Watch, note_mode, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
@@ -80,7 +79,6 @@ class Packed:
             self.dtype = _one_dtype(module)
             self.in_channels = module._in_channels()
             module._check_supported()
-            module._check_methods()
         except Unsupported as error:
             self.reason = str(error)
         self._outside = module._outside()
@@ -157,6 +155,11 @@ def _inside_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+@constant_to_dynamo  # Dynamo of torch 2.11 answers true whenever it traces
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
 class FusedModule(nn.Module):
     """Base class; a subclass also derives from the plain module whose place it takes.
 
@@ -182,11 +185,6 @@ class FusedModule(nn.Module):
     def _in_channels(self) -> int:
         """Channels of the input; raises :class:`Unsupported` if they cannot be told."""
         raise NotImplementedError
-
-    def _check_methods(self) -> None:
-        """Raise :class:`Unsupported` where classes do not say what their modules compute."""
-        if (reason := why_replaced(self)) is not None:
-            raise Unsupported(reason)
 
     def _check_supported(self) -> None:
         raise NotImplementedError
@@ -235,7 +233,7 @@ class FusedModule(nn.Module):
         return packed
 
     def reason(self) -> str | None:
-        """Why the fused path does not run in ``eval()`` mode, None if it does."""
+        """Why the fused path does not run, None if it does."""
         packed = self.packed()
         if packed.watch is None or packed.device is None or packed.dtype is None:
             return packed.reason
@@ -246,7 +244,7 @@ class FusedModule(nn.Module):
             packed.weights(self, backend, packed.dtype)
         except Unsupported as error:
             return str(error)
-        return why_plain(self) if packed.watch.runs_plain(self) else None
+        return why_plain(self) if self.training or packed.watch.runs_plain(self) else None
 
     def forward(self, x: Tensor) -> Any:
         if self.training:
@@ -284,7 +282,7 @@ class FusedModule(nn.Module):
         """The forward under Dynamo, which sets guards on all that is looked at here, and under
         torch.export. What does not fit is left to torch to complain of."""
         dynamo = torch.compiler.is_dynamo_compiling()
-        if dynamo == torch.compiler.is_exporting() or _inside_transform() or why_plain(self):
+        if dynamo == _is_exporting() or _inside_transform() or why_plain(self):
             return self._plain(x)
         if resolve(x.device, self._backend) in self.kernel_backends:
             try:
@@ -378,8 +376,12 @@ class _Recompute(torch.autograd.Function):
         inputs = ctx.saved_tensors
         wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[_Recompute.OTHERS + i]]
         create_graph = torch.is_grad_enabled()  # the caller wants a second derivative
+        x, *parameters = inputs
+        if not create_graph:  # else a parameter that x depends on would be reached through x again
+            x = x.detach().requires_grad_(x.requires_grad)
+        inputs = x, *parameters
         with torch.enable_grad(), use_backend("reference"), torch.autocast(**ctx.autocast):
-            out = ctx.twin._plain(inputs[0])  # the root's hooks have run in the forward
+            out = ctx.twin._plain(x)  # the root's hooks have run in the forward
         computed = torch.autograd.grad(
             ctx.twin._returned.results(out), [inputs[i] for i in wanted], grads_of_results,
             create_graph=create_graph, allow_unused=True,

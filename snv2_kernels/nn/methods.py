@@ -8,11 +8,16 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["why_replaced"]
+from snv2_kernels.graph.constant import constant_to_dynamo
+from snv2_kernels.nn.clone import drop_in_of
+
+__all__ = ["why_class_replaced", "why_replaced"]
 
 _DROP_INS = f"{__package__}."
+_TORCH = Path(torch.__file__).parent
 _METHODS = (
     "forward", "_forward_impl", "_conv_forward", "_check_input_dim", "__call__", "_call_impl",
     "_wrapped_call_impl",
@@ -22,8 +27,8 @@ _METHODS = (
 def why_replaced(module: nn.Module, inside: bool = True) -> str | None:
     """Why classes do not say what a tree of modules computes, None if they do.
 
-    A method may be an instance's own, or come from another file than its class; a function that a
-    forward names, from another folder.
+    A method may be an instance's own, come from another file than its class, or be overridden in a
+    class derived from a drop-in; a function that a forward names may come from another folder.
 
     Args:
         module: of classes that are known.
@@ -35,14 +40,32 @@ def why_replaced(module: nn.Module, inside: bool = True) -> str | None:
             own := next((method for method in _METHODS if method in vars(child)), None)
         ) is not None:
             return f"{name or 'the module'} has a {own} of its own"
-        # A drop-in computes what the class does whose place it takes.
-        bases: Any = type(child).__mro__
-        cls = next(base for base in bases if not base.__module__.startswith(_DROP_INS))
-        if cls not in seen:
-            seen.add(cls)
-            if (replaced := _replaced_in(cls)) is not None:
-                return f"{cls.__name__}.{replaced} was replaced"
+        if type(child) not in seen:
+            seen.add(type(child))
+            if reason := why_class_replaced(type(child), child is module):
+                return reason
     return None
+
+
+@constant_to_dynamo
+def why_class_replaced(cls: Any, calls_base: bool = False) -> str:
+    """Why a class does not say what its modules compute; empty if it does.
+
+    Args:
+        cls: of a module; of a drop-in it is the class whose place that takes which is looked at.
+        calls_base: whether a forward in a class derived from a drop-in may be another, as it is
+            the one of the drop-in that asks.
+    """
+    drop_in = drop_in_of(cls)
+    if drop_in is None:
+        cls = next(base for base in cls.__mro__ if not base.__module__.startswith(_DROP_INS))
+    else:
+        for name in _METHODS[calls_base:]:
+            if getattr(cls, name, None) is not getattr(drop_in, name, None):
+                return f"{cls.__name__} has a {name} of its own"
+        cls = drop_in._original
+    replaced = _replaced_in(cls)
+    return "" if replaced is None else f"{cls.__name__}.{replaced} was replaced"
 
 
 def _replaced_in(cls: Any) -> str | None:
@@ -63,7 +86,13 @@ def _replaced(
         owner: Any = next((base for base in cls.__mro__ if name in vars(base)), None)
         if owner is not None:
             file = sys.modules[owner.__module__].__file__ or ""
-            if not isinstance(method, FunctionType) or method.__code__.co_filename != file:
+            if not isinstance(method, FunctionType):
+                return name
+            # Tracers of PyTorch replace methods of its Module while they run.
+            is_tracers = owner is nn.Module and Path(method.__code__.co_filename).is_relative_to(
+                _TORCH
+            )
+            if method.__code__.co_filename != file and not is_tracers:
                 return name
     folder = Path(file).parent  # of the forward, the last
     return next((n for n, f in helpers if Path(f.__code__.co_filename).parent != folder), None)

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+import sys
+from collections.abc import Callable, Collection
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from snv2_kernels import _native, models
-from snv2_kernels.graph.recipe import RecipeBuilder
-from snv2_kernels.nn.fused import FusedModule
-from snv2_kernels.ops import KERNEL_DTYPES, OPERATORS, run_plan
-from snv2_kernels.packing import (
-    Builder,
-    GpuPlan,
-    GpuPlanBuilder,
-    Plan,
-    PlanBuilder,
-    TritonPlan,
-    TritonPlanBuilder,
-)
+from snv2_kernels import models
+from snv2_kernels.nn.known import KnownModule
+from snv2_kernels.nn.recognized import NotRecognized, recognized_class
+from snv2_kernels.packing import Builder
 from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Layer, Unit, Unsupported
-from snv2_kernels.runners import device_fields
 
-__all__ = ["STAGES", "InvertedResidual", "PlannedModule", "ShuffleNetV2", "Stage"]
+__all__ = [
+    "InvertedResidual",
+    "KnownNetwork",
+    "KnownUnit",
+    "ShuffleNetV2",
+    "Stage",
+    "drop_in_class",
+]
 
 
 def _conv_bn(
@@ -75,169 +71,24 @@ def _check_relu(name: str, module: nn.Module) -> None:
         raise Unsupported(f"{name}: {type(module).__name__} is not a ReLU")
 
 
-P_co = TypeVar("P_co", covariant=True)
-_gpu_fields = functools.cache(device_fields)
+class KnownUnit(KnownModule):
+    """Drop-in for the unit, torchvision's or this package's."""
 
+    class_kind = "unit"
+    stride: int
+    branch1: nn.Sequential
+    branch2: nn.Sequential
 
-def plan_element(dtype: torch.dtype) -> torch.dtype:
-    """Of the maps inside a plan of the CPU backend, for an input of ``dtype``."""
-    narrow = dtype == torch.bfloat16 and _native.cpu_has_bfloat16()
-    return torch.bfloat16 if narrow else torch.float32
-
-
-class _PlanBuilder(Protocol[P_co]):
-    def build(self, dtype: torch.dtype, device: torch.device) -> P_co: ...
-
-
-def _built(builder: _PlanBuilder[P_co], dtype: torch.dtype, device: torch.device) -> P_co:
-    try:
-        return builder.build(dtype, device)
-    except OverflowError as error:
-        raise Unsupported(str(error)) from None
-
-
-class PlannedModule(FusedModule):
-    """A drop-in module that runs as a plan: one op call, whatever its size."""
-
-    kernel_backends: ClassVar[tuple[str, ...]] = tuple(OPERATORS)
-
-    def _add_to(self, builder: Builder) -> None:
-        """Tell the units of this module, or raise :class:`Unsupported`."""
-        raise NotImplementedError
-
-    def _is_run(self) -> bool:
-        """Whether :meth:`_add_to` tells all of it, so that units may follow."""
-        return False
-
-    def _fits(self, height: int, width: int) -> bool:
-        """Whether the plan is right for inputs of this size."""
-        return True
-
-    def _why_not_at(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-    ) -> str | None:
-        """Why the plan is wrong for inputs of a shape and dtype on a device, without gradients."""
-        return None
-
-    def _splits_input(self) -> bool:
-        """Whether part of the input goes through untouched, so that its dtype does too."""
-        return False
-
-    def _tap_names(self) -> tuple[str, ...]:
-        """Maps on the way that a plan can give as results too."""
-        return ()
-
-    def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
-        """Tell the whole module, or raise :class:`Unsupported`."""
-        assert not taps
-        builder.add_import(self._in_channels())
-        self._add_to(builder)
-
-    def _check_supported(self) -> None:
-        self._tell(Builder())
-
-    def _weights_kind(self, backend: str, dtype: torch.dtype) -> Any:
-        return ("cpu", plan_element(dtype)) if backend == "cpu" else (backend == "triton", dtype)
-
-    def _pack(
-        self, backend: str, dtype: torch.dtype, device: torch.device
-    ) -> Plan | GpuPlan | TritonPlan:
-        if backend == "cpu":
-            return self._cpu_plan(dtype)
-        return (self._triton_plan if backend == "triton" else self._gpu_plan)(dtype, device)
-
-    def _cpu_plan(self, dtype: torch.dtype, taps: Collection[str] = ()) -> Plan:
-        """Of the CPU's kernels, for an input of ``dtype``; see :meth:`_gpu_plan`."""
-        builder = PlanBuilder()
-        self._tell(builder, taps)
-        return builder.build(plan_element(dtype))
-
-    def _triton_plan(
-        self, dtype: torch.dtype, device: torch.device, taps: Collection[str] = ()
-    ) -> TritonPlan:
-        """See :meth:`_gpu_plan`."""
-        builder = TritonPlanBuilder()
-        self._tell(builder, taps)
-        return _built(builder, dtype, device)
-
-    def _gpu_plan(
-        self, dtype: torch.dtype, device: torch.device, taps: Collection[str] = ()
-    ) -> GpuPlan:
-        """The plan of the CUDA kernels.
-
-        Args:
-            dtype: of the maps.
-            device: of the plan's arrays.
-            taps: some of :meth:`_tap_names`. Their maps are results before the last one, in the
-                order of the network.
-
-        Raises:
-            Unsupported: if this module or these numbers cannot be packed.
-        """
-        builder = GpuPlanBuilder()
-        self._tell(builder, taps)
-        return _built(builder, dtype, device)
-
-    def _covers(self, weights: Plan | GpuPlan | TritonPlan, x: Tensor) -> bool:
-        if not isinstance(weights, GpuPlan):
-            return True
-        fields = _gpu_fields(x.device) if x.is_cuda else device_fields(x.device)
-        return weights.covers(x.shape[0], x.shape[2], x.shape[3], fields)
-
-    def _run(self, weights: Plan | GpuPlan | TritonPlan, x: Tensor, backend: str) -> Any:
-        return run_plan(x, weights, backend)
-
-    def _in_graph(self, x: Tensor) -> Tensor:
-        recipe = RecipeBuilder()
-        self._tell(recipe)
-        tensors = recipe.weights, recipe.state
-        dtype, autocast = self._graph_dtypes(x, *tensors, recipe.in_channels)
-        out: Tensor = torch.ops.snv2.fused(
-            x, recipe.state, recipe.text, self._backend, dtype, autocast
-        )
-        return out
-
-    def _graph_dtypes(
-        self, x: Tensor, weights: Sequence[Tensor], state: Sequence[Tensor], in_channels: int
-    ) -> tuple[torch.dtype, torch.dtype | None]:
-        """See :meth:`_dtypes`; raises :class:`Unsupported` unless x fits."""
-        dtype, autocast = self._dtypes(x)
-        parameters = weights[0].dtype if autocast is not None else x.dtype
-        same = all(w.dtype == parameters for w in weights)
-        norms_fit = all(t.dtype in (parameters, torch.float32) for t in state)
-        if not (same and norms_fit) or parameters not in KERNEL_DTYPES:
-            raise Unsupported("dtypes")
-        if x.dim() != 4 or x.shape[1] != in_channels:
-            raise Unsupported("a shape that does not fit")
-        return dtype, autocast
-
-    def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
-        return torch.promote_types(x, autocast) if self._splits_input() else autocast
-
-
-class InvertedResidual(PlannedModule, models.InvertedResidual):
-    """The unit of :class:`snv2_kernels.models.InvertedResidual`, fused in ``eval()`` mode.
-
-    The same constructor ``(inp, oup, stride)``, formula, submodules and state_dict keys; one op
-    call, in logical channel order.
-    """
-
-    def _plain(self, x: Tensor) -> Tensor:
-        return models.InvertedResidual.forward(self, x)
-
-    def _in_channels(self) -> int:
-        first, *_ = _sequence("branch2", self.branch2, 8)
+    def _class_channels(self) -> int:
+        first = self.branch2[0] if len(self.branch2) else None
         if not isinstance(first, nn.Conv2d):
             raise Unsupported(f"branch2.0: {type(first).__name__} is not a plain Conv2d")
         return first.in_channels * (2 if self.stride == 1 else 1)
 
-    def _is_run(self) -> bool:
-        return True
-
-    def _splits_input(self) -> bool:
+    def _class_splits(self) -> bool:
         return self.stride == 1
 
-    def _add_to(self, builder: Builder) -> None:
+    def _add_class(self, builder: Builder) -> None:
         if self.stride not in (1, 2):
             raise Unsupported(f"stride {self.stride}")
         pw1, bn1, act1, dw, bn2, pw2, bn3, act2 = _sequence("branch2", self.branch2, 8)
@@ -272,7 +123,17 @@ class InvertedResidual(PlannedModule, models.InvertedResidual):
         builder.add_unit(unit)
 
 
-class Stage(PlannedModule, nn.Sequential):
+class InvertedResidual(KnownUnit, models.InvertedResidual):
+    """The unit of :class:`snv2_kernels.models.InvertedResidual`, fused in ``eval()`` mode.
+
+    The same constructor ``(inp, oup, stride)``, formula, submodules and state_dict keys; one op
+    call, in logical channel order.
+    """
+
+    _original = models.InvertedResidual
+
+
+class Stage(KnownModule, nn.Sequential):
     """A run of units, ``nn.Sequential(*units)``, in one op call: between its units the channel
     shuffle is a table, not a copy.
 
@@ -283,81 +144,60 @@ class Stage(PlannedModule, nn.Sequential):
         TypeError: for anything else.
     """
 
+    class_kind = "stage"
+    _original = nn.Sequential
+
     def __init__(self, *units: InvertedResidual) -> None:
         for i, unit in enumerate(units):
-            if not isinstance(unit, InvertedResidual):
+            if not isinstance(unit, KnownUnit):
                 raise TypeError(
                     f"units[{i}]: expected snv2_kernels.nn.InvertedResidual,"
                     f" got {type(unit).__name__}"
                 )
         super().__init__(*units)
 
-    def _plain(self, x: Tensor) -> Tensor:
-        out: Tensor = nn.Sequential.forward(self, x)
-        return out
-
-    def _units(self) -> list[InvertedResidual]:
-        units = [unit for unit in self if isinstance(unit, InvertedResidual)]
+    def _units(self) -> list[KnownUnit]:
+        units = [unit for unit in self if isinstance(unit, KnownUnit)]
         if len(units) != len(self) or not units:
             raise Unsupported("not all its modules are units")
         return units
 
-    def _in_channels(self) -> int:
-        return self._units()[0]._in_channels()
+    def _class_channels(self) -> int:
+        return self._units()[0]._class_channels()
 
-    def _is_run(self) -> bool:
-        return True
+    def _class_splits(self) -> bool:
+        return self._units()[0]._class_splits()
 
-    def _splits_input(self) -> bool:
-        return self._units()[0]._splits_input()
-
-    def _add_to(self, builder: Builder) -> None:
-        channels = None
+    def _add_class(self, builder: Builder) -> None:
         for i, unit in enumerate(self._units()):
-            if channels not in (None, unit._in_channels()):
-                raise Unsupported(f"unit {i} takes {unit._in_channels()} channels, not {channels}")
+            if unit._class_channels() != builder.channels:
+                raise Unsupported(
+                    f"unit {i} takes {unit._class_channels()} channels, not {builder.channels}"
+                )
             try:
-                unit._add_to(builder)
+                unit._check_class()
+                unit._add_class(builder)
             except Unsupported as error:
                 raise Unsupported(f"unit {i}: {error}") from None
-            last = unit.branch2[5]
-            assert isinstance(last, nn.Conv2d)
-            channels = 2 * last.out_channels
 
 
-STAGES = ("stage2", "stage3", "stage4")  # of the classifier
+_STAGES = ("stage2", "stage3", "stage4")  # of the classifier
 
 
-class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
-    """The classifier of :class:`snv2_kernels.models.ShuffleNetV2`, from pixels to scores in one
-    op call in ``eval()`` mode. The same constructor, submodules and state_dict keys."""
+class KnownNetwork(KnownModule):
+    """Drop-in for the classifier, torchvision's or this package's."""
 
-    def __init__(
-        self,
-        stages_repeats: list[int],
-        stages_out_channels: list[int],
-        num_classes: int = 1000,
-        inverted_residual: Callable[..., nn.Module] = InvertedResidual,
-    ) -> None:
-        super().__init__(stages_repeats, stages_out_channels, num_classes, inverted_residual)
-        for name in STAGES:
-            units: Any = list(getattr(self, name))
-            if all(isinstance(unit, InvertedResidual) for unit in units):
-                setattr(self, name, Stage(*units))
-
-    def _plain(self, x: Tensor) -> Tensor:
-        return models.ShuffleNetV2.forward(self, x)
-
-    def _in_channels(self) -> int:
-        conv, *_ = _sequence("conv1", self.conv1, 3)
-        if not isinstance(conv, nn.Conv2d):
-            raise Unsupported(f"conv1.0: {type(conv).__name__} is not a plain Conv2d")
-        return conv.in_channels
+    class_kind = "network"
+    conv1: nn.Sequential
+    maxpool: nn.MaxPool2d
+    conv5: nn.Sequential
+    fc: nn.Linear
 
     def _tap_names(self) -> tuple[str, ...]:
-        return STAGES
+        return _STAGES if self.fits_class() else ()
 
-    def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
+    def _tell_class(self, builder: Builder, taps: Collection[str] = ()) -> None:
+        self._check_class(calls_base=True)
         conv, bn, act = _sequence("conv1", self.conv1, 3)
         stem = _conv_bn("conv1", conv, bn, 3, 2, activation=RELU)
         _check_relu("conv1.2", act)
@@ -370,19 +210,25 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
         conv, bn, act = _sequence("conv5", self.conv5, 3)
         features = _conv_bn("conv5", conv, bn, 1, activation=RELU)
         _check_relu("conv5.2", act)
-        if type(self.fc) is not nn.Linear or self.fc.in_features != features.channels:
-            raise Unsupported(f"fc: {type(self.fc).__name__} is not the Linear of conv5's features")
+        fc: Any = self.fc
+        if type(fc) is nn.Identity:
+            fc = None
+        if fc is not None and (type(fc) is not nn.Linear or fc.in_features != features.channels):
+            raise Unsupported(f"fc: {type(fc).__name__} is not the Linear of conv5's features")
 
         builder.add_stem(stem)
         channels = stem.channels
-        for name in STAGES:
+        for name in _STAGES:
             stage: nn.Module = getattr(self, name)
             if not isinstance(stage, Stage):
                 raise Unsupported(f"{name}: not all its modules are units")
-            if stage._in_channels() != channels:
-                raise Unsupported(f"{name}: takes {stage._in_channels()} channels, not {channels}")
+            if stage._class_channels() != channels:
+                raise Unsupported(
+                    f"{name}: takes {stage._class_channels()} channels, not {channels}"
+                )
             try:
-                stage._add_to(builder)
+                stage._check_class()
+                stage._add_class(builder)
             except Unsupported as error:
                 raise Unsupported(f"{name}: {error}") from None
             channels = builder.channels
@@ -390,4 +236,53 @@ class ShuffleNetV2(PlannedModule, models.ShuffleNetV2):
                 builder.add_result()
         if features.conv.in_channels != channels:
             raise Unsupported(f"conv5: takes {features.conv.in_channels} channels, not {channels}")
-        builder.add_head(features, self.fc)
+        builder.add_head(features, fc)
+
+
+class ShuffleNetV2(KnownNetwork, models.ShuffleNetV2):
+    """The classifier of :class:`snv2_kernels.models.ShuffleNetV2`, from pixels to scores in one
+    op call in ``eval()`` mode. The same constructor, submodules and state_dict keys."""
+
+    _original = models.ShuffleNetV2
+
+    def __init__(
+        self,
+        stages_repeats: list[int],
+        stages_out_channels: list[int],
+        num_classes: int = 1000,
+        inverted_residual: Callable[..., nn.Module] = InvertedResidual,
+    ) -> None:
+        super().__init__(stages_repeats, stages_out_channels, num_classes, inverted_residual)
+        for name in _STAGES:
+            units: Any = list(getattr(self, name))
+            if all(isinstance(unit, InvertedResidual) for unit in units):
+                setattr(self, name, Stage(*units))
+
+
+# Known classes --------------------------------------------------------------------------------
+
+_BASES: dict[str, tuple[type[KnownModule], type[nn.Module]]] = {
+    "InvertedResidual": (KnownUnit, InvertedResidual),
+    "ShuffleNetV2": (KnownNetwork, ShuffleNetV2),
+}
+
+
+def drop_in_class(module: nn.Module) -> type[nn.Module]:
+    """The class of the drop-in for a module whose class is known, the module's own for any other.
+
+    A subclass is not known: its methods would be lost. torchvision is never imported: if it is not
+    loaded, nothing is of its classes.
+    """
+    original = type(module)
+    if original is nn.Sequential:
+        units = [issubclass(drop_in_class(unit), KnownUnit) for unit in module.children()]
+        return Stage if units and all(units) else original
+    for name, (base, own) in _BASES.items():
+        if original is getattr(models, name):
+            return own
+        if original is getattr(sys.modules.get("torchvision.models.shufflenetv2"), name, None):
+            try:
+                return recognized_class(original, (*vars(module), *module._modules), base)
+            except NotRecognized:
+                break
+    return original

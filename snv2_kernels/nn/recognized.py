@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -18,8 +18,10 @@ from snv2_kernels.graph.guards import erase_unread_after, last_node
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.returned import ONE_MAP, Returned
+from snv2_kernels.nn.clone import drop_in_of
+from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.methods import why_replaced
-from snv2_kernels.nn.network import PlannedModule
+from snv2_kernels.nn.planned import PlannedModule
 from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.common import map_shape
@@ -48,7 +50,9 @@ class Recognition:
     structure: str  # of the module that this is true of
 
     def state(self, module: nn.Module) -> list[Tensor]:
-        return [attrgetter(name)(module) for name in self.names]
+        found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+        found.update(module.named_buffers(remove_duplicate=False))
+        return [found[name] for name in self.names]
 
 
 class NotRecognized(Exception):
@@ -67,7 +71,17 @@ class NotRecognized(Exception):
         self.outside = outside  # names that the forward looks up, where it was recorded
 
 
-# Recognitions of modules that have changed, or the NotRecognized.
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a module was not recognised."""
+
+    reason: str
+    outside: Names | None
+    structure: str
+
+
+# What was found of modules that have changed: a Recognition, a _Refusal, or None where the class
+# tells.
 _later: Any = weakref.WeakKeyDictionary()
 
 
@@ -80,10 +94,15 @@ class Recognized(PlannedModule):
     _original: ClassVar[type[nn.Module]]
     _recognition: Recognition | None = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs:
-            return super().forward(args[0])
-        return self._original.forward(self, *args, **kwargs)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "_original" in vars(cls):
+            cls.forward = _forward_of(cls._original)  # type: ignore[method-assign]
+
+    def kind(self) -> str:
+        """What it is, as :func:`snv2_kernels.explain` says it."""
+        known = self._known()
+        return type(self).__name__ if known is None else known.kind
 
     def _plain(self, x: Tensor) -> Any:
         return self._original.forward(self, x)
@@ -136,32 +155,50 @@ class Recognized(PlannedModule):
 
     def _known(self) -> Recognition | None:
         """The recognition of the module as it was when it was last looked at."""
-        later = _later.get(self)
-        return later if isinstance(later, Recognition) else self._recognition
+        later = _later.get(self, self._recognition)
+        return self._recognition if isinstance(later, _Refusal) else later
 
     def _outside(self) -> list[Names]:
-        later = _later.get(self) or self._recognition
+        later = _later.get(self, self._recognition)
         return [] if later is None or later.outside is None else [later.outside]
+
+    def _remember(self, found: Recognition | _Refusal | None) -> None:
+        """Keep the result of a look at the module as it is now."""
+        if found is self._recognition:
+            _later.pop(self, None)
+        else:
+            _later[self] = found
 
     def _current(self) -> Recognition:
         """The recognition of the module as it is now."""
+        self._check_methods()
         try:
             now = structure(self)
         except Incomparable as error:
             raise Unsupported(str(error)) from None
         for known in (self._recognition, _later.get(self)):
-            if not isinstance(known, Recognition) or known.structure != now:
+            if known is None or known.structure != now:
                 continue
-            if known.outside.changed() is None:
-                if known is self._recognition:
-                    _later.pop(self, None)
+            if known.outside is None or known.outside.changed() is None:
+                self._remember(known)
+                if isinstance(known, _Refusal):
+                    raise Unsupported(known.reason)
                 return known
         try:
-            _later[self] = recognition = _recognized(self)
+            recognition = _recognized(self)
         except NotRecognized as error:
-            _later[self] = error.with_traceback(None)
+            self._refuse(error)
             raise Unsupported(str(error)) from None
+        self._remember(recognition)
         return recognition
+
+    def _refuse(self, error: NotRecognized) -> None:
+        """Remember why this module, and with it those inside, is not recognised."""
+        within = dict(self.named_modules())
+        inside = [within[name] for name in error.channels or ()] if error.no_unit else []
+        for module in (self, *inside):
+            if isinstance(module, Recognized):
+                module._remember(_Refusal(str(error), error.outside, structure(module)))
 
     def _in_channels(self) -> int:
         return self._current().in_channels
@@ -170,13 +207,17 @@ class Recognized(PlannedModule):
         return _fact(self, "splits_input") == "True"
 
     def _is_run(self) -> bool:
-        known = self._recognition
-        if known is None or known.plain_in_autocast or known.asked:
-            return False
-        return Recipe.read(known.recipe).is_run
+        known = self._known()
+        return known is not None and _why_no_run(known) is None
+
+    def _takes_images(self) -> bool:
+        known = self._known()
+        return known is not None and known.kind == "network" and Recipe.read(known.recipe).has_stem
 
     def _check_methods(self) -> None:
         """Raise for replaced methods that its structure, with what was recorded, does not show."""
+        if type(self).forward is not drop_in_of(type(self)).forward:
+            raise Unsupported("its class derives from a drop-in, and has a forward of its own")
         for name, child in self.named_modules():
             if "forward" in vars(child):
                 raise Unsupported(f"{name or 'the module'} has a forward of its own")
@@ -186,10 +227,9 @@ class Recognized(PlannedModule):
 
     def _add_to(self, builder: Builder) -> None:
         now = self._current()
-        recipe = Recipe.read(now.recipe)
-        if not recipe.is_run:
-            raise Unsupported("a network cannot follow units")
-        recipe.tell(builder, now.state(self), goes_on=True)
+        if (reason := _why_no_run(now)) is not None:
+            raise Unsupported(reason)
+        Recipe.read(now.recipe).tell(builder, now.state(self), goes_on=True)
 
     def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
         assert not taps
@@ -201,10 +241,10 @@ class Recognized(PlannedModule):
         if not recipe:
             raise Unsupported("it was changed, and computes something else")
         state = []
-        for name in _fact(self, "names").split():
+        for path in _fact(self, "names").splitlines():
             tensor: Any = self
-            for part in name.split("."):
-                tensor = getattr(tensor, part)
+            for part in path.split("\t"):  # Dynamo's getattr takes no dots
+                tensor = tensor._modules[part] if "." in part else getattr(tensor, part)
             state.append(tensor)
         weights = [state[int(place)] for place in _fact(self, "weights").split()]
         dtypes = self._graph_dtypes(x, weights, state, int(_fact(self, "in_channels")))
@@ -230,7 +270,31 @@ class Recognized(PlannedModule):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if _reduces_itself(self._original):
             return self._original.__reduce_ex__(self, protocol)
-        return _without_state, (self._original,), self.__getstate__()
+        base = vars(type(self)).get("_base")
+        if base is None:  # its class can be imported
+            return super().__reduce_ex__(protocol)
+        return _without_state, (self._original, base), self.__getstate__()
+
+
+def _forward_of(original: type[nn.Module]) -> Any:
+    """The forward of a drop-in, with the signature of the forward in whose place it stands."""
+
+    def forward(self: Recognized, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs:
+            return FusedModule.forward(self, args[0])
+        return self._original.forward(self, *args, **kwargs)
+
+    forward.__wrapped__ = original.forward  # type: ignore[attr-defined]
+    return forward
+
+
+def _why_no_run(known: Recognition) -> str | None:
+    """Why units may not follow what was recognised, in one plan."""
+    if not Recipe.read(known.recipe).is_run:
+        return "a network cannot follow units"
+    if known.plain_in_autocast or known.asked:
+        return "it computes something else under other conditions"
+    return None
 
 
 def _recognized(module: Recognized, conditions: Conditions = USUAL) -> Recognition:
@@ -269,9 +333,10 @@ def _fact(module: Recognized, name: str) -> str:
         return ""
     if name == "last_map" and known.last_map is None:
         return ""
+    if name == "names":
+        return "\n".join("\t".join(_path(module, name)) for name in known.names)
     recipe = Recipe.read(known.recipe)
     values = {
-        "names": known.names,
         "weights": known.weights,
         "asked": sorted(known.asked) or [""],
         "results": [len(recipe.results)],
@@ -279,6 +344,18 @@ def _fact(module: Recognized, name: str) -> str:
         "last_map": [*(known.last_map or ()), recipe.halvings],
     }
     return " ".join(map(str, values.get(name) or [getattr(known, name)]))
+
+
+def _path(module: nn.Module, name: str) -> Iterator[str]:
+    """The parts of a tensor's name: names of submodules may have dots in them."""
+    own = (*module._parameters, *module._buffers, *module._modules)
+    fitting = [key for key in own if f"{name}.".startswith(f"{key}.")]
+    if fitting:
+        key = max(fitting, key=len)
+        yield key
+        child = module._modules.get(key)
+        if child is not None:
+            yield from _path(child, name[len(key) + 1 :])
 
 
 def _like(plain: Any, maps: list[Tensor]) -> Any:
@@ -300,38 +377,38 @@ def _reduces_itself(original: type[nn.Module]) -> bool:
     return not plain or original.__reduce__ is not object.__reduce__
 
 
-def _without_state(original: type[nn.Module]) -> nn.Module:
-    return object.__new__(recognized_class(original))
+def _without_state(original: type[nn.Module], base: type[Recognized]) -> nn.Module:
+    return object.__new__(recognized_class(original, base=base))
 
 
 def recognized_class(
-    original: type[nn.Module], attributes: tuple[str, ...] = ()
+    original: type[nn.Module], attributes: Iterable[str] = (), base: type[Recognized] = Recognized
 ) -> type[Recognized]:
-    """The class of the drop-in for modules of a class.
+    """The class of the drop-in for modules of a class, derived from ``base`` and that class.
 
     Raises:
         NotRecognized: if the class, or an instance's attribute, has a name that the drop-in needs.
     """
     if issubclass(original, Recognized):
         return original
-    for name in _reserved():
+    classes: tuple[Any, Any] = original, base
+    for name in _reserved(classes[1]):
         if name in attributes or hasattr(original, name):
             raise NotRecognized(f"its attribute {name!r} has another meaning in a drop-in")
-    hashable: Any = original
-    made: type[Recognized] = _derived(hashable)
+    made: type[Recognized] = _derived(*classes)
     return made
 
 
 @functools.cache
-def _reserved() -> frozenset[str]:
-    return frozenset(dir(Recognized)) - frozenset(dir(nn.Module))
+def _reserved(base: Any) -> frozenset[str]:
+    return frozenset(dir(base)) - frozenset(dir(nn.Module))
 
 
 @functools.cache
-def _derived(original: Any) -> Any:
-    names = {"_original": original, "__module__": original.__module__}
+def _derived(original: Any, base: Any) -> Any:
+    names = {"_original": original, "_base": base, "__module__": original.__module__}
     try:
-        made = type(original.__name__, (Recognized, original), names)
+        made = type(original.__name__, (base, original), names)
     except TypeError as error:  # a metaclass of its own, or a layout that does not fit
         raise NotRecognized(f"its class cannot be derived from: {error}") from None
     made.__qualname__ = original.__qualname__

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snv2_kernels.graph.names import Names
 from snv2_kernels.nn.clone import CACHES
-from snv2_kernels.nn.network import PlannedModule
+from snv2_kernels.nn.planned import PlannedModule
 from snv2_kernels.nn.watch import has_own_hooks, note_mode
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.units import Unsupported
@@ -28,10 +28,6 @@ class Series(PlannedModule, nn.Sequential):
 
     def _runs(self) -> list[PlannedModule]:
         return [module for module in self if isinstance(module, PlannedModule)]
-
-    def _check_methods(self) -> None:
-        for module in self._runs():
-            module._check_methods()
 
     def _outside(self) -> list[Names]:
         return [names for module in self._runs() for names in module._outside()]
@@ -98,6 +94,7 @@ class Mixed(nn.Sequential):
     """``nn.Sequential`` in which units that follow each other run in one op call in ``eval()``
     mode."""
 
+    _original = nn.Sequential
     _made: tuple[list[tuple[str, nn.Module]], dict[str, nn.Module]] | None = None
     _mode_set: object = None  # see FusedModule
 

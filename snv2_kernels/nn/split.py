@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from snv2_kernels.models import channel_shuffle
 from snv2_kernels.nn.fused import FusedModule
+from snv2_kernels.nn.methods import why_replaced
 from snv2_kernels.nn.network import _conv_bn
 from snv2_kernels.ops import KERNEL_DTYPES, OPERATORS, operators, split_dw_cat_shuffle
 from snv2_kernels.packing import fold_bn
@@ -36,8 +37,8 @@ class SplitDepthwiseShuffle(FusedModule):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        if channels <= 0 or channels % 2:
-            raise ValueError(f"channels: expected an even positive number, got {channels}")
+        if not isinstance(channels, int) or channels <= 0 or channels % 2:
+            raise ValueError(f"channels: expected an even positive number, got {channels!r}")
         half = channels // 2
         self.dw = nn.Conv2d(half, half, 3, 1, 1, groups=half, bias=False)
         self.bn = nn.BatchNorm2d(half)
@@ -55,6 +56,8 @@ class SplitDepthwiseShuffle(FusedModule):
 
     def _check_supported(self) -> None:
         self._parts()
+        if (reason := why_replaced(self)) is not None:
+            raise Unsupported(reason)
 
     def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> _Weights:
         layer = self._parts()

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.nn.clone import CACHES
+from snv2_kernels.nn.clone import CACHES, original_class
 
 __all__ = ["Incomparable", "structure"]
 
@@ -83,7 +83,7 @@ class _Freezer:
         if first != name:
             return first
         try:
-            return self._type(getattr(module, "_original", type(module))), *self._members(module)
+            return self._type(original_class(module)), *self._members(module)
         except Incomparable as error:
             raise Incomparable(f"{name}.{error}" if name else str(error)) from None
 

@@ -99,7 +99,10 @@ def _by_flags(cls: Any) -> tuple[bool, bool]:
 
 
 def why_plain(module: nn.Module) -> str | None:
-    """What makes :meth:`Watch.runs_plain` true, in words; None if nothing does."""
+    """Why only a module's own forward will do: its mode, or what makes :meth:`Watch.runs_plain`
+    true; None if nothing does."""
+    if module.training:
+        return "it is in train() mode"
     every = any(reads_flags(type(child)) for child in module.modules())
     for name, child in module.named_modules():
         if child is not module and child.training and (every or has_mode(type(child))):
@@ -155,7 +158,10 @@ class Watch:
             for t in d.values()
             if t is not None
         ]
-        self.parameters = [t for m in modules for t in m._parameters.values() if t is not None]
+        # A tied one stands once, else its gradient would count once for each of its names.
+        self.parameters = list(
+            dict.fromkeys(t for m in modules for t in m._parameters.values() if t is not None)
+        )
         # Memory that is freed may be handed out again at the same address.
         self._alive = [t.detach() for t in tensors]
         self._steps = optimizer_steps()

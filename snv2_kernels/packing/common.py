@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from snv2_kernels.packing.units import IDENTITY, Activation, Gate, Layer, Unit, Unsupported
 
@@ -53,8 +54,10 @@ def _buffer(bn: nn.BatchNorm2d, name: str) -> Tensor:
     value = getattr(bn, name, None)
     if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
         raise TypeError(f"bn: expected a BatchNorm2d, got {type(bn).__name__}")
-    if value is None:
-        raise ValueError(f"bn: {name} is None; a batch norm without running statistics cannot fold")
+    if value is None or is_lazy(value):
+        what = "None" if value is None else "not there yet"
+        message = f"bn: {name} is {what}; a batch norm without running statistics cannot fold"
+        raise ValueError(message)
     assert isinstance(value, Tensor)
     return value
 
@@ -100,6 +103,7 @@ class Work:
 class BasePlan:
     """What a plan of any backend tells."""
 
+    backends: ClassVar[tuple[str, ...]]  # whose kernels read it
     in_channels: int
     out_channels: int
     classify: bool  # the result is [N, out_channels]
@@ -214,11 +218,12 @@ class Builder:
         if not self.units or self._classifies:
             raise ValueError("only the map that a unit makes can be a result")
 
-    def add_head(self, layer: Layer, fc: nn.Linear) -> None:
-        """``fc(layer(x).mean([2, 3]))``, the layer pointwise."""
+    def add_head(self, layer: Layer, fc: nn.Linear | None) -> None:
+        """``fc(layer(x).mean([2, 3]))``, the layer pointwise; the means themselves without fc."""
         features = layer.channels
-        self.work.append(Work(1, self.channels * features, 0, features * fc.out_features))
-        self.channels = fc.out_features
+        scores = 0 if fc is None else fc.out_features
+        self.work.append(Work(1, self.channels * features, 0, features * scores))
+        self.channels = scores or features
         self._classifies = True
 
 
@@ -291,8 +296,13 @@ def _of_two_layers(gate: Gate[Folded]) -> Gate[Folded]:
     gate = replace(gate, activation=_in_float64(gate.activation))
     if gate.expand is None or gate.reduce is not None:
         return gate
-    same = torch.eye(gate.expand.weight.shape[1], dtype=torch.float64)
-    return replace(gate, reduce=Folded(same, torch.zeros(len(same), dtype=torch.float64)))
+    return replace(gate, reduce=Folded(*_same(gate.expand.weight.shape[1])))
+
+
+def _same(channels: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer that changes nothing. Zeros times an infinity are NaN."""
+    same = torch.eye(channels, dtype=torch.float64)
+    return same, same.new_zeros(channels)
 
 
 def _over_both(before: Folded | Gate[Folded] | None, dw: Folded) -> tuple[Folded, Folded]:
@@ -349,7 +359,7 @@ class FoldingBuilder(Builder):
         super().add_result()
         self._tapped.add(len(self._units) - 1)
 
-    def add_head(self, layer: Layer, fc: nn.Linear) -> None:
-        weight, bias = fold_fc(fc)
+    def add_head(self, layer: Layer, fc: nn.Linear | None) -> None:
+        weight, bias = _same(layer.channels) if fc is None else fold_fc(fc)
         self._head = FoldedHead(fold(layer), Folded(weight.cpu(), bias.cpu()))
         super().add_head(layer, fc)

@@ -125,6 +125,7 @@ class Matrix:
 class Plan(BasePlan):
     """Everything the CPU backend needs: ``torch.ops.snv2.network(x, *plan.arguments)``."""
 
+    backends = ("cpu",)
     words: Tensor  # int64, on the CPU
     weights: Tensor  # [floats] float32
     element: torch.dtype  # of the maps

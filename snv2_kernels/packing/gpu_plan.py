@@ -108,6 +108,7 @@ assert len(fields(GpuStep)) == _native.GPU_STEP_WORDS
 class GpuPlan(BasePlan):
     """Everything the CUDA kernels need: ``torch.ops.snv2.gpu_network(x, *plan.arguments)``."""
 
+    backends = ("cuda", "cuda-emulated")
     words: Tensor  # int64, on the CPU
     weights: Tensor  # matrices, of the map's dtype
     parameters: Tensor  # float32: biases, slopes and depthwise convolutions

@@ -161,6 +161,7 @@ def _flat(values: tuple[int | tuple[int, ...], ...]) -> list[int]:
 class TritonPlan(BasePlan):
     """``torch.ops.snv2_triton.network(x, *plan.arguments)``."""
 
+    backends = ("triton",)
     weights: Tensor  # matrices, of the map's dtype
     parameters: Tensor  # float32: biases, slopes and depthwise convolutions
     tables: Tensor  # int32
