@@ -1,37 +1,174 @@
 // cat_shuffle: out[:, 2i] = a[:, i]; out[:, 2i + 1] = b[:, i].
+//
+// It moves elements and knows nothing of numbers: a dtype is only a size.
+#include <algorithm>
+#include <array>
+
 #include "checks.h"
-#include "cuda/depthwise.h"
+#include "cuda/alternate.h"
+#include "cuda/launch.h"
 
 namespace snv2::SNV2_GPU {
+namespace {
+
+// In channels-last order cat_shuffle does not know where pixels end: element i of a and of b are
+// elements 2i and 2i + 1 of out.
+template <class T>
+struct ZipParams {
+  const T* a;
+  const T* b;
+  T* out;
+  int64_t count;  // elements of a
+  bool paired;    // out is aligned to two elements
+};
+
+constexpr int kZipRounds = 4;
+
+// A thread zips kZipRounds times N elements of each; `count` is a multiple of N.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads) zip_kernel(ZipParams<T> params) {
+  constexpr int kRound = kThreads * N;
+  const int64_t at =
+      static_cast<int64_t>(blockIdx.x) * (kZipRounds * kRound) + static_cast<int>(threadIdx.x) * N;
+  const int64_t left = params.count - at;
+  const Global<const T> a = Global<const T>{params.a} + at, b = Global<const T>{params.b} + at;
+  const Global<T> out = Global<T>{params.out} + 2 * at;
+  Vector<T, N> values[kZipRounds][2];
+#pragma unroll
+  for (int k = 0; k < kZipRounds; ++k) {
+    if (k * kRound >= left) break;
+    values[k][0] = load_vector<N>(a + k * kRound);
+    values[k][1] = load_vector<N>(b + k * kRound);
+  }
+#pragma unroll
+  for (int k = 0; k < kZipRounds; ++k) {
+    if (k * kRound >= left) break;
+    Vector<T, 2 * N> zipped;
+#pragma unroll
+    for (int i = 0; i < 2 * N; ++i) zipped.values[i] = values[k][i % 2].values[i / 2];
+    const Global<T> to = out + 2 * k * kRound;
+    if (N > 1 || params.paired) {
+      store_vector<2 * N>(to, zipped);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2 * N; ++i) store(to + i, zipped.values[i]);
+    }
+  }
+}
+
+Launch launch_of(int64_t ctas, int threads, int64_t shared_bytes, Stream stream) {
+  Launch config;
+  config.grid_x = static_cast<uint32_t>(ctas);
+  config.threads = static_cast<uint32_t>(threads);
+  config.shared_bytes = shared_bytes;
+  config.stream = stream;
+  return config;
+}
+
+struct Maps {
+  const void* a;
+  const void* b;
+  void* out;
+  int64_t planes, plane_bytes;  // of a
+
+  // Whether both sources and the result lie at, or come in, multiples of these bytes.
+  bool aligned(int64_t source, int64_t result) const {
+    const auto modulo = [](const void* p, int64_t bytes) {
+      return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes);
+    };
+    return modulo(a, source) == 0 && modulo(b, source) == 0 && modulo(out, result) == 0;
+  }
+  // The largest of 16, 8, 4 and 2 bytes of which all planes' places and sizes are multiples.
+  int64_t unit() const {
+    int64_t bytes = 16;
+    while (!aligned(bytes, bytes) || plane_bytes % bytes != 0) bytes /= 2;
+    return bytes;
+  }
+  template <class T>
+  AlternateParams<T> params() const {
+    return {static_cast<const T*>(a),
+            static_cast<const T*>(b),
+            static_cast<T*>(out),
+            planes,
+            plane_bytes / static_cast<int64_t>(sizeof(T)),
+            0,
+            0};
+  }
+};
+
+template <class T, int N>
+void launch_zip(const Maps& maps, const Buffers& buffers, Stream stream) {
+  const int64_t count = maps.planes * maps.plane_bytes / static_cast<int64_t>(sizeof(T));
+  const bool paired = maps.aligned(1, 2 * sizeof(T));
+  launch(launch_of(ceil_div(count, int64_t{kZipRounds} * kThreads * N), kThreads, 0, stream),
+         buffers, zip_kernel<T, N>,
+         ZipParams<T>{static_cast<const T*>(maps.a), static_cast<const T*>(maps.b),
+                      static_cast<T*>(maps.out), count, paired});
+}
+
+template <class T>
+void zip(const Maps& maps, const Buffers& buffers, Stream stream) {
+  constexpr int kWide = 8 / sizeof(T);  // elements of 8 bytes, which make 16 of the result
+  const bool wide = maps.aligned(8, 16) && maps.planes * maps.plane_bytes % 8 == 0;
+  return wide ? launch_zip<T, kWide>(maps, buffers, stream)
+              : launch_zip<T, 1>(maps, buffers, stream);
+}
+
+// Bytes of one map in a tile: so few that there are tiles for all SMs, so many that what a thread
+// does once is little beside them.
+constexpr int64_t kSpreadBytes = 6400;
+
+template <class T, int N, int kPlane>
+void launch_spread(const Maps& maps, const Buffers& buffers, Stream stream) {
+  AlternateParams<T> params = maps.params<T>();
+  const int64_t most = kSpreadBytes / maps.plane_bytes;
+  params.tile = static_cast<int>(most < kSpreadBatch ? most : most / kSpreadBatch * kSpreadBatch);
+  const int64_t span = params.tile * maps.plane_bytes;
+  params.room = static_cast<int>(span_bytes(span));
+  launch(launch_of(ceil_div(params.planes, params.tile), kSpreadThreads,
+                   2 * params.room + span_bytes(2 * span), stream),
+         buffers, spread_kernel<T, N, kPlane>, params);
+}
+
+template <class T, int N>
+void launch_alternate(const Maps& maps, const Buffers& buffers, Stream stream) {
+  constexpr int64_t kPiece = 16 * 1024, kMostPieces = 65535;
+  AlternateParams<T> params = maps.params<T>();
+  params.tile = static_cast<int>(std::max(kPiece / static_cast<int64_t>(sizeof(T)),
+                                          ceil_div(ceil_div(params.plane, N), kMostPieces) * N));
+  Launch config = launch_of(ceil_div(2 * params.planes, kThreads / kWarp), kThreads, 0, stream);
+  config.grid_y = static_cast<uint32_t>(ceil_div(params.plane, params.tile));
+  launch(config, buffers, alternate_kernel<T, N>, params);
+}
+
+void alternate(const Maps& maps, const Buffers& buffers, Stream stream) {
+  constexpr int64_t kSector = 32;
+  const int64_t unit = maps.unit();
+  if (maps.plane_bytes > kSpreadBytes || (unit == 16 && maps.plane_bytes % kSector == 0)) {
+    return unit == 16  ? launch_alternate<uint32_t, 4>(maps, buffers, stream)
+           : unit >= 4 ? launch_alternate<uint32_t, 1>(maps, buffers, stream)
+                       : launch_alternate<uint16_t, 1>(maps, buffers, stream);
+  }
+  if (unit >= 4) {
+    return unit == 16  ? launch_spread<uint32_t, 4, 0>(maps, buffers, stream)
+           : unit == 8 ? launch_spread<uint32_t, 2, 0>(maps, buffers, stream)
+                       : launch_spread<uint32_t, 1, 0>(maps, buffers, stream);
+  }
+  return maps.plane_bytes == kStage4Plane * 2
+             ? launch_spread<uint16_t, 1, kStage4Plane>(maps, buffers, stream)
+             : launch_spread<uint16_t, 1, 0>(maps, buffers, stream);
+}
+
+}  // namespace
 
 void cat_shuffle(const FeatureMap& a, const FeatureMap& b, const FeatureMap& out, Stream stream) {
   check_cat_shuffle(a, b, out);
   if (out.numel() == 0) return;
   const std::array buffers{reads(a), reads(b), writes(out)};
-  with_type(out.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const T* a_data = static_cast<const T*>(a.data);
-    const T* b_data = static_cast<const T*>(b.data);
-    T* out_data = static_cast<T*>(out.data);
-    if (out.layout == Layout::kChannelsLast) {
-      const int64_t tiles = ceil_div(a.numel() * static_cast<int64_t>(sizeof(T)), kZipBytes);
-      launch(launch_of(tiles, kZipShared, stream), buffers, zip_kernel<T>,
-             ZipParams<T>{a_data, b_data, out_data, a.numel()});
-      return;
-    }
-    Operands<T> op{};
-    op.pass = a_data;
-    op.source = b_data;
-    op.out = out_data;
-    op.pass_image = op.source_image = a.channels * a.plane();
-    op.out_image = out.channels * out.plane();
-    op.source_pixel = a.channels;
-    op.batch = a.batch;
-    op.channels = a.channels;
-    op.height = op.out_height = a.height;
-    op.width = op.out_width = a.width;
-    launch_planes<true, Main::kCopy>(op, buffers, stream);
-  });
+  const int64_t size = size_of(out.dtype);
+  const Maps maps{a.data, b.data, out.data, a.batch * a.channels, a.plane() * size};
+  if (out.layout == Layout::kContiguous) return alternate(maps, buffers, stream);
+  return size == 2 ? zip<uint16_t>(maps, buffers, stream) : zip<uint32_t>(maps, buffers, stream);
 }
 
 }  // namespace snv2::SNV2_GPU

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 
+#include "cuda/columns.h"
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/pixels.h"
@@ -26,6 +27,45 @@ void launch_direct(const Operands<T>& op, bool channels_last, const Buffers& buf
   const int64_t numel = op.batch * op.out_image;
   launch(launch_of(ceil_div(numel, kThreads), 0, stream), buffers,
          direct_kernel<T, kPassthrough, kMain>, DirectParams<T>{op, channels_last, numel});
+}
+
+// False where planes are too large for it.
+template <bool kPassthrough, class Shape, class T>
+bool launch_columns(const Operands<T>& op, const Buffers& buffers, Stream stream) {
+  ColumnsParams<T> params{};
+  params.op = op;
+  int64_t shared_bytes = 0;
+  if (!tile_columns<T, kPassthrough, Shape>(params, shared_bytes)) return false;
+  const auto places =
+      reinterpret_cast<uintptr_t>(op.pass) | reinterpret_cast<uintptr_t>(op.out) |
+      static_cast<uintptr_t>(op.pass_image * static_cast<int64_t>(sizeof(T))) |
+      static_cast<uintptr_t>(op.height * op.width * static_cast<int64_t>(sizeof(T)));
+  params.unit = 16;
+  while (places % static_cast<uintptr_t>(params.unit) != 0) params.unit /= 2;
+  Launch config = launch_of(op.batch * params.tiles, shared_bytes, stream);
+  config.threads = kColumnThreads;
+  launch(config, buffers, columns_kernel<T, kPassthrough, Shape>, params);
+  return true;
+}
+
+template <bool kPassthrough, class T>
+bool launch_columns(const Operands<T>& op, const Buffers& buffers, Stream stream) {
+  if constexpr (sizeof(T) == 2) {
+    const auto places = reinterpret_cast<uintptr_t>(op.source) |
+                        (kPassthrough ? 0 : reinterpret_cast<uintptr_t>(op.out));
+    if (op.width % 14 == 0 && places % 4 == 0 && op.source_image % 2 == 0) {
+      return op.width == 14 ? launch_columns<kPassthrough, Columns<14, true, false, false>>(
+                                  op, buffers, stream)
+                            : launch_columns<kPassthrough, Columns<14, true, true, false>>(
+                                  op, buffers, stream);
+    }
+  } else if (op.width % 7 == 0 && op.width > 7) {
+    return launch_columns<kPassthrough, Columns<7, false, true, false>>(op, buffers, stream);
+  }
+  if (op.width == 7) {
+    return launch_columns<kPassthrough, Columns<7, false, false, false>>(op, buffers, stream);
+  }
+  return launch_columns<kPassthrough, Columns<8, false, true, true>>(op, buffers, stream);
 }
 
 template <bool kPassthrough, Main kMain, class T>
@@ -86,6 +126,9 @@ void launch_depthwise(const FeatureMap& x, const Depthwise3x3& dw, bool with_rel
   const std::array buffers{reads(x), constants(dw.weight, 9 * floats), constants(dw.scale, floats),
                            constants(dw.shift, floats), writes(out)};
   if (x.layout == Layout::kContiguous) {
+    if constexpr (kMain == Main::kStride1) {
+      if (launch_columns<kPassthrough>(op, buffers, stream)) return;
+    }
     launch_planes<kPassthrough, kMain>(op, buffers, stream);
   } else {
     launch_pixels<kPassthrough, kMain>(op, buffers, stream);

@@ -103,7 +103,6 @@ constexpr int ring_rows(int stride) { return 3 + stride; }
 
 template <class T, bool kPassthrough, Main kMain>
 __global__ void __launch_bounds__(kThreads, 2) pixels_kernel(PixelsParams<T> params) {
-  static_assert(kMain != Main::kCopy, "see zip_kernel");
   constexpr int kStride = stride_of(kMain);
   constexpr int kRing = ring_rows(kStride);
   constexpr int kUnit = kPassthrough ? 2 : 1;
@@ -227,7 +226,6 @@ struct ImagesParams {
 
 template <class T, bool kPassthrough, Main kMain>
 __global__ void __launch_bounds__(kThreads, 2) images_kernel(ImagesParams<T> params) {
-  static_assert(kMain != Main::kCopy, "see zip_kernel");
   constexpr int kStride = stride_of(kMain);
   const Operands<T>& op = params.op;
   const int thread = static_cast<int>(threadIdx.x);
@@ -308,52 +306,5 @@ bool tile_images(ImagesParams<T>& params, int64_t& shared_bytes) {
   shared_bytes = params.parameters_at + parameters;
   return true;
 }
-
-// cat_shuffle --------------------------------------------------------------------------------
-
-// In channels-last order cat_shuffle does not know where pixels end: element i of a and of b are
-// elements 2i and 2i + 1 of out. Tiles are runs of the flat maps.
-template <class T>
-struct ZipParams {
-  const T* a;
-  const T* b;
-  T* out;
-  int64_t count;  // elements of a
-};
-
-constexpr int64_t kZipBytes = 8 * 1024;  // of a in a tile
-
-template <class T>
-__global__ void __launch_bounds__(kThreads) zip_kernel(ZipParams<T> params) {
-  constexpr int kTile = kZipBytes / sizeof(T);
-  constexpr int kRoom = static_cast<int>(span_bytes(kZipBytes));
-  const Shared<unsigned char> memory = shared_memory();
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kTile;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kTile; i < params.count; i += step) {
-    const int count = static_cast<int>(params.count - i < kTile ? params.count - i : kTile);
-    // Load.
-    const Shared<T> a = load_span(memory, Global<const T>{params.a} + i, count);
-    const Shared<T> b = load_span(memory + kRoom, Global<const T>{params.b} + i, count);
-    cp_async_commit();
-    cp_async_wait<0>();
-    sync_threads();
-
-    // Zip.
-    const Global<T> out = Global<T>{params.out} + 2 * i;
-    const int phase = misalignment(out, 16);
-    const Shared<T> staged = (memory + (2 * kRoom + phase)).template as<T>();
-    const bool paired = phase % (2 * static_cast<int>(sizeof(T))) == 0;
-    for (int j = static_cast<int>(threadIdx.x); j < count; j += kThreads) {
-      store_pair(staged + 2 * j, load(a + j), load(b + j), paired);
-    }
-    sync_threads();
-
-    // Store.
-    store_span(out, staged, 2 * count);
-    if (i + step < params.count) sync_threads();
-  }
-}
-
-constexpr int64_t kZipShared = 2 * span_bytes(kZipBytes) + span_bytes(2 * kZipBytes);
 
 }  // namespace snv2::SNV2_GPU

@@ -1,4 +1,4 @@
-// Contiguous (NCHW) maps: cat_shuffle, dw_conv3x3 and split_dw_cat_shuffle as one kernel.
+// Contiguous (NCHW) maps at stride 2, and at stride 1 of planes too large for columns.h.
 //
 // Neighbouring channels of one image are neighbours in memory, so a tile of some output planes is
 // one span of the output, one of the passed-through channels and one of the main channels: all is
@@ -35,12 +35,10 @@ struct PlanesParams {
 // Rows of source that output rows [begin, end) read.
 template <Main kMain>
 SNV2_DEVICE int first_source_row(int64_t begin) {
-  return static_cast<int>(kMain == Main::kCopy || begin == 0 ? begin
-                                                             : begin * stride_of(kMain) - 1);
+  return static_cast<int>(begin == 0 ? begin : begin * stride_of(kMain) - 1);
 }
 template <Main kMain>
 SNV2_DEVICE int end_source_row(int64_t end, int64_t height) {
-  if (kMain == Main::kCopy) return static_cast<int>(end);
   const int64_t last = (end - 1) * stride_of(kMain) + 2;
   return static_cast<int>(last < height ? last : height);
 }
@@ -94,11 +92,9 @@ __global__ void __launch_bounds__(kThreads) planes_kernel(PlanesParams<T> params
         store(source + (-1 - i), T{});
         store(source + (elements + i), T{});
       }
-      if constexpr (kMain != Main::kCopy) {
-        load_parameters(weight, op.weight + main0 * 9, main_planes * 9);
-        load_parameters(scale, op.scale + main0, main_planes);
-        load_parameters(shift, op.shift + main0, main_planes);
-      }
+      load_parameters(weight, op.weight + main0 * 9, main_planes * 9);
+      load_parameters(scale, op.scale + main0, main_planes);
+      load_parameters(shift, op.shift + main0, main_planes);
     }
     cp_async_commit();
     cp_async_wait<0>();
@@ -120,25 +116,21 @@ __global__ void __launch_bounds__(kThreads) planes_kernel(PlanesParams<T> params
           value = load(pass + (static_cast<int>((q0 + q) / 2 - pass0) * tile_plane + pixel));
         } else {
           const int channel = static_cast<int>((kPassthrough ? (q0 + q) / 2 : q0 + q) - main0);
-          if constexpr (kMain == Main::kCopy) {
-            value = load(source + (channel * tile_plane + pixel));
-          } else {
-            const int row = params.by_width.divide(pixel);
-            const int column = pixel - row * out_width;
-            const int y = static_cast<int>(row0) + row - source0;  // of source_rows
-            const Shared<T> center = source + ((channel * source_rows + y) * width + column);
-            float sum = 0.0f;
-            for (int tap = 0; tap < 9; ++tap) {
-              const int dy = tap / 3 - 1, dx = tap % 3 - 1;
-              const float w = load(weight + (channel * 9 + tap));
-              const float x = to_float(load(center + (dy * width + dx)));
-              if (static_cast<unsigned>(y + dy) < static_cast<unsigned>(source_rows) &&
-                  static_cast<unsigned>(column + dx) < static_cast<unsigned>(width)) {
-                sum += w * x;
-              }
+          const int row = params.by_width.divide(pixel);
+          const int column = pixel - row * out_width;
+          const int y = static_cast<int>(row0) + row - source0;  // of source_rows
+          const Shared<T> center = source + ((channel * source_rows + y) * width + column);
+          float sum = 0.0f;
+          for (int tap = 0; tap < 9; ++tap) {
+            const int dy = tap / 3 - 1, dx = tap % 3 - 1;
+            const float w = load(weight + (channel * 9 + tap));
+            const float x = to_float(load(center + (dy * width + dx)));
+            if (static_cast<unsigned>(y + dy) < static_cast<unsigned>(source_rows) &&
+                static_cast<unsigned>(column + dx) < static_cast<unsigned>(width)) {
+              sum += w * x;
             }
-            value = finish<T>(sum, load(scale + channel), load(shift + channel), op.relu);
           }
+          value = finish<T>(sum, load(scale + channel), load(shift + channel), op.relu);
         }
         store(staged + o, value);
       }
@@ -190,7 +182,7 @@ bool tile_planes(PlanesParams<T>& params, int64_t& shared_bytes) {
   constexpr int64_t kLeast = 8 * 1024;    // moved by a tile; amortises ends and parameters
   constexpr int64_t kCtas = 2 * 132;
   constexpr int64_t kUnit = kPassthrough ? 2 : 1;  // output planes per channel
-  constexpr int64_t kParameters = kMain == Main::kCopy ? 0 : 11 * sizeof(float);
+  constexpr int64_t kParameters = 11 * sizeof(float);
   const Operands<T>& op = params.op;
   const int64_t size = sizeof(T);
   const int64_t plane = op.height * op.width * size;
@@ -223,7 +215,7 @@ bool tile_planes(PlanesParams<T>& params, int64_t& shared_bytes) {
   } else {
     // A tile of one plane is either passed through or computed.
     const int64_t row = op.width * size, out_row = op.out_width * size;
-    const int64_t halo = kMain == Main::kCopy ? 0 : 2;
+    constexpr int64_t halo = 2;
     const int64_t per_strip_row = stride_of(kMain) * row + (kPassthrough ? row : 0) + out_row;
     const int64_t rows =
         std::min((kShared - kParameters - fixed - halo * row) / per_strip_row, op.out_height);

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "cuda/isa.h"
 #include "snv2/types.h"
@@ -28,52 +29,84 @@ SNV2_DEVICE int span_head(int phase, int count) {
   return head < count ? head : count;
 }
 
-// Starts the copy of `count` elements to `room`, 16-byte aligned, by all threads of the CTA, and
-// returns where the first one will be. cp_async_commit and _wait, and the barrier, are the
-// caller's.
-template <class T>
-SNV2_DEVICE Shared<T> load_span(Shared<unsigned char> room, Global<const T> from, int count) {
+// Which vector a thread moves first, of a span whose vectors begin at p: steps of the team begin on
+// a line.
+template <int kTeam, class P>
+SNV2_DEVICE int first_vector(P p, int thread) {
+  const int first = thread - misalignment(p, 128) / 16;
+  return first < 0 ? first + kTeam : first;
+}
+
+// Calls move(to, from, n) for every kTeam-th vector of `left` that lie from `to` and `from` on, n
+// of them at once. What four of them load is on its way before the first is stored.
+template <int kTeam, class To, class From, class Move>
+SNV2_DEVICE void move_vectors(To to, From from, int left, int stride, const Move& move) {
+#pragma unroll 1
+  for (; left > 3 * kTeam; left -= 4 * kTeam) {
+    move(to, from, std::make_integer_sequence<int, 4>{});
+    to = to + 4 * stride;
+    from = from + 4 * stride;
+  }
+#pragma unroll 1
+  for (; left > 0; left -= kTeam) {
+    move(to, from, std::make_integer_sequence<int, 1>{});
+    to = to + stride;
+    from = from + stride;
+  }
+}
+
+template <int N, int kStride, class T, int... I>
+SNV2_DEVICE void copy_in(Shared<T> to, Global<const T> from, std::integer_sequence<int, I...>) {
+  (cp_async<N, I * kStride>(to, from), ...);
+}
+template <int N, int kStride, class T, int... I>
+SNV2_DEVICE void copy_out(Global<T> to, Shared<T> from, std::integer_sequence<int, I...>) {
+  const Vector<T, N> values[] = {load_vector<N>(from + I * kStride)...};
+  (store_vector<N, I * kStride>(to, values[I]), ...);
+}
+
+// Starts the copy of `count` elements to `room`, 16-byte aligned, by a team of kTeam threads, of
+// which this is `thread`, and returns where the first one will be. cp_async_commit and _wait, and
+// the barrier, are the caller's.
+template <int kTeam = kThreads, class T>
+SNV2_DEVICE Shared<T> load_span(Shared<unsigned char> room, Global<const T> from, int count,
+                                int thread = static_cast<int>(threadIdx.x)) {
   constexpr int kVector = 16 / sizeof(T);
   const int phase = misalignment(from, 16);
   const Shared<T> to = (room + phase).template as<T>();
   const int head = span_head<T>(phase, count);
   const int vectors = (count - head) / kVector;
   const int tail = head + vectors * kVector;
-  const int thread = static_cast<int>(threadIdx.x);
   if (thread < head) store(to + thread, load(from + thread));
-  if (vectors > 0) {
-    const int lead = misalignment(from + head, 128) / 16;
-    for (int v = thread - lead; v < vectors; v += kThreads) {
-      if (v >= 0) cp_async<kVector>(to + (head + v * kVector), from + (head + v * kVector));
-    }
-  }
+  const int first = first_vector<kTeam>(from + head, thread);
+  const int at = head + first * kVector;
+  move_vectors<kTeam>(to + at, from + at, vectors - first, kTeam * kVector,
+                      [](auto t, auto f, auto n) { copy_in<kVector, kTeam * kVector>(t, f, n); });
   if (tail + thread < count) store(to + (tail + thread), load(from + (tail + thread)));
   return to;
 }
 
-// Stores `count` elements that lie at from, at the phase of `to`, by all threads of the CTA.
-template <class T>
-SNV2_DEVICE void store_span(Global<T> to, Shared<T> from, int count) {
+// Stores `count` elements that lie at from, at the phase of `to`, by a team of threads.
+template <int kTeam = kThreads, class T>
+SNV2_DEVICE void store_span(Global<T> to, Shared<T> from, int count,
+                            int thread = static_cast<int>(threadIdx.x)) {
   constexpr int kVector = 16 / sizeof(T);
   const int head = span_head<T>(misalignment(to, 16), count);
   const int vectors = (count - head) / kVector;
   const int tail = head + vectors * kVector;
-  const int thread = static_cast<int>(threadIdx.x);
   if (thread < head) store(to + thread, load(from + thread));
-  if (vectors > 0) {
-    const int lead = misalignment(to + head, 128) / 16;
-    for (int v = thread - lead; v < vectors; v += kThreads) {
-      if (v < 0) continue;
-      const int at = head + v * kVector;
-      store_vector<kVector>(to + at, load_vector<kVector>(from + at));
-    }
-  }
+  const int first = first_vector<kTeam>(to + head, thread);
+  const int at = head + first * kVector;
+  move_vectors<kTeam>(to + at, from + at, vectors - first, kTeam * kVector,
+                      [](auto t, auto f, auto n) { copy_out<kVector, kTeam * kVector>(t, f, n); });
   if (tail + thread < count) store(to + (tail + thread), load(from + (tail + thread)));
 }
 
 // Copies `count` floats, a few per thread.
+template <int kTeam = kThreads>
 SNV2_DEVICE void load_parameters(Shared<float> to, const float* from, int count) {
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kTeam) {
     store(to + i, load(Global<const float>{from} + i));
   }
 }
@@ -90,7 +123,7 @@ struct Divisor {
 };
 constexpr int64_t kMaxDividend = 65535;
 
-enum class Main { kCopy, kStride1, kStride2 };
+enum class Main { kStride1, kStride2 };
 
 constexpr int stride_of(Main main) { return main == Main::kStride2 ? 2 : 1; }
 
@@ -154,23 +187,18 @@ __global__ void __launch_bounds__(kThreads) direct_kernel(DirectParams<T> params
     } else {
       const Global<const T> center =
           Global<const T>{op.source} + (image * op.source_image + offset);
-      if constexpr (kMain == Main::kCopy) {
-        value = load(center);
-      } else {
-        float sum = 0.0f;
-        for (int dy = -1; dy <= 1; ++dy) {
-          for (int dx = -1; dx <= 1; ++dx) {
-            if (row + dy < 0 || row + dy >= op.height || column + dx < 0 ||
-                column + dx >= op.width) {
-              continue;
-            }
-            sum += load(Global<const float>{op.weight} + (channel * 9 + dy * 3 + dx + 4)) *
-                   to_float(load(center + (dy * op.width + dx) * pixel_stride));
+      float sum = 0.0f;
+      for (int dy = -1; dy <= 1; ++dy) {
+        for (int dx = -1; dx <= 1; ++dx) {
+          if (row + dy < 0 || row + dy >= op.height || column + dx < 0 || column + dx >= op.width) {
+            continue;
           }
+          sum += load(Global<const float>{op.weight} + (channel * 9 + dy * 3 + dx + 4)) *
+                 to_float(load(center + (dy * op.width + dx) * pixel_stride));
         }
-        value = finish<T>(sum, load(Global<const float>{op.scale} + channel),
-                          load(Global<const float>{op.shift} + channel), op.relu);
       }
+      value = finish<T>(sum, load(Global<const float>{op.scale} + channel),
+                        load(Global<const float>{op.shift} + channel), op.relu);
     }
     store(Global<T>{op.out} + o, value);
   }

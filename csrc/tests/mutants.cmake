@@ -54,7 +54,7 @@ snv2_add_mutant(planes_without_wait
   EXPECT "read at planes.h" "cp.async" "cp_async_wait")
 
 snv2_add_mutant(planes_without_barrier_after_load RACE
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/strips
   TEXT [[    cp_async_wait<0>();
     sync_threads();
 ]] BECOMES [[    cp_async_wait<0>();
@@ -71,7 +71,7 @@ snv2_add_mutant(planes_without_barrier_before_store RACE
   EXPECT "shared memory" "read at span.h" "nobody wrote")
 
 snv2_add_mutant(planes_barrier_in_a_branch
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/point
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous/point
   TEXT [[    sync_threads();
 
     // Store.
@@ -103,15 +103,39 @@ snv2_add_mutant(images_without_wait
 ]]
   EXPECT "read at pixels.h" "cp.async" "cp_async_wait")
 
-snv2_add_mutant(zip_without_barrier RACE
-  FILE cuda/pixels.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/channels_last
-  TEXT [[    sync_threads();
+snv2_add_mutant(spread_without_wait
+  FILE cuda/alternate.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/contiguous
+  TEXT [[  cp_async_wait<0>();
+  sync_warp();
+]] BECOMES [[  sync_warp();
+]]
+  EXPECT "read at alternate.h" "cp.async" "cp_async_wait")
 
-    // Store.
-    store_span(out, staged, 2 * count);
-]] BECOMES [[    store_span(out, staged, 2 * count);
+snv2_add_mutant(spread_without_barrier RACE
+  FILE cuda/alternate.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/contiguous
+  TEXT [[  sync_threads();
+
+  // Store.
+]] BECOMES [[  // Store.
 ]]
   EXPECT "shared memory" "read at span.h" "nobody wrote")
+
+snv2_add_mutant(columns_without_barrier_after_load RACE
+  FILE cuda/columns.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  TEXT [[  cp_async_wait<0>();
+  sync_threads();
+]] BECOMES [[  cp_async_wait<0>();
+]]
+  EXPECT "shared memory" "read at columns.h" "nobody wrote")
+
+snv2_add_mutant(columns_overwritten_too_early RACE
+  FILE cuda/columns.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/tiles
+  TEXT [[  sync_threads();
+
+  // Store.
+]] BECOMES [[  // Store.
+]]
+  EXPECT "shared memory" "alternate.h")
 
 # Halos and edges ----------------------------------------------------------------------------
 
@@ -131,7 +155,7 @@ snv2_add_mutant(planes_with_too_small_a_margin
   EXPECT "shared memory" "nobody wrote" "planes.h")
 
 snv2_add_mutant(planes_past_the_last_plane
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous/tiles
   TEXT "q0 + params.planes < params.out_planes ?" BECOMES "true ?"
   EXPECT "global" "outside all buffers" "span.h")
 
@@ -160,10 +184,26 @@ snv2_add_mutant(planes_with_the_next_lane
   TEXT "shuffle(sums[1], (2 * lane + 1) % kWarp)" BECOMES "shuffle(sums[1], (2 * lane + 2) % kWarp)"
   EXPECT "wrong result")
 
-snv2_add_mutant(planes_with_the_halves_swapped
-  FILE cuda/planes.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/contiguous
-  TEXT "if (kPassthrough && (q0 + q) % 2 == 0)" BECOMES "if (kPassthrough && (q0 + q) % 2 == 1)"
+snv2_add_mutant(spread_with_the_halves_swapped
+  FILE cuda/alternate.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/contiguous/plane
+  TEXT "which == 0 ? params.a : params.b" BECOMES "which == 1 ? params.a : params.b"
   EXPECT "wrong result")
+
+snv2_add_mutant(columns_with_too_small_a_margin
+  FILE cuda/columns.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  TEXT "for (int i = thread; i <= width; i += kColumnThreads)"
+  BECOMES "for (int i = thread; i < width - 1; i += kColumnThreads)"
+  EXPECT "shared memory" "nobody wrote" "columns.h")
+
+snv2_add_mutant(columns_with_a_row_above_the_plane
+  FILE cuda/columns.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  TEXT "params.strips > 1, row > 0," BECOMES "params.strips > 1, true,"
+  EXPECT "wrong result")
+
+snv2_add_mutant(columns_past_the_last_plane
+  FILE cuda/columns.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/tiles
+  TEXT "left_over < params.tile ? left_over : params.tile" BECOMES "params.tile"
+  EXPECT "global" "outside all buffers" "span.h")
 
 snv2_add_mutant(spans_without_phase
   FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle
@@ -172,9 +212,9 @@ snv2_add_mutant(spans_without_phase
 
 snv2_add_mutant(parameters_past_the_end
   FILE cuda/span.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
-  TEXT [[i < count; i += kThreads) {
+  TEXT [[i < count; i += kTeam) {
     store(to + i, load(Global<const float>]]
-  BECOMES [[i <= count; i += kThreads) {
+  BECOMES [[i <= count; i += kTeam) {
     store(to + i, load(Global<const float>]]
   EXPECT "span.h")
 
@@ -200,8 +240,14 @@ snv2_add_mutant(strips_of_32_bits
   EXPECT "global store" "outside all buffers")
 
 snv2_add_mutant(zip_of_32_bits
-  FILE cuda/pixels.h OF cuda/cat_shuffle.cu IN kernels CASES channels_last/large
-  TEXT "Global<T>{params.out} + 2 * i;" BECOMES "Global<T>{params.out} + static_cast<int>(2 * i);"
+  FILE cuda/cat_shuffle.cu OF cuda/cat_shuffle.cu IN kernels CASES channels_last/large
+  TEXT "Global<T>{params.out} + 2 * at;" BECOMES "Global<T>{params.out} + static_cast<int>(2 * at);"
+  EXPECT "global store" "outside all buffers")
+
+snv2_add_mutant(columns_of_32_bits
+  FILE cuda/columns.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/large
+  TEXT "Global<T>{op.out} + (image * op.out_image + kUnit * from);"
+  BECOMES "Global<T>{op.out} + static_cast<int>(image * op.out_image + kUnit * from);"
   EXPECT "global store" "outside all buffers")
 
 snv2_add_mutant(direct_of_32_bits

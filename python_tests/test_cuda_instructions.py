@@ -1,0 +1,132 @@
+"""Counts PTX instructions of a lane for each element in the loops of the fused ops, and checks the
+widths of their stores. Counts, not timings."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SOURCE = """
+#include "cuda/columns.h"
+namespace snv2::cuda {
+using Row14 = Columns<14, true, false, false>;
+using Row7 = Columns<7, false, false, false>;
+template __global__ void columns_kernel<half_t, false, Row14>(ColumnsParams<half_t>);
+template __global__ void columns_kernel<bfloat16_t, false, Row7>(ColumnsParams<bfloat16_t>);
+template __global__ void columns_kernel<float, false, Row7>(ColumnsParams<float>);
+template __global__ void spread_kernel<uint16_t, 1, kStage4Plane>(AlternateParams<uint16_t>);
+template __global__ void spread_kernel<uint32_t, 2, 0>(AlternateParams<uint32_t>);
+}
+"""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop: its instructions, without labels."""
+
+    body: tuple[str, ...]
+
+    def count(self, prefix: str) -> int:
+        return sum(line.split("} ")[-1].startswith(prefix) for line in self.body)
+
+
+def _innermost_loops(kernel: str) -> list[Loop]:
+    labels: dict[str, int] = {}
+    lines: list[str] = []
+    spans: list[tuple[int, int]] = []
+    for text in kernel.splitlines():
+        line = text.strip()
+        if label := re.fullmatch(r"(\$\w+):", line):
+            labels[label[1]] = len(lines)
+        elif line.endswith(";") and not line.startswith("."):
+            lines.append(line)
+            target = re.search(r"\bbra(?:\.uni)?\s+(\$\w+);", line)
+            if target and target[1] in labels:
+                spans.append((labels[target[1]], len(lines)))
+    return [
+        Loop(tuple(lines[begin:end]))
+        for begin, end in spans
+        if not any((b, e) != (begin, end) and begin <= b and e <= end for b, e in spans)
+    ]
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Loop]]:
+    found = subprocess.run(
+        [sys.executable, ROOT / "cmake/cuda_toolkit.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if found.returncode != 0:
+        pytest.skip("no nvcc: install the extra cuda-build")
+    folder = tmp_path_factory.mktemp("ptx")
+    (folder / "k.cu").write_text(SOURCE)
+    subprocess.run(
+        [
+            found.stdout.split("\n")[0], "-ptx", "-arch=compute_90", "-O3", "-std=c++17",
+            "--expt-relaxed-constexpr", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/include",
+            folder / "k.cu", "-o", folder / "k.ptx",
+        ],
+        check=True,
+    )  # fmt: skip
+    kernels = re.split(r"(?m)^\.(?:visible |weak )*\.?entry ", (folder / "k.ptx").read_text())[1:]
+    return {kernel.split("(")[0]: _innermost_loops(kernel) for kernel in kernels}
+
+
+def _of(loops: dict[str, list[Loop]], *words: str) -> list[Loop]:
+    (name,) = (name for name in loops if all(word in name for word in words))
+    return loops[name]
+
+
+@pytest.mark.parametrize(
+    ("words", "elements", "most"),
+    [
+        pytest.param(("columns_kernel", "6half_t"), 14, 12.5, id="fp16-rows-of-14"),
+        pytest.param(("columns_kernel", "bfloat16_t"), 7, 17.5, id="bf16-rows-of-7"),
+        pytest.param(("columns_kernel", "If"), 7, 14.5, id="fp32-rows-of-7"),
+    ],
+)
+def test_row_of_the_convolution(
+    loops: dict[str, list[Loop]], words: tuple[str, ...], elements: int, most: float
+) -> None:
+    """Nine products, and few instructions more, for a pixel."""
+    (row,) = (loop for loop in _of(loops, *words) if loop.count("fma.") > 0)
+    assert 9 * elements <= row.count("fma.") <= 10 * elements  # nine taps and the scale
+    assert len(row.body) <= most * elements, f"{len(row.body) / elements:.1f} for an element"
+
+
+@pytest.mark.parametrize(
+    ("words", "elements", "most"),
+    [  # eight planes, by 32 lanes
+        pytest.param(("spread_kernel", "It"), 8 * 49 / 32, 3.4, id="fp16-7x7"),
+        pytest.param(("spread_kernel", "Ij"), 8 * 196 / 32, 1.35, id="fp16-14x14"),
+    ],
+)
+def test_planes_in_turn(
+    loops: dict[str, list[Loop]], words: tuple[str, ...], elements: float, most: float
+) -> None:
+    spread = max(
+        (
+            loop
+            for loop in _of(loops, *words)
+            if loop.count("ld.shared") > 0 and loop.count("st.global") == 0
+        ),
+        key=lambda loop: len(loop.body),
+    )
+    assert spread.count("ld.shared") == 16
+    assert len(spread.body) <= most * elements, f"{len(spread.body) / elements:.2f} for an element"
+
+
+def test_loops_store_vectors(loops: dict[str, list[Loop]]) -> None:
+    for name, found in loops.items():
+        stores = [line for loop in found for line in loop.body if "st.global" in line]
+        assert stores, name
+        assert all("st.global.v4" in line for line in stores), name
