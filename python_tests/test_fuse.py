@@ -171,7 +171,8 @@ def test_model_without_units_is_copied() -> None:
 
 def test_explain_of_a_unit_that_the_kernels_do_not_cover() -> None:
     strided = randomize_(snv2.models.InvertedResidual(8, 8, 3)).eval()
-    assert str(snv2.explain(strided)) == "(model): unit: not fused: stride 3"
+    reason = "not fused: depthwise with stride (3, 3)"
+    assert str(snv2.explain(strided)) == f"(model): InvertedResidual: {reason}"
     assert_close(snv2.fuse(strided), strided, draw(2, 8, 9, 11))
     double = snv2.models.InvertedResidual(8, 8, 1).double()
     assert str(snv2.explain(double)) == "(model): unit: not fused: torch.float64 runs the reference"
