@@ -82,6 +82,7 @@ def test_verify_quick() -> None:
     assert "1.5 x the error of eager PyTorch" in result.output
 
 
+@pytest.mark.slow
 def test_verify_of_the_emulator() -> None:
     """Of networks that it can take."""
     result = run("verify", "--quick", "--backend", "cuda-emulated")
