@@ -22,6 +22,7 @@ from snv2_kernels.graph.returned import Returned
 from snv2_kernels.nn.clone import CACHES, original_class
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.known import KnownModule
+from snv2_kernels.nn.methods import why_class_replaced
 from snv2_kernels.nn.recognized import NotRecognized, Recognition, Recognized, recognized_class
 from snv2_kernels.nn.series import Mixed
 from snv2_kernels.nn.structure import Incomparable, structure
@@ -192,10 +193,10 @@ _recent = _Recent(most=256)
 def _key(
     module: nn.Module, in_channels: int | None, verify: bool, conditions: Conditions
 ) -> tuple[Any, ...] | None:
-    """All that a look at a module depends on; None if that cannot be told, or would keep classes
-    alive that nothing else does."""
+    """All that a look at a module depends on; None if that cannot be told, as of methods that were
+    replaced, or would keep classes alive that nothing else does."""
     classes = tuple(map(original_class, module.modules()))
-    if not all(map(_is_importable, set(classes))):
+    if not all(_is_importable(cls) and not why_class_replaced(cls) for cls in set(classes)):
         return None
     tensors = [*module.parameters(), *module.buffers()]
     kinds = tuple((t.dtype, t.device.type, t.requires_grad) for t in tensors)
