@@ -62,19 +62,19 @@ SNV2_DEVICE void for_each_of_lane(int phase, int count, const One& one, const Fe
                                   const Use& use) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const int lane = lane_of_warp(), head = span_head<T>(phase, count);
-  const int vectors = (count - head) / kVector, tail = head + vectors * kVector;
+  const int tail = head + (count - head) / kVector * kVector;
   if (lane < head) one(lane);
-  for (int first = lane; first < vectors; first += kAhead * kWarp) {
+  for (int first = head + lane * kVector; first < tail; first += kAhead * kWarp * kVector) {
     decltype(fetch(0)) fetched[kAhead] = {};
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      const int v = first + k * kWarp;
-      if (v < vectors) fetched[k] = fetch(head + v * kVector);
+      const int i = first + k * kWarp * kVector;
+      if (i < tail) fetched[k] = fetch(i);
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      const int v = first + k * kWarp;
-      if (v < vectors) use(head + v * kVector, fetched[k]);
+      const int i = first + k * kWarp * kVector;
+      if (i < tail) use(i, fetched[k]);
     }
   }
   if (tail + lane < count) one(tail + lane);
