@@ -122,7 +122,7 @@ EDITS: dict[str, tuple[Callable[[Any], None], list[str]]] = {  # and the outermo
     "dilated-stage4": (_dilated, WHOLE),
     "fc-dropout": (_fc(nn.Dropout(0.2), nn.Linear(40, 3)), WHOLE),
     "fc-identity": (_fc(nn.Identity()), WHOLE),
-    "fc-of-two-layers": (_fc(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 3)), STAGES),
+    "fc-of-two-layers": (_fc(nn.Linear(40, 8), nn.ReLU(True), nn.Linear(8, 3)), WHOLE),
     "cifar-stem": (_cifar_stem, STAGES),
     "no-conv5": (_no_conv5, STAGES),
     "gelu": (_activation(nn.GELU), []),

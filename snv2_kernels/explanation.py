@@ -58,6 +58,9 @@ def explain(model: nn.Module) -> Explanation:
     for name, module in fused.named_modules():
         if isinstance(module, FusedModule):
             parts.append(Part(name, _kind(module), module.reason()))
+            if isinstance(module, Recognized) and (tail := module.tail()):
+                kind = type(module.get_submodule(tail)).__name__
+                parts.append(Part(f"{name}.{tail}" if name else tail, kind, _BEHIND))
         elif isinstance(module, Mixed) and not any(name.startswith(prefix) for prefix in joined):
             joined.append(f"{name}." if name else "")
             for step, series in module.steps().items():
@@ -74,6 +77,7 @@ def _kind(module: FusedModule) -> str:
 # What runs plain ------------------------------------------------------------------------------
 
 _MOST_NAMES = 6
+_BEHIND = "it follows a network, and is no part of one"
 
 
 def _plain_parts(fused: nn.Module, reasons: dict[nn.Module, str]) -> Iterator[Part]:

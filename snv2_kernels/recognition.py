@@ -17,8 +17,8 @@ from snv2_kernels.graph.nodes import example, writes
 from snv2_kernels.graph.reasons import described, why_no_unit
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.graph.recognize import Run, recognize
-from snv2_kernels.graph.record import Recording, record
-from snv2_kernels.graph.returned import Returned
+from snv2_kernels.graph.record import Call, Recording, record
+from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import CACHES, original_class
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.known import KnownModule
@@ -232,9 +232,9 @@ def _look_at(
     for channels in [in_channels] if in_channels else _guesses(module):
         recording = record(module, channels, conditions)
         if recording.error is None:
-            run = _whole_run(recording)
+            run, tail = _run_and_tail(recording)
             if run is not None and _reads_all(run, channels):
-                recognition = _describe(module, run, channels, recording)
+                recognition = _describe(module, run, channels, recording, tail)
                 wrong = why_wrong(module, recognition) if verify else None
                 if wrong is not None:
                     raise NotRecognized(wrong, outside=recording.names)
@@ -286,9 +286,34 @@ def _is_hollow(recording: Recording) -> bool:
     return any(isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == 0 for t in values)
 
 
-def _whole_run(recording: Recording) -> Run | None:
-    """The run that is all that was recorded, with the maps on the way that are returned."""
-    outs = recording.outs
+def _run_and_tail(recording: Recording) -> tuple[Run | None, Call | None]:
+    """The run that is all that was recorded, or the network that is all but one submodule, which
+    makes what is returned of its result: a classifier of several layers."""
+    run = _whole_run(recording)
+    if run is None and recording.returned == ONE_MAP:
+        for call in recording.calls[::-1]:  # the outermost first
+            if call.result in recording.outs and _is_on_its_own(call):
+                network = _whole_run(recording, call)
+                if network is not None and network.head is not None:
+                    return network, call
+    return run, None
+
+
+def _is_on_its_own(call: Call) -> bool:
+    """Whether a call reads and writes nothing but what it was given."""
+    own = {call.given, *call.nodes}
+    read = (part for node in call.nodes for part in node.all_input_nodes)
+    writing = (node for node in call.nodes if writes(node))
+    return all(part in own or part.op == "get_attr" for part in read) and all(
+        own.issuperset(node.all_input_nodes) for node in writing
+    )
+
+
+def _whole_run(recording: Recording, tail: Call | None = None) -> Run | None:
+    """The run that is all that was recorded, but for a tail, with the maps on the way that are
+    returned."""
+    outs = recording.outs if tail is None else [tail.given]
+    behind = () if tail is None else tail.nodes
     for run in recognize(recording.graph, frozenset(outs)):
         made = {run.out, *(unit.out for unit in run.units)}
         if run.source is recording.source and run.out in outs and made.issuperset(outs):
@@ -298,7 +323,8 @@ def _whole_run(recording: Recording) -> Run | None:
             means = [] if run.head is None else run.head.nodes
             if len(pools) > 1 or not all(pool in means for pool in pools):
                 continue
-            if not any(writes(node) and node not in nodes for node in recording.graph.nodes):
+            others = (node for node in recording.graph.nodes if node not in behind)
+            if not any(writes(node) and node not in nodes for node in others):
                 return run
     return None
 
@@ -310,7 +336,9 @@ def _reads_all(run: Run, channels: int) -> bool:
     return run.stem is not None or unit.projection is not None or len(read) == channels
 
 
-def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) -> Recognition:
+def _describe(
+    module: nn.Module, run: Run, channels: int, recording: Recording, tail: Call | None
+) -> Recognition:
     builder: Any = RecipeBuilder()  # of nodes in the place of tensors
     run.tell(builder)
     names = tuple(node.target for node in builder.state)
@@ -318,7 +346,7 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
     for node in builder.state:
         if node.op != "get_attr" or node.target not in own:
             raise NotRecognized(f"a weight that is no parameter: {described(node)}")
-    returned, outs = recording.returned, recording.outs
+    returned, outs = recording.returned, [tail.given] if tail else recording.outs
     try:
         known = structure(module)
     except Incomparable as error:
@@ -347,6 +375,7 @@ def _describe(module: nn.Module, run: Run, channels: int, recording: Recording) 
         alike={recording.told: True},
         outside=recording.names,
         structure=known,
+        tail=tail.name if tail else "",
     )
 
 

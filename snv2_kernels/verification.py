@@ -44,7 +44,9 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
         try:
             expected = copied(x.clone())
             actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
-            off = _largest_error(recognition.returned.filled(actual), expected)
+            filled = recognition.returned.filled(actual)
+            tail = recognition.tail_of(copied)
+            off = _largest_error(filled if tail is None else tail(filled), expected)
         except Exception as error:  # whatever a module's code may raise
             return f"its recognition cannot be verified: {error}"
     if not off <= _LARGEST_ERROR:

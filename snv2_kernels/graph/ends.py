@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -54,20 +55,22 @@ def stem_before(pool: Node, layers: Layers) -> Stem | None:
     return Stem(layer, (pool,))
 
 
-def head_after(out: Node, layers: Layers) -> Head | None:
-    """The head that alone reads the result of units."""
+def head_after(out: Node, layers: Layers, returned: Collection[Node] = ()) -> Head | None:
+    """The head that alone reads the result of units. It ends with means that are returned."""
     layer = layers.after(out, "pw")
     if layer is None or len(readers(layer.out)) != 1:
         return None
     nodes = mean_of(layer.out, readers(layer.out)[0])
     if nodes is None:
         return None
-    while (user := only_reader(nodes[-1], _is_idle_dropout)) is not None:
+    while (
+        nodes[-1] not in returned and (user := only_reader(nodes[-1], _is_idle_dropout)) is not None
+    ):
         nodes = *nodes, *viewed(user)
     if example(nodes[-1]).dim() != 2:
         return None
     linear = only_reader(nodes[-1], lambda user: function_name(user) == "linear")
-    if linear is None:
+    if linear is None or nodes[-1] in returned:
         return Head(layer, None, nodes)
     given = arguments(linear, ("input", "weight", "bias"), bias=None)
     weight = example(given["weight"])

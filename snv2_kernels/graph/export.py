@@ -35,7 +35,7 @@ def run_exported(module: FusedModule, x: Tensor) -> Any:
         if not real._covers(weights, _like(x)):
             raise Unsupported("plain")
     results = real._run(weights, x if x.dtype == dtype else x.to(dtype), backend)
-    return real._returned.filled(results)
+    return module._finish(results)
 
 
 def _with_real_tensors(module: FusedModule) -> FusedModule:

@@ -113,7 +113,7 @@ def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
     for run in runs:
         if _reads_alone(run.units[0]):
             run.stem = stem_before(run.source, found.layers)
-        run.head = head_after(run.out, found.layers)
+        run.head = head_after(run.out, found.layers, returned)
     return [run for run in runs if _is_covered(run)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ from snv2_kernels.graph.observer import Observer
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import clone_tree, original_class
 
-__all__ = ["Recording", "Untraceable", "plain_copy", "record", "without_modes"]
+__all__ = ["Call", "Recording", "Untraceable", "plain_copy", "record", "without_modes"]
 
 Size = tuple[int, int, int]
 _SIZE = (2, 9, 7)  # batch, height, width: all different, none of them one
@@ -53,6 +54,16 @@ class Untraceable(Exception):
     """A forward that cannot be recorded; the message is the reason in a few words."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of a submodule with one tensor, that returns one."""
+
+    name: str
+    given: Node
+    nodes: tuple[Node, ...]  # that it added to the graph
+    result: Node
+
+
 @dataclass
 class Recording:
     """A forward of one map."""
@@ -63,6 +74,7 @@ class Recording:
     returned: Returned = ONE_MAP
     error: str | None = None
     channels: dict[str, int] = field(default_factory=dict)  # of the inputs of submodules
+    calls: list[Call] = field(default_factory=list)  # those that ended, of submodules called once
     size: Size = _SIZE  # batch, height and width that it was recorded with
     # Averages over a window of a number of pixels, with the map's size, and those that were taken
     # for means of a map: so they are for maps of the window's size alone.
@@ -124,16 +136,13 @@ def _record_once(
             memory_format=conditions.memory_format, requires_grad=conditions.requires_grad,
         )  # fmt: skip
         copied = plain_copy(module, functools.partial(_empty, conditions))
-    channels: dict[str, int] = {}
-    for name, child in copied.named_modules():
-        child.register_forward_pre_hook(_noting(channels, name))
+    calls = _Calls(copied)
     observer = Observer(copied)
     recorder = _Recorder(observer)
     recorder.own(copied)
-    recording = Recording(
-        recorder.graph, recorder.input(x), channels=channels, size=size, names=observer.names
-    )
+    recording = Recording(recorder.graph, recorder.input(x), size=size, names=observer.names)
     recorder.recording = recording
+    calls.note_in(recording, recorder)
     attributes = set(vars(x))
     try:
         with _in(conditions), _quiet(), mode, recorder, observer:
@@ -263,12 +272,40 @@ def _empty(conditions: Conditions, t: Tensor) -> Tensor:
     return out.requires_grad_(t.requires_grad)
 
 
-def _noting(channels: dict[str, int], name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if len(inputs) == 1 and isinstance(inputs[0], Tensor) and inputs[0].dim() == 4:
-            channels[name] = int(inputs[0].shape[1])
+class _Calls:
+    """Notes in a recording what the submodules of a module are called with."""
 
-    return hook
+    def __init__(self, module: nn.Module) -> None:
+        self._open: dict[str, tuple[Node, Node]] = {}  # what was given, and the last node before
+        self._known: set[str] = set()
+        for name, child in module.named_modules():
+            begin, end = functools.partial(self._begin, name), functools.partial(self._end, name)
+            child.register_forward_pre_hook(begin, with_kwargs=True)
+            child.register_forward_hook(end)
+
+    def note_in(self, recording: Recording, recorder: _Recorder) -> None:
+        self._recording, self._recorder = recording, recorder
+
+    def _begin(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        self._open.pop(name, None)
+        x = args[0] if len(args) == 1 else None
+        if isinstance(x, Tensor) and x.dim() == 4:
+            self._recording.channels[name] = int(x.shape[1])
+        if (given := self._recorder.made_by(x)) is not None and not kwargs:
+            self._open[name] = given, next(reversed(self._recording.graph.nodes))
+
+    def _end(self, name: str, _: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        calls = self._recording.calls
+        if name in self._known:
+            calls[:] = [call for call in calls if call.name != name]
+            return
+        self._known.add(name)
+        result = self._recorder.made_by(out)
+        if name in self._open and result is not None:
+            given, before = self._open[name]
+            nodes = reversed(self._recording.graph.nodes)
+            added = tuple(itertools.takewhile(lambda node: node is not before, nodes))
+            calls.append(Call(name, given, added, result))
 
 
 class _Recorder(TorchFunctionMode):
@@ -300,6 +337,11 @@ class _Recorder(TorchFunctionMode):
                 self._nodes[id(part)] = node, i
         if isinstance(value, Tensor):
             self._nodes[id(value)] = node
+
+    def made_by(self, value: Any) -> Node | None:
+        """The node whose result a value is, as a whole."""
+        node = self._nodes.get(id(value))
+        return node if isinstance(node, Node) else None
 
     def node_of(self, value: Any) -> Any:
         """The node that makes a tensor; None for what is no tensor."""

@@ -68,7 +68,7 @@ class Packed:
         self.dtype: torch.dtype | None = None
         self.in_channels = 0
         self._weights = Weights()
-        self._eval_twin: nn.Module | None = None
+        self._eval_twin: FusedModule | None = None
         try:
             if any(t.is_inference() for t in (*module.parameters(), *module.buffers())):
                 raise Unsupported("its parameters are inference tensors, whose changes are unseen")
@@ -103,13 +103,12 @@ class Packed:
             raise Unsupported(str(self.reason))
         return self._weights.get(module, backend, dtype, self.device)
 
-    def eval_twin(self, module: FusedModule) -> nn.Module:
+    def eval_twin(self, module: FusedModule) -> FusedModule:
         """The plain module as it was packed, on the same parameters, for the backward pass."""
         if self._eval_twin is None:
-            twin = clone_tree(module)
-            for child in twin.modules():
+            self._eval_twin = module._twin()
+            for child in self._eval_twin.modules():
                 child.training = False
-            self._eval_twin = twin
         return self._eval_twin
 
 
@@ -181,6 +180,20 @@ class FusedModule(nn.Module):
     def _returned(self) -> Returned:
         """What :meth:`_plain` makes of the results of :meth:`_run`."""
         return ONE_MAP
+
+    def _finish(self, results: Any) -> Any:
+        """What the forward makes of the results of :meth:`_run`."""
+        return self._returned.filled(results)
+
+    def _plain_results(self, x: Tensor) -> Any:
+        """The results of :meth:`_run`, by the plain forward."""
+        return self._returned.results(self._plain(x))
+
+    def _twin(self) -> FusedModule:
+        """A copy on the same parameters."""
+        twin = clone_tree(self)
+        assert isinstance(twin, FusedModule)
+        return twin
 
     def _in_channels(self) -> int:
         """Channels of the input; raises :class:`Unsupported` if they cannot be told."""
@@ -274,9 +287,9 @@ class FusedModule(nn.Module):
         assert packed.watch is not None
         if torch.is_grad_enabled() and (x.requires_grad or packed.watch.requires_grad()):
             run = _Run(self, packed, weights, dtype, backend)
-            return self._returned.filled(_Recompute.apply(run, x, *packed.watch.parameters))
+            return self._finish(_Recompute.apply(run, x, *packed.watch.parameters))
         results = self._run(weights, x if x.dtype == dtype else x.to(dtype), backend)
-        return self._returned.filled(results)
+        return self._finish(results)
 
     def _compiled(self, x: Tensor) -> Any:
         """The forward under Dynamo, which sets guards on all that is looked at here, and under
@@ -381,10 +394,10 @@ class _Recompute(torch.autograd.Function):
             x = x.detach().requires_grad_(x.requires_grad)
         inputs = x, *parameters
         with torch.enable_grad(), use_backend("reference"), torch.autocast(**ctx.autocast):
-            out = ctx.twin._plain(x)  # the root's hooks have run in the forward
+            results = ctx.twin._plain_results(x)  # the root's hooks have run in the forward
         computed = torch.autograd.grad(
-            ctx.twin._returned.results(out), [inputs[i] for i in wanted], grads_of_results,
-            create_graph=create_graph, allow_unused=True,
+            results, [inputs[i] for i in wanted], grads_of_results, create_graph=create_graph,
+            allow_unused=True,
         )  # fmt: skip
         grads: list[Tensor | None] = [None] * (_Recompute.OTHERS + len(inputs))
         for i, g in zip(wanted, computed, strict=True):

@@ -48,6 +48,12 @@ class Recognition:
     alike: dict[tuple[Any, ...], bool]  # by conditions: whether the forward is the same in them
     outside: Names  # that the forward looks up
     structure: str  # of the module that this is true of
+    tail: str = ""  # submodule that makes the forward's result of a network's
+
+    def tail_of(self, module: nn.Module) -> nn.Module | None:
+        for part in _path(module, self.tail):
+            module = module._modules[part]  # type: ignore[assignment]
+        return module if self.tail else None
 
     def state(self, module: nn.Module) -> list[Tensor]:
         found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
@@ -112,6 +118,40 @@ class Recognized(PlannedModule):
         known = self._known()
         return ONE_MAP if known is None else known.returned
 
+    def tail(self) -> str:
+        """The submodule that follows the kernels, as :func:`snv2_kernels.explain` says it."""
+        known = self._known()
+        return "" if known is None else known.tail
+
+    def _finish(self, results: Any) -> Any:
+        out, known = super()._finish(results), self._known()
+        tail = None if known is None else known.tail_of(self)
+        return out if tail is None else tail(out)
+
+    def _plain_results(self, x: Tensor) -> Any:
+        known = self._known()
+        tail = None if known is None else known.tail_of(self)
+        if tail is None:
+            return super()._plain_results(x)
+        results: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+            results.append(inputs[0])
+            return inputs[0].clone()  # which the tail may write to
+
+        handle = tail.register_forward_pre_hook(keep)
+        try:
+            self._plain(x)
+        finally:
+            handle.remove()
+        return results[0]
+
+    def _twin(self) -> FusedModule:
+        twin = super()._twin()
+        assert isinstance(twin, Recognized)
+        twin._remember(self._known())
+        return twin
+
     def _exported(self, x: Tensor) -> Any:
         if self._differs(x) or "compiler" in _fact(self, "asked"):
             raise Unsupported("plain")
@@ -143,6 +183,8 @@ class Recognized(PlannedModule):
         self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> str | None:
         known = self._current()
+        if known.tail:
+            return f"{known.tail} follows the network, and is no part of its plan"
         if not known.asked:
             return None
         with torch.no_grad():
@@ -265,7 +307,11 @@ class Recognized(PlannedModule):
             results = torch.ops.snv2.fused_results(*arguments)
         else:
             results = [torch.ops.snv2.fused(*arguments)]
-        return _like(plain, [results[int(place)] for place in _fact(self, "places").split()])
+        out = _like(plain, [results[int(place)] for place in _fact(self, "places").split()])
+        tail: Any = self
+        for part in _fact(self, "tail").split("\t"):
+            tail = tail._modules[part] if part else None
+        return out if tail is None else tail(out)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if _reduces_itself(self._original):
@@ -316,7 +362,7 @@ def _is_alike(module: Recognized, *given: Any) -> bool:
         except NotRecognized:
             known.alike[told] = False
         else:
-            facts = attrgetter("recipe", "names", "returned", "last_map")
+            facts = attrgetter("recipe", "names", "returned", "last_map", "tail")
             # Another question there may have another answer in the next call.
             known.alike[told] = facts(found) == facts(known) and found.asked <= known.asked
     return known.alike[told]
@@ -335,6 +381,8 @@ def _fact(module: Recognized, name: str) -> str:
         return ""
     if name == "names":
         return "\n".join("\t".join(_path(module, name)) for name in known.names)
+    if name == "tail":
+        return "\t".join(_path(module, known.tail))
     recipe = Recipe.read(known.recipe)
     values = {
         "weights": known.weights,

@@ -1,0 +1,169 @@
+"""A classifier of several layers behind a network: the kernels end before it, and it runs as it
+is."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from _cases import FP32_BOUND, assert_close, draw, run_fused, runs_fused, small_network
+from torch import Tensor, nn
+
+import snv2_kernels as snv2
+from snv2_kernels.testing import max_error, randomize_
+
+SIZE = (2, 3, 33, 35)
+
+
+def _model(*layers: nn.Module) -> Any:
+    model: Any = small_network()
+    model.fc = nn.Sequential(*(layers or (nn.Linear(40, 8), nn.ReLU(True), nn.Linear(8, 3))))
+    return randomize_(model).eval()
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        # which writes to the network's result, and to nothing that the backward pass needs
+        (nn.ReLU(True), nn.Linear(40, 8), nn.Tanh(), nn.Linear(8, 3)),
+        (nn.Dropout(0.5), nn.Linear(40, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3)),
+        (nn.LayerNorm(40), nn.Linear(40, 3)),
+    ],
+    ids=["in-place", "norm", "layer-norm"],
+)
+def test_gradients(layers: tuple[nn.Module, ...]) -> None:
+    model, x = _model(*layers), draw(*SIZE)
+    fused, grads = snv2.fuse(model), []
+    assert runs_fused(fused, x)
+    for m in (fused, model):
+        y = x.clone().requires_grad_()
+        inputs = [y, *m.parameters()]
+        first = torch.autograd.grad(m(y).square().mean(), inputs, create_graph=True)
+        twice = torch.autograd.grad(first[0].square().sum(), m.conv1[0].weight)
+        grads.append((*first, *twice))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_edits_after_fuse() -> None:
+    model, x = _model(), draw(*SIZE)
+    fused = snv2.fuse(model)
+    with torch.no_grad():
+        fused(x)
+        for m in (fused, model):
+            m.fc[2].weight.mul_(2)
+        assert_close(fused, model, x)
+    for layer in (nn.Sequential(nn.Linear(40, 4), nn.Sigmoid()), nn.Linear(40, 5), _model().fc):
+        for m in (fused, model):
+            m.fc = copy.deepcopy(layer)
+        assert runs_fused(fused, x)
+        assert_close(fused, model, x)
+    y = x.clone().requires_grad_()
+    grads = [torch.autograd.grad(m(y).square().mean(), y)[0] for m in (fused, model)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
+
+
+def test_hooks_and_modes_of_the_tail() -> None:
+    model, x = _model(nn.Dropout(0.5), nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 3)), draw(*SIZE)
+    fused, seen = snv2.fuse(model), []
+    fused.fc[1].register_forward_hook(lambda *_: seen.append(1))
+    assert_close(fused, model, x)
+    assert seen == [1]
+    fused = snv2.fuse(model)
+    fused.fc[0].train()
+    assert "train" in str(fused.reason())
+    with torch.no_grad():
+        assert len({float(fused(x).sum()) for _ in range(8)}) > 1
+
+
+def test_copies_and_autocast() -> None:
+    model, x = _model(), draw(*SIZE)
+    fused = snv2.fuse(model)
+    expected = run_fused(fused, x)
+    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert torch.equal(run_fused(other, x), expected)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out, plain = fused(x), model(x)
+    assert out.dtype == plain.dtype == torch.bfloat16
+    assert max_error(out.float(), plain.float()) < 0.05
+
+
+def test_graphs() -> None:
+    """One graph with one operator of the network, in which the tail is plain."""
+    model, x = _model(), draw(*SIZE)
+    fused = snv2.fuse(model)
+    counted: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        counted.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled = torch.compile(fused, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        assert max_error(compiled(x), model(x)) < FP32_BOUND
+    assert sum("snv2.fused" in name for name in counted) == 1
+    assert not any("conv2d" in name for name in counted)
+    exported = torch.export.export(fused, (x,)).module()
+    with torch.no_grad():
+        assert max_error(exported(x), model(x)) < FP32_BOUND
+
+
+def test_what_is_told() -> None:
+    model = _model()
+    parts = {part.name: str(part.reason) for part in snv2.explain(model).parts}
+    assert parts[""] == "None"
+    assert "follows a network" in parts["fc"]
+    with pytest.raises(ValueError, match="cannot run fused: fc follows the network"):
+        snv2.Engine(model, SIZE)
+
+
+class _Elsewhere(nn.Module):
+    """Reads what it was not given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.fc, self.others = nn.Linear(40, 3), [model]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) + self.others[0].kept.mean()  # type: ignore[no-any-return]
+
+
+class _Keeping(snv2.models.ShuffleNetV2):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stage4(self.stage3(self.stage2(self.maxpool(self.conv1(x)))))
+        y = self.conv5(y)
+        self.kept = y
+        return self.fc(y.mean([2, 3]))  # type: ignore[no-any-return]
+
+
+class _Twice(snv2.models.ShuffleNetV2):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stage4(self.stage3(self.stage2(self.maxpool(self.conv1(x)))))
+        y = self.fc(self.conv5(y).mean([2, 3]))
+        return self.fc(y)  # type: ignore[no-any-return]
+
+
+class _Added(snv2.models.ShuffleNetV2):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stage4(self.stage3(self.stage2(self.maxpool(self.conv1(x)))))
+        y = self.conv5(y).mean([2, 3])
+        return self.fc(y) + y.mean()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("cls", [_Keeping, _Twice, _Added])
+def test_what_is_no_tail(cls: type[Any]) -> None:
+    """Its stages run fused, the rest as it is."""
+    model = cls([2, 3, 2], [8, 20, 36, 58, 40], 3)
+    model.fc = {
+        _Keeping: _Elsewhere(model),
+        _Twice: nn.Sequential(nn.Linear(40, 40), nn.Tanh()),
+        _Added: nn.Sequential(nn.Linear(40, 4), nn.Tanh(), nn.Linear(4, 3)),
+    }[cls]
+    randomize_(model).eval()
+    x, fused = draw(*SIZE), snv2.fuse(model)
+    with torch.no_grad():
+        assert max_error(fused(x), model(x)) < FP32_BOUND
+    assert snv2.explain(fused).parts[0].name == "stage2"
