@@ -301,12 +301,13 @@ def _run_and_tail(recording: Recording) -> tuple[Run | None, Call | None]:
 
 def _is_on_its_own(call: Call) -> bool:
     """Whether a call reads and writes nothing but what it was given."""
-    own = {call.given, *call.nodes}
-    read = (part for node in call.nodes for part in node.all_input_nodes)
-    writing = (node for node in call.nodes if writes(node))
-    return all(part in own or part.op == "get_attr" for part in read) and all(
-        own.issuperset(node.all_input_nodes) for node in writing
-    )
+    own = {call.given, *(node for node in call.nodes if node.op != "get_attr")}
+    for node in call.nodes:
+        inputs = node.all_input_nodes
+        read = inputs if writes(node) else [part for part in inputs if part.op != "get_attr"]
+        if not own.issuperset(read):
+            return False
+    return True
 
 
 def _whole_run(recording: Recording, tail: Call | None = None) -> Run | None:
