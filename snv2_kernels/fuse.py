@@ -28,7 +28,8 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
     of them, and ``ShuffleNetV2``, anywhere in ``model``; and every other module whose forward
     computes such units, one or several in sequence, however it is written: its class derives from
     the module's own and keeps its attributes and submodules. One that returns maps of units on the
-    way, in a tuple, list or dict, as backbones do, is one op call too. In an ``nn.Sequential`` of
+    way, in a tuple, list or dict, as backbones do, is one op call too. A classifier of several
+    layers behind a network runs as it is after that call. In an ``nn.Sequential`` of
     other modules too, units that follow each other run as one. The rest is copied as it is, and
     :func:`explain` tells which is which.
 
