@@ -58,7 +58,7 @@ def explain(model: nn.Module) -> Explanation:
     for name, module in fused.named_modules():
         if isinstance(module, FusedModule):
             parts.append(Part(name, _kind(module), module.reason()))
-            if isinstance(module, Recognized) and (tail := module.tail()):
+            if isinstance(module, Recognized) and (tail := module._tail_name()):
                 kind = type(module.get_submodule(tail)).__name__
                 parts.append(Part(f"{name}.{tail}" if name else tail, kind, _BEHIND))
         elif isinstance(module, Mixed) and not any(name.startswith(prefix) for prefix in joined):

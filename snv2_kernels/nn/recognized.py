@@ -118,7 +118,7 @@ class Recognized(PlannedModule):
         known = self._known()
         return ONE_MAP if known is None else known.returned
 
-    def tail(self) -> str:
+    def _tail_name(self) -> str:
         """The submodule that follows the kernels, as :func:`snv2_kernels.explain` says it."""
         known = self._known()
         return "" if known is None else known.tail
