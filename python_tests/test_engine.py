@@ -335,8 +335,8 @@ def test_cpu_device() -> None:
         (nn.Conv2d(3, 8, 3).eval(), TypeError, "model: Conv2d is not a network, stage or unit"),
         (
             nn.Sequential(small_network(), nn.Softmax(1)).eval(),
-            TypeError,
-            "model: Sequential is not a network",
+            ValueError,
+            "model: cannot run fused: 1 follows the network",
         ),
         (small_network().train(), ValueError, r"model: expected eval\(\) mode"),
         (3, TypeError, "model: expected a torch.nn.Module"),
