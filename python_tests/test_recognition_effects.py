@@ -11,9 +11,11 @@ import logging
 import os
 import pickle
 import random
+import sys
 import time
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,6 +220,38 @@ def test_name_that_stands_for_something_else(kind: str, monkeypatch: pytest.Monk
         monkeypatch.undo()
         set_factor(1)
         same(fused, plain, x)
+
+
+class Config:
+    factor = 1
+
+
+def test_second_model_where_a_class_says_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of the first is nothing that its forward reads."""
+    x = draw(*SIZE)
+    for factor in (1, 2):
+        monkeypatch.setattr(Config, "factor", factor)
+        plain = Unit(lambda unit, x: x * 2 if Config.factor == 2 else x)
+        with torch.no_grad():
+            same(snv2.fuse(plain), plain, x)
+
+
+def test_module_that_a_forward_imports_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imported_by_a_forward.py").write_text("FACTOR = 2\ndef f():\n    return FACTOR\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def imports(unit: Unit, x: Tensor) -> Tensor:
+        from imported_by_a_forward import FACTOR  # type: ignore[import-not-found]
+
+        return x * FACTOR  # type: ignore[no-any-return]
+
+    plain, x = Unit(imports), draw(*SIZE)
+    fused = snv2.fuse(plain)
+    with torch.no_grad():
+        same(fused, plain, x)
+    assert sys.modules.pop("imported_by_a_forward").f() == 2
 
 
 def test_names_of_another_process() -> None:

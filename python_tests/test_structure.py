@@ -69,6 +69,7 @@ PAIRS: dict[str, tuple[Any, Any]] = {
     "function": (torch.relu, torch.sigmoid),
     "closure": (closure(1), closure(2)),
     "partial": (functools.partial(round, ndigits=1), functools.partial(round, ndigits=2)),
+    "bound": ({"a": 1}.get, {"a": 2}.get),
     "array": (np.arange(3), np.arange(1, 4)),
     "module": ([nn.LeakyReLU(0.1)], [nn.LeakyReLU(0.2)]),
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from _cases import FP32_BOUND, assert_close, draw, run_fused, runs_fused, small_network
 from torch import Tensor, nn
 
@@ -70,6 +72,57 @@ def test_edits_after_fuse() -> None:
             m.fc = copy.deepcopy(layer)
         assert runs_fused(fused, x)
         assert_close(fused, model, x)
+
+
+def test_frozen_network() -> None:
+    """Its classifier is trained in eval mode, and sees a tensor without gradients."""
+    model, x = _model(), draw(*SIZE)
+    model.requires_grad_(False)
+    model.fc = randomize_(nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 3))).eval()
+    fused, seen = snv2.fuse(model), []
+    assert runs_fused(fused, x)
+    grads = [torch.autograd.grad(m(x).square().mean(), m.fc.parameters()) for m in (fused, model)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    fused.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].requires_grad))
+    fused(x)
+    assert seen == [False]
+
+
+def test_backward_passes_of_several_threads() -> None:
+    fused = snv2.fuse(_model())
+    inputs = [draw(*SIZE, seed=seed).requires_grad_() for seed in range(4)]
+
+    def backward(x: Tensor) -> Tensor:
+        return torch.autograd.grad(fused(x).square().sum(), x)[0]
+
+    expected = list(map(backward, inputs))
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            assert all(map(torch.equal, pool.map(backward, inputs), expected))
+
+
+class _Centred(nn.Module):
+    """Moves statistics in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm1d(40), nn.Linear(40, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.norm.running_mean, self.norm.running_var
+        x = F.batch_norm(x, mean, var, training=True)
+        return self.fc(x)  # type: ignore[no-any-return]
+
+
+def test_backward_pass_does_not_run_the_tail() -> None:
+    model: Any = small_network()
+    model.fc, x = _Centred(), draw(*SIZE)
+    models = [randomize_(model).eval(), snv2.fuse(copy.deepcopy(model))]
+    for m in models:
+        m(x).square().mean().backward()
+    for a, b in zip(*(m.fc.norm.buffers() for m in models), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_hooks_and_modes_of_the_tail() -> None:

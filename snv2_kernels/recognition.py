@@ -193,21 +193,25 @@ _recent = _Recent(most=256)
 def _key(
     module: nn.Module, in_channels: int | None, verify: bool, conditions: Conditions
 ) -> tuple[Any, ...] | None:
-    """All that a look at a module depends on; None if that cannot be told, as of methods that were
-    replaced, or would keep classes alive that nothing else does."""
+    """All that a look at a module depends on; None if that cannot be told, as of a forward that may
+    read whatever it likes, or would keep classes alive that nothing else does."""
     classes = tuple(map(original_class, module.modules()))
-    if not all(_is_importable(cls) and not why_class_replaced(cls) for cls in set(classes)):
+    if not all(_is_librarys(cls) and not why_class_replaced(cls) for cls in set(classes)):
         return None
     tensors = [*module.parameters(), *module.buffers()]
     kinds = tuple((t.dtype, t.device.type, t.requires_grad) for t in tensors)
     is_drop_in = isinstance(module, Recognized)
     try:
-        return structure(module), classes, kinds, is_drop_in, in_channels, verify, conditions
+        told = structure(module), classes, kinds, is_drop_in, torch.get_default_dtype()
+        return *told, in_channels, verify, conditions
     except Incomparable:
         return None
 
 
-def _is_importable(cls: type) -> bool:
+def _is_librarys(cls: type) -> bool:
+    """Whether a class is one of those whose code reads nothing that changes, and still is."""
+    if cls.__module__.partition(".")[0] not in ("torch", "torchvision", "snv2_kernels"):
+        return False
     value: Any = sys.modules.get(cls.__module__)
     for name in cls.__qualname__.split("."):
         value = getattr(value, name, None)

@@ -20,7 +20,7 @@ from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 from snv2_kernels.packing.units import Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["FusedModule", "Packed", "Unsupported"]
 
@@ -189,8 +189,12 @@ class FusedModule(nn.Module):
         """The results of :meth:`_run`, by the plain forward."""
         return self._returned.results(self._plain(x))
 
+    def _read_by_run(self, parameters: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
+        """Those of the module's parameters that :meth:`_run` may depend on."""
+        return parameters
+
     def _twin(self) -> FusedModule:
-        """A copy on the same parameters."""
+        """A copy on the same parameters, whose :meth:`_plain_results` the backward pass calls."""
         twin = clone_tree(self)
         assert isinstance(twin, FusedModule)
         return twin
@@ -286,8 +290,10 @@ class FusedModule(nn.Module):
             return self._plain(x)
         assert packed.watch is not None
         if torch.is_grad_enabled() and (x.requires_grad or packed.watch.requires_grad()):
-            run = _Run(self, packed, weights, dtype, backend)
-            return self._finish(_Recompute.apply(run, x, *packed.watch.parameters))
+            read = self._read_by_run(packed.watch.parameters)
+            if x.requires_grad or any(p.requires_grad for p in read):
+                run = _Run(self, packed, weights, dtype, backend)
+                return self._finish(_Recompute.apply(run, x, *read))
         results = self._run(weights, x if x.dtype == dtype else x.to(dtype), backend)
         return self._finish(results)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -86,6 +86,17 @@ class _Refusal:
     structure: str
 
 
+class _Reached(BaseException):
+    """A plain forward has made what a tail is called with; no module's code may catch it."""
+
+    def __init__(self, result: Tensor) -> None:
+        self.result = result
+
+
+def _stop(tail: nn.Module, inputs: tuple[Tensor]) -> None:
+    raise _Reached(inputs[0])
+
+
 # What was found of modules that have changed: a Recognition, a _Refusal, or None where the class
 # tells.
 _later: Any = weakref.WeakKeyDictionary()
@@ -129,27 +140,25 @@ class Recognized(PlannedModule):
         return out if tail is None else tail(out)
 
     def _plain_results(self, x: Tensor) -> Any:
-        known = self._known()
-        tail = None if known is None else known.tail_of(self)
-        if tail is None:
-            return super()._plain_results(x)
-        results: list[Tensor] = []
-
-        def keep(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-            results.append(inputs[0])
-            return inputs[0].clone()  # which the tail may write to
-
-        handle = tail.register_forward_pre_hook(keep)
         try:
-            self._plain(x)
-        finally:
-            handle.remove()
-        return results[0]
+            return super()._plain_results(x)
+        except _Reached as reached:
+            return reached.result
+
+    def _read_by_run(self, parameters: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
+        known = self._known()
+        if known is None or not known.tail:
+            return parameters
+        read = {id(t) for t in known.state(self)}
+        return [p for p in parameters if id(p) in read]
 
     def _twin(self) -> FusedModule:
-        twin = super()._twin()
+        twin, known = super()._twin(), self._known()
         assert isinstance(twin, Recognized)
-        twin._remember(self._known())
+        twin._remember(known)
+        tail = None if known is None else known.tail_of(twin)
+        if tail is not None:  # nor may it see twice what it is given
+            tail.register_forward_pre_hook(_stop)
         return twin
 
     def _exported(self, x: Tensor) -> Any:

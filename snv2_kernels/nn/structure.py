@@ -113,7 +113,7 @@ class _Freezer:
         try:
             return self.freeze(value)
         except Incomparable:  # such as typing's notes on a class
-            return type(value).__qualname__
+            return type(value).__qualname__, id(value)
 
     def freeze(self, value: Any) -> Any:  # noqa: PLR0911
         """Returns what tells a value from others.
@@ -134,7 +134,10 @@ class _Freezer:
         if isinstance(value, type):
             return "class", self._type(value)
         if isinstance(value, _BUILTINS):
-            return "builtin", str(value.__qualname__), repr(getattr(value, "__module__", None))
+            told = "builtin", str(value.__qualname__), repr(getattr(value, "__module__", None))
+            owner = getattr(value, "__self__", None)
+            free = owner is None or isinstance(owner, types.ModuleType | type)
+            return told if free else (*told, self.freeze(owner))
         if isinstance(value, _IGNORED):
             return (type(value).__name__,)
         if id(value) in self._open:
