@@ -23,13 +23,12 @@ CPU = torch.device("cpu")
 HALVES = {"x0_5": (24, 48, 96), "x1_0": (58, 116, 232), "x1_5": (88, 176, 352)}
 HALVES["x2_0"] = (122, 244, 488)
 SIZES = (28, 14, 7)
+SLOW = {("x1_5", 1), ("x2_0", 0), ("x2_0", 2)}
 # Width and stage, channels of the main half, extent, and a batch that one SM takes long for.
-# These take longest, and are slow tests.
-MORE = {("x1_5", 1), ("x2_0", 0), ("x2_0", 2)}
 STAGES = [
     pytest.param(
         half, size, 16 if stage > 0 else 8, id=f"{width}-stage{stage + 2}",
-        marks=[pytest.mark.slow] if (width, stage) in MORE else [],
+        marks=[pytest.mark.slow] if (width, stage) in SLOW else [],
     )
     for width, halves in HALVES.items()
     for stage, (half, size) in enumerate(zip(halves, SIZES, strict=True))

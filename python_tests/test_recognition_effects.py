@@ -227,7 +227,7 @@ class Config:
 
 
 def test_second_model_where_a_class_says_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is remembered of the first is nothing that its forward reads."""
+    """A forward that reads an attribute of a class is recorded again for the next model."""
     x = draw(*SIZE)
     for factor in (1, 2):
         monkeypatch.setattr(Config, "factor", factor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import decimal
 import enum
 import functools
 import gc
@@ -132,6 +133,12 @@ def test_methods_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(nn.Conv2d, "forward", lambda self, x: x)
         assert structure(module) != before
+    with monkeypatch.context() as patch:
+        states = set()
+        for value in (decimal.Decimal(1), decimal.Decimal(2)):  # which cannot be looked into
+            patch.setattr(Holder, "value_of_all", value, raising=False)
+            states.add(structure(module))
+        assert len(states) == 2
     assert structure(module) == before
 
 

@@ -58,9 +58,10 @@ def explain(model: nn.Module) -> Explanation:
     for name, module in fused.named_modules():
         if isinstance(module, FusedModule):
             parts.append(Part(name, _kind(module), module.reason()))
-            if isinstance(module, Recognized) and (tail := module._tail_name()):
-                kind = type(module.get_submodule(tail)).__name__
-                parts.append(Part(f"{name}.{tail}" if name else tail, kind, _BEHIND))
+            inner, tail = module._tail() if isinstance(module, Recognized) else ("", None)
+            if tail is not None:
+                place = f"{name}.{inner}" if name else inner
+                parts.append(Part(place, type(tail).__name__, _BEHIND))
         elif isinstance(module, Mixed) and not any(name.startswith(prefix) for prefix in joined):
             joined.append(f"{name}." if name else "")
             for step, series in module.steps().items():

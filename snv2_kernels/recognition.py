@@ -196,7 +196,7 @@ def _key(
     """All that a look at a module depends on; None if that cannot be told, as of a forward that may
     read whatever it likes, or would keep classes alive that nothing else does."""
     classes = tuple(map(original_class, module.modules()))
-    if not all(_is_librarys(cls) and not why_class_replaced(cls) for cls in set(classes)):
+    if not all(_is_of_library(cls) and not why_class_replaced(cls) for cls in set(classes)):
         return None
     tensors = [*module.parameters(), *module.buffers()]
     kinds = tuple((t.dtype, t.device.type, t.requires_grad) for t in tensors)
@@ -208,8 +208,8 @@ def _key(
         return None
 
 
-def _is_librarys(cls: type) -> bool:
-    """Whether a class is one of those whose code reads nothing that changes, and still is."""
+def _is_of_library(cls: type) -> bool:
+    """Whether a class belongs to a library whose modules read nothing that changes."""
     if cls.__module__.partition(".")[0] not in ("torch", "torchvision", "snv2_kernels"):
         return False
     value: Any = sys.modules.get(cls.__module__)
@@ -296,7 +296,8 @@ def _run_and_tail(recording: Recording) -> tuple[Run | None, Call | None]:
     run = _whole_run(recording)
     if run is None and recording.returned == ONE_MAP:
         for call in recording.calls[::-1]:  # the outermost first
-            if call.result in recording.outs and _is_on_its_own(call):
+            of_means = example(call.given).dim() == 2
+            if of_means and call.result in recording.outs and _is_on_its_own(call):
                 network = _whole_run(recording, call)
                 if network is not None and network.head is not None:
                     return network, call
@@ -304,7 +305,7 @@ def _run_and_tail(recording: Recording) -> tuple[Run | None, Call | None]:
 
 
 def _is_on_its_own(call: Call) -> bool:
-    """Whether a call reads and writes nothing but what it was given."""
+    """Whether a call reads only its input and the submodule's state, and writes no state."""
     own = {call.given, *(node for node in call.nodes if node.op != "get_attr")}
     for node in call.nodes:
         inputs = node.all_input_nodes

@@ -32,14 +32,9 @@ class Names:
         self._absent: list[tuple[dict[str, Any], str]] = []
         self._contents = Contents()
         self._elsewhere = False  # in another process
-        self._modules = frozenset(sys.modules)  # that were there before
 
     def add_code(self, code: CodeType, space: dict[str, Any]) -> None:
-        """Add the globals that code names, and what it names in modules among them. Those of a
-        module that is being imported are still to come."""
-        module = space.get("__name__")
-        if module in sys.modules and module not in self._modules:
-            return
+        """Add the globals that code names, and what it names in modules among them."""
         self._absent += [(space, name) for name in code.co_names if name not in space]
         waiting, seen = [space], {id(space)}
         while waiting:

@@ -65,6 +65,7 @@ class Observer:
         self._inside = Contents()
         self._inside.add_module(module)
         self._seen: set[CodeType] = set()
+        self._modules = frozenset(sys.modules)  # what others hold is still being imported
 
     def __enter__(self) -> Observer:
         self._before = cast(Any, sys.getprofile())
@@ -129,7 +130,9 @@ class Observer:
                 self.note(f"its forward calls {_module(frame)}.{code.co_qualname}")
         elif code.co_name.startswith(_SETTERS) and root == "torch":
             self.note(f"its forward calls {code.co_qualname}")
-        elif not is_library(_module(frame)):
+        elif not is_library(_module(frame)) and (
+            _module(frame) in self._modules or _module(frame) not in sys.modules
+        ):
             self.names.add_code(code, frame.f_globals)
 
 

@@ -164,6 +164,7 @@ def _record_once(
     except Exception as error:  # whatever a module's code may raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         recording.error = observer.effect() or f"cannot be traced: {first}"
+    calls.end()
     recording.asked = frozenset(observer.asked)
     recording.told = conditions.about(recording.asked, module)
     return recording
@@ -285,6 +286,10 @@ class _Calls:
 
     def note_in(self, recording: Recording, recorder: _Recorder) -> None:
         self._recording, self._recorder = recording, recorder
+
+    def end(self) -> None:
+        """Let go of the recording, which through the module's hooks would hold itself."""
+        del self._recording, self._recorder
 
     def _begin(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         self._open.pop(name, None)

@@ -182,7 +182,7 @@ class FusedModule(nn.Module):
         return ONE_MAP
 
     def _finish(self, results: Any) -> Any:
-        """What the forward makes of the results of :meth:`_run`."""
+        """Turns the results of :meth:`_run` into what the forward returns."""
         return self._returned.filled(results)
 
     def _plain_results(self, x: Tensor) -> Any:
@@ -190,7 +190,7 @@ class FusedModule(nn.Module):
         return self._returned.results(self._plain(x))
 
     def _read_by_run(self, parameters: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
-        """Those of the module's parameters that :meth:`_run` may depend on."""
+        """Returns the parameters that :meth:`_run` may depend on."""
         return parameters
 
     def _twin(self) -> FusedModule:

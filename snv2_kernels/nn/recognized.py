@@ -51,9 +51,11 @@ class Recognition:
     tail: str = ""  # submodule that makes the forward's result of a network's
 
     def tail_of(self, module: nn.Module) -> nn.Module | None:
+        if not self.tail:
+            return None
         for part in _path(module, self.tail):
             module = module._modules[part]  # type: ignore[assignment]
-        return module if self.tail else None
+        return module
 
     def state(self, module: nn.Module) -> list[Tensor]:
         found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
@@ -129,14 +131,14 @@ class Recognized(PlannedModule):
         known = self._known()
         return ONE_MAP if known is None else known.returned
 
-    def _tail_name(self) -> str:
-        """The submodule that follows the kernels, as :func:`snv2_kernels.explain` says it."""
+    def _tail(self) -> tuple[str, nn.Module | None]:
+        """The name of the submodule that follows the kernels, and that module; empty and None where
+        there is none."""
         known = self._known()
-        return "" if known is None else known.tail
+        return ("", None) if known is None else (known.tail, known.tail_of(self))
 
     def _finish(self, results: Any) -> Any:
-        out, known = super()._finish(results), self._known()
-        tail = None if known is None else known.tail_of(self)
+        out, (_, tail) = super()._finish(results), self._tail()
         return out if tail is None else tail(out)
 
     def _plain_results(self, x: Tensor) -> Any:
@@ -153,10 +155,10 @@ class Recognized(PlannedModule):
         return [p for p in parameters if id(p) in read]
 
     def _twin(self) -> FusedModule:
-        twin, known = super()._twin(), self._known()
+        twin = super()._twin()
         assert isinstance(twin, Recognized)
-        twin._remember(known)
-        tail = None if known is None else known.tail_of(twin)
+        twin._remember(self._known())
+        _, tail = twin._tail()
         if tail is not None:  # nor may it see twice what it is given
             tail.register_forward_pre_hook(_stop)
         return twin
