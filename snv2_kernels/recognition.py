@@ -390,5 +390,5 @@ def _kind(run: Run, returned: Returned) -> str:
         return "network"
     if returned.container is not None:
         return "backbone"
-    joins = sum(unit.told.joins for unit in run.units)
-    return "unit" if joins == 1 and run.stem is None else "stage"
+    chains = sum(unit.told.is_chain for unit in run.units)
+    return "unit" if len(run.units) - chains == 1 and run.stem is None else "stage"

@@ -33,9 +33,10 @@ class Stem:
 
 @dataclass(frozen=True)
 class Head:
-    """``linear(layer(x).mean([2, 3]))``, or the means as [N, C] themselves."""
+    """``linear(layer(x).mean([2, 3]))``, with the layer or without, or the means as [N, C]
+    themselves."""
 
-    layer: Layer
+    layer: Layer | None
     linear: Conv | None
     nodes: tuple[Node, ...]  # after the layer
 
@@ -58,11 +59,13 @@ def stem_before(pool: Node, layers: Layers) -> Stem | None:
 def head_after(out: Node, layers: Layers, returned: Collection[Node] = ()) -> Head | None:
     """The head that alone reads the result of units. It ends with means that are returned."""
     layer = layers.after(out, "pw")
-    if layer is None or len(readers(layer.out)) != 1:
+    features = out if layer is None else layer.out
+    if out in returned or len(readers(features)) != 1:
         return None
-    nodes = mean_of(layer.out, readers(layer.out)[0])
+    nodes = mean_of(features, readers(features)[0])
     if nodes is None:
         return None
+    channels = int(example(features).shape[1])
     while (
         nodes[-1] not in returned and (user := only_reader(nodes[-1], _is_idle_dropout)) is not None
     ):
@@ -74,10 +77,10 @@ def head_after(out: Node, layers: Layers, returned: Collection[Node] = ()) -> He
         return Head(layer, None, nodes)
     given = arguments(linear, ("input", "weight", "bias"), bias=None)
     weight = example(given["weight"])
-    if not isinstance(weight, Tensor) or weight.shape[1] != layer.channels:
+    if not isinstance(weight, Tensor) or weight.shape[1] != channels:
         return Head(layer, None, nodes)
-    classes, features = weight.shape
-    return Head(layer, Conv(given["weight"], given["bias"], features, classes), (*nodes, linear))
+    scores = Conv(given["weight"], given["bias"], channels, int(weight.shape[0]))
+    return Head(layer, scores, (*nodes, linear))
 
 
 def _is_idle_dropout(node: Node) -> bool:

@@ -26,6 +26,7 @@ class Conv:
     bias: Node | None
     in_channels: int
     out_channels: int
+    groups: int = 1
 
     @property
     def out_features(self) -> int:
@@ -34,7 +35,8 @@ class Conv:
 
 @dataclass(frozen=True)
 class Layer:
-    """``activation(norm(conv(source)))``, behind ``source`` itself if it keeps that."""
+    """``activation(norm(conv(source)))``, behind ``source`` itself if it keeps that, or with its
+    channels shuffled."""
 
     source: Node
     conv: Conv
@@ -46,6 +48,7 @@ class Layer:
     dilation: int
     nodes: tuple[Node, ...]
     keeps_input: bool = False
+    shuffle: tuple[int, ...] | None = None
 
     @property
     def out(self) -> Node:
@@ -65,7 +68,7 @@ class Layer:
         conv: Any = self.conv
         norm: Any = self.norm
         kernel = self.kernel if self.kind == "dw" else 1
-        shape = kernel, self.dilation, self.keeps_input
+        shape = kernel, self.dilation, self.keeps_input, self.shuffle
         return units.Layer(conv, norm, self.activation, *shape)
 
 
@@ -86,10 +89,12 @@ class Layers:
                 self.by_first[layer.nodes[0]] = self.by_last[join] = kept
 
     def after(self, node: Node, *kinds: str) -> Layer | None:
-        """The layer that alone reads a node."""
+        """The layer of one group, or depthwise, that alone reads a node."""
         layer = next((self.by_first[n] for n in readers(node) if n in self.by_first), None)
-        fits = layer is not None and layer.source is node and layer.kind in kinds
-        return layer if fits and layer is not None and layer.reads_alone else None
+        if layer is None or layer.source is not node or layer.kind not in kinds:
+            return None
+        grouped = layer.kind != "dw" and layer.conv.groups > 1
+        return layer if layer.reads_alone and not grouped else None
 
 
 def _join_with_input(layer: Layer) -> Node | None:
@@ -128,7 +133,8 @@ def _layer(node: Node) -> Layer | None:
         return None
     norm, scaling = found
     activation, functions = activation_after(scaling[-1] if scaling else node)
-    conv = Conv(given["weight"], given["bias"], weight.shape[1] * given["groups"], weight.shape[0])
+    groups = given["groups"]
+    conv = Conv(given["weight"], given["bias"], weight.shape[1] * groups, weight.shape[0], groups)
     kernel = 1 if kind == "linear" else int(weight.shape[2])
     stride, dilation = only_number(given["stride"]), only_number(given["dilation"])
     nodes = node, *scaling, *functions
@@ -151,7 +157,8 @@ def kind_of(given: dict[str, Any], weight: Any) -> str | None:
     if padding not in (kernel // 2 * dilation, "same" if stride == 1 else None):
         return None
     kinds = {
-        "pw": kernel == groups == stride == 1,
+        # A group for each output is a scale of channels.
+        "pw": kernel == stride == 1 and (groups == 1 or 1 < groups < outputs),
         "dw": kernel > 1 and depth == 1 and groups == outputs > 1 and stride in (1, 2),
         "stem": (groups, kernel, stride, dilation) == (1, 3, 2, 1),
     }

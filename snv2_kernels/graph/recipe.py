@@ -7,12 +7,14 @@ the *state*, in the order in which the recipe's layers take them. It is JSON, a 
     ["stem", layer]
     ["unit", stride, branch, main, passthrough, order, projection, strided]
     ["result"]
-    ["head", layer, linear, classes]  # linear "" and its features without a linear layer
+    ["head", layer, linear, classes]  # linear "" and its features without a linear layer,
+                                      # layer [] where there is none
 
 as :class:`snv2_kernels.packing.Builder` is told them. A branch or projection is a list of layers
-and gates. A layer is ``[letters, eps, activation, slope, dilation, keeps_input]``: a letter for
-each tensor of the convolution, its batch norm and its activation that is there (``_LETTERS``), and
-the slope of a leaky ReLU. A gate is ``[layers, letters, activation, slope, adds_source]``, its
+and gates. A layer is ``[letters, eps, activation, slope, dilation, keeps_input, groups, shuffle]``:
+a letter for each tensor of the convolution, its batch norm and its activation that is there
+(``_LETTERS``), and the slope of a leaky ReLU. A projection may be an average pool instead,
+``[channels, counts_padding, letters, activation, slope]``. A gate is ``[layers, letters, activation, slope, adds_source]``, its
 layers one, two or none. A list of channels is a text such as ``"0:58|58:116"``
 (:func:`write_channels`).
 """
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 
 from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.packing.common import Builder
-from snv2_kernels.packing.units import Activation, Gate, Layer, Unit
+from snv2_kernels.packing.units import Activation, Gate, Layer, Pool, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +48,7 @@ _LETTERS = {
     "v": "running_var",
     "a": "weight of a PReLU",
 }
-Written = tuple[str, float, str, float, int, bool]  # a layer
+Written = tuple[str, float, str, float, int, bool, int, str]  # a layer
 
 # Channels -------------------------------------------------------------------------------------
 
@@ -137,13 +139,25 @@ class RecipeBuilder(Builder):
         self.weights.append(conv.weight)
         norm = bn.weight, bn.bias, bn.running_mean, bn.running_var
         letters = self._tensors(conv.weight, conv.bias, *norm, _learned(act))
-        shape = layer.dilation, layer.keeps_input
+        shuffle = "" if layer.shuffle is None else _written(layer.shuffle)
+        groups = conv.groups if layer.kernel == 1 else 1
+        shape = layer.dilation, layer.keeps_input, groups, shuffle
         return letters, _constant(bn.eps), act.kind, _slope(act), *shape
 
     def _gate(self, gate: Gate[Layer]) -> tuple[Any, ...]:
-        layers, act = [self._layer(layer) for layer in gate.layers], gate.activation
+        layers = [self._layer(layer) for layer in gate.layers]
+        return layers, *self._activation(gate.activation), gate.adds_source
+
+    def _projection(self, projection: tuple[Layer, Layer] | Pool | None) -> list[Any]:
+        if isinstance(projection, Pool):
+            activation = self._activation(projection.activation)
+            return [projection.channels, projection.counts_padding, *activation]
+        return [self._layer(layer) for layer in projection or ()]
+
+    def _activation(self, act: Activation) -> tuple[str, str, float]:
+        """One that belongs to no convolution."""
         letters = self._tensors(*[None] * (len(_LETTERS) - 1), _learned(act))
-        return layers, letters, act.kind, _slope(act), gate.adds_source
+        return letters, act.kind, _slope(act)
 
     def _tensors(self, *tensors: Any) -> str:
         """The letters of those that are there."""
@@ -169,16 +183,16 @@ class RecipeBuilder(Builder):
             for part in unit.branch
         ]
         lists = _written(unit.main), _written(unit.passthrough), _written(unit.order)
-        side = [self._layer(layer) for layer in unit.projection or ()]
+        side = self._projection(unit.projection)
         self._steps.append(("unit", unit.stride, branch, *lists, side, unit.strided))
 
     def add_result(self) -> None:
         super().add_result()
         self._steps.append(("result",))
 
-    def add_head(self, layer: Layer, fc: nn.Linear | None) -> None:
+    def add_head(self, layer: Layer | None, fc: nn.Linear | None) -> None:
         super().add_head(layer, fc)
-        written = self._layer(layer)
+        written: Any = () if layer is None else self._layer(layer)
         linear = ""
         if fc is not None:
             self.weights.append(fc.weight)
@@ -203,13 +217,14 @@ class _State:
 
     def layer(self, written: Written, stride: int = 1, depthwise: bool = True) -> Layer:
         """As modules, on these tensors; a window larger than 1x1 is a depthwise one or a stem's."""
-        letters, eps, kind, slope, dilation, keeps_input = written
+        letters, eps, kind, slope, dilation, keeps_input, groups, shuffle = written
         tensors = self.take(letters)
         weight = tensors["W"]
         if weight.dim() == 2:  # of a linear layer, in a gate
             weight = weight[:, :, None, None]
         out_channels, depth, kernel, _ = weight.shape
-        groups = out_channels if depthwise and kernel > 1 else 1
+        if kernel > 1:
+            groups = out_channels if depthwise else 1
         conv = nn.Conv2d(
             depth * groups, out_channels, kernel, stride if kernel > 1 else 1,
             kernel // 2 * dilation, dilation, groups=groups, bias="B" in tensors, device="meta",
@@ -222,7 +237,9 @@ class _State:
         # Without a batch norm, one that changes nothing.
         bn.running_mean = vectors.get("m", weight.new_zeros(out_channels))
         bn.running_var = vectors.get("v", weight.new_ones(out_channels))
-        return Layer(conv, bn, _activation(kind, slope, tensors), kernel, dilation, keeps_input)
+        activation = _activation(kind, slope, tensors)
+        order = read_channels(shuffle) if shuffle else None
+        return Layer(conv, bn, activation, kernel, dilation, keeps_input, order)
 
     def gate(self, written: Sequence[Any]) -> Gate[Layer]:
         layers, letters, kind, slope, adds_source = written
@@ -243,6 +260,15 @@ class _State:
             parts.append(layer)
             strided -= layer.kernel > 1
         return tuple(parts)
+
+    def projection(self, written: Sequence[Any], stride: int) -> tuple[Layer, Layer] | Pool | None:
+        if not written:
+            return None
+        if isinstance(written[0], int):
+            channels, counts_padding, letters, kind, slope = written
+            return Pool(channels, counts_padding, _activation(kind, slope, self.take(letters)))
+        dw, pw = written
+        return self.layer(dw, stride), self.layer(pw)
 
     def linear(self, letters: str) -> nn.Linear | None:
         if not letters:
@@ -317,14 +343,14 @@ class Recipe:
                 stride, branch, *texts, side, strided = rest
                 main, passthrough, order = (self._lists[text] for text in texts)
                 parts = state.branch(branch, stride, strided)
-                ends = state.branch(side, stride)
-                projection: Any = ends or None
+                projection = state.projection(side, stride)
                 lists = main, passthrough, order
                 builder.add_unit(Unit(stride, parts, *lists, projection, strided))
             elif kind == "result":
                 builder.add_result()
             else:
-                builder.add_head(state.layer(rest[0]), state.linear(rest[1]))
+                layer = state.layer(rest[0]) if rest[0] else None
+                builder.add_head(layer, state.linear(rest[1]))
 
     def plain(self, x: Tensor, tensors: Sequence[Tensor]) -> Any:
         """The formula in plain PyTorch: the result, or a tuple of several."""
@@ -353,7 +379,9 @@ class _Formula(Builder):
         for part in unit.branch:
             y = _gated(part, y, source) if isinstance(part, Gate) else _apply(part, y)
         joined = [y]
-        if unit.projection is not None:
+        if isinstance(unit.projection, Pool):
+            joined.insert(0, _pooled(unit.projection, x, unit.stride))
+        elif unit.projection is not None:
             dw, pw = unit.projection
             joined.insert(0, _apply(pw, _apply(dw, x)))
         elif unit.passthrough:
@@ -363,8 +391,8 @@ class _Formula(Builder):
     def add_result(self) -> None:
         self.results.append(self.value)
 
-    def add_head(self, layer: Layer, fc: nn.Linear | None) -> None:
-        features = _apply(layer, self.value).mean([2, 3])
+    def add_head(self, layer: Layer | None, fc: nn.Linear | None) -> None:
+        features = (self.value if layer is None else _apply(layer, self.value)).mean([2, 3])
         self.value = features if fc is None else F.linear(features, fc.weight, fc.bias)
 
 
@@ -375,7 +403,14 @@ def _apply(layer: Layer, x: Tensor) -> Tensor:
     )  # fmt: skip
     norm = bn.running_mean, bn.running_var, bn.weight, bn.bias
     y = layer.activation(F.batch_norm(y, *norm, False, 0.0, bn.eps))
+    if layer.shuffle is not None:
+        y = _channels(y, layer.shuffle)
     return torch.cat([x, y], 1) if layer.keeps_input else y
+
+
+def _pooled(pool: Pool, x: Tensor, stride: int) -> Tensor:
+    y = F.avg_pool2d(x, 3, stride, 1, count_include_pad=pool.counts_padding)
+    return pool.activation(y)
 
 
 def _gated(gate: Gate[Layer], x: Tensor, source: Tensor) -> Tensor:

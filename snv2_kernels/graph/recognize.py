@@ -11,17 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch.fx import Graph, Node
 
 from snv2_kernels.graph.channels import Follower, Origin, Value
+from snv2_kernels.graph.elementwise import activation_after
 from snv2_kernels.graph.ends import Head, Stem, head_after, stem_before
 from snv2_kernels.graph.gates import Gate, gates, sums
 from snv2_kernels.graph.layers import CONCATENATIONS, Layer, Layers
 from snv2_kernels.graph.nodes import example, function_name, readers, writes
+from snv2_kernels.graph.pools import pools
 from snv2_kernels.ops import KERNEL_DTYPES
 from snv2_kernels.packing import units
+from snv2_kernels.packing.units import Activation
 
 if TYPE_CHECKING:
     from snv2_kernels.packing import Builder
@@ -68,7 +71,7 @@ class Run:
             yield self.stem.layer
         for unit in self.units:
             yield from unit.told.layers()
-        if self.head is not None:
+        if self.head is not None and self.head.layer is not None:
             yield self.head.layer
 
     @property
@@ -92,7 +95,8 @@ class Run:
             if unit.out in self.taps:
                 builder.add_result()
         if self.head is not None:
-            builder.add_head(self.head.layer.told(), self.head.linear)  # type: ignore[arg-type]
+            layer = None if self.head.layer is None else self.head.layer.told()
+            builder.add_head(layer, self.head.linear)  # type: ignore[arg-type]
 
 
 def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
@@ -114,7 +118,14 @@ def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
         if _reads_alone(run.units[0]):
             run.stem = stem_before(run.source, found.layers)
         run.head = head_after(run.out, found.layers, returned)
-    return [run for run in runs if _is_covered(run)]
+    return [run for run in runs if _is_covered(run) and not _is_of_others(run)]
+
+
+def _is_of_others(run: Run) -> bool:
+    """Whether nothing but sums joins its branches, and no layer has groups: residual units of
+    other families, which PyTorch runs as they are."""
+    grouped = any(layer.kind == "pw" and layer.conv.groups > 1 for layer in run.layers)
+    return not grouped and not any(unit.told.joins for unit in run.units)
 
 
 def _reads_alone(unit: Unit) -> bool:
@@ -131,6 +142,7 @@ class Units:
         self._returned = returned
         self.layers = Layers(graph)
         self.gates = {gate.out: gate for gate in gates(graph, self.layers)}
+        self.pools = {pool.out: pool for pool in pools(graph)}
         self._sums = {ways[0].out: ways for ways in sums(graph)}
         self.follower = Follower()
         for node in graph.nodes:
@@ -142,6 +154,8 @@ class Units:
                 else:
                     self.units.append(unit)
                     self.follower.cut(unit.out)
+            elif node in self._sums and (unit := self._residual(node)) is not None:
+                self.units.append(unit)
 
     def branch(self, out: Node) -> tuple[Part, ...]:
         """Layers and gates, each for the next alone, that end at a node; the last one may add what
@@ -161,14 +175,35 @@ class Units:
 
     def _parts(self, out: Node) -> tuple[Part, ...]:
         parts: list[Part] = []
+        shuffle: tuple[int, ...] | None = None
         while (part := self.layers.by_last.get(out) or self.gates.get(out)) is not None:
             if isinstance(part, Layer) and part.kind not in ("pw", "dw"):
                 break
+            if shuffle is not None:
+                if not isinstance(part, Layer):
+                    break
+                part = replace(part, shuffle=shuffle)
             parts.insert(0, part)
-            out = part.source
+            out, shuffle = part.source, None
             if isinstance(part, Layer) and not part.reads_alone:
                 break
+            if out not in self.layers.by_last and (found := self._shuffled(out)) is not None:
+                out, shuffle = found
         return tuple(parts)
+
+    def _shuffled(self, node: Node) -> tuple[Node, tuple[int, ...]] | None:
+        """The layer's result of which a node has all channels in another order and that nothing
+        else reads, and the order."""
+        channels = self.map_of(node)
+        makers = {maker for maker, _ in channels}
+        if len(makers) != 1 or node in makers:
+            return None
+        (maker,) = makers
+        order = tuple(channel for _, channel in channels)
+        between = _between(maker, node)
+        alone = all(user in between for each in (maker, *between - {node}) for user in readers(each))
+        is_all = sorted(order) == list(range(len(self.map_of(maker))))
+        return (maker, order) if maker in self.layers.by_last and alone and is_all else None
 
     def behind(self, unit: Unit) -> Unit | None:
         """A depthwise and a pointwise layer that alone read a unit's result, as a unit through
@@ -192,6 +227,23 @@ class Units:
         assert isinstance(layer, Layer)
         told = units.Unit(1, _told(parts), range(channels), (), range(layer.channels))
         return Unit(unit.out, channels, out, told, nodes)
+
+    def _residual(self, out: Node) -> Unit | None:
+        """The unit of a whole map that ends as the sum of its branch and its input."""
+        branch = self.branch(out)
+        last = branch[-1] if branch else None
+        if not isinstance(last, Gate) or last.added is None or not is_branch(branch):
+            return None
+        read = self.map_of(branch[0].source)
+        source = read[0][0] if read else out
+        order = range(len(read))
+        if read != tuple((source, i) for i in order) or read != self.map_of(source):
+            return None
+        nodes = _between(source, out)
+        if _is_written(source, out, nodes):
+            return None
+        told = units.Unit(1, _told(branch), order, (), order)
+        return Unit(source, len(read), out, told, nodes)
 
     def map_of(self, node: Node) -> tuple[Origin, ...]:
         """The channels of a map, empty for what is none."""
@@ -224,16 +276,25 @@ class Units:
         whole = self.map_of(source)
         strides = [part.stride for part in branch if _is_depthwise(part)]
         stride = max(strides)
-        projection: tuple[Layer, Layer] | None = None
+        projection: tuple[Layer, Layer] | units.Pool | None = None
         if other is source:
             first = tuple(origin for origin in value.origins if origin[0] is other)
             fits = stride == 1
         else:
-            projection = as_projection(self.branch(other))
-            if projection is None or len(readers(other)) != 1:
+            if len(readers(other)) != 1:
                 return None
-            first = tuple((other, i) for i in range(projection[1].channels))
-            fits = projection[0].stride == stride and self.map_of(projection[0].source) == whole
+            layers = as_projection(self.branch(other))
+            pool = self.pools.get(other)
+            if layers is not None:
+                projection = layers
+                begin, side_stride = layers[0].source, layers[0].stride
+            elif pool is not None:
+                projection = units.Pool(len(whole), pool.counts_padding, pool.activation)
+                begin, side_stride = pool.source, pool.stride
+            else:
+                return None
+            first = tuple((other, i) for i in range(len(self.map_of(other))))
+            fits = side_stride == stride and self.map_of(begin) == whole
         last = next(part for part in reversed(branch) if isinstance(part, Layer))
         joined = (*first, *((maker, i) for i in range(last.channels)))
         place = {origin: i for i, origin in enumerate(joined)}
@@ -241,6 +302,10 @@ class Units:
             return None
         out = self._last_shuffle(join, set(place))
         order = self.map_of(out)
+        if out not in self._returned and projection is not None:
+            activation, activated = activation_after(out)
+            if activated and (both := _activated(branch, projection, activation)) is not None:
+                branch, projection, out = *both, activated[-1]
         nodes = _between(source, out)
         if len(order) != len(joined) or _is_written(source, out, nodes):
             return None
@@ -269,6 +334,22 @@ class Units:
                     break
                 out = node
         return out
+
+
+def _activated(
+    branch: Sequence[Part], projection: tuple[Layer, Layer] | units.Pool, activation: Activation
+) -> tuple[tuple[Part, ...], tuple[Layer, Layer] | units.Pool] | None:
+    """Both sides of a join with the activation that follows it, if they have none."""
+    last = branch[-1]
+    side = projection if isinstance(projection, units.Pool) else projection[1]
+    known = activation.kind not in ("prelu", "sigmoid", "hardsigmoid")
+    if not known or not isinstance(last, Layer):
+        return None
+    if not last.activation.kind == side.activation.kind == "identity":
+        return None
+    changed: Any = replace(side, activation=activation)
+    joined = changed if isinstance(projection, units.Pool) else (projection[0], changed)
+    return (*branch[:-1], replace(last, activation=activation)), joined
 
 
 def _told(parts: Sequence[Part]) -> tuple[Layer | units.Gate[Layer], ...]:

@@ -15,6 +15,7 @@ from snv2_kernels.models.large import (
 from snv2_kernels.models.loading import load
 from snv2_kernels.models.megvii import MegviiShuffleNetV2, MegviiUnit, megvii_shufflenet_v2
 from snv2_kernels.models.plus import ShuffleNetV2Plus, XceptionUnit, shufflenet_v2_plus
+from snv2_kernels.models.shufflenetv1 import ShuffleNetV1, ShuffleNetV1Unit, shufflenet_v1
 from snv2_kernels.models.shufflenetv2 import (
     InvertedResidual,
     ShuffleNetV2,
@@ -30,6 +31,8 @@ __all__ = [
     "LargeUnit",
     "MegviiShuffleNetV2",
     "MegviiUnit",
+    "ShuffleNetV1",
+    "ShuffleNetV1Unit",
     "ShuffleNetV2",
     "ShuffleNetV2Large",
     "ShuffleNetV2Plus",
@@ -39,6 +42,7 @@ __all__ = [
     "load",
     "megvii_shufflenet_v2",
     "se_shufflenet_v2_164",
+    "shufflenet_v1",
     "shufflenet_v2_50",
     "shufflenet_v2_plus",
     "shufflenet_v2_star",

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from snv2_kernels.packing.units import IDENTITY, Activation, Gate, Layer, Unit, Unsupported
+from snv2_kernels.packing.units import (
+    IDENTITY,
+    Activation,
+    Gate,
+    Layer,
+    Pool,
+    Unit,
+    Unsupported,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -196,14 +204,15 @@ class Builder:
                 continue
             depthwise += part.kernel > 1
             outputs = part.conv.out_channels
-            multiply_adds = outputs * (part.kernel**2 if part.kernel > 1 else depth)
+            read = part.kernel**2 if part.kernel > 1 else depth // part.conv.groups
+            multiply_adds = outputs * read
             if depthwise > unit.strided:
                 per_output += multiply_adds
             else:
                 per_input += multiply_adds
             depth = part.channels
-        if unit.projection is not None:
-            dw, pw = unit.projection
+        if unit.projection_layers:
+            dw, pw = unit.projection_layers
             per_output += self.channels * (dw.kernel**2 + pw.channels)
         self.work.append(Work(unit.stride, per_input, per_output, per_image))
         self.channels = len(unit.order)
@@ -218,11 +227,13 @@ class Builder:
         if not self.units or self._classifies:
             raise ValueError("only the map that a unit makes can be a result")
 
-    def add_head(self, layer: Layer, fc: nn.Linear | None) -> None:
-        """``fc(layer(x).mean([2, 3]))``, the layer pointwise; the means themselves without fc."""
-        features = layer.channels
+    def add_head(self, layer: Layer | None, fc: nn.Linear | None) -> None:
+        """``fc(layer(x).mean([2, 3]))``, the layer pointwise if there is one; the means themselves
+        without fc."""
+        features = self.channels if layer is None else layer.channels
         scores = 0 if fc is None else fc.out_features
-        self.work.append(Work(1, self.channels * features, 0, features * scores))
+        per_pixel = 0 if layer is None else self.channels * features
+        self.work.append(Work(1, per_pixel, 0, features * scores))
         self.channels = scores or features
         self._classifies = True
 
@@ -230,16 +241,41 @@ class Builder:
 class Folded(NamedTuple):
     """A :class:`Layer` as numbers, in float64 on the CPU."""
 
-    weight: Tensor  # [O, I * kH * kW]
+    weight: Tensor  # [O, I / groups * kH * kW]
     bias: Tensor  # [O]
     activation: Activation = IDENTITY
     kernel: int = 1
     dilation: int = 1
     keeps_input: bool = False
+    groups: tuple[int, ...] = ()  # group of each row, if a pointwise layer has more than one
+    shuffle: tuple[int, ...] = ()  # of the result; empty: as it is
 
     @property
     def channels(self) -> int:
         return len(self.bias) * (1 + self.keeps_input)
+
+    def dense(self) -> Folded:
+        """The layer as one group: zeros where a row's own reads nothing, so what is infinite in the
+        others makes NaN of it."""
+        if not self.groups:
+            return self
+        depth = self.weight.shape[1]
+        weight = self.weight.new_zeros(len(self.bias), depth * (1 + max(self.groups)))
+        for row, group in enumerate(self.groups):
+            weight[row, group * depth : (group + 1) * depth] = self.weight[row]
+        return self._replace(weight=weight, groups=())
+
+    def rows(self, order: Sequence[int]) -> Folded:
+        """The layer with its result in another order."""
+        at = list(order)
+        slope = self.activation.slope
+        if isinstance(slope, Tensor) and slope.numel() > 1:
+            slope = slope[at]
+        return self._replace(
+            weight=self.weight[at], bias=self.bias[at],
+            activation=replace(self.activation, slope=slope),
+            groups=tuple(self.groups[i] for i in at) if self.groups else (),
+        )  # fmt: skip
 
 
 @dataclass
@@ -250,14 +286,20 @@ class FoldedStem:
 
 @dataclass
 class FoldedHead:
-    conv: Folded
+    conv: Folded | None
     fc: Folded
 
 
 def fold(layer: Layer) -> Folded:
     weight, bias = fold_conv_bn(layer.conv, layer.bn)
     shape = layer.kernel, layer.dilation, layer.keeps_input
-    return Folded(weight.cpu(), bias.cpu(), _in_float64(layer.activation), *shape)
+    groups: tuple[int, ...] = ()
+    if layer.kernel == 1 and layer.conv.groups > 1:
+        height = layer.conv.out_channels // layer.conv.groups
+        groups = tuple(row // height for row in range(layer.conv.out_channels))
+    shuffle = tuple(layer.shuffle or ())
+    activation = _in_float64(layer.activation)
+    return Folded(weight.cpu(), bias.cpu(), activation, *shape, groups, shuffle)
 
 
 def _in_float64(activation: Activation) -> Activation:
@@ -270,20 +312,50 @@ def _in_float64(activation: Activation) -> Activation:
 # What no kernel computes, told in layers that all of them do --------------------------------------
 
 
-def lowered(unit: Unit[Folded]) -> Unit[Folded]:
-    """The same unit, of layers that keep no input and gates of two layers or none."""
+def lowered(unit: Unit[Folded], keep_groups: bool) -> Unit[Folded]:
+    """The same unit, of layers that neither keep their input nor shuffle, and gates of two layers
+    or none. Only where ``keep_groups`` the branch's layers have groups."""
+    unit = _unshuffled(unit)
     branch: list[Folded | Gate[Folded]] = []
     for part in unit.branch:
         if isinstance(part, Gate):
             if part.adds_source and not _fits_shortcut(part, unit):
                 raise Unsupported("a shortcut that does not lead around a whole branch")
             if part != Gate():
-                branch.append(_of_two_layers(part))
+                branch.append(_of_two_layers(part.map(Folded.dense)))
         elif part.keeps_input:
             branch[-1:] = _over_both(branch[-1] if branch else None, part)
         else:
+            branch.append(part if keep_groups else part.dense())
+    projection = unit.projection
+    if isinstance(projection, tuple):
+        projection = projection[0], projection[1].dense()
+    return replace(unit, branch=tuple(branch), projection=projection)
+
+
+def _unshuffled(unit: Unit[Folded]) -> Unit[Folded]:
+    """The same unit with each shuffle in the rows of the pointwise layer before it, or in what the
+    branch reads."""
+    branch: list[Folded | Gate[Folded]] = []
+    wanted: Sequence[int] = ()  # the order of what the layer at hand makes
+    for part in reversed(unit.branch):
+        if isinstance(part, Gate):
+            if wanted:
+                raise Unsupported("a shuffle behind squeeze-and-excite")
             branch.append(part)
-    return replace(unit, branch=tuple(branch))
+            continue
+        if part.shuffle:
+            wanted = [part.shuffle[i] for i in wanted] if wanted else part.shuffle
+            part = part._replace(shuffle=())
+        if wanted and part.keeps_input:
+            raise Unsupported("a shuffle of a depthwise convolution beside its input")
+        branch.append(part.rows(wanted) if wanted else part)
+        if part.kernel == 1:
+            wanted = ()
+    main = [unit.main[i] for i in wanted] if wanted else unit.main
+    if wanted and unit.has_shortcut:
+        raise Unsupported("a shuffle without a pointwise layer before it, and a shortcut")
+    return replace(unit, branch=tuple(reversed(branch)), main=main)
 
 
 def _fits_shortcut(gate: Gate[Folded], unit: Unit[Folded]) -> bool:
@@ -310,6 +382,7 @@ def _over_both(before: Folded | Gate[Folded] | None, dw: Folded) -> tuple[Folded
     they are: its other taps are zeros, so an infinity beside a pixel makes a NaN of it."""
     if before is None or isinstance(before, Gate) or before.kernel > 1:
         raise Unsupported("a depthwise convolution beside its input, which no pointwise one makes")
+    before = before.dense()
     channels = len(dw.bias)
     same = torch.zeros_like(dw.weight)
     same[:, dw.kernel**2 // 2] = 1
@@ -340,6 +413,8 @@ class FoldingBuilder(Builder):
     """Collects folded steps: a subclass lays them out when it knows them all. The unit that makes a
     result writes it in logical order too."""
 
+    keeps_groups = False  # whether the kernels have pointwise layers of several groups
+
     def __init__(self) -> None:
         super().__init__()
         self._stem: FoldedStem | None = None
@@ -352,14 +427,16 @@ class FoldingBuilder(Builder):
         super().add_stem(layer)
 
     def add_unit(self, unit: Unit[Layer]) -> None:
-        self._units.append(lowered(unit.map(fold)))
+        self._units.append(lowered(unit.map(fold), self.keeps_groups))
         super().add_unit(unit)
 
     def add_result(self) -> None:
         super().add_result()
         self._tapped.add(len(self._units) - 1)
 
-    def add_head(self, layer: Layer, fc: nn.Linear | None) -> None:
-        weight, bias = _same(layer.channels) if fc is None else fold_fc(fc)
-        self._head = FoldedHead(fold(layer), Folded(weight.cpu(), bias.cpu()))
+    def add_head(self, layer: Layer | None, fc: nn.Linear | None) -> None:
+        features = self.channels if layer is None else layer.channels
+        weight, bias = _same(features) if fc is None else fold_fc(fc)
+        conv = None if layer is None else fold(layer)
+        self._head = FoldedHead(conv, Folded(weight.cpu(), bias.cpu()))
         super().add_head(layer, fc)

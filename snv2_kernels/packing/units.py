@@ -3,8 +3,10 @@
 A unit splits its input by channels, sends the main half through a *branch* of layers and joins the
 result with what passes through, or with a projection of the whole input::
 
-    first = x[:, passthrough] if projection is None else pw(dw(x))
+    first = x[:, passthrough] if projection is None else projection(x)
     y = torch.cat([first, branch(x[:, main])], 1)[:, order]
+
+where ``projection`` is dw and pw, or an average pool (ShuffleNet v1).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ __all__ = [
     "Activation",
     "Gate",
     "Layer",
+    "Pool",
     "Unit",
     "Unsupported",
 ]
@@ -59,10 +62,10 @@ RELU = Activation("relu")
 
 @dataclass(frozen=True)
 class Layer:
-    """``activation(bn(conv(x)))``. With a window of 1x1 the convolution is pointwise, with a larger
-    one depthwise, and both keep height and width but for the stride of their unit. (The stem's is
-    neither; it is no part of a unit.) One that ``keeps_input``, depthwise and without a stride, is
-    ``torch.cat([x, activation(bn(conv(x)))], 1)``."""
+    """``activation(bn(conv(x)))[:, shuffle]``. With a window of 1x1 the convolution is pointwise and
+    may have groups, with a larger one depthwise, and both keep height and width but for the stride
+    of their unit. (The stem's is neither; it is no part of a unit.) One that ``keeps_input``,
+    depthwise and without a stride, is ``torch.cat([x, activation(bn(conv(x)))], 1)``."""
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d
@@ -70,6 +73,7 @@ class Layer:
     kernel: int = 1
     dilation: int = 1
     keeps_input: bool = False
+    shuffle: Sequence[int] | None = None  # as it is where None
 
     @property
     def channels(self) -> int:
@@ -114,6 +118,16 @@ class Gate(Generic[L]):
 
 
 @dataclass(frozen=True)
+class Pool:
+    """``activation(F.avg_pool2d(x, 3, stride, 1, count_include_pad=counts_padding))``, with the
+    stride of its unit."""
+
+    channels: int
+    counts_padding: bool = True
+    activation: Activation = IDENTITY
+
+
+@dataclass(frozen=True)
 class Unit(Generic[L]):
     """A unit whose layers are ``L``: modules or nodes (:class:`Layer`), or folded numbers.
 
@@ -124,7 +138,7 @@ class Unit(Generic[L]):
         passthrough: logical channels that go through untouched; empty with a projection. With
             neither a unit is a chain of layers, such as those behind another unit's join.
         order: output channel ``j`` is entry ``order[j]`` of ``cat([first, branch result])``.
-        projection: dw and pw, over all logical channels.
+        projection: dw and pw, or an average pool, over all logical channels.
         strided: which of the branch's depthwise convolutions has the stride.
     """
 
@@ -133,7 +147,7 @@ class Unit(Generic[L]):
     main: Sequence[int]
     passthrough: Sequence[int]
     order: Sequence[int]
-    projection: tuple[L, L] | None = None
+    projection: tuple[L, L] | Pool | None = None
     strided: int = 0
 
     @property
@@ -143,7 +157,14 @@ class Unit(Generic[L]):
 
     @property
     def projection_channels(self) -> int:
+        if isinstance(self.projection, Pool):
+            return self.projection.channels
         return 0 if self.projection is None else self.projection[1].channels
+
+    @property
+    def projection_layers(self) -> tuple[L, ...]:
+        """Layers of the projection; none of a pool."""
+        return self.projection if isinstance(self.projection, tuple) else ()
 
     @property
     def joins(self) -> bool:
@@ -156,10 +177,18 @@ class Unit(Generic[L]):
         last = self.branch[-1]
         return isinstance(last, Gate) and last.adds_source
 
+    @property
+    def is_chain(self) -> bool:
+        """Whether nothing but the branch goes through."""
+        return not self.joins and not self.has_shortcut
+
     def map(self, f: Callable[[L], M]) -> Unit[M]:
         """The same unit with ``f`` of each layer."""
         branch = tuple(part.map(f) if isinstance(part, Gate) else f(part) for part in self.branch)
-        side = None if self.projection is None else (f(self.projection[0]), f(self.projection[1]))
+        side: tuple[M, M] | Pool | None
+        side = self.projection if not isinstance(self.projection, tuple) else None
+        if isinstance(self.projection, tuple):
+            side = f(self.projection[0]), f(self.projection[1])
         lists = self.main, self.passthrough, self.order
         return Unit(self.stride, branch, *lists, side, self.strided)
 
@@ -170,4 +199,4 @@ class Unit(Generic[L]):
                 yield from part.layers
             else:
                 yield part
-        yield from self.projection or ()
+        yield from self.projection_layers
