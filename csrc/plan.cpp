@@ -27,6 +27,29 @@ class Checker : public PlanChecker {
     activation(layer, outputs, what);
   }
 
+  // The same of a layer that may have several groups.
+  void grouped(const Layer& layer, int64_t outputs, int64_t depth, const char* what) const {
+    if (layer.block_count == 0) {
+      require(layer.blocks == 0, what);
+      return this->layer(layer, outputs, depth, what);
+    }
+    require(layer.block_count > 0 && layer.block_count <= panels_of(outputs), what);
+    const auto* const blocks = reinterpret_cast<const Block*>(
+        table(layer.blocks, layer.block_count * kBlockWords, what));
+    int64_t panels = 0, floats = 0;
+    for (int64_t i = 0; i < layer.block_count; ++i) {
+      count(blocks[i].outputs, what);
+      count(blocks[i].depth, what);
+      range(blocks[i].first, blocks[i].depth, depth, what);
+      panels += panels_of(blocks[i].outputs);
+      floats += packed_floats(blocks[i].outputs, blocks[i].depth);
+      require(panels <= panels_of(outputs), what);
+    }
+    require(panels == panels_of(outputs), what);
+    range(layer.weights, floats, weight_count_, what);
+    activation(layer, outputs, what);
+  }
+
   void activation(const Layer& layer, int64_t outputs, const char* what) const {
     const auto activation = static_cast<Activation>(layer.activation);
     require(layer.activation >= 0 && activation <= Activation::kHardsigmoid, what);
@@ -39,6 +62,10 @@ class Checker : public PlanChecker {
 
   void used_or_zero(bool used, const Layer& layer, const char* what) const {
     require(used || (layer.weights == 0 && layer.activation == 0 && layer.slopes == 0), what);
+    require(used || (layer.blocks == 0 && layer.block_count == 0), what);
+  }
+  void ungrouped(bool ungrouped, const Layer& layer, const char* what) const {
+    require(!ungrouped || (layer.blocks == 0 && layer.block_count == 0), what);
   }
   using PlanChecker::used_or_zero;
 
@@ -50,6 +77,16 @@ class Checker : public PlanChecker {
   int64_t weight_count_;
   int64_t word_planes_;
 };
+
+void check_pool(const Branch& branch, int64_t in_panels, int64_t out_panels, Checker& check) {
+  check.require(branch.parts == kPool || branch.parts == (kPool | kPoolInside), "parts");
+  check.count(branch.in_channels, "in_channels");
+  check.table(branch.in_table, branch.in_channels, in_panels, "in_table");
+  check.require(branch.mid_channels == branch.in_channels * kPanel, "mid_channels");
+  check.require(branch.out_channels == branch.mid_channels, "out_channels");
+  check.activation(branch.dw, branch.out_channels, "dw");
+  check.panels(branch.out_panel, branch.out_channels, out_panels, "out_panel");
+}
 
 void check_branch(const Step& step, const Branch& branch, int64_t in_panels, int64_t out_panels,
                   Checker& check) {
@@ -75,15 +112,27 @@ void check_branch(const Step& step, const Branch& branch, int64_t in_panels, int
     check.layer(branch.dw, branch.mid_channels, branch.window * branch.window, "dw");
     depth = branch.depth;
   }
-  if (expands) check.layer(branch.pw1, branch.mid_channels, branch.in_channels, "pw1");
+  if (expands) check.grouped(branch.pw1, branch.mid_channels, branch.in_channels, "pw1");
   if (projects && depthwise) {
     check.count(depth, "depth");
     check.words(branch.table, depth, panels_of(branch.mid_channels) * kPanel, "table");
   }
   if (projects) {
-    check.layer(branch.pw2, branch.out_channels, depth, "pw2");
+    check.grouped(branch.pw2, branch.out_channels, depth, "pw2");
   } else {
     check.require(branch.out_channels == branch.mid_channels, "out_channels");
+  }
+  if (branch.added_panels != 0) {
+    const bool fits = projects && step.stride == 1 && !step.new_buffer &&
+                      branch.added_panels == panels_of(branch.out_channels);
+    check.require(fits, "added_panels");
+    check.table(branch.added, branch.added_panels, in_panels, "added");
+    // They are read while others write the result.
+    const int64_t* const added = check.table(branch.added, branch.added_panels, "added");
+    for (int64_t i = 0; i < branch.added_panels; ++i) {
+      check.require(added[i] < branch.out_panel || added[i] >= branch.out_panel + branch.added_panels,
+                    "added");
+    }
   }
   check.panels(branch.out_panel, branch.out_channels, out_panels, "out_panel");
 }
@@ -94,7 +143,9 @@ void check_unit(const Step& step, int64_t in_panels, int64_t out_panels, Checker
   check.in_part("main.");
   check_branch(step, step.main, in_panels, out_panels, check);
   check.in_part("projection.");
-  if (step.projection.parts != 0) {
+  if ((step.projection.parts & kPool) != 0) {
+    check_pool(step.projection, in_panels, out_panels, check);
+  } else if (step.projection.parts != 0) {
     check_branch(step, step.projection, in_panels, out_panels, check);
   }
 }
@@ -134,21 +185,27 @@ void check_unused(const Step& step, Checker& check) {
     const auto has = [&](int64_t part) { return unit && (branch->parts & part) != 0; };
     const bool scales = gate && main && branch->mid_channels != 0;
     const bool adds = gate && main && branch->depth != 0;
-    const bool classifies = head && main, dw = has(kDepthwise);
+    const bool classifies = head && main, dw = has(kDepthwise), pools = has(kPool);
+    const bool multiplies = classifies && branch->parts == 0;
     const bool meet = dw && has(kProject);
     check.in_part(main ? "main." : "projection.");
-    check.used_or_zero(unit, branch->parts, "parts");
+    check.used_or_zero(unit || (classifies && branch->parts == kPool), branch->parts, "parts");
     check.used_or_zero(there, branch->in_channels, "in_channels");
     check.used_or_zero(there && !stem && (!gate || scales), branch->in_table, "in_table");
-    check.used_or_zero(dw || scales || classifies, branch->mid_channels, "mid_channels");
+    check.used_or_zero(dw || pools || scales || classifies, branch->mid_channels, "mid_channels");
     check.used_or_zero(dw, branch->window, "window");
     check.used_or_zero(dw, branch->dilation, "dilation");
     check.used_or_zero(meet || adds, branch->depth, "depth");
     check.used_or_zero(meet || adds, branch->table, "table");
     check.used_or_zero(there, branch->out_channels, "out_channels");
     check.used_or_zero(there && (unit || gate), branch->out_panel, "out_panel");
-    check.used_or_zero(has(kExpand) || scales || classifies || (stem && main), branch->pw1, "pw1");
-    check.used_or_zero(dw || (gate && main), branch->dw, "dw");
+    check.used_or_zero(has(kProject), branch->added_panels, "added_panels");
+    check.used_or_zero(branch->added_panels != 0, branch->added, "added");
+    check.used_or_zero(has(kExpand) || scales || multiplies || (stem && main), branch->pw1, "pw1");
+    check.used_or_zero(dw || pools || (gate && main), branch->dw, "dw");
+    check.ungrouped(!unit, branch->pw1, "pw1");
+    check.ungrouped(true, branch->dw, "dw");
+    check.ungrouped(!unit, branch->pw2, "pw2");
     check.used_or_zero(dw, branch->dw.weights, "dw");
     check.used_or_zero(has(kProject) || scales || classifies, branch->pw2, "pw2");
   }
@@ -204,8 +261,13 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
         break;
       case StepKind::kHead:
         check.count(main.mid_channels, "main.mid_channels");
-        check.words(main.in_table, main.in_channels, panels * kPanel, "main.in_table");
-        check.layer(main.pw1, main.mid_channels, main.in_channels, "main.pw1");
+        if (main.parts == kPool) {
+          check.table(main.in_table, main.in_channels, panels * kPanel, "main.in_table");
+          check.require(main.mid_channels == main.in_channels, "main.mid_channels");
+        } else {
+          check.words(main.in_table, main.in_channels, panels * kPanel, "main.in_table");
+          check.layer(main.pw1, main.mid_channels, main.in_channels, "main.pw1");
+        }
         check.layer(main.pw2, main.out_channels, check.words_of(main.mid_channels), "main.pw2");
         break;
       case StepKind::kExport:

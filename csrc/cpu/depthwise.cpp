@@ -165,20 +165,25 @@ void expand_depthwise(const ExpandDepthwise<Element>& op, Range panels, Range ou
                       float* scratch) {
   const int64_t width = op.dw.shape.width;
   with_window(op.dw.shape, [&](auto window) {
-    for_groups(panels, op.pw1.outputs, [&](int64_t panel, Group group) {
-      TileRow<Element, float> row{
-          nullptr,      op.pw1.offsets,
-          op.pw1.depth, op.pw1.weights + panel * (op.pw1.depth + 1) * kPanel,
-          nullptr,      0};
-      const Act act = op.pw1.act.from_panel(panel);
-      roll_rows<window>(op.dw, panel, group.panels, out_rows, scratch,
-                        [&](int64_t index, float* out, int64_t pitch) {
-                          row.x = op.pw1.x + index * width * kPanel;
-                          row.y = out;
-                          row.y_panel = pitch;
-                          activated_row<kPanel>(row, group, width, act);
-                        });
-    });
+    const auto block = [&](const Pointwise<Element, float>& pw1, Range taken, int64_t first) {
+      for_groups(taken, pw1.outputs, [&](int64_t panel, Group group) {
+        TileRow<Element, float> row{nullptr,
+                                    pw1.offsets,
+                                    pw1.depth,
+                                    pw1.weights + panel * (pw1.depth + 1) * kPanel,
+                                    nullptr,
+                                    0};
+        const Act act = pw1.act.from_panel(panel);
+        roll_rows<window>(op.dw, first + panel, group.panels, out_rows, scratch,
+                          [&](int64_t index, float* out, int64_t pitch) {
+                            row.x = pw1.x + index * width * kPanel;
+                            row.y = out;
+                            row.y_panel = pitch;
+                            activated_row<kPanel>(row, group, width, act);
+                          });
+      });
+    };
+    for_blocks(op.pw1, panels, block);
   });
 }
 

@@ -70,6 +70,17 @@ void means(const Element* x, int64_t pixels, Range panels, float* means) {
   }
 }
 
+void mean_features(const float* means, const int64_t* planes, int64_t count, Element* y,
+                   int64_t y_panel) {
+  for (int64_t first = 0; first < count; first += kPanel, y += y_panel) {
+    float panel[kPanel] = {};
+    for (int64_t i = first; i < std::min(first + kPanel, count); ++i) {
+      panel[i - first] = means[planes[i]];
+    }
+    for (int64_t lane = 0; lane < kPanel; lane += kLanes) store(y + lane, load(panel + lane));
+  }
+}
+
 void gate(const Gate& op) {
   product(op.pw1_weights, op.depth, op.mid, op.pw1_act, op.reduced,
           [&](int64_t k) SNV2_INLINED { return op.means[op.planes[k]]; });

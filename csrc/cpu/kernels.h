@@ -41,6 +41,11 @@ struct Pointwise {
   int64_t y_panel;       // elements between output panels
   int64_t pixels;
   Act act;
+  const Block* blocks = nullptr;  // with their own outputs and words, one after the other
+  int64_t block_count = 0;        // 0: one product
+  // The map, and [panels of outputs] panel of it that is added to each of y's before the activation.
+  const In* map = nullptr;
+  const int64_t* added = nullptr;  // null: nothing is
 };
 
 // The input of a depthwise convolution, one image, and its window, which is odd.
@@ -79,6 +84,17 @@ struct PanelDepthwise {
   const T* x;
   const int64_t* panels;  // [panel count] panel of x for each output panel
   Depthwise<T> dw;
+};
+
+// y = act(average of the 3x3 pixels around each of x) on the listed panels.
+template <class T>
+struct AveragePool {
+  const T* x;
+  const int64_t* panels;  // [panel count] panel of x for each output panel
+  DepthwiseShape shape;
+  bool inside;  // of the pixels inside the map alone
+  Act act;
+  T* y;  // [panels][out pixels][16]
 };
 
 // scales = pw2(pw1(means)), of one image
@@ -134,10 +150,14 @@ struct MapKernels {
   void (*linear)(const Pointwise<T, float>&, Range panels, Range pixels);
   void (*expand_depthwise)(const ExpandDepthwise<T>&, Range panels, Range out_rows, float* scratch);
   void (*panel_depthwise)(const PanelDepthwise<T>&, Range panels, Range out_rows, float* scratch);
+  void (*average_pool)(const AveragePool<T>&, Range panels, Range out_rows);
   void (*stem)(const Stem<T>&, Range out_rows, float* scratch);
 
   // Mean over pixels of each plane, and what follows them.
   void (*means)(const T* x, int64_t pixels, Range panels, float* means);
+  // The means of some planes as features: y[i] of panels that are y_panel elements apart.
+  void (*mean_features)(const float* means, const int64_t* planes, int64_t count, T* y,
+                        int64_t y_panel);
   void (*gate)(const Gate&);
   void (*scale)(const Scale<T>&, Range panels);
 

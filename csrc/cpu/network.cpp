@@ -77,6 +77,7 @@ class ImageRunner {
     extent_ = {x_.height, x_.width};
     result_ = results_;
     for (const Step& step : plan_) {
+      if (step.new_buffer) panels_ = step.buffer_panels;
       switch (step.kind) {
         case StepKind::kImport:
           import(step);
@@ -122,6 +123,20 @@ class ImageRunner {
 
   Act act(const Layer& layer) const { return act_of(layer, weights_); }
 
+  const Block* blocks(const Layer& layer) const {
+    return reinterpret_cast<const Block*>(plan_.table(layer.blocks));
+  }
+
+  // Multiply-adds of a pixel.
+  int64_t work_of(const Layer& layer, int64_t depth, int64_t outputs) const {
+    if (layer.block_count == 0) return depth * outputs;
+    int64_t work = 0;
+    for (int64_t i = 0; i < layer.block_count; ++i) {
+      work += blocks(layer)[i].depth * blocks(layer)[i].outputs;
+    }
+    return work;
+  }
+
   void stem(const Step& step) {
     const Branch& main = step.main;
     stem_offsets(ceil_div(main.in_channels, kWordPlanes), kWordPlanes, extent_.width, offsets_);
@@ -138,9 +153,10 @@ class ImageRunner {
   // A branch of a unit as its kernels take it.
   struct Lane {
     int64_t parts = 0;
-    int64_t panels = 0;  // of the depthwise result
+    int64_t panels = 0;  // of the depthwise result, or of the average
     ExpandDepthwise<T> expand{};
     PanelDepthwise<T> depthwise{};
+    AveragePool<T> pool{};
     Pointwise<T, T> pw2{};
   };
 
@@ -152,6 +168,16 @@ class ImageRunner {
     if (branch.parts == 0) return lane;
     const int64_t out_panel = out.pixels() * kPanel;
     T* const y = result + branch.out_panel * out_panel;
+    if ((branch.parts & kPool) != 0) {
+      lane.panels = branch.in_channels;
+      lane.pool = {current_,
+                   plan_.table(branch.in_table),
+                   {extent_.height, extent_.width, stride},
+                   (branch.parts & kPoolInside) != 0,
+                   act(branch.dw),
+                   y};
+      return lane;
+    }
     const bool expands = (branch.parts & kExpand) != 0;
     const bool depthwise = (branch.parts & kDepthwise) != 0;
     const auto words = [&](int64_t table, int64_t count, int64_t pixels) {
@@ -169,7 +195,8 @@ class ImageRunner {
                             depthwise_shape(branch, extent_, stride), meets(branch) ? scratch : y};
       if (expands) {
         lane.expand = {{current_, in, branch.in_channels, branch.mid_channels,
-                        weights_ + branch.pw1.weights, nullptr, 0, 0, act(branch.pw1)},
+                        weights_ + branch.pw1.weights, nullptr, 0, 0, act(branch.pw1),
+                        blocks(branch.pw1), branch.pw1.block_count},
                        dw};
       } else {
         lane.depthwise = {current_, plan_.table(branch.in_table), dw};
@@ -184,7 +211,11 @@ class ImageRunner {
                   y,
                   out_panel,
                   out.pixels(),
-                  act(branch.pw2)};
+                  act(branch.pw2),
+                  blocks(branch.pw2),
+                  branch.pw2.block_count,
+                  current_,
+                  branch.added_panels > 0 ? plan_.table(branch.added) : nullptr};
     }
     if (meets(branch)) scratch += lane.panels * out_panel;
     return lane;
@@ -209,14 +240,16 @@ class ImageRunner {
         rest += branch->mid_channels * branch->window * branch->window;
       }
       if ((branch->parts & kExpand) != 0) {
-        expand += branch->in_channels * branch->mid_channels;
-        work.expand += branch->in_channels * kPanel * extent_.width;
+        const int64_t pixel = work_of(branch->pw1, branch->in_channels, branch->mid_channels);
+        expand += pixel;
+        work.expand += pixel / panels_of(branch->mid_channels) * extent_.width;
         work.exchange += branch->in_channels * extent_.pixels();
       }
       if ((branch->parts & kProject) != 0) {
         const int64_t depth = lanes[branch != &step.main].pw2.depth;
-        rest += depth * branch->out_channels;
-        work.weights += depth * branch->out_channels;
+        const int64_t pixel = work_of(branch->pw2, depth, branch->out_channels);
+        rest += pixel;
+        work.weights += pixel;
         work.exchange += depth * out.pixels();
       }
     }
@@ -230,9 +263,11 @@ class ImageRunner {
     };
     const auto depthwise_part = [&](int64_t i) {
       for (const Lane& lane : lanes) {
-        if ((lane.parts & kDepthwise) == 0) continue;
+        if ((lane.parts & (kDepthwise | kPool)) == 0) continue;
         const Range taken = share(lane.panels, i);
-        if ((lane.parts & kExpand) != 0) {
+        if ((lane.parts & kPool) != 0) {
+          kernels_.average_pool(lane.pool, taken, grid.row_range(i));
+        } else if ((lane.parts & kExpand) != 0) {
           kernels_.expand_depthwise(lane.expand, taken, grid.row_range(i), scratch(i));
         } else {
           kernels_.panel_depthwise(lane.depthwise, taken, grid.row_range(i), scratch(i));
@@ -298,6 +333,7 @@ class ImageRunner {
   void head(const Step& step) {
     const Branch& main = step.main;
     const int64_t pixels = extent_.pixels();
+    if ((main.parts & kPool) != 0) return mean_features(main, pixels);
     plane_offsets(plan_.table(main.in_table), main.in_channels, pixels, offsets_);
     // Features lie in panels whose "pixels" are the images, ready for the last product.
     const Pointwise<T, T> op{current_,
@@ -314,6 +350,18 @@ class ImageRunner {
         std::min(threads_for(main.in_channels * main.mid_channels * pixels), panels);
     parallel_for_(parts,
                   [&](int64_t i) { kernels_.pointwise_mean(op, part_of(panels, parts, i)); });
+  }
+
+  void mean_features(const Branch& head, int64_t pixels) {
+    float* const means = reinterpret_cast<float*>(depthwise_);
+    const int64_t parts = std::min(threads_for(pixels * panels_ * kPanel), panels_);
+    parallel_for_(parts, [&](int64_t i) {
+      kernels_.means(current_, pixels, part_of(panels_, parts, i), means);
+    });
+    parallel_for_(1, [&](int64_t) {
+      kernels_.mean_features(means, plan_.table(head.in_table), head.in_channels,
+                             features_ + image_ * kPanel, x_.batch * kPanel);
+    });
   }
 
   void export_planes(const Step& step) {
@@ -342,6 +390,7 @@ class ImageRunner {
   float* scratch_;
   const FeatureMap* result_ = nullptr;  // that the next export writes
   int64_t image_ = 0;
+  int64_t panels_ = 0;  // of the current buffer
   Extent extent_{0, 0};
 };
 

@@ -63,9 +63,13 @@ inline Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
     return panels * pixels * (kPanel / planes);
   };
   Memory memory;
+  int64_t buffer_panels = 0;
   for (const Step& step : plan) {
     const Extent out = extent_after(step, extent);
-    if (step.new_buffer) grow(memory.buffer, map(step.buffer_panels, out.pixels()));
+    if (step.new_buffer) {
+      buffer_panels = step.buffer_panels;
+      grow(memory.buffer, map(buffer_panels, out.pixels()));
+    }
     const Branch& main = step.main;
     switch (step.kind) {
       case StepKind::kStem:
@@ -91,6 +95,7 @@ inline Memory plan_memory(const Plan& plan, int64_t batch, Extent extent) {
         break;
       case StepKind::kHead:
         grow(memory.offsets, main.in_channels);
+        if ((main.parts & kPool) != 0) grow(memory.depthwise, buffer_panels * kPanel);
         memory.features = aligned(map(panels_of(main.mid_channels), batch));
         memory.classes = panels_of(main.out_channels) * kPanel * batch;
         break;

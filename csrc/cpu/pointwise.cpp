@@ -1,4 +1,7 @@
 // The products of networks, on the tile of tile.h.
+#include <algorithm>
+#include <iterator>
+
 #include "cpu/activation.h"
 #include "cpu/tile.h"
 
@@ -19,12 +22,19 @@ SNV2_INLINE void for_chunks(Range pixels, const F& f) {
 
 template <class Out>
 TileRow<Element, Out> row_of(const Pointwise<Element, Out>& op, int64_t panel, int64_t pixel) {
-  return {op.x + pixel * kPanel,
-          op.offsets,
-          op.depth,
-          op.weights + panel * (op.depth + 1) * kPanel,
-          op.y + panel * op.y_panel + pixel * kPanel,
-          op.y_panel};
+  TileRow<Element, Out> row{op.x + pixel * kPanel,
+                            op.offsets,
+                            op.depth,
+                            op.weights + panel * (op.depth + 1) * kPanel,
+                            op.y + panel * op.y_panel + pixel * kPanel,
+                            op.y_panel};
+  if (op.added != nullptr) {
+    const int64_t panels = std::min(kMaxPanelGroup, panels_of(op.outputs) - panel);
+    for (int64_t i = 0; i < panels; ++i) {
+      row.added[i] = op.map + (op.added[panel + i] * op.pixels + pixel) * kPanel;
+    }
+  }
+  return row;
 }
 
 // The same row with its result in floats elsewhere.
@@ -32,11 +42,14 @@ template <class Out>
 TileRow<Element, float> raw_row_of(const Pointwise<Element, Out>& op, int64_t panel, int64_t pixel,
                                    float* raw) {
   const TileRow<Element, Out> row = row_of(op, panel, pixel);
-  return {row.x, row.offsets, row.depth, row.weights, raw, kPassPixels * kPanel};
+  TileRow<Element, float> result{row.x,       row.offsets, row.depth,
+                                 row.weights, raw,         kPassPixels * kPanel};
+  std::copy(std::begin(row.added), std::end(row.added), result.added);
+  return result;
 }
 
 template <class Out>
-void product(const Pointwise<Element, Out>& op, Range panels, Range pixels) {
+void block_product(const Pointwise<Element, Out>& op, Range panels, Range pixels) {
   if (!is_pass(op.act.kind)) {
     const Epilogue epilogue =
         op.act.kind == Activation::kRelu ? Epilogue::kStoreRelu : Epilogue::kStore;
@@ -53,6 +66,13 @@ void product(const Pointwise<Element, Out>& op, Range panels, Range pixels) {
       tile_row<kPanel>(row, group, count, Epilogue::kStore);
       activate(act, group.panels, raw, row.y_panel, count, row_of(op, panel, first).y, op.y_panel);
     });
+  });
+}
+
+template <class Out>
+void product(const Pointwise<Element, Out>& op, Range panels, Range pixels) {
+  for_blocks(op, panels, [&](const Pointwise<Element, Out>& block, Range taken, int64_t) {
+    block_product(block, taken, pixels);
   });
 }
 

@@ -15,6 +15,8 @@ struct TileRow {
   const float* weights;    // first panel of the group
   Out* y;                  // first pixel of the first panel
   int64_t y_panel;
+  // What is added to each panel, by its first pixel; all are null or none.
+  const In* added[kMaxPanelGroup] = {};
 };
 
 enum class Epilogue {
@@ -43,6 +45,31 @@ void for_groups(Range panels, int64_t outputs, const F& f) {
     const int64_t taken = left <= kLargest ? left : kUsual;
     f(panel, Group{taken, half && taken == left});
     panel += taken;
+  }
+}
+
+// f(product, its panels, first of them) of the blocks of a layer that have some of its panels.
+template <class In, class Out, class F>
+void for_blocks(const Pointwise<In, Out>& op, Range panels, const F& f) {
+  if (op.block_count == 0) return f(op, panels, int64_t{0});
+  Pointwise<In, Out> block = op;
+  block.block_count = 0;
+  int64_t first = 0;
+  for (const Block* it = op.blocks; it != op.blocks + op.block_count; ++it) {
+    const int64_t count = panels_of(it->outputs);
+    const Range taken{panels.begin > first ? panels.begin - first : 0,
+                      panels.end < first + count ? panels.end - first : count};
+    if (taken.begin < taken.end) {
+      block.offsets = op.offsets + it->first;
+      block.depth = it->depth;
+      block.outputs = it->outputs;
+      block.y = op.y + first * op.y_panel;
+      block.act = op.act.from_panel(first);
+      if (op.added != nullptr) block.added = op.added + first;
+      f(block, taken, first);
+    }
+    block.weights += packed_floats(it->outputs, it->depth);
+    first += count;
   }
 }
 

@@ -60,6 +60,11 @@ SNV2_INLINE void store(float* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
+template <class V>
+SNV2_INLINE V load_as(const float* p) {
+  return load<V>(p);
+}
+
 // One of kHalfVecs vectors of half a panel, and zeros in its place in the other half.
 SNV2_INLINE void store_half(float* p, HalfVec v) {
 #if defined(__AVX512F__)
@@ -74,6 +79,15 @@ SNV2_INLINE void store_half(float* p, HalfVec v) {
 SNV2_INLINE Vec load(const BFloat16* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+template <class V>
+SNV2_INLINE V load_as(const BFloat16* p) {
+  if constexpr (std::is_same_v<V, Vec>) {
+    return load(p);
+  } else {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
 }
 // Round to nearest even; a NaN stays one.
 SNV2_INLINE void store(BFloat16* p, Vec v) {

@@ -89,6 +89,9 @@ struct Outputs {
     return std::min(most, kAccumulators / kCount);
   }
 
+  static constexpr int panel_of(int v) {
+    return v < kFull ? v / kVecs : kFull / kVecs;
+  }
   // The place of vector v in a panelled array whose panels are `panel` elements apart.
   static constexpr int64_t at(int v, int64_t panel) {
     return v < kFull ? v / kVecs * panel + v % kVecs * kLanes
@@ -177,6 +180,13 @@ SNV2_INLINE void finish(const TileRow<In, Out>& row, Epilogue epilogue, Sums<kTi
     b = load<std::decay_t<decltype(b)>>(at) + 0.0f;  // not -0, see relu
   });
   sums.each([&](auto& sum, auto, auto v) SNV2_INLINED { sum += bias.template at<0, v>(); });
+  if (row.added[0] != nullptr) {
+    const int64_t pixel = y - row.y;
+    sums.each([&](auto& sum, auto p, auto v) SNV2_INLINED {
+      const In* const panel = row.added[O::panel_of(v)] + pixel + p * kPanel;
+      sum += load_as<std::decay_t<decltype(sum)>>(panel + O::at(v, 0));
+    });
+  }
   if (epilogue != Epilogue::kStore) {
     sums.each([&](auto& sum, auto, auto) SNV2_INLINED { sum = relu(sum); });
   }

@@ -161,12 +161,12 @@ class ShuffleNetV1(nn.Module):
 
 
 def shufflenet_v1(groups: int = 3, width: float = 1.0, **kwargs: Any) -> ShuffleNetV1:
-    """ShuffleNet v1 of a number of groups and a width; the paper's names are "0.5x (g = 3)" and so on.
+    """ShuffleNet v1 of a number of groups and a width: "ShuffleNet 0.5x (g = 3)" and so on.
 
     Args:
         groups: 1, 2, 3, 4 or 8.
-        width: a factor of all channels, that of the stem included below 1 and above 1.5, as in the
-            authors' code: 0.5, 1, 1.5 and 2 are theirs.
+        width: a factor of all channels; the authors have 0.5, 1, 1.5 and 2. As in their code the
+            stem's 24 channels change below 1 and from 2 on, up to a multiple of the groups.
         **kwargs: of :class:`ShuffleNetV1`.
 
     Raises:
@@ -177,5 +177,6 @@ def shufflenet_v1(groups: int = 3, width: float = 1.0, **kwargs: Any) -> Shuffle
     if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width <= 16:
         raise ValueError(f"width: expected a number above 0, at most 16, got {width!r}")
     stem = 24 if 1 <= width < 2 else round(24 * width)
+    stem = -(-stem // groups) * groups
     channels = [stem, *(round(c * width) for c in _CHANNELS[groups])]
     return ShuffleNetV1([4, 8, 4], channels, groups, **kwargs)

@@ -7,6 +7,9 @@ planes of a word are read by the same products, and one that has no such neighbo
 twice, with half its weight each time. In a stage of C channels, where half of what is left of a
 result is read by each unit, that takes at most a plane more for each unit to come.
 
+The rows of a pointwise layer of several groups lie group by group, each group's in panels of its
+own: it is a product for each group, of words that only that group reads.
+
 A branch is cut into steps of at most a pointwise, a depthwise and a pointwise convolution. What
 lies between two steps is a result like any other, of which the next unit's may take the place.
 """
@@ -38,7 +41,7 @@ from snv2_kernels.packing.cpu_plan import (
     pack_panels,
 )
 from snv2_kernels.packing.segments import Segment, cut_branch
-from snv2_kernels.packing.units import ACTIVATIONS, Activation, Gate, Unsupported
+from snv2_kernels.packing.units import ACTIVATIONS, Activation, Gate, Pool, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +52,7 @@ __all__ = ["PlanBuilder"]
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 2}  # snv2::DType
 _IMPORT, _STEM, _UNIT, _GATE, _HEAD, _EXPORT = range(6)
-_EXPAND, _DEPTHWISE, _PROJECT = 1, 2, 4  # snv2::Branch::parts
+_EXPAND, _DEPTHWISE, _PROJECT, _POOL, _POOL_INSIDE = 1, 2, 4, 8, 16  # snv2::Branch::parts
 
 
 def _segments(branch: Sequence[Folded | Gate[Folded]]) -> list[Segment]:
@@ -82,6 +85,16 @@ def _check_depthwise(layer: Folded) -> None:
         raise Unsupported(f"dilation {layer.dilation}")
 
 
+def _product(
+    folded: Folded, rows: Sequence[int], columns: Sequence[int], element: torch.dtype
+) -> Tensor:
+    """The packed matrix for planes that hold these rows and columns; a column that is held twice
+    counts half each time."""
+    times = torch.bincount(torch.tensor(columns))
+    weight = (folded.weight / times)[:, columns]
+    return pack_panels(_take(weight, rows), _take(folded.bias, rows), element)
+
+
 def _take(values: Tensor, rows: Sequence[int]) -> Tensor:
     """Rows of a tensor; -1 is one of zeros."""
     zeros = values.new_zeros(1, *values.shape[1:])
@@ -90,6 +103,8 @@ def _take(values: Tensor, rows: Sequence[int]) -> Tensor:
 
 class PlanBuilder(FoldingBuilder):
     """Collects steps; :meth:`build`, which knows them all, decides where planes lie."""
+
+    keeps_groups = True
 
     def build(self, element: torch.dtype = torch.float32) -> Plan:
         """The plan; maps that are results leave in logical order, without a head the last one too.
@@ -147,16 +162,21 @@ class PlanBuilder(FoldingBuilder):
         results = [table]
         products = 0
 
-        def read(channels: Sequence[int]) -> None:
+        def read(channels: Sequence[int], groups: int = 1) -> None:
             nonlocal products
-            products += 1
-            for c in channels:
-                table[c].append(products)
+            depth = len(channels) // groups
+            for i, c in enumerate(channels):
+                table[c].append(products + 1 + i // depth)
+            products += groups
 
         for unit in self._units:
-            read(unit.main)
+            layer = unit.branch[0]
+            grouped = not isinstance(layer, Gate) and layer.groups
+            read(unit.main, 1 + max(layer.groups) if grouped else 1)
             first = [table[c] for c in unit.passthrough]
-            if unit.projection is not None:
+            if isinstance(unit.projection, Pool):
+                first = table  # its planes lie as those that it reads
+            elif unit.projection is not None:
                 read(range(len(table)))
                 first = [[] for _ in range(unit.projection_channels)]
                 results.append(first)
@@ -250,11 +270,36 @@ class _Writer:
         written: MapSize | None = None,
     ) -> PackedLayer:
         """The matrix for a map and a result whose planes hold those columns and rows."""
-        times = torch.bincount(torch.tensor(columns))
-        weight = (folded.weight / times)[:, columns]
         element = element or self._element
-        packed = pack_panels(_take(weight, rows), _take(folded.bias, rows), element)
+        if folded.groups:
+            return self._add_blocks(name, folded, rows, columns, halvings, element)
+        packed = _product(folded, rows, columns, element)
         return self._add_layer(name, folded, rows, packed, halvings, read, written)
+
+    def _add_blocks(
+        self,
+        name: str,
+        folded: Folded,
+        rows: Sequence[int],
+        columns: Sequence[int],
+        halvings: int | None,
+        element: torch.dtype,
+    ) -> PackedLayer:
+        """A matrix for each group; rows and columns are in the order of groups."""
+        depth, in_word = folded.weight.shape[1], 4 // element.itemsize
+        blocks: list[int] = []
+        packed: list[Tensor] = []
+        for group in range(1 + max(folded.groups)):
+            own = [row for row in rows if row >= 0 and folded.groups[row] == group]
+            read = [i for i, column in enumerate(columns) if column // depth == group]
+            if own:
+                blocks += [len(own), read[0] // in_word, len(read) // in_word]
+                within = [columns[i] - group * depth for i in read]
+                packed.append(_product(folded, own, within, element))
+        sizes = (depth * (1 + max(folded.groups)), halvings), (len(folded.bias), halvings)
+        layer = self._add_layer(name, folded, rows, torch.cat(packed), halvings, *sizes)
+        layer.blocks, layer.block_count = self._add_table(blocks), len(blocks) // 3
+        return layer
 
     def _add_depthwise(self, name: str, folded: Folded, rows: Sequence[int]) -> PackedLayer:
         packed = pack_panels(_take(folded.weight, rows), _take(folded.bias, rows))
@@ -277,15 +322,22 @@ class _Writer:
         """Channels of whole words."""
         return [min(c, channels - 1) for c in range(channels + -channels % self._in_word)]
 
-    def _order(self) -> list[int]:
-        """Which row of the next result each of its planes holds."""
+    def _order(self, layer: Folded | None = None) -> list[int]:
+        """Which row of the next result, of a layer, each of its planes holds; -1: none."""
         readers = next(self._readers)
-        if not self._grouped:
-            return list(range(len(readers)))
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for row, products in enumerate(readers):
-            alike.setdefault(products, []).append(row)
-        return [group[i] for group in alike.values() for i in self._doubled(len(group))]
+        return self._arranged(layer, readers if self._grouped else [()] * len(readers))
+
+    def _arranged(self, layer: Folded | None, readers: Sequence[tuple[int, ...]]) -> list[int]:
+        """The same of a result that is read so: each group of the layer begins at a panel."""
+        groups = (layer.groups if layer is not None else ()) or (0,) * len(readers)
+        alike: dict[int, dict[tuple[int, ...], list[int]]] = {g: {} for g in sorted(set(groups))}
+        for row, (group, products) in enumerate(zip(groups, readers, strict=True)):
+            alike[group].setdefault(products, []).append(row)
+        order: list[int] = []
+        for sets in alike.values():
+            order += [-1] * (-len(order) % PANEL)
+            order += [rows[i] for rows in sets.values() for i in self._doubled(len(rows))]
+        return order
 
     def _place(
         self, rows: Sequence[int], borrowed: tuple[int, int] | None = None
@@ -356,7 +408,7 @@ class _Writer:
         planes = source = [self._table[c] for c in unit.main]
         first = [self._table[c] for c in unit.passthrough]
         borrowed: tuple[int, int] | None = None
-        side_rows = self._order() if unit.projection is not None else []
+        side_rows = self._order() if unit.projection_layers else []
         wanted = self._wanted(segments)
         for i, segment in enumerate(segments):
             step = Step(_UNIT)
@@ -367,30 +419,51 @@ class _Writer:
                     self._start_buffer(step)
                     borrowed = None
             rows = self._branch(step.main, segment, planes, wanted[i], step.stride, names)
-            if i == strided and unit.projection is not None:
+            if i == strided and isinstance(unit.projection, Pool):
+                first = self._pool(step.projection, unit.projection)
+            elif i == strided and unit.projection is not None:
                 dw, pw = unit.projection
                 names_of_both = iter(["projection dw", "projection pw"])
                 both = Segment(dw=dw, pw2=pw)
                 self._branch(step.projection, both, self._table, side_rows, 1, names_of_both)
                 step.projection.out_panel, first = self._place(side_rows)
-            place = self._borrow(len(rows)) if i < len(segments) - 1 else None
+            fresh = unit.joins and i == len(segments) - 1
+            place = None if fresh else self._borrow(len(rows))
             step.main.out_panel, planes = self._place(rows, place)
             self.steps.append(step)
-            if segment.gate is not None:
+            if segment.gate is not None and not self._shortcut(step.main, segment, rows, source):
                 self._gate(segment.gate, step.main.out_panel, rows, source)
             if borrowed is not None:
                 self._free.append(borrowed)
             borrowed = place
         joined = first + planes
-        self._table = [joined[j] for j in unit.order]
+        before, self._table = self._table, [joined[j] for j in unit.order]
+        if not unit.joins and unit.stride == 1:
+            self._release(before)
+
+    def _release(self, planes: Sequence[int]) -> None:
+        """Give the panels of a map away of which nothing is left."""
+        live = {plane // PANEL for plane in self._table}
+        first: int | None = None
+        for panel in sorted({plane // PANEL for plane in planes} - live):
+            if first is not None and first + self._free[-1][1] == panel:
+                self._free[-1] = first, self._free[-1][1] + 1
+            else:
+                first = panel
+                self._free.append((panel, 1))
 
     def _wanted(self, segments: Sequence[Segment]) -> list[list[int] | None]:
         """Which row each plane of the segments' results is to hold, None where they lie as the
         input's do."""
-        rows = [None if _keeps_places(s) else self._doubled(s.channels) for s in segments]
+        rows = [None if _keeps_places(s) else self._unread(s.pw2 or s.pw1) for s in segments]
         last = max(i for i, row in enumerate(rows) if row is not None)
-        rows[last] = self._order()
+        rows[last] = self._order(segments[last].pw2 or segments[last].pw1)
         return rows
+
+    def _unread(self, layer: Folded | None) -> list[int]:
+        """The rows of a layer's result that one other layer reads."""
+        assert layer is not None
+        return self._arranged(layer, [()] * layer.channels)
 
     def _branch(
         self,
@@ -405,6 +478,8 @@ class _Writer:
         panels do. Returns the rows."""
         pw1, dw, pw2 = segment.pw1, segment.dw, segment.pw2
         words, columns = self._gather(planes)
+        if pw1 is not None or dw is None:
+            words, columns = self._by_group(pw1 or pw2, words, columns)
         if dw is not None and pw1 is None:
             # It runs on whole panels; those without a live plane are left out.
             panels = sorted({word // PANEL for word in words})
@@ -419,10 +494,11 @@ class _Writer:
             branch.in_channels, branch.in_table = len(words), self._add_table(words)
             middle = columns
         if pw1 is not None:
-            middle = self._doubled(pw1.channels) if rows is None or pw2 is not None else rows
+            middle = self._unread(pw1) if rows is None or pw2 is not None else rows
             branch.parts |= _EXPAND
             branch.pw1 = self._add_product(next(names), pw1, middle, columns, self._halvings)
-            words, columns = list(range(0, len(middle), self._in_word)), middle
+            words = [i for i in range(0, len(middle), self._in_word) if middle[i] >= 0]
+            columns = [middle[word + i] for word in words for i in range(self._in_word)]
         self._halvings += stride == 2
         if dw is not None:
             _check_depthwise(dw)
@@ -434,12 +510,55 @@ class _Writer:
             assert rows is not None
             branch.parts |= _PROJECT
             if dw is not None:
+                words, columns = self._by_group(pw2, words, columns)
                 branch.depth, branch.table = len(words), self._add_table(words)
             branch.pw2 = self._add_product(next(names), pw2, rows, columns, self._halvings)
         rows = middle if pw2 is None else rows
         assert rows is not None
         branch.out_channels = len(rows)
         return rows
+
+    def _by_group(
+        self, layer: Folded | None, words: Sequence[int], columns: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """The words that a layer reads, in the order of its groups, and the columns in them."""
+        assert layer is not None
+        count = self._in_word
+        depth = layer.weight.shape[1] if layer.groups else len(columns)
+        order = sorted(range(len(words)), key=lambda k: columns[k * count] // depth)
+        return [words[k] for k in order], [columns[k * count + i] for k in order for i in range(count)]
+
+    def _pool(self, branch: Branch, pool: Pool) -> list[int]:
+        """Fills in a projection of the whole map: the planes of its result, which lie as those that
+        it reads."""
+        panels = sorted({plane // PANEL for plane in self._table})
+        place = {plane: channel for channel, plane in enumerate(self._table)}
+        rows = [place.get(panel * PANEL + lane, -1) for panel in panels for lane in range(PANEL)]
+        branch.parts = _POOL if pool.counts_padding else _POOL | _POOL_INSIDE
+        branch.in_channels, branch.in_table = len(panels), self._add_table(panels)
+        branch.mid_channels = branch.out_channels = len(rows)
+        branch.dw = self._activation(pool.activation, pool.channels, rows)
+        branch.out_panel, planes = self._place(rows)
+        return planes
+
+    def _shortcut(
+        self, branch: Branch, segment: Segment, rows: Sequence[int], source: Sequence[int]
+    ) -> bool:
+        """Has the last product add the source, if that lies as the result does; else False."""
+        gate, pw2 = segment.gate, segment.pw2
+        if gate is None or pw2 is None or pw2.activation.kind != "identity":
+            return False
+        panels: list[int] = []
+        for first in range(0, len(rows), PANEL):
+            places = {source[row] - i for i, row in enumerate(rows[first : first + PANEL]) if row >= 0}
+            panel, lane = divmod(min(places), PANEL)
+            if gate.layers or not gate.adds_source or lane or len(places) != 1:
+                return False
+            panels.append(panel)
+        packed = self._activation(gate.activation, pw2.channels, rows)
+        branch.pw2.activation, branch.pw2.slopes = packed.activation, packed.slopes
+        branch.added, branch.added_panels = self._add_table(panels), len(panels)
+        return True
 
     def _gate(self, gate: Gate[Folded], panel: int, rows: list[int], source: Sequence[int]) -> None:
         """Of the planes from a panel on, which hold these rows; ``source`` is what may be added."""
@@ -456,24 +575,28 @@ class _Writer:
             main.pw1 = product("gate reduce", gate.reduce, reduced, channels, None, float32)
             main.pw2 = product("gate expand", gate.expand, rows, reduced, None, float32)
         if gate.adds_source:
-            # A row of nothing, which a lone depthwise convolution may have, is read by nobody.
+            # A row of nothing is read by nobody.
             main.depth, main.table = len(rows), self._add_table([source[row] for row in rows])
         main.dw = self._activation(gate.activation, len(channels), rows)
         self.steps.append(step)
 
     def head(self, head: FoldedHead) -> None:
-        words, columns = self._gather(self._table)
-        features, classes = self._doubled(head.conv.channels), range(head.fc.channels)
         step = Step(_HEAD)
         main = step.main
         self._where = "head"
-        main.in_channels, main.in_table = len(words), self._add_table(words)
-        main.mid_channels, main.out_channels = len(features), len(classes)
         halvings = self._halvings
-        means = head.conv.channels, None
-        main.pw1 = self._add_product(
-            "conv5 + mean", head.conv, features, columns, halvings, written=means
-        )
+        channels = len(self._table) if head.conv is None else head.conv.channels
+        features, classes = self._doubled(channels), range(head.fc.channels)
+        main.mid_channels, main.out_channels = len(features), len(classes)
+        if head.conv is None:
+            main.parts, planes = _POOL, [self._table[channel] for channel in features]
+            main.in_channels, main.in_table = len(planes), self._add_table(planes)
+        else:
+            words, columns = self._gather(self._table)
+            main.in_channels, main.in_table = len(words), self._add_table(words)
+            main.pw1 = self._add_product(
+                "conv5 + mean", head.conv, features, columns, halvings, written=(channels, None)
+            )
         main.pw2 = self._add_product("fc", head.fc, classes, features, None)
         self.steps.append(step)
         self.results.append((len(classes), halvings))

@@ -46,6 +46,8 @@ class PackedLayer:
     weights: int = 0
     activation: int = 0
     slopes: int = 0
+    blocks: int = 0
+    block_count: int = 0
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Branch:
     table: int = 0
     out_channels: int = 0
     out_panel: int = 0
+    added: int = 0
+    added_panels: int = 0
     pw1: PackedLayer = field(default_factory=PackedLayer)
     dw: PackedLayer = field(default_factory=PackedLayer)
     pw2: PackedLayer = field(default_factory=PackedLayer)

@@ -44,23 +44,40 @@ enum class StepKind : int64_t {
   kExport = 5,  // planes in logical order -> user's tensor; also between units
 };
 
+// One of the products that a pointwise layer of several groups consists of. Its outputs begin at a
+// panel, and its matrix follows that of the block before.
+struct Block {
+  int64_t outputs;
+  int64_t first;  // of the words that the layer reads
+  int64_t depth;  // words
+};
+inline constexpr int64_t kBlockWords = 3;
+static_assert(sizeof(Block) == kBlockWords * sizeof(int64_t));
+
 // All *_table fields are offsets into the plan's tables, weights and slopes into the float buffer.
 // A word in a table is its first plane. What a branch or a layer has no use for is 0.
 struct Layer {
-  int64_t weights;     // packed
-  int64_t activation;  // Activation of its result
-  int64_t slopes;      // [panels of outputs * 16], for kLeakyRelu and kPrelu
+  int64_t weights;      // packed
+  int64_t activation;   // Activation of its result
+  int64_t slopes;       // [panels of outputs * 16], for kLeakyRelu and kPrelu
+  int64_t blocks;       // table of Blocks, of kExpand and kProject
+  int64_t block_count;  // 0: one product, of all words that the layer reads
 };
 
-// y = pw2(dw(pw1(x))) in a kUnit, where each of the three may be missing.
+// y = pw2(dw(pw1(x))) in a kUnit, where each of the three may be missing. A projection may be
+// y = act(average(x)) instead.
 struct Branch {
-  int64_t parts;         // which of them there are: kExpand | kDepthwise | kProject; 0: no branch
-  int64_t in_channels;   // words read by the first product; kDepthwise first: panels; kGate:
-                         // planes; kImport, kStem: the user's channels; kExport: planes
+  int64_t parts;         // which of them there are: kExpand | kDepthwise | kProject, or kPool or
+                         // kPool | kPoolInside alone; 0: no branch; kHead: kPool if its features
+                         // are the planes themselves, else 0
+  int64_t in_channels;   // words read by the first product; kDepthwise first, kPool: panels;
+                         // kGate, kHead with kPool: planes; kImport, kStem: the user's
+                         // channels; kExport: planes
   int64_t in_table;      // [in_channels] each of them (kImport: [out_channels] user's channel;
                          // kGate: counted from out_panel)
-  int64_t mid_channels;  // kUnit: width of the depthwise result; kGate: between the products,
-                         // 0: there are none, and nothing is scaled; kHead: features
+  int64_t mid_channels;  // kUnit: width of the depthwise result or of the average; kGate:
+                         // between the products, 0: there are none, and nothing is scaled; kHead:
+                         // features
   int64_t window;        // kDepthwise: odd
   int64_t dilation;
   int64_t depth;         // kDepthwise | kProject: words that the last product reads; kGate: planes
@@ -68,10 +85,13 @@ struct Branch {
   int64_t table;         // [depth] each of them, of the depthwise result; kGate: of the buffer
   int64_t out_channels;  // width of the result
   int64_t out_panel;     // first panel of the result
+  int64_t added;         // [added_panels] panel of the map that is added to each of pw2's, before
+                         // its activation: kProject, stride 1
+  int64_t added_panels;  // none, or one for each of the result
   Layer pw1;  // packed [mid, in]: kExpand, kGate (of floats), kHead; kStem: [out, words * 9], where
               // a word of the user's channels has nine neighbouring columns
-  Layer dw;   // packed [mid, window * window]: kDepthwise; kGate: what its result goes through, no
-              // weights
+  Layer dw;   // packed [mid, window * window]: kDepthwise; kGate, kPool: what its result goes
+              // through, no weights
   Layer pw2;  // packed [out, depth]: kProject; [out, mid]: kGate (of floats), kHead
 };
 
@@ -98,9 +118,9 @@ struct PlanHeader {
   int64_t element;       // DType of the maps: float32 or bfloat16
 };
 
-inline constexpr int64_t kPlanMagic = 0x736e7632'0004;  // "snv2", format 4
-inline constexpr int64_t kStepWords = 42;
-inline constexpr int64_t kBranchWords = 19;
+inline constexpr int64_t kPlanMagic = 0x736e7632'0005;  // "snv2", format 5
+inline constexpr int64_t kStepWords = 58;
+inline constexpr int64_t kBranchWords = 27;
 inline constexpr int64_t kHeaderWords = 7;
 static_assert(sizeof(Branch) == kBranchWords * sizeof(int64_t));
 static_assert(sizeof(Step) == kStepWords * sizeof(int64_t));

@@ -31,6 +31,8 @@ enum class Activation : int64_t {
 
 // Layers of a unit's branch that a step of a plan has: pw1, dw and pw2 in the paper.
 inline constexpr int64_t kExpand = 1, kDepthwise = 2, kProject = 4;
+// An average over 3x3 pixels, beside the others: of all nine, or of those inside the map.
+inline constexpr int64_t kPool = 8, kPoolInside = 16;
 
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
