@@ -99,6 +99,12 @@ void Checker::check_step(const GpuStep& step, bool first, bool last) {
     case GpuStepKind::kGate:
       gate(step);
       break;
+    case GpuStepKind::kPool:
+      require(step.parts == kPool || step.parts == (kPool | kPoolInside), "parts");
+      require(step.in_buffer != kCallersMap && step.in_channels == step.out_channels, "pool");
+      require(step.stride == 1 || step.stride == 2, "stride is not 1 or 2");
+      halvings_ += step.stride == 2;
+      break;
     case GpuStepKind::kHead:
       require(!first && last, "head");
       count(step.mid_channels, "mid_channels");
@@ -119,12 +125,13 @@ void Checker::check_step(const GpuStep& step, bool first, bool last) {
 void Checker::unused(const GpuStep& step) const {
   const bool unit = step.kind == GpuStepKind::kUnit, gate = step.kind == GpuStepKind::kGate;
   const bool head = step.kind == GpuStepKind::kHead, stem = step.kind == GpuStepKind::kStem;
+  const bool pool = step.kind == GpuStepKind::kPool;
   const bool maps = !head && step.result != kNoResult, projects = unit && step.proj_channels > 0;
   const auto has = [&](int64_t part) { return unit && (step.parts & part) != 0; };
   const bool products = head || (gate && step.mid_channels > 0);
   const bool pw1 = products || stem || has(kExpand), pw2 = products || has(kProject);
-  used_or_zero(unit, step.parts, "parts");
-  require(unit || step.stride == 1, "stride");
+  used_or_zero(unit || pool, step.parts, "parts");
+  require(unit || pool || step.stride == 1, "stride");
   used_or_zero(unit || products, step.mid_channels, "mid_channels");
   used_or_zero(unit, step.proj_channels, "proj_channels");
   used_or_zero(step.out_buffer != kNoBuffer, step.out_table, "out_table");
@@ -162,7 +169,7 @@ void Checker::depthwise(int64_t offset, const GpuWindow& window, int64_t channel
 // After the other checks: channels are known to be in range.
 void Checker::layers(const GpuStep& step) const {
   const auto has = [&](int64_t part) { return (step.parts & part) != 0; };
-  const bool gate = step.kind == GpuStepKind::kGate;
+  const bool gate = step.kind == GpuStepKind::kGate, pool = step.kind == GpuStepKind::kPool;
   const int64_t mid = step.mid_channels, out = step.out_channels, proj = step.proj_channels;
   const int64_t pw1 = step.kind == GpuStepKind::kStem                           ? out
                       : has(kExpand) || gate || step.kind == GpuStepKind::kHead ? mid
@@ -170,7 +177,7 @@ void Checker::layers(const GpuStep& step) const {
   const int64_t pw2 = has(kProject) || (gate && mid > 0) ? out : 0;
   const int64_t dw = has(kDepthwise) ? mid : 0, proj_dw = proj > 0 ? step.in_channels : 0;
   activation(step.pw1_activation, pw1, gate, "pw1_activation");
-  activation(step.dw_activation, gate ? out : dw, false, "dw_activation");
+  activation(step.dw_activation, gate || pool ? out : dw, false, "dw_activation");
   activation(step.pw2_activation, pw2, gate, "pw2_activation");
   activation(step.proj_dw_activation, proj_dw, false, "proj_dw_activation");
   activation(step.proj_activation, proj, false, "proj_activation");
@@ -191,7 +198,7 @@ void Checker::buffers(const GpuStep& step, bool first, bool last) const {
     return;
   }
   require(step.out_buffer == 0 || step.out_buffer == 1, "out_buffer");
-  if (step.kind == GpuStepKind::kUnit && !first) {
+  if ((step.kind == GpuStepKind::kUnit || step.kind == GpuStepKind::kPool) && !first) {
     require((step.out_buffer == step.in_buffer) == (step.stride == 1), "out_buffer");
   }
   // Each plane is in a table of those that are written, which bounds what is allocated here.

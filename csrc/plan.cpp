@@ -34,8 +34,8 @@ class Checker : public PlanChecker {
       return this->layer(layer, outputs, depth, what);
     }
     require(layer.block_count > 0 && layer.block_count <= panels_of(outputs), what);
-    const auto* const blocks = reinterpret_cast<const Block*>(
-        table(layer.blocks, layer.block_count * kBlockWords, what));
+    const auto* const blocks =
+        reinterpret_cast<const Block*>(table(layer.blocks, layer.block_count * kBlockWords, what));
     int64_t panels = 0, floats = 0;
     for (int64_t i = 0; i < layer.block_count; ++i) {
       count(blocks[i].outputs, what);
@@ -130,8 +130,9 @@ void check_branch(const Step& step, const Branch& branch, int64_t in_panels, int
     // They are read while others write the result.
     const int64_t* const added = check.table(branch.added, branch.added_panels, "added");
     for (int64_t i = 0; i < branch.added_panels; ++i) {
-      check.require(added[i] < branch.out_panel || added[i] >= branch.out_panel + branch.added_panels,
-                    "added");
+      check.require(
+          added[i] < branch.out_panel || added[i] >= branch.out_panel + branch.added_panels,
+          "added");
     }
   }
   check.panels(branch.out_panel, branch.out_channels, out_panels, "out_panel");

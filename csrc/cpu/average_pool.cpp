@@ -34,7 +34,8 @@ void average_pool(const AveragePool<Element>& op, Range panels, Range out_rows) 
             Vec sum = {};
             for (int64_t in_row = top; in_row < bottom; ++in_row) {
               const Element* const in = x + in_row * width * kPanel + lane;
-              for (int64_t column = left; column < right; ++column) sum += load(in + column * kPanel);
+              for (int64_t column = left; column < right; ++column)
+                sum += load(in + column * kPanel);
             }
             store(averages + i * kPanel + lane, sum / static_cast<float>(pixels));
           }

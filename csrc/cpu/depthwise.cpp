@@ -167,12 +167,9 @@ void expand_depthwise(const ExpandDepthwise<Element>& op, Range panels, Range ou
   with_window(op.dw.shape, [&](auto window) {
     const auto block = [&](const Pointwise<Element, float>& pw1, Range taken, int64_t first) {
       for_groups(taken, pw1.outputs, [&](int64_t panel, Group group) {
-        TileRow<Element, float> row{nullptr,
-                                    pw1.offsets,
-                                    pw1.depth,
-                                    pw1.weights + panel * (pw1.depth + 1) * kPanel,
-                                    nullptr,
-                                    0};
+        TileRow<Element, float> row{nullptr,   pw1.offsets,
+                                    pw1.depth, pw1.weights + panel * (pw1.depth + 1) * kPanel,
+                                    nullptr,   0};
         const Act act = pw1.act.from_panel(panel);
         roll_rows<window>(op.dw, first + panel, group.panels, out_rows, scratch,
                           [&](int64_t index, float* out, int64_t pitch) {

@@ -43,7 +43,8 @@ struct Pointwise {
   Act act;
   const Block* blocks = nullptr;  // with their own outputs and words, one after the other
   int64_t block_count = 0;        // 0: one product
-  // The map, and [panels of outputs] panel of it that is added to each of y's before the activation.
+  // The map, and [panels of outputs] panel of it that is added to each of y's before the
+  // activation.
   const In* map = nullptr;
   const int64_t* added = nullptr;  // null: nothing is
 };

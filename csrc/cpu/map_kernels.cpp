@@ -20,8 +20,8 @@ int64_t multiply_adds(int64_t);
 
 extern const MapKernels<Element> kMapKernels;
 const MapKernels<Element> kMapKernels = {
-    pointwise,    pointwise_mean, linear, expand_depthwise, panel_depthwise,
-    average_pool, stem,           means,  mean_features,    gate,
+    pointwise,    pointwise_mean, linear,        expand_depthwise, panel_depthwise,
+    average_pool, stem,           means,         mean_features,    gate,
     scale,        import_planes,  export_planes, multiply_adds,
 };
 

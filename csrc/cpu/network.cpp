@@ -194,10 +194,10 @@ class ImageRunner {
       const Depthwise<T> dw{weights_ + branch.dw.weights, act(branch.dw),
                             depthwise_shape(branch, extent_, stride), meets(branch) ? scratch : y};
       if (expands) {
-        lane.expand = {{current_, in, branch.in_channels, branch.mid_channels,
-                        weights_ + branch.pw1.weights, nullptr, 0, 0, act(branch.pw1),
-                        blocks(branch.pw1), branch.pw1.block_count},
-                       dw};
+        lane.expand = {
+            {current_, in, branch.in_channels, branch.mid_channels, weights_ + branch.pw1.weights,
+             nullptr, 0, 0, act(branch.pw1), blocks(branch.pw1), branch.pw1.block_count},
+            dw};
       } else {
         lane.depthwise = {current_, plan_.table(branch.in_table), dw};
       }

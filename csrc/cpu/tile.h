@@ -89,9 +89,7 @@ struct Outputs {
     return std::min(most, kAccumulators / kCount);
   }
 
-  static constexpr int panel_of(int v) {
-    return v < kFull ? v / kVecs : kFull / kVecs;
-  }
+  static constexpr int panel_of(int v) { return v < kFull ? v / kVecs : kFull / kVecs; }
   // The place of vector v in a panelled array whose panels are `panel` elements apart.
   static constexpr int64_t at(int v, int64_t panel) {
     return v < kFull ? v / kVecs * panel + v % kVecs * kLanes

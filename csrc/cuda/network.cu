@@ -33,8 +33,7 @@ struct Extent {
 
 Extent extent_after(const GpuStep& step, Extent in) {
   if (step.kind == GpuStepKind::kStem) return in.halved().halved();
-  if (step.kind == GpuStepKind::kUnit && step.stride == 2) return in.halved();
-  return in;
+  return step.stride == 2 ? in.halved() : in;
 }
 
 // Of the maps between steps: each step reads one that was written, and writes one.
@@ -143,6 +142,8 @@ void run_step(const StepCall& call, LaunchInfo* info) {
       return run_features(call, info);
     case GpuStepKind::kGate:
       return run_gate(call, info);
+    case GpuStepKind::kPool:
+      return run_pool(call, info);
   }
 }
 

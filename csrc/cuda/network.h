@@ -45,6 +45,7 @@ void run_copy(const StepCall& call, LaunchInfo* info);  // kCopy and kExport
 void run_stem(const StepCall& call, LaunchInfo* info);
 void run_unit(const StepCall& call, LaunchInfo* info);
 void run_gate(const StepCall& call, LaunchInfo* info);
+void run_pool(const StepCall& call, LaunchInfo* info);
 // Features of the images: mean over pixels of relu(1x1); and the linear layer on all of them.
 void run_features(const StepCall& call, LaunchInfo* info);
 void run_linear(const StepCall& call, LaunchInfo* info);

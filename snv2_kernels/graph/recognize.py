@@ -201,7 +201,9 @@ class Units:
         (maker,) = makers
         order = tuple(channel for _, channel in channels)
         between = _between(maker, node)
-        alone = all(user in between for each in (maker, *between - {node}) for user in readers(each))
+        alone = all(
+            user in between for each in (maker, *between - {node}) for user in readers(each)
+        )
         is_all = sorted(order) == list(range(len(self.map_of(maker))))
         return (maker, order) if maker in self.layers.by_last and alone and is_all else None
 
@@ -281,20 +283,9 @@ class Units:
             first = tuple(origin for origin in value.origins if origin[0] is other)
             fits = stride == 1
         else:
-            if len(readers(other)) != 1:
-                return None
-            layers = as_projection(self.branch(other))
-            pool = self.pools.get(other)
-            if layers is not None:
-                projection = layers
-                begin, side_stride = layers[0].source, layers[0].stride
-            elif pool is not None:
-                projection = units.Pool(len(whole), pool.counts_padding, pool.activation)
-                begin, side_stride = pool.source, pool.stride
-            else:
-                return None
-            first = tuple((other, i) for i in range(len(self.map_of(other))))
-            fits = side_stride == stride and self.map_of(begin) == whole
+            first = self.map_of(other)
+            projection = self._projection(other, whole, stride)
+            fits = projection is not None
         last = next(part for part in reversed(branch) if isinstance(part, Layer))
         joined = (*first, *((maker, i) for i in range(last.channels)))
         place = {origin: i for i, origin in enumerate(joined)}
@@ -319,6 +310,20 @@ class Units:
             strides.index(stride),
         )
         return Unit(source, len(whole), out, told, nodes)
+
+    def _projection(
+        self, out: Node, whole: tuple[Origin, ...], stride: int
+    ) -> tuple[Layer, Layer] | units.Pool | None:
+        """What alone makes a node's map of a whole one, with a stride."""
+        pool, layers = self.pools.get(out), as_projection(self.branch(out))
+        begin = pool or (layers[0] if layers is not None else None)
+        if begin is None or begin.stride != stride or self.map_of(begin.source) != whole:
+            return None
+        if len(readers(out)) != 1:
+            return None
+        if pool is not None:
+            return units.Pool(len(whole), pool.counts_padding, pool.activation)
+        return layers
 
     def _last_shuffle(self, join: Node, joined: set[Origin]) -> Node:
         """The farthest map with the same channels that is all that the join is used for."""

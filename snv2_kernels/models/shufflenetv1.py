@@ -7,7 +7,6 @@ authors' repository, megvii-model/ShuffleNet-Series, folder ``ShuffleNetV1``.
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import torch
@@ -173,8 +172,10 @@ def shufflenet_v1(groups: int = 3, width: float = 1.0, **kwargs: Any) -> Shuffle
         ValueError: for other groups, or a width that leaves channels which these do not divide.
     """
     if groups not in _CHANNELS:
-        raise ValueError(f"groups: expected one of {', '.join(map(str, _CHANNELS))}, got {groups!r}")
-    if isinstance(width, bool) or not isinstance(width, Real) or not 0 < width <= 16:
+        raise ValueError(
+            f"groups: expected one of {', '.join(map(str, _CHANNELS))}, got {groups!r}"
+        )
+    if not isinstance(width, int | float) or not 0 < width <= 16:
         raise ValueError(f"width: expected a number above 0, at most 16, got {width!r}")
     stem = 24 if 1 <= width < 2 else round(24 * width)
     stem = -(-stem // groups) * groups

@@ -14,7 +14,6 @@ from snv2_kernels.packing.units import (
     Activation,
     Gate,
     Layer,
-    Pool,
     Unit,
     Unsupported,
 )
@@ -37,6 +36,7 @@ __all__ = [
     "half",
     "halvings_of",
     "map_shape",
+    "same_layer",
 ]
 
 
@@ -266,7 +266,7 @@ class Folded(NamedTuple):
         return self._replace(weight=weight, groups=())
 
     def rows(self, order: Sequence[int]) -> Folded:
-        """The layer with its result in another order."""
+        """The layer, without its shuffle, with its result in another order."""
         at = list(order)
         slope = self.activation.slope
         if isinstance(slope, Tensor) and slope.numel() > 1:
@@ -274,7 +274,7 @@ class Folded(NamedTuple):
         return self._replace(
             weight=self.weight[at], bias=self.bias[at],
             activation=replace(self.activation, slope=slope),
-            groups=tuple(self.groups[i] for i in at) if self.groups else (),
+            groups=tuple(self.groups[i] for i in at) if self.groups else (), shuffle=(),
         )  # fmt: skip
 
 
@@ -346,7 +346,6 @@ def _unshuffled(unit: Unit[Folded]) -> Unit[Folded]:
             continue
         if part.shuffle:
             wanted = [part.shuffle[i] for i in wanted] if wanted else part.shuffle
-            part = part._replace(shuffle=())
         if wanted and part.keeps_input:
             raise Unsupported("a shuffle of a depthwise convolution beside its input")
         branch.append(part.rows(wanted) if wanted else part)
@@ -368,7 +367,12 @@ def _of_two_layers(gate: Gate[Folded]) -> Gate[Folded]:
     gate = replace(gate, activation=_in_float64(gate.activation))
     if gate.expand is None or gate.reduce is not None:
         return gate
-    return replace(gate, reduce=Folded(*_same(gate.expand.weight.shape[1])))
+    return replace(gate, reduce=same_layer(gate.expand.weight.shape[1]))
+
+
+def same_layer(channels: int) -> Folded:
+    """A pointwise layer that changes nothing, for kernels that cannot do without one."""
+    return Folded(*_same(channels))
 
 
 def _same(channels: int) -> tuple[Tensor, Tensor]:

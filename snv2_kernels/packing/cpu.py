@@ -1,14 +1,12 @@
 """Plans of the CPU backend (``csrc/include/snv2/plan.h``): maps in panels of 16 planes, of float32
 or bfloat16.
 
-Products read planes by the word: one of float32, two neighbours of bfloat16. So that no product
-reads half a word, whose other half might be NaN, a step places its result by who reads it: the
-planes of a word are read by the same products, and one that has no such neighbour stands there
-twice, with half its weight each time. In a stage of C channels, where half of what is left of a
-result is read by each unit, that takes at most a plane more for each unit to come.
-
-The rows of a pointwise layer of several groups lie group by group, each group's in panels of its
-own: it is a product for each group, of words that only that group reads.
+So that no product reads half a word, whose other half might be NaN, a step places its result by
+who reads it (:mod:`~snv2_kernels.packing.cpu_panels`): a plane that stands there twice has half its
+weight each time. In a stage of C channels, where half of what is left of a result is read by each
+unit, that takes at most a plane more for each unit to come. A pointwise layer of several groups is
+a product for each group. A unit through which nothing passes, as ShuffleNet v1's, leaves the panels
+of its input to the next one.
 
 A branch is cut into steps of at most a pointwise, a depthwise and a pointwise convolution. What
 lies between two steps is a result like any other, of which the next unit's may take the place.
@@ -29,6 +27,12 @@ from snv2_kernels.packing.common import (
     FoldedStem,
     FoldingBuilder,
     halvings_of,
+)
+from snv2_kernels.packing.cpu_panels import (
+    PanelAllocator,
+    places,
+    readers_of,
+    reads_panels,
 )
 from snv2_kernels.packing.cpu_plan import (
     PANEL,
@@ -118,7 +122,9 @@ class PlanBuilder(FoldingBuilder):
         """
         if element not in _ELEMENTS:
             raise ValueError(f"element: expected float32 or bfloat16, got {element}")
-        writer = _Writer(element, self._readers(), self._reads_panels())
+        channels = self.in_channels if self._stem is None else self._stem.conv.channels
+        readers = readers_of(channels, self._units, self._head is not None)
+        writer = _Writer(element, readers, reads_panels(self._units))
         if self._stem is not None:
             writer.stem(self._stem)
         else:
@@ -149,45 +155,6 @@ class PlanBuilder(FoldingBuilder):
             matrices=tuple(writer.matrices),
         )
 
-    def _reads_panels(self) -> bool:
-        """Whether a branch begins with a depthwise convolution, which runs on whole panels."""
-        firsts = [unit.branch[0] for unit in self._units]
-        return any(not isinstance(part, Gate) and part.kernel > 1 for part in firsts)
-
-    def _readers(self) -> list[list[tuple[int, ...]]]:
-        """The products that read each channel of each result, results in the order in which they
-        are written."""
-        channels = self.in_channels if self._stem is None else self._stem.conv.channels
-        table: list[list[int]] = [[] for _ in range(channels)]  # readers of each logical channel
-        results = [table]
-        products = 0
-
-        def read(channels: Sequence[int], groups: int = 1) -> None:
-            nonlocal products
-            depth = len(channels) // groups
-            for i, c in enumerate(channels):
-                table[c].append(products + 1 + i // depth)
-            products += groups
-
-        for unit in self._units:
-            layer = unit.branch[0]
-            grouped = not isinstance(layer, Gate) and layer.groups
-            read(unit.main, 1 + max(layer.groups) if grouped else 1)
-            first = [table[c] for c in unit.passthrough]
-            if isinstance(unit.projection, Pool):
-                first = table  # its planes lie as those that it reads
-            elif unit.projection is not None:
-                read(range(len(table)))
-                first = [[] for _ in range(unit.projection_channels)]
-                results.append(first)
-            result: list[list[int]] = [[] for _ in range(unit.branch_channels)]
-            results.append(result)
-            joined = first + result
-            table = [joined[j] for j in unit.order]
-        if self._head is not None:
-            read(range(len(table)))
-        return [[tuple(readers) for readers in result] for result in results]
-
 
 class _Writer:
     """Steps, tables and weights of a plan, written while following the channel table of the map."""
@@ -202,13 +169,8 @@ class _Writer:
         self.matrices: list[Matrix] = []
         self.results: list[tuple[int, int]] = []  # channels and halvings
         self._element = element
-        self._in_word = 4 // element.itemsize  # planes
-        self._readers = iter(readers)
-        # Planes by who reads them: of a word all or none, and of a panel as many as can be.
-        self._grouped = self._in_word > 1 or reads_panels
-        self._buffer = Step(_IMPORT)  # the step that started the current one
-        self._panels = 0  # of it, so far
-        self._free: list[tuple[int, int]] = []  # panels of it that may be written: first, count
+        self._panels = PanelAllocator(element, readers, reads_panels)
+        self._in_word = self._panels.in_word
         self._table: list[int] = []  # first plane of each logical channel
         self._stage, self._unit = 1, 0
         self._where = ""
@@ -306,82 +268,24 @@ class _Writer:
         read = folded.channels, self._halvings_before
         return self._add_layer(name, folded, rows, packed, self._halvings, read)
 
-    def _start_buffer(self, step: Step) -> None:
-        step.new_buffer = 1
-        self._buffer = step
-        self._panels = 0
-        self._free = []
-
-    def _add_panels(self, planes: int) -> int:
-        panel = self._panels
-        self._panels += -(-planes // PANEL)
-        self._buffer.buffer_panels = self._panels
-        return panel
-
-    def _doubled(self, channels: int) -> list[int]:
-        """Channels of whole words."""
-        return [min(c, channels - 1) for c in range(channels + -channels % self._in_word)]
-
-    def _order(self, layer: Folded | None = None) -> list[int]:
-        """Which row of the next result, of a layer, each of its planes holds; -1: none."""
-        readers = next(self._readers)
-        return self._arranged(layer, readers if self._grouped else [()] * len(readers))
-
-    def _arranged(self, layer: Folded | None, readers: Sequence[tuple[int, ...]]) -> list[int]:
-        """The same of a result that is read so: each group of the layer begins at a panel."""
-        groups = (layer.groups if layer is not None else ()) or (0,) * len(readers)
-        alike: dict[int, dict[tuple[int, ...], list[int]]] = {g: {} for g in sorted(set(groups))}
-        for row, (group, products) in enumerate(zip(groups, readers, strict=True)):
-            alike[group].setdefault(products, []).append(row)
-        order: list[int] = []
-        for sets in alike.values():
-            order += [-1] * (-len(order) % PANEL)
-            order += [rows[i] for rows in sets.values() for i in self._doubled(len(rows))]
-        return order
-
-    def _place(
-        self, rows: Sequence[int], borrowed: tuple[int, int] | None = None
-    ) -> tuple[int, list[int]]:
-        """Planes for a result in this order, fresh ones if none are borrowed: the first panel, and
-        the plane of each row."""
-        panel = self._add_panels(len(rows)) if borrowed is None else borrowed[0]
-        return panel, [panel * PANEL + rows.index(row) for row in range(max(rows) + 1)]
-
-    def _borrow(self, planes: int) -> tuple[int, int]:
-        """Panels for what a unit's next step reads: the first, and how many."""
-        count = -(-planes // PANEL)
-        for place in self._free:
-            if place[1] >= count:
-                self._free.remove(place)
-                return place
-        return self._add_panels(planes), count
-
-    def _gather(self, planes: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The words of some planes, in the order of memory, and which one each plane of a word
-        holds."""
-        place = {plane: k for k, plane in enumerate(planes)}
-        words = sorted({plane - plane % self._in_word for plane in planes})
-        columns = [place.get(word + i, place[word]) for word in words for i in range(self._in_word)]
-        return words, columns
-
     # Steps ------------------------------------------------------------------------------------
 
     def import_map(self, channels: int) -> None:
         step = Step(_IMPORT)
-        self._start_buffer(step)
-        rows = self._order()
-        _, self._table = self._place(rows)
+        self._panels.start_buffer(step)
+        rows = self._panels.next_order()
+        self._table = places(self._panels.allocate(len(rows)), rows)
         step.main.in_channels, step.main.out_channels = channels, len(rows)
         step.main.in_table = self._add_table(rows)
         self.steps.append(step)
 
     def stem(self, stem: FoldedStem) -> None:
         step = Step(_STEM)
-        self._start_buffer(step)
+        self._panels.start_buffer(step)
         self._where = "stem"
-        rows = self._order()
-        _, self._table = self._place(rows)
-        channels = self._doubled(stem.in_channels)
+        rows = self._panels.next_order()
+        self._table = places(self._panels.allocate(len(rows)), rows)
+        channels = self._panels.doubled(stem.in_channels)
         columns = [
             9 * c + tap
             for first in range(0, len(channels), self._in_word)
@@ -408,7 +312,7 @@ class _Writer:
         planes = source = [self._table[c] for c in unit.main]
         first = [self._table[c] for c in unit.passthrough]
         borrowed: tuple[int, int] | None = None
-        side_rows = self._order() if unit.projection_layers else []
+        side_rows = self._panels.next_order() if unit.projection_layers else []
         wanted = self._wanted(segments)
         for i, segment in enumerate(segments):
             step = Step(_UNIT)
@@ -416,54 +320,42 @@ class _Writer:
             if i == strided:
                 step.stride = unit.stride
                 if unit.stride == 2:
-                    self._start_buffer(step)
+                    self._panels.start_buffer(step)
                     borrowed = None
             rows = self._branch(step.main, segment, planes, wanted[i], step.stride, names)
             if i == strided and isinstance(unit.projection, Pool):
                 first = self._pool(step.projection, unit.projection)
-            elif i == strided and unit.projection is not None:
-                dw, pw = unit.projection
+            elif i == strided and unit.projection_layers:
+                dw, pw = unit.projection_layers
                 names_of_both = iter(["projection dw", "projection pw"])
                 both = Segment(dw=dw, pw2=pw)
                 self._branch(step.projection, both, self._table, side_rows, 1, names_of_both)
-                step.projection.out_panel, first = self._place(side_rows)
+                panels = self._panels.allocate(len(side_rows))
+                step.projection.out_panel, first = panels[0], places(panels, side_rows)
             fresh = unit.joins and i == len(segments) - 1
-            place = None if fresh else self._borrow(len(rows))
-            step.main.out_panel, planes = self._place(rows, place)
+            allocate = self._panels.allocate if fresh else self._panels.reuse
+            place = allocate(len(rows))
+            step.main.out_panel, planes = place[0], places(place, rows)
             self.steps.append(step)
             if segment.gate is not None and not self._shortcut(step.main, segment, rows, source):
                 self._gate(segment.gate, step.main.out_panel, rows, source)
             if borrowed is not None:
-                self._free.append(borrowed)
+                self._panels.free(borrowed)
             borrowed = place
         joined = first + planes
         before, self._table = self._table, [joined[j] for j in unit.order]
         if not unit.joins and unit.stride == 1:
-            self._release(before)
-
-    def _release(self, planes: Sequence[int]) -> None:
-        """Give the panels of a map away of which nothing is left."""
-        live = {plane // PANEL for plane in self._table}
-        first: int | None = None
-        for panel in sorted({plane // PANEL for plane in planes} - live):
-            if first is not None and first + self._free[-1][1] == panel:
-                self._free[-1] = first, self._free[-1][1] + 1
-            else:
-                first = panel
-                self._free.append((panel, 1))
+            self._panels.free_map(before, self._table)
 
     def _wanted(self, segments: Sequence[Segment]) -> list[list[int] | None]:
         """Which row each plane of the segments' results is to hold, None where they lie as the
         input's do."""
-        rows = [None if _keeps_places(s) else self._unread(s.pw2 or s.pw1) for s in segments]
+        rows = [
+            None if _keeps_places(s) else self._panels.inner_order(s.pw2 or s.pw1) for s in segments
+        ]
         last = max(i for i, row in enumerate(rows) if row is not None)
-        rows[last] = self._order(segments[last].pw2 or segments[last].pw1)
+        rows[last] = self._panels.next_order(segments[last].pw2 or segments[last].pw1)
         return rows
-
-    def _unread(self, layer: Folded | None) -> list[int]:
-        """The rows of a layer's result that one other layer reads."""
-        assert layer is not None
-        return self._arranged(layer, [()] * layer.channels)
 
     def _branch(
         self,
@@ -477,9 +369,9 @@ class _Writer:
         """Fills in a branch that reads these planes; None stands for rows that lie as the input's
         panels do. Returns the rows."""
         pw1, dw, pw2 = segment.pw1, segment.dw, segment.pw2
-        words, columns = self._gather(planes)
+        words, columns = self._panels.gather(planes)
         if pw1 is not None or dw is None:
-            words, columns = self._by_group(pw1 or pw2, words, columns)
+            words, columns = self._panels.by_group(pw1 or pw2, words, columns)
         if dw is not None and pw1 is None:
             # It runs on whole panels; those without a live plane are left out.
             panels = sorted({word // PANEL for word in words})
@@ -494,7 +386,7 @@ class _Writer:
             branch.in_channels, branch.in_table = len(words), self._add_table(words)
             middle = columns
         if pw1 is not None:
-            middle = self._unread(pw1) if rows is None or pw2 is not None else rows
+            middle = self._panels.inner_order(pw1) if rows is None or pw2 is not None else rows
             branch.parts |= _EXPAND
             branch.pw1 = self._add_product(next(names), pw1, middle, columns, self._halvings)
             words = [i for i in range(0, len(middle), self._in_word) if middle[i] >= 0]
@@ -510,23 +402,13 @@ class _Writer:
             assert rows is not None
             branch.parts |= _PROJECT
             if dw is not None:
-                words, columns = self._by_group(pw2, words, columns)
+                words, columns = self._panels.by_group(pw2, words, columns)
                 branch.depth, branch.table = len(words), self._add_table(words)
             branch.pw2 = self._add_product(next(names), pw2, rows, columns, self._halvings)
         rows = middle if pw2 is None else rows
         assert rows is not None
         branch.out_channels = len(rows)
         return rows
-
-    def _by_group(
-        self, layer: Folded | None, words: Sequence[int], columns: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
-        """The words that a layer reads, in the order of its groups, and the columns in them."""
-        assert layer is not None
-        count = self._in_word
-        depth = layer.weight.shape[1] if layer.groups else len(columns)
-        order = sorted(range(len(words)), key=lambda k: columns[k * count] // depth)
-        return [words[k] for k in order], [columns[k * count + i] for k in order for i in range(count)]
 
     def _pool(self, branch: Branch, pool: Pool) -> list[int]:
         """Fills in a projection of the whole map: the planes of its result, which lie as those that
@@ -538,8 +420,9 @@ class _Writer:
         branch.in_channels, branch.in_table = len(panels), self._add_table(panels)
         branch.mid_channels = branch.out_channels = len(rows)
         branch.dw = self._activation(pool.activation, pool.channels, rows)
-        branch.out_panel, planes = self._place(rows)
-        return planes
+        result = self._panels.allocate(len(rows))
+        branch.out_panel = result[0]
+        return places(result, rows)
 
     def _shortcut(
         self, branch: Branch, segment: Segment, rows: Sequence[int], source: Sequence[int]
@@ -550,7 +433,9 @@ class _Writer:
             return False
         panels: list[int] = []
         for first in range(0, len(rows), PANEL):
-            places = {source[row] - i for i, row in enumerate(rows[first : first + PANEL]) if row >= 0}
+            places = {
+                source[row] - i for i, row in enumerate(rows[first : first + PANEL]) if row >= 0
+            }
             panel, lane = divmod(min(places), PANEL)
             if gate.layers or not gate.adds_source or lane or len(places) != 1:
                 return False
@@ -586,13 +471,13 @@ class _Writer:
         self._where = "head"
         halvings = self._halvings
         channels = len(self._table) if head.conv is None else head.conv.channels
-        features, classes = self._doubled(channels), range(head.fc.channels)
+        features, classes = self._panels.doubled(channels), range(head.fc.channels)
         main.mid_channels, main.out_channels = len(features), len(classes)
         if head.conv is None:
             main.parts, planes = _POOL, [self._table[channel] for channel in features]
             main.in_channels, main.in_table = len(planes), self._add_table(planes)
         else:
-            words, columns = self._gather(self._table)
+            words, columns = self._panels.gather(self._table)
             main.in_channels, main.in_table = len(words), self._add_table(words)
             main.pw1 = self._add_product(
                 "conv5 + mean", head.conv, features, columns, halvings, written=(channels, None)

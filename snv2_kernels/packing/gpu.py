@@ -22,7 +22,13 @@ import torch
 from torch import Tensor
 
 from snv2_kernels import _native
-from snv2_kernels.packing.common import Folded, FoldedHead, FoldedStem, FoldingBuilder
+from snv2_kernels.packing.common import (
+    Folded,
+    FoldedHead,
+    FoldedStem,
+    FoldingBuilder,
+    same_layer,
+)
 from snv2_kernels.packing.gpu_plan import (
     COPY,
     DEPTHWISE,
@@ -30,6 +36,9 @@ from snv2_kernels.packing.gpu_plan import (
     EXPORT,
     GATE,
     HEAD,
+    OF_NINE,
+    OF_THOSE_INSIDE,
+    POOL,
     PROJECT,
     STEM,
     UNIT,
@@ -47,7 +56,7 @@ from snv2_kernels.packing.planes import (
     check_dtype,
 )
 from snv2_kernels.packing.segments import Segment, cut_branch
-from snv2_kernels.packing.units import Gate, Unsupported
+from snv2_kernels.packing.units import Gate, Pool, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,8 +189,8 @@ def _cut(unit: Unit[Folded]) -> list[Segment]:
     cut = cut_branch(unit.branch, feeding=False)
     if unit.stride == 2 and all(piece.dw is None for piece in cut):
         raise Unsupported("stride 2 without a depthwise convolution")
-    if unit.projection is not None:
-        windows = [layer.kernel for layer in unit.projection]
+    if unit.projection_layers:
+        windows = [layer.kernel for layer in unit.projection_layers]
         if windows[0] == 1 or windows[1] != 1:
             raise Unsupported(f"a projection of windows {windows}")
     return cut
@@ -195,7 +204,8 @@ def _is_whole(piece: Segment) -> bool:
 def _projects(unit: Unit[Folded], piece: Segment, channels: int) -> bool:
     """Whether the projection of a unit's input of these channels runs beside its first piece: of
     a whole branch where both halve it, or if both are dw and pw of all of it."""
-    if unit.projection is None or piece.dw is None or piece.pw2 is None or unit.strided > 0:
+    alone = not unit.projection_layers or unit.strided > 0
+    if alone or piece.dw is None or piece.pw2 is None:
         return False
     return unit.stride == 2 if piece.pw1 is not None else len(unit.main) == channels
 
@@ -203,7 +213,9 @@ def _projects(unit: Unit[Folded], piece: Segment, channels: int) -> bool:
 def _reads_callers_map(unit: Unit[Folded], alone: bool) -> bool:
     """Whether a first unit takes the caller's map as it is; ``alone`` it is the last one too."""
     first, *others = _cut(unit)
-    in_one = unit.projection is None or (unit.stride == 2 and unit.strided == 0)
+    in_one = unit.projection is None or (
+        bool(unit.projection_layers) and unit.stride == 2 and unit.strided == 0
+    )
     one_step = not others and first.gate is None
     only_reader = not unit.passthrough and not unit.has_shortcut
     return _is_whole(first) and in_one and (only_reader or (alone and one_step))
@@ -255,9 +267,10 @@ class _Writer:
 
     def head(self, head: FoldedHead, place: Map, result: int) -> None:
         gather = place.by_plane(range(len(place.table)))
+        conv = head.conv or same_layer(len(place.table))
         step = self._reading(HEAD, place, gather)
-        step.mid_channels, step.out_channels = head.conv.channels, head.fc.channels
-        self.arrays.product_layer(step, "pw1", head.conv, head.conv.weight[:, gather])
+        step.mid_channels, step.out_channels = conv.channels, head.fc.channels
+        self.arrays.product_layer(step, "pw1", conv, conv.weight[:, gather])
         self.arrays.product_layer(step, "pw2", head.fc, head.fc.weight)
         step.result = result
         self._steps.append((step, Room()))
@@ -271,7 +284,8 @@ class _Writer:
         """Its steps, and where its map lies then."""
         cut = _cut(unit)
         whole = len(cut) == 1 and _is_whole(cut[0]) and cut[0].gate is None
-        if not whole or (unit.projection is not None and unit.stride == 1):
+        beside = unit.projection is None or (unit.projection_layers and unit.stride == 2)
+        if not whole or not beside:
             after = self._pieces(unit, cut, place)
             if result != NO_RESULT:
                 self._export(after, result)
@@ -333,8 +347,7 @@ class _Writer:
             step.parts |= PROJECT
             arrays.product_layer(step, "pw2", piece.pw2, piece.pw2.weight[:, rows])
         if projects:
-            assert unit.projection is not None
-            dw, pw = unit.projection
+            dw, pw = unit.projection_layers
             step.proj_channels = pw.channels
             arrays.depthwise_layer(step, "proj_dw", dw, gather)
             arrays.product_layer(step, "proj", pw, pw.weight[:, gather])
@@ -355,7 +368,10 @@ class _Writer:
             return target.room.take(count, live)
 
         projects = _projects(unit, cut[0], len(place.table))
-        if unit.projection is not None and not projects:
+        if isinstance(unit.projection, Pool):
+            first = take(after, len(place.table))
+            self._pool(unit.projection, unit.stride, place, after, first)
+        elif unit.projection is not None and not projects:
             dw, pw = unit.projection
             channels = range(len(place.table))
             step = self._piece(unit, Segment(dw=dw, pw2=pw), unit.stride, place, channels, False)
@@ -379,6 +395,16 @@ class _Writer:
                 self._gate(piece.gate, read, source if piece.gate.adds_source else [])
         joined = first + read.table
         return Map(after.buffer, [joined[j] for j in unit.order], after.room)
+
+    def _pool(
+        self, pool: Pool, stride: int, place: Map, target: Map, planes: Sequence[int]
+    ) -> None:
+        """The average of all channels of the map at ``place``."""
+        step = self._reading(POOL, place, range(len(place.table)))
+        step.parts = OF_NINE if pool.counts_padding else OF_THOSE_INSIDE
+        step.stride, step.out_channels = stride, len(planes)
+        self.arrays.activation_after(step, "dw", pool.activation, pool.channels)
+        self._write(step, target, planes)
 
     def _gate(self, gate: Gate[Folded], place: Map, source: list[int]) -> None:
         """Of a map, in place; ``source`` are the planes that are added to it."""

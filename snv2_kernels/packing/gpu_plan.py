@@ -14,8 +14,9 @@ from snv2_kernels.packing.planes import CALLERS_MAP, IDENTITY, NO_BUFFER, NO_RES
 
 __all__ = ["GpuPlan", "GpuStep", "pack_tiles"]
 
-COPY, STEM, UNIT, HEAD, GATE, EXPORT = range(6)
+COPY, STEM, UNIT, HEAD, GATE, EXPORT, POOL = range(7)
 EXPAND, DEPTHWISE, PROJECT = 1, 2, 4
+OF_NINE, OF_THOSE_INSIDE = 8, 24  # parts of a POOL
 
 _REMEMBERED = 1024  # shapes that a plan was asked for
 
@@ -52,6 +53,9 @@ class GpuStep:
 
     A ``GATE`` scales its ``out_channels`` planes by what pw1 and pw2 make of their means, or not
     where ``mid_channels`` is 0, adds to them the others of ``in_table``, if any, and applies
+    ``dw_activation``.
+
+    A ``POOL`` averages 3x3 pixels of each plane, ``OF_NINE`` or ``OF_THOSE_INSIDE``, and applies
     ``dw_activation``.
 
     A depthwise convolution of ``_window`` x ``_window`` with ``_dilation`` is padded with

@@ -25,7 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snv2_kernels.packing.common import BasePlan, Folded, FoldedHead, FoldedStem, FoldingBuilder
+from snv2_kernels.packing.common import (
+    BasePlan,
+    Folded,
+    FoldedHead,
+    FoldedStem,
+    FoldingBuilder,
+    same_layer,
+)
 from snv2_kernels.packing.planes import (
     CALLERS_MAP,
     NO_BUFFER,
@@ -35,11 +42,19 @@ from snv2_kernels.packing.planes import (
     Room,
     check_dtype,
 )
-from snv2_kernels.packing.units import ACTIVATIONS, IDENTITY, Activation, Gate, Unit, Unsupported
+from snv2_kernels.packing.units import (
+    ACTIVATIONS,
+    IDENTITY,
+    Activation,
+    Gate,
+    Pool,
+    Unit,
+    Unsupported,
+)
 
 __all__ = ["MIDDLE", "Depthwise", "Product", "TritonPlan", "TritonPlanBuilder", "TritonStep"]
 
-COPY, STEM, PW, DW_PW, DW, MEANS, GATES, SCALE, FEATURES, LINEAR = range(10)
+COPY, STEM, PW, DW_PW, DW, MEANS, GATES, SCALE, FEATURES, LINEAR, POOL, POOL_INSIDE = range(12)
 MIDDLE = 2  # the first of the middle buffers
 
 _ALIGNED = 16  # elements
@@ -83,8 +98,9 @@ class TritonStep:
         kind: ``COPY``, the caller's map -> planes; ``STEM``; ``PW``; ``DW_PW``; ``DW``; ``MEANS``
             of each channel -> float32; ``GATES``, means -> float32; ``SCALE``, a map times its
             gates, plus the side, and an activation; ``FEATURES``, the head's sums; ``LINEAR``, sums
-            -> result.
-        stride: of the depthwise convolutions.
+            -> result; ``POOL``, the average of 3x3 pixels, ``POOL_INSIDE``, of those inside the
+            map, and an activation.
+        stride: of the depthwise convolutions, or the average.
         source: buffer that is read, or ``CALLERS_MAP``.
         table: [channels] planes of the source, or channels of the caller's map.
         channels: that are read.
@@ -94,8 +110,8 @@ class TritonStep:
         target_table: [rows] the plane of each.
         result: of the plan, or ``NO_RESULT``.
         result_table: [rows] the channel of each.
-        dw, pw: what is computed; of ``GATES`` ``pw`` comes first; ``SCALE``'s ``pw`` has an
-            activation alone.
+        dw, pw: what is computed; of ``GATES`` ``pw`` comes first; ``pw`` of ``SCALE`` and pools has
+            an activation alone.
         side_source: buffer that the side reads, or ``CALLERS_MAP``.
         side_table: [side_channels]
         side_channels: that it reads: as many as rows, where they pass through, or where ``SCALE``
@@ -290,7 +306,7 @@ class _Writer:
 
     def head(self, head: FoldedHead, place: Map, result: int) -> None:
         gather = place.by_plane(range(len(place.table)))
-        product = self.arrays.product(head.conv, gather)
+        product = self.arrays.product(head.conv or same_layer(len(gather)), gather)
         features = TritonStep(FEATURES, **self._read(place, gather), pw=product)
         linear = TritonStep(LINEAR, result=result, pw=self.arrays.product(head.fc))
         self._steps += [(features, Room()), (linear, Room())]
@@ -333,12 +349,20 @@ class _Writer:
         # Two gathers of a wide window in one kernel would take more registers than there are.
         joins = joins and (final.source >= MIDDLE or unit.projection is None)
         self._steps.append((replace(final, **to, **(side if joins else {})), after.room))
-        if side and not joins:
-            # A launch without rows of its own: tables begin with its own.
-            to |= {key: offset + rows for key, offset in to.items() if key.endswith("table")}
+        # A launch without rows of its own: tables begin with its own.
+        to |= {key: offset + rows for key, offset in to.items() if key.endswith("table")}
+        if isinstance(unit.projection, Pool):
+            pool = self._pool(unit.projection, unit.stride, place)
+            self._steps.append((replace(pool, **to), after.room))
+        elif side and not joins:
             alone = TritonStep(DW_PW, unit.stride, **to, **side)
             self._steps.append((alone, after.room))
         return after
+
+    def _pool(self, pool: Pool, stride: int, place: Map) -> TritonStep:
+        kind = POOL if pool.counts_padding else POOL_INSIDE
+        after = self.arrays.activated(pool.activation, pool.channels)
+        return TritonStep(kind, stride, **self._read(place, range(pool.channels)), pw=after)
 
     def _place(self, unit: Unit[Folded], place: Map, last: bool) -> tuple[Map, list[int]]:
         """Where the unit's result is, and the planes that are new: the projection's come first."""
@@ -354,8 +378,8 @@ class _Writer:
         return after, fresh
 
     def _side(self, unit: Unit[Folded], place: Map, to_map: bool) -> dict[str, Any]:
-        if unit.projection is not None:
-            dw, pw = unit.projection
+        if unit.projection_layers:
+            dw, pw = unit.projection_layers
             if dw.kernel == 1 or pw.kernel != 1:
                 raise Unsupported(f"a projection of windows {[dw.kernel, pw.kernel]}")
             gather = place.by_plane(range(len(place.table)))

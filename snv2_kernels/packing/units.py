@@ -62,10 +62,11 @@ RELU = Activation("relu")
 
 @dataclass(frozen=True)
 class Layer:
-    """``activation(bn(conv(x)))[:, shuffle]``. With a window of 1x1 the convolution is pointwise and
-    may have groups, with a larger one depthwise, and both keep height and width but for the stride
-    of their unit. (The stem's is neither; it is no part of a unit.) One that ``keeps_input``,
-    depthwise and without a stride, is ``torch.cat([x, activation(bn(conv(x)))], 1)``."""
+    """``activation(bn(conv(x)))[:, shuffle]``. With a window of 1x1 the convolution is pointwise
+    and may have groups, with a larger one depthwise, and both keep height and width but for the
+    stride of their unit. (The stem's is neither; it is no part of a unit.) One that
+    ``keeps_input``, depthwise and without a stride, is
+    ``torch.cat([x, activation(bn(conv(x)))], 1)``."""
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d

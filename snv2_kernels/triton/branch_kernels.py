@@ -1,5 +1,5 @@
-"""What branches other than pw, dw, pw take besides: a depthwise convolution alone, and
-squeeze-and-excite, which needs the whole map before it can scale any of it.
+"""What branches other than pw, dw, pw take besides: a depthwise convolution alone, an average pool
+beside a branch, and squeeze-and-excite, which needs the whole map before it can scale any of it.
 
 A gate is two launches, the means of each image's channels and the two products, whose result is
 small: [N, C] in float32. A pointwise convolution that reads the map next multiplies it while
@@ -76,6 +76,70 @@ def depthwise_kernel(
         WINDOW, DILATION, ACTIVATION,
     )  # fmt: skip
     b_y = b_y.to(x.dtype.element_ty)
+    if TO_PLANES:
+        _store_planes(b_y, y, tables, y_table, o_m, m_m, o_y, y_c)
+    if TO_MAP:
+        _store_map(b_y, z, tables, z_table, o_m, m_m, i_n, o_p, m_p, z_n, z_c, z_p)
+
+
+@triton.jit(
+    do_not_specialize=["batch", "height", "width", "y_width", "table", "slope", "rows", "y_table",
+                       "z_table"]
+)  # fmt: skip
+def average_kernel(
+    x,  # the caller's map, or planes
+    y,  # planes, where TO_PLANES
+    z,  # the caller's map [N, C', P], where TO_MAP
+    tables,
+    parameters,
+    batch,
+    height,
+    width,
+    pixels,  # P
+    y_width,
+    table,  # [M] channels of x
+    slope,  # [M]
+    rows,
+    y_table,  # [M] the plane of y of each row
+    z_table,  # [M] the channel of z of each row
+    x_n,
+    x_c,
+    x_p,
+    y_c,
+    z_n,
+    z_c,
+    z_p,
+    STRIDE: tl.constexpr,
+    INSIDE: tl.constexpr,  # of the pixels inside the map, not of all nine
+    TO_PLANES: tl.constexpr,
+    TO_MAP: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BM: tl.constexpr,
+    BP: tl.constexpr,
+):
+    i_t = tl.program_id(0)
+    t_m = tl.cdiv(rows, BM)
+    o_m = i_t % t_m * BM + tl.arange(0, BM)
+    m_m = o_m < rows
+    o_y, i_n, o_p = _columns(i_t // t_m, pixels, BP)
+    o_h = o_p // y_width * STRIDE
+    o_w = o_p % y_width * STRIDE
+    m_p = i_n < batch
+    b_c = tl.load(tables + table + o_m, mask=m_m, other=0).to(tl.int64)
+    p_x = x + (i_n * x_n + (o_h * width + o_w).to(tl.int64) * x_p)[None, :] + b_c[:, None] * x_c
+    b_y = tl.zeros((BM, BP), tl.float32)
+    b_k = tl.zeros((BP,), tl.float32)
+    for tap in tl.static_range(9):
+        d_h = tap // 3 - 1
+        d_w = tap % 3 - 1
+        i_h = o_h + d_h
+        i_w = o_w + d_w
+        m_t = m_p & (i_h >= 0) & (i_h < height) & (i_w >= 0) & (i_w < width)
+        d_p = (d_h * width + d_w).to(tl.int64) * x_p
+        b_y += tl.load(p_x + d_p, mask=m_m[:, None] & m_t[None, :], other=0.0).to(tl.float32)
+        b_k += m_t.to(tl.float32)
+    b_y = b_y / tl.maximum(b_k, 1.0)[None, :] if INSIDE else b_y / 9.0
+    b_y = _activate(b_y, parameters + slope, o_m, m_m, ACTIVATION).to(x.dtype.element_ty)
     if TO_PLANES:
         _store_planes(b_y, y, tables, y_table, o_m, m_m, o_y, y_c)
     if TO_MAP:

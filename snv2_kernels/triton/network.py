@@ -3,7 +3,8 @@ one for each step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,10 +18,13 @@ from snv2_kernels.packing.triton import (
     COPY,
     DW,
     DW_PW,
+    FEATURES,
     GATES,
     LINEAR,
     MEANS,
     MIDDLE,
+    POOL,
+    POOL_INSIDE,
     PW,
     SCALE,
     STEM,
@@ -55,6 +59,7 @@ KERNELS = {
     "dw_pw2": unit_kernels.dw_pw2_kernel,
     "pointwise": branch_kernels.pointwise_kernel,
     "depthwise": branch_kernels.depthwise_kernel,
+    "average": branch_kernels.average_kernel,
     "means": branch_kernels.means_kernel,
     "gates": branch_kernels.gates_kernel,
     "scale": branch_kernels.scale_kernel,
@@ -207,7 +212,8 @@ def _run_copy(run: _Run, step: TritonStep, size: Size) -> None:
     planes.copy_(run.x[:, : step.rows].transpose(0, 1))
 
 
-def _run_pw(run: _Run, step: TritonStep, x: _Map, pixels: int) -> None:
+def _run_pw(run: _Run, step: TritonStep, x: _Map, made: Size) -> None:
+    pixels = math.prod(made)
     arrays, total, (_, x_c, _) = run.arrays, run.batch * pixels, x.strides
     constants: dict[str, Any] = {"ACTIVATION": step.pw.activation}
     if step.target >= MIDDLE and not step.gated:
@@ -263,7 +269,21 @@ def _run_dw(run: _Run, step: TritonStep, x: _Map, made: Size) -> None:
     )  # fmt: skip
 
 
-def _run_means(run: _Run, step: TritonStep, x: _Map, pixels: int) -> None:
+def _run_pool(run: _Run, step: TritonStep, x: _Map, made: Size) -> None:
+    arrays, (h, w), (out_h, out_w), to = run.arrays, x.size, made, run.target(step)
+    pixels = out_h * out_w
+    _launch(
+        "average", arrays, (step.rows,), 1, run.batch * pixels,
+        x.memory, *to.memory, arrays.tables, arrays.parameters, run.batch, h, w, pixels, out_w,
+        step.table, step.pw.slopes, step.rows, step.target_table, step.result_table,
+        *x.strides, pitch(run.batch * pixels), *to.strides,
+        STRIDE=step.stride, INSIDE=step.kind == POOL_INSIDE, **to.constants,
+        ACTIVATION=step.pw.activation,
+    )  # fmt: skip
+
+
+def _run_means(run: _Run, step: TritonStep, x: _Map, made: Size) -> None:
+    pixels = math.prod(made)
     _launch(
         "means", run.arrays, (step.channels,), run.batch, 1,
         x.memory, run.memory.sums, pixels, step.channels, x.strides[1],
@@ -280,7 +300,8 @@ def _run_gates(run: _Run, step: TritonStep) -> None:
     )  # fmt: skip
 
 
-def _run_scale(run: _Run, step: TritonStep, x: _Map, pixels: int) -> None:
+def _run_scale(run: _Run, step: TritonStep, x: _Map, made: Size) -> None:
+    pixels = math.prod(made)
     arrays, to, total = run.arrays, run.target(step), run.batch * pixels
     adds = step.side_channels > 0
     added = run.read(step.side_source, x.size) if adds else x
@@ -348,18 +369,22 @@ def run(
             _run_linear(call, step, pooled, tiles)
         else:
             source = call.read(step.source, size)
-            if step.kind == PW:
-                _run_pw(call, step, source, pixels)
+            if step.kind == FEATURES:
+                pooled, tiles = pixels, _run_features(call, step, source, pixels)
             elif step.kind == DW_PW:
                 _run_dw_pw(call, step, source, call.read(step.side_source, side_size), made)
-            elif step.kind == DW:
-                _run_dw(call, step, source, made)
-            elif step.kind == MEANS:
-                _run_means(call, step, source, pixels)
-            elif step.kind == SCALE:
-                _run_scale(call, step, source, pixels)
             else:
-                pooled, tiles = pixels, _run_features(call, step, source, pixels)
+                _RUN_MAPS[step.kind](call, step, source, made)
+
+
+_RUN_MAPS: dict[int, Callable[[_Run, TritonStep, _Map, Size], None]] = {
+    PW: _run_pw,
+    DW: _run_dw,
+    MEANS: _run_means,
+    SCALE: _run_scale,
+    POOL: _run_pool,
+    POOL_INSIDE: _run_pool,
+}
 
 
 def _new_results(

@@ -16,6 +16,8 @@ from snv2_kernels.packing.triton import (
     LINEAR,
     MEANS,
     MIDDLE,
+    POOL,
+    POOL_INSIDE,
     PW,
     SCALE,
     STEM,
@@ -89,7 +91,7 @@ def _extents(step: TritonStep) -> Iterator[tuple[str, int, int]]:
 def _is_known(step: TritonStep) -> bool:
     """Whether its parts fit together."""
     dw, pw, side_dw, side_pw = step.dw, step.pw, step.side_dw, step.side_pw
-    fits = COPY <= step.kind <= LINEAR and step.stride in (1, 2) and step.target < BUFFERS
+    fits = COPY <= step.kind <= POOL_INSIDE and step.stride in (1, 2) and step.target < BUFFERS
     fits = fits and min(step.words()) >= NO_BUFFER and CALLERS_MAP <= step.source < BUFFERS
     fits = fits and CALLERS_MAP <= step.side_source < MIDDLE
     if step.kind in (COPY, STEM):
@@ -109,6 +111,8 @@ def _is_known(step: TritonStep) -> bool:
     if step.kind == SCALE:
         fits = fits and (pw.rows, pw.depth, side_pw.rows) == (step.channels, 0, 0)
         fits = fits and step.stride == 1 and step.side_channels in (0, step.channels)
+    if step.kind in (POOL, POOL_INSIDE):
+        fits = fits and (pw.rows, pw.depth, step.side_channels) == (step.channels, 0, 0)
     if step.kind in (PW, DW_PW, FEATURES, GATES, STEM):
         fits = fits and pw.depth == step.channels * (9 if step.kind == STEM else 1)
     if step.kind == GATES:

@@ -110,7 +110,7 @@ PRODUCT_TILES: dict[tuple[str, bool], tuple[ProductTile, ...]] = {
     ("pointwise", False): (ProductTile(32, 32, 16, 4, 2),),
     **{
         (kernel, narrow): (ProductTile(32, 32, 16, 8),)
-        for kernel in ("depthwise", "means", "scale")
+        for kernel in ("depthwise", "average", "means", "scale")
         for narrow in (True, False)
     },
     ("gates", True): (ProductTile(16, 16, 64, 4),),

@@ -44,6 +44,7 @@ enum class GpuStepKind : int64_t {
   kHead = 3,    // 1x1, activation, mean over pixels, linear: planes -> caller's [N, out_channels]
   kGate = 4,    // x = activation(x * expand(reduce(means of x over pixels)) + s), planes, in place
   kExport = 5,  // planes -> caller's map
+  kPool = 6,    // activation(average of the 3x3 pixels around each): planes -> planes
 };
 
 // A kUnit may lack parts of its main branch. Without kExpand it convolves the planes that it reads;
@@ -74,8 +75,9 @@ struct GpuActivation {
 // group into `parameters`. What a step has no use for is 0, its stride 1.
 struct GpuStep {
   GpuStepKind kind;
-  int64_t parts;        // kUnit: kExpand | kDepthwise | kProject, else 0
-  int64_t stride;       // of the depthwise convolutions (kUnit): 1 or 2
+  int64_t parts;        // kUnit: kExpand | kDepthwise | kProject; kPool: kPool, or with
+                        // kPoolInside; else 0
+  int64_t stride;       // of the depthwise convolutions (kUnit) or the average (kPool): 1 or 2
   int64_t in_buffer;    // 0, 1 or kCallersMap
   int64_t out_buffer;   // 0, 1 or kNoBuffer
   int64_t out_planes;   // planes that out_buffer has room for while this step's map is in it
@@ -109,7 +111,7 @@ struct GpuStep {
   // After each layer: kUnit in the order of its layers; kStem and kHead have pw1's, kGate both
   // pw's, and dw's after all.
   GpuActivation pw1_activation;      // [mid]; kStem: [out]
-  GpuActivation dw_activation;       // [mid]; kGate: [out]
+  GpuActivation dw_activation;       // [mid]; kGate, kPool: [out]
   GpuActivation pw2_activation;      // [out]
   GpuActivation proj_dw_activation;  // [in]
   GpuActivation proj_activation;     // [proj]
@@ -128,7 +130,7 @@ struct GpuPlanHeader {
   int64_t dtype;  // of weights
 };
 
-inline constexpr int64_t kGpuPlanMagic = 0x736e7632'1004;  // "snv2", GPU, format 4
+inline constexpr int64_t kGpuPlanMagic = 0x736e7632'1005;  // "snv2", GPU, format 5
 inline constexpr int64_t kGpuStepWords = 37;
 inline constexpr int64_t kGpuHeaderWords = 10;
 static_assert(sizeof(GpuStep) == kGpuStepWords * sizeof(int64_t));
