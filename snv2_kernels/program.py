@@ -122,7 +122,6 @@ def save_program(
     fused = checked_model(model)
     packed = fused.packed()
     shape = checked_shape(input_shape, packed.in_channels, torch.float32)
-    last_map = _last_map(fused, shape)
     for dtype in KERNEL_DTYPES:  # a program takes any of them
         if (reason := fused._why_not_at(shape, dtype, torch.device("cpu"))) is not None:
             raise ValueError(f"model: cannot run fused: {reason}")
@@ -136,6 +135,7 @@ def save_program(
         fused._tell(counter)
     except Unsupported as error:
         raise ValueError(f"model: cannot run fused: {error}") from None
+    last_map = _last_map(fused, shape, plan.halvings)
 
     told = {
         "model": type(model).__name__,
@@ -175,7 +175,9 @@ def _cpu_plan(fused: PlannedModule, element: torch.dtype) -> Plan:
     return builder.build(element)
 
 
-def _last_map(fused: PlannedModule, shape: tuple[int, int, int, int]) -> tuple[int, int]:
+def _last_map(
+    fused: PlannedModule, shape: tuple[int, int, int, int], halvings: int
+) -> tuple[int, int]:
     """Extents of the only last map that the model is right for; zeros where any is."""
     height, width = shape[2:]
     if not fused._fits(height, width):
@@ -184,9 +186,6 @@ def _last_map(fused: PlannedModule, shape: tuple[int, int, int, int]) -> tuple[i
         )
     if fused._fits(height + _OTHER_SIZE, width + _OTHER_SIZE):
         return 0, 0
-    builder = PlanBuilder()
-    fused._tell(builder)
-    halvings = sum(work.stride == 2 for work in builder.work)
     _, _, last_height, last_width = map_shape(1, 1, halvings, height, width)
     return last_height, last_width
 

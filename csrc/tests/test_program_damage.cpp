@@ -13,7 +13,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 26;
 
 size_t draw(size_t count) { return generator() % count; }
 
-int64_t absurd(int64_t before) {
+int64_t absurd(uint64_t before) {
   const int64_t values[] = {0,
                             1,
                             -1,
@@ -22,10 +22,10 @@ int64_t absurd(int64_t before) {
                             16,
                             17,
                             255,
-                            before + 1,
-                            before - 1,
-                            before * 2,
-                            -before,
+                            static_cast<int64_t>(before + 1),
+                            static_cast<int64_t>(before - 1),
+                            static_cast<int64_t>(before * 2),
+                            static_cast<int64_t>(0 - before),
                             int64_t{1} << 20,
                             int64_t{1} << 24,
                             (int64_t{1} << 24) + 1,
@@ -66,7 +66,7 @@ void change_word(std::string& bytes, size_t begin, size_t size) {
   const size_t at = begin + draw(size / sizeof(T)) * sizeof(T);
   T word;
   std::memcpy(&word, &bytes[at], sizeof word);
-  put(bytes, at, static_cast<T>(absurd(static_cast<int64_t>(word))));
+  put(bytes, at, static_cast<T>(absurd(static_cast<uint64_t>(word))));
 }
 
 void flip(std::string& bytes, size_t begin, size_t size) {
