@@ -23,10 +23,13 @@ add_library(snv2_emulated SHARED
   csrc/emulator/shadow.cpp
   csrc/emulator/sites.cpp
   csrc/emulator/tsan.cpp
+  csrc/program_gpu.cpp
   $<TARGET_OBJECTS:snv2_emulated_kernels>)
 target_include_directories(snv2_emulated PRIVATE csrc)
 target_link_libraries(snv2_emulated PUBLIC snv2_cpu)
 target_compile_options(snv2_emulated PRIVATE -Wall -Wextra)
+set_source_files_properties(csrc/program_gpu.cpp PROPERTIES
+  COMPILE_DEFINITIONS "SNV2_EMULATED;SNV2_GPU=emulated")
 if(SNV2_SANITIZE MATCHES "thread")
   # It sees what the kernels do, and of the emulator what csrc/emulator/tsan.h tells.
   target_compile_options(snv2_emulated PRIVATE -fno-sanitize=thread)

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu_plan_testing.h"
+#include "gpu_plan_packing.h"
 #include "snv2/program.h"
 
 using snv2::SectionKind;
@@ -138,6 +139,21 @@ inline std::vector<Section> small_sections() {
       {SectionKind::kCpuWeights, DType::kFloat32, bytes_of(single.packer.weights)},
       {SectionKind::kCpuWeights, DType::kBFloat16, bytes_of(narrow.packer.weights)},
   };
+}
+
+// A plan for GPUs of as many channels.
+inline std::vector<Section> gpu_sections(DType dtype) {
+  snv2::Packer packer(3, dtype);
+  const auto range = snv2::Packer::range;
+  packer.stem(8);
+  packer.unit(2, 0, 1, range(0, 8), range(0, 10), 10, 5);
+  packer.head(1, range(0, 10), 14, 5);
+  const std::string words = bytes_of(packer.words());
+  std::vector<float> weights = random(packer.header.weight_count, 0.2f);
+  weights.resize(static_cast<size_t>(packer.header.weight_count * snv2::size_of(dtype) / 4));
+  return {{SectionKind::kGpuPlan, dtype, words},
+          {SectionKind::kGpuWeights, dtype, bytes_of(weights)},
+          {SectionKind::kGpuParameters, dtype, bytes_of(random(packer.header.parameter_count))}};
 }
 
 // A file in memory that ends where the file does.

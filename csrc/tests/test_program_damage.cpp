@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "gpu_plan_packing.h"
 #include "program_testing.h"
 #include "snv2/network.h"
 
@@ -37,26 +36,9 @@ int64_t absurd(uint64_t before) {
   return values[draw(std::size(values))];
 }
 
-std::string gpu_words() {
-  snv2::Packer packer(3, DType::kFloat16);
-  const auto range = snv2::Packer::range;
-  packer.stem(8);
-  packer.unit(2, 0, 1, range(0, 8), range(0, 10), 10, 5);
-  packer.head(1, range(0, 10), 14, 5);
-  return bytes_of(packer.words());
-}
-
 std::vector<Section> all_sections() {
   std::vector<Section> sections = small_sections();
-  const std::string words = gpu_words();
-  snv2::GpuPlanHeader header;
-  std::memcpy(&header, words.data(), sizeof header);
-  const DType half = DType::kFloat16;
-  sections.push_back({SectionKind::kGpuPlan, half, words});
-  sections.push_back({SectionKind::kGpuWeights, half,
-                      std::string(static_cast<size_t>(2 * header.weight_count), '\1')});
-  sections.push_back({SectionKind::kGpuParameters, half,
-                      std::string(static_cast<size_t>(4 * header.parameter_count), '\1')});
+  for (const Section& section : gpu_sections(DType::kFloat16)) sections.push_back(section);
   return sections;
 }
 
