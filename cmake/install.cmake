@@ -2,9 +2,15 @@
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-set_target_properties(snv2_cpu PROPERTIES
-  EXPORT_NAME cpu VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
-install(TARGETS snv2_cpu EXPORT snv2Targets
+set(libraries snv2_cpu)
+set_target_properties(snv2_cpu PROPERTIES EXPORT_NAME cpu)
+if(SNV2_CUDA AND NOT SNV2_TORCH_DIR)
+  list(APPEND libraries snv2_cuda)
+  set_target_properties(snv2_cuda PROPERTIES EXPORT_NAME cuda INSTALL_RPATH $ORIGIN)
+endif()
+set_target_properties(${libraries} PROPERTIES
+  VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+install(TARGETS ${libraries} EXPORT snv2Targets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY csrc/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/snv2)
