@@ -76,9 +76,9 @@ class _Counter(Builder):
         super().add_unit(unit)
         self.convolutions += sum(1 for _ in unit.layers())
 
-    def add_head(self, layer: Layer, fc: nn.Linear | None) -> None:
+    def add_head(self, layer: Layer | None, fc: nn.Linear | None) -> None:
         super().add_head(layer, fc)
-        self.convolutions += 1
+        self.convolutions += layer is not None
         self.linear += fc is not None
 
     def __str__(self) -> str:

@@ -85,7 +85,9 @@ struct SmallNetwork {
   }
   int64_t words(int64_t channels) const { return snv2::ceil_div(channels, packer.planes()); }
   snv2::Layer layer(int64_t outputs, int64_t depth) {
-    return {packer.add_weights(random(outputs * depth, 0.3f), random(outputs)), 0, 0};
+    snv2::Layer packed{};
+    packed.weights = packer.add_weights(random(outputs * depth, 0.3f), random(outputs));
+    return packed;
   }
 
   explicit SmallNetwork(DType element) : packer{element, {}, {}, {}} {
