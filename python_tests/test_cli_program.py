@@ -24,10 +24,7 @@ def authors_weights(folder: Path) -> Path:
     return folder / "authors.pth"
 
 
-@pytest.mark.parametrize("save", [save_weights, authors_weights])
-def test_run_shows_what_classify_does(save: object, tmp_path: Path) -> None:
-    assert callable(save)
-    weights, picture, net = save(tmp_path), save_picture(tmp_path), tmp_path / "net.snv2"
+def shows_the_same(weights: Path, picture: Path, net: Path) -> None:
     made = run("export", "--weights", weights, "-o", net, "--dtype", "fp32", "--dtype", "bf16")
     assert made.exit_code == 0, made.output
     assert "cpu bfloat16" in made.output
@@ -36,6 +33,23 @@ def test_run_shows_what_classify_does(save: object, tmp_path: Path) -> None:
     for (name, share), (other, same) in zip(top(result), top(expected), strict=True):
         assert name == other
         assert abs(share - same) <= 2e-4
+
+
+def test_run_shows_what_classify_does(tmp_path: Path) -> None:
+    shows_the_same(save_weights(tmp_path), save_picture(tmp_path), tmp_path / "net.snv2")
+
+
+def test_networks_of_the_authors(tmp_path: Path) -> None:
+    """They take blue first, and pool 7 x 7: at another size their plan would be silently wrong."""
+    weights, net = authors_weights(tmp_path), tmp_path / "net.snv2"
+    shows_the_same(weights, save_picture(tmp_path), net)
+    program = snv2.Program(net)
+    assert program(torch.zeros(1, 3, 200, 224)).shape == (1, 20)
+    with pytest.raises(ValueError, match=r"x: \(256, 224\) pixels; .* last map is \(7, 7\)"):
+        program(torch.zeros(1, 3, 256, 224))
+    large = run("export", "--weights", weights, "-o", net, "--size", 256)
+    assert large.exit_code == 2
+    assert "the model pools a part of its map" in large.output
 
 
 def test_export_refuses(tmp_path: Path) -> None:
