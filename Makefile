@@ -13,14 +13,14 @@ PYTORCHCV ?= pytorchcv==0.0.74
 
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
-  -o -name CMakeLists.txt) $(wildcard cmake/*.py)
+  -o -name CMakeLists.txt) $(wildcard cmake/*.py cmake/*.cmake)
 INSTALLED := $(VENV)/.installed
 # As setup.py names it. Tests of C++ are built beside the libraries that Python loads.
 BUILD = build/$$($(BIN)/python -c 'import sys, sysconfig as s; \
   print(s.get_platform(), sys.implementation.cache_tag, sep="-")')
 DEBUG := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-g1 -O1"
 CTEST := $(BIN)/ctest --output-on-failure -j $(shell nproc 2>/dev/null || echo 2) --test-dir
-CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: run test test-python test-slow test-cpp test-cuda-build test-sanitize test-tsan \
   test-aarch64 test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
@@ -42,7 +42,7 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto -m $(or $(MARKS),slow) $(TESTS)
 
 test-cpp: $(INSTALLED)
-	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_TESTS=ON
+	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_TESTS=ON -DSNV2_EMULATOR=ON
 	$(BIN)/cmake --build $(BUILD)
 	$(CTEST) $(BUILD)
 
@@ -90,25 +90,27 @@ gpu-folder: $(INSTALLED)
 # a file.
 test-sanitize: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DSNV2_SANITIZE=address,undefined $(DEBUG)
+	  -DSNV2_TESTS=ON -DSNV2_EMULATOR=ON -DSNV2_SANITIZE=address,undefined $(DEBUG)
 	$(BIN)/cmake --build build/sanitize
-	$(CTEST) build/sanitize
+	SNV2_MUTATIONS=100000 $(CTEST) build/sanitize
 
 # Each CUDA thread of the emulator as a thread of its own to ThreadSanitizer, which wants addresses
 # that do not change from run to run.
 test-tsan: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/tsan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DSNV2_SANITIZE=thread $(DEBUG)
+	  -DSNV2_TESTS=ON -DSNV2_EMULATOR=ON -DSNV2_SANITIZE=thread $(DEBUG)
 	$(BIN)/cmake --build build/tsan --target emulator_tests
 	$$(setarch -R true 2>/dev/null && echo setarch -R) \
 	  $(CTEST) build/tsan -L emulator
 
-# The CPU kernels in NEON. Needs Debian's g++-aarch64-linux-gnu and qemu-user.
+# The CPU kernels in NEON, and a network from a file that this machine makes. Needs Debian's
+# g++-aarch64-linux-gnu and qemu-user.
 test-aarch64: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake
-	$(BIN)/cmake --build build/aarch64 --target test_cpu
-	$(CTEST) build/aarch64 -R '^cpu$$'
+	  -DSNV2_TESTS=ON -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64.cmake
+	$(BIN)/cmake --build build/aarch64
+	$(BIN)/python tools/write_program.py build/aarch64/program
+	SNV2_PROGRAM=$(CURDIR)/build/aarch64/program $(CTEST) build/aarch64
 
 # The bindings against the headers of the oldest torch, fetched once, and of another Python.
 test-oldest-torch: $(INSTALLED)
@@ -160,7 +162,7 @@ report: $(INSTALLED)
 
 # How long a million operations of a warp take on the emulator.
 bench-emulator: $(INSTALLED)
-	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_TESTS=ON
+	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_TESTS=ON -DSNV2_EMULATOR=ON
 	$(BIN)/cmake --build $(BUILD) --target bench_emulator
 	$(BUILD)/csrc/tests/bench_emulator
 

@@ -55,7 +55,7 @@ class CMakeBuild(build_ext):
 
         configure = [
             "cmake", "-S", ROOT, "-B", build, "-G", "Ninja",
-            "-DSNV2_PYTHON=ON", "-DSNV2_TESTS=OFF",
+            "-DSNV2_PYTHON=ON", "-DSNV2_EMULATOR=ON", "-DSNV2_TESTS=OFF",
             f"-DSNV2_TORCH_DIR={torch}",
             f"-DSNV2_CUDA={'ON' if toolkit else 'OFF'}",
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",

@@ -12,9 +12,11 @@ from snv2_kernels.engine import Engine
 from snv2_kernels.explanation import explain
 from snv2_kernels.fuse import fuse
 from snv2_kernels.packing import fold_bn
+from snv2_kernels.program import Program, save_program
 
 __all__ = [
     "Engine",
+    "Program",
     "backends",
     "explain",
     "fold_bn",
@@ -22,6 +24,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "save_program",
     "use_backend",
 ]
 __version__ = "0.1.0"

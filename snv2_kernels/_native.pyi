@@ -51,6 +51,24 @@ def emulator_counters() -> dict[str, int]: ...
 def reset_emulator_counters() -> None: ...
 def conformance_cases() -> list[tuple[str, int, int]]: ...
 
+class Program:
+    """``snv2::Program``; arrays are views of its memory."""
+
+    library: str
+    about: str
+    input_shape: list[int]
+    last_map: list[int]
+    classes: list[str]
+    mean: list[float]
+    std: list[float]
+    results: list[tuple[int, int]]
+    classifies: bool
+    # dtype -> words and weights
+    cpu: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
+    # dtype -> words, weights as bytes and parameters
+    gpu: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
+    def __init__(self, path: str) -> None: ...
+
 class Stamps:
     def __init__(self, tensors: Sequence[Any], bytes: Sequence[int]) -> None: ...
     def hold(self, tensors: Sequence[Any]) -> bool: ...

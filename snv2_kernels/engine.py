@@ -25,7 +25,7 @@ from snv2_kernels.runners import CpuRunner, GpuRunner, Launch, Pixels, TritonRun
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Engine", "EngineReport"]
+__all__ = ["Engine", "EngineReport", "checked_model", "checked_pixels", "checked_shape"]
 
 _MOST_PIXEL_CHANNELS = 4  # of bytes; snv2::Image
 
@@ -147,10 +147,8 @@ class Engine:
         taps: Sequence[str] = (),
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
-        fused = _checked_model(model)
+        fused = checked_model(model)
         packed = fused.packed()
-        if packed.runs_plain(fused):
-            raise ValueError(f"model: cannot run fused: {packed.reason or why_plain(fused)}")
         assert packed.device is not None
         assert packed.dtype is not None
         self._dtype = packed.dtype if dtype is None else dtype
@@ -162,7 +160,7 @@ class Engine:
             raise RuntimeError(f"device: no kernel backend is available for {self._device}")
         if self._device == torch.device("cuda"):
             self._device = torch.device("cuda", torch.cuda.current_device())
-        self._shape = _checked_shape(input_shape, packed.in_channels, self._dtype)
+        self._shape = checked_shape(input_shape, packed.in_channels, self._dtype)
         if not fused._fits(*self._shape[2:]):
             raise ValueError(
                 f"input_shape: {self._shape} does not run fused: the model pools a part of its map"
@@ -170,7 +168,7 @@ class Engine:
         if (reason := fused._why_not_at(self._shape, self._dtype, self._device)) is not None:
             raise ValueError(f"model: cannot run fused: {reason}")
         self._taps = _checked_taps(taps, fused)
-        self._pixels = _checked_pixels(normalize, fused, packed.in_channels)
+        self._pixels = checked_pixels(normalize, fused, packed.in_channels)
         # Results come in the order of the network.
         self._tap_names = [name for name in fused._tap_names() if name in self._taps]
         self._returned = fused._returned
@@ -302,8 +300,12 @@ class Engine:
         )
 
 
-def _checked_model(model: Any) -> PlannedModule:
-    """The model fused."""
+def checked_model(model: Any) -> PlannedModule:
+    """The model fused, if it runs so as a whole.
+
+    Raises:
+        TypeError, ValueError: naming what does not fit.
+    """
     fused = fuse(model)
     if not isinstance(fused, PlannedModule):
         raise TypeError(
@@ -318,6 +320,9 @@ def _checked_model(model: Any) -> PlannedModule:
     ):
         if hooks:
             raise ValueError(f"model: it has {kind}, which an engine does not run; remove them")
+    packed = fused.packed()
+    if packed.runs_plain(fused):
+        raise ValueError(f"model: cannot run fused: {packed.reason or why_plain(fused)}")
     return fused
 
 
@@ -329,9 +334,7 @@ def _checked_device(device: Any) -> torch.device:
         raise kind(f"device: expected a torch.device or its name, got {device!r}") from None
 
 
-def _checked_shape(
-    input_shape: Any, channels: int, dtype: torch.dtype
-) -> tuple[int, int, int, int]:
+def checked_shape(input_shape: Any, channels: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
     if not isinstance(input_shape, Iterable):
         raise TypeError(f"input_shape: expected [N, C, H, W], got {input_shape!r}")
     try:
@@ -358,7 +361,7 @@ def _checked_taps(taps: Any, fused: PlannedModule) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _checked_pixels(normalize: Any, fused: PlannedModule, channels: int) -> Pixels | None:
+def checked_pixels(normalize: Any, fused: PlannedModule, channels: int) -> Pixels | None:
     if normalize is None:
         return None
     expected = f"normalize: expected (mean, std) of {channels} finite numbers each, std > 0"

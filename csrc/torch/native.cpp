@@ -17,6 +17,7 @@
 #include "snv2/cpu.h"
 #define SNV2_GPU emulated
 #include "gpu_device.h"
+#include "program_binding.h"
 #include "watch.h"
 
 namespace py = pybind11;
@@ -206,5 +207,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("reset_emulator_counters", &snv2::emulator::reset_counters);
   m.def("conformance_cases", &conformance_cases,
         "Name, 32-bit words in and 32-bit words out of each case of the op conformance.");
+  bind_program(m);
   bind_snapshot(m);
 }

@@ -7,9 +7,11 @@ from snv2_kernels.cli.bench import bench
 from snv2_kernels.cli.classify import classify
 from snv2_kernels.cli.compare import compare
 from snv2_kernels.cli.errors import Commands
+from snv2_kernels.cli.export import export
 from snv2_kernels.cli.guidelines import guidelines
 from snv2_kernels.cli.info import info
 from snv2_kernels.cli.report import report
+from snv2_kernels.cli.run import run
 from snv2_kernels.cli.table8 import table8
 from snv2_kernels.cli.verify import verify
 
@@ -22,5 +24,5 @@ def app() -> None:
     """ShuffleNet V2 units and networks as fused kernels for PyTorch."""
 
 
-for command in (info, verify, bench, compare, report, guidelines, table8, classify):
+for command in (info, verify, bench, compare, report, guidelines, table8, classify, export, run):
     app.add_command(command)

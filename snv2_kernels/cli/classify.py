@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 import torch
@@ -19,9 +19,12 @@ from snv2_kernels.cli.weights import load_model, published_model, width_of
 from snv2_kernels.models import MegviiShuffleNetV2, ShuffleNetV2Plus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["class_names", "classify", "resize_of"]
+__all__ = ["class_names", "classify", "resize_of", "show_classes", "takes_authors_pixels"]
 
 _TOP = 5
 _CROP = 224
@@ -36,6 +39,11 @@ def class_names(classes: int) -> list[str]:
 def resize_of(width: str | None) -> int:
     """Pixels of the shorter side before the crop, as the published weights of a width want."""
     return 232 if width in ("x1.5", "x2.0") else 256
+
+
+def takes_authors_pixels(model: nn.Module) -> bool:
+    """True for networks whose published weights want blue first, 0 to 255."""
+    return isinstance(model, MegviiShuffleNetV2 | ShuffleNetV2Plus)
 
 
 @click.command()
@@ -56,13 +64,25 @@ def classify(images: tuple[str, ...], weights: str | None, width: str | None) ->
     authors' layout as for theirs. The exit code is 1 if an image cannot be read or has no
     finite scores; the others are classified.
     """
-    console = output()
     model = load_model(weights, width) if weights else published_model(width or "x1.0")
     fused = snv2_kernels.fuse(model)
     *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
     names = class_names(last.out_features)
-    authors = isinstance(model, MegviiShuffleNetV2 | ShuffleNetV2Plus)
+    authors = takes_authors_pixels(model)
     resize = 256 if authors else resize_of(width_of(model))
+    pixels = authors_pixels if authors else preprocess
+
+    def scores(image: Image) -> Tensor:
+        return cast("Tensor", fused(pixels(image, resize, _CROP)[None])[0])
+
+    show_classes(images, scores, names)
+
+
+def show_classes(
+    images: tuple[str, ...], scores: Callable[[Image], Tensor], names: Sequence[str]
+) -> None:
+    """Show the likeliest classes of each picture; exits with 1 if one has none."""
+    console = output()
     failed = False
     for path in images:
         try:
@@ -71,9 +91,8 @@ def classify(images: tuple[str, ...], weights: str | None, width: str | None) ->
             click.echo(f"Error: {error}", err=True)
             failed = True
             continue
-        x = (authors_pixels if authors else preprocess)(image, resize, _CROP)
         with torch.inference_mode():
-            probabilities = fused(x[None]).softmax(1)[0]
+            probabilities = scores(image).softmax(0)
         if not probabilities.isfinite().all():
             click.echo(f"Error: {path}: its scores are beyond what float32 holds", err=True)
             failed = True
@@ -84,7 +103,7 @@ def classify(images: tuple[str, ...], weights: str | None, width: str | None) ->
         sys.exit(1)
 
 
-def _table(probabilities: Tensor, names: list[str]) -> Table:
+def _table(probabilities: Tensor, names: Sequence[str]) -> Table:
     table = Table()
     table.add_column("class")
     table.add_column("probability", justify="right")

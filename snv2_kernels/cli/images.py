@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-__all__ = ["ImageError", "authors_pixels", "preprocess", "read_image", "sample_path"]
+__all__ = [
+    "MEAN", "STD", "ImageError", "authors_pixels", "crop_pixels", "preprocess", "read_image",
+    "sample_path",
+]  # fmt: skip
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+# ImageNet's.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 _MOST_PIXELS = 1 << 26  # of a resized picture that is made as a whole
 
 
@@ -76,16 +80,21 @@ def preprocess(image: Image, resize: int, crop: int) -> Tensor:
     Returns:
         float32 [3, crop, crop].
     """
-    x = _pixels(image, resize, crop) / 255
-    return (x - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+    x = _planes(image, resize, crop) / 255
+    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def authors_pixels(image: Image, resize: int, crop: int) -> Tensor:
     """:func:`preprocess` as the authors' published weights want it: blue first, 0 to 255."""
-    return _pixels(image, resize, crop).flip(0)
+    return _planes(image, resize, crop).flip(0)
 
 
-def _pixels(image: Image, resize: int, crop: int) -> Tensor:
+def _planes(image: Image, resize: int, crop: int) -> Tensor:
+    return crop_pixels(image, resize, crop).permute(2, 0, 1).contiguous().float()
+
+
+def crop_pixels(image: Image, resize: int, crop: int) -> Tensor:
+    """Resize the shorter side and crop the centre, as :func:`preprocess`: uint8 [crop, crop, 3]."""
     from PIL.Image import Resampling
 
     width, height = image.size
@@ -101,8 +110,7 @@ def _pixels(image: Image, resize: int, crop: int) -> Tensor:
                  min((left + crop) * width / across, width),
                  min((top + crop) * height / down, height))  # fmt: skip
         cut = image.resize((crop, crop), Resampling.BILINEAR, box=edges)
-    pixels = np.array(cut)  # [crop, crop, 3]
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float()
+    return torch.from_numpy(np.array(cut))
 
 
 def sample_path() -> str:
