@@ -350,11 +350,15 @@ class _Writer:
     def _wanted(self, segments: Sequence[Segment]) -> list[list[int] | None]:
         """Which row each plane of the segments' results is to hold, None where they lie as the
         input's do."""
-        rows = [
-            None if _keeps_places(s) else self._panels.inner_order(s.pw2 or s.pw1) for s in segments
-        ]
+        layers = [segment.pw2 or segment.pw1 for segment in segments]
+        readers = [segment.pw1 or segment.pw2 for segment in segments]
+        rows: list[list[int] | None] = []
+        for i, segment in enumerate(segments):
+            reader = next((layer for layer in readers[i + 1 :] if layer is not None), None)
+            keeps = _keeps_places(segment)
+            rows.append(None if keeps else self._panels.inner_order(layers[i], reader))
         last = max(i for i, row in enumerate(rows) if row is not None)
-        rows[last] = self._panels.next_order(segments[last].pw2 or segments[last].pw1)
+        rows[last] = self._panels.next_order(layers[last])
         return rows
 
     def _branch(
@@ -386,7 +390,10 @@ class _Writer:
             branch.in_channels, branch.in_table = len(words), self._add_table(words)
             middle = columns
         if pw1 is not None:
-            middle = self._panels.inner_order(pw1) if rows is None or pw2 is not None else rows
+            if rows is not None and pw2 is None:
+                middle = rows
+            else:
+                middle = self._panels.inner_order(pw1, pw2)
             branch.parts |= _EXPAND
             branch.pw1 = self._add_product(next(names), pw1, middle, columns, self._halvings)
             words = [i for i in range(0, len(middle), self._in_word) if middle[i] >= 0]

@@ -51,10 +51,13 @@ class PanelAllocator:
         readers = next(self._readers)
         return self._order(layer, readers if self._sorts else [()] * len(readers))
 
-    def inner_order(self, layer: Folded | None) -> list[int]:
+    def inner_order(self, layer: Folded | None, reader: Folded | None) -> list[int]:
         """The same of a layer's result that one other layer reads."""
         assert layer is not None
-        return self._order(layer, [()] * layer.channels)
+        depth = layer.channels
+        if self._sorts and reader is not None and reader.groups:
+            depth = reader.weight.shape[1]
+        return self._order(layer, [(row // depth,) for row in range(layer.channels)])
 
     def _order(self, layer: Folded | None, readers: Sequence[tuple[int, ...]]) -> list[int]:
         groups = (layer.groups if layer is not None else ()) or (0,) * len(readers)
