@@ -119,6 +119,16 @@ def test_networks_are_one_call(name: str) -> None:
     assert called == ["snv2::network"]
 
 
+@pytest.mark.parametrize("name", UNITS)
+def test_autocast_gives_eager_dtype(name: str) -> None:
+    """A pool passes the input's float32 on into the join."""
+    make, channels = UNITS[name]
+    units = randomize_(make()).eval()
+    fused, x = snv2.fuse(units), draw(1, channels, 9, 7)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert fused(x).dtype == units(x).dtype
+
+
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 8])
 def test_published_networks(groups: int) -> None:
     """Multiply-adds of Table 2 of the ShuffleNet paper, within 2 %, and one call."""

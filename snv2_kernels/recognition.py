@@ -26,6 +26,7 @@ from snv2_kernels.nn.methods import why_class_replaced
 from snv2_kernels.nn.recognized import NotRecognized, Recognition, Recognized, recognized_class
 from snv2_kernels.nn.series import Mixed
 from snv2_kernels.nn.structure import Incomparable, structure
+from snv2_kernels.packing.units import Pool
 from snv2_kernels.verification import why_wrong
 
 __all__ = ["CONTAINERS", "holds_unit", "is_depthwise", "recognize_module", "replace_recognized"]
@@ -368,8 +369,9 @@ def _describe(
         weights=tuple(builder.state.index(weight) for weight in builder.weights),
         in_channels=channels,
         splits_input=splits,
-        # A split or a sum passes on the input's dtype, up to a unit that projects.
+        # A split, a sum or a pool passes on the input's dtype, up to a unit that projects.
         plain_in_autocast=((splits or adds) and any(projects))
+        or (run.stem is None and isinstance(run.units[0].told.projection, Pool))
         or any(layer.norm.is_spelled for layer in run.layers)
         or "autocast" in recording.asked,
         returned=replace(
