@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "checked_plans.h"
 #include "gpu_device.h"
 #include "ops.h"
 
@@ -73,13 +74,6 @@ inline const void* array_of(const Tensor& t, const char* name, ScalarType type, 
 inline ScalarType scalar_type_of(DType dtype) {
   if (dtype == DType::kFloat32) return ScalarType::Float;
   return dtype == DType::kFloat16 ? ScalarType::Half : ScalarType::BFloat16;
-}
-
-inline GpuPlan plan_of(const Tensor& words) {
-  STD_TORCH_CHECK(
-      words.is_cpu() && words.scalar_type() == ScalarType::Long && words.is_contiguous(),
-      "plan must be a contiguous int64 CPU tensor");
-  return GpuPlan(static_cast<const int64_t*>(words.const_data_ptr()), words.numel());
 }
 
 // In the caller's order.
@@ -194,7 +188,7 @@ std::vector<Tensor> gpu_network_results(const Tensor& x, const Tensor& weights,
                                         std::vector<int64_t> halvings, bool classify) {
   check_map(x, "x");
   Backend::check_device(x, "x");
-  const GpuPlan plan = plan_of(plan_words);
+  const GpuPlan& plan = checked_plan<GpuPlan>(plan_words);
   const std::vector<PlanResult> planned = results_of(plan);
   check_results(planned, channels, halvings);
   return new_results<Backend>(plan, planned, x, weights, parameters, tables, classify);
@@ -206,7 +200,7 @@ Tensor gpu_network(const Tensor& x, const Tensor& weights, const Tensor& paramet
                    int64_t halvings, bool classify) {
   check_map(x, "x");
   Backend::check_device(x, "x");
-  const GpuPlan plan = plan_of(plan_words);
+  const GpuPlan& plan = checked_plan<GpuPlan>(plan_words);
   const std::vector<PlanResult> planned = results_of(plan);
   check_result(planned, out_channels, halvings);
   return new_results<Backend>(plan, planned, x, weights, parameters, tables, classify)[0];
@@ -220,7 +214,7 @@ void gpu_network_out(const Tensor& x, const Tensor& weights, const Tensor& param
                      std::vector<Tensor> results, std::vector<double> scale,
                      std::vector<double> shift) {
   Backend::check_device(x, "x");
-  const GpuPlan plan = plan_of(plan_words);
+  const GpuPlan& plan = checked_plan<GpuPlan>(plan_words);
   const gpu::PlanArrays arrays = arrays_of(plan, weights, parameters, tables, x);
   const bool bytes = !scale.empty() || !shift.empty();
   if (!bytes) check_map(x, "x");

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "checked_plans.h"
 #include "snv2/cpu.h"
 #include "thread_memory.h"
 
@@ -46,12 +47,9 @@ void check_image(const Tensor& x) {
   check_pixels(x);
 }
 
-snv2::Plan plan_of(const Tensor& plan, const Tensor& weights, const Tensor& x) {
-  STD_TORCH_CHECK(plan.is_cpu() && plan.scalar_type() == ScalarType::Long && plan.is_contiguous(),
-                  "plan must be a contiguous int64 CPU tensor");
+const snv2::Plan& plan_of(const Tensor& plan, const Tensor& weights, const Tensor& x) {
   parameters(weights, "weights", weights.numel(), x);
-  return snv2::Plan(static_cast<const int64_t*>(plan.const_data_ptr()), plan.numel(),
-                    weights.numel());
+  return checked_plan<snv2::Plan>(plan, weights.numel());
 }
 
 std::vector<PlanResult> results_of(const snv2::Plan& plan) {
@@ -103,7 +101,7 @@ std::vector<Tensor> network_results(const Tensor& x, const Tensor& weights,
                                     const Tensor& plan_words, std::vector<int64_t> channels,
                                     std::vector<int64_t> halvings, bool classify) {
   check_image(x);
-  const snv2::Plan plan = plan_of(plan_words, weights, x);
+  const snv2::Plan& plan = plan_of(plan_words, weights, x);
   const std::vector<PlanResult> planned = results_of(plan);
   check_results(planned, channels, halvings);
   return new_results(plan, planned, x, weights, classify);
@@ -112,7 +110,7 @@ std::vector<Tensor> network_results(const Tensor& x, const Tensor& weights,
 Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
                int64_t out_channels, int64_t halvings, bool classify) {
   check_image(x);
-  const snv2::Plan plan = plan_of(plan_words, weights, x);
+  const snv2::Plan& plan = plan_of(plan_words, weights, x);
   const std::vector<PlanResult> planned = results_of(plan);
   check_result(planned, out_channels, halvings);
   return new_results(plan, planned, x, weights, classify)[0];
@@ -121,7 +119,7 @@ Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
 void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_words, Tensor workspace,
                  std::vector<Tensor> results) {
   check_image(x);
-  const snv2::Plan plan = plan_of(plan_words, weights, x);
+  const snv2::Plan& plan = plan_of(plan_words, weights, x);
   const snv2::Layout layout = layout_of(x);
   STD_TORCH_CHECK(is_dense(x, layout), "x must be dense");
   for (size_t i = 0; i < results.size(); ++i) {
