@@ -44,7 +44,8 @@ test-slow: $(INSTALLED)
 test-cpp: $(INSTALLED)
 	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_TESTS=ON -DSNV2_EMULATOR=ON
 	$(BIN)/cmake --build $(BUILD)
-	$(CTEST) $(BUILD)
+	$(BIN)/python tools/write_program.py $(BUILD)/program
+	SNV2_PROGRAM=$(CURDIR)/$(BUILD)/program $(CTEST) $(BUILD)
 
 # The CUDA library alone, into the checkout. It takes nvcc, and no GPU.
 define build_cuda

@@ -1,40 +1,41 @@
-"""Writes a network, a picture and what Python makes of it into a folder, for tests of C++ on other
-machines: net.snv2, photo.ppm, scores.bin (float32) and classes.txt (the likeliest three, a line
-each, as examples/cpp shows them)."""
+"""Writes x1.0, a photograph and what PyTorch makes of it into a folder, for tests of C++ here and on
+other machines: net.snv2, photo.ppm, scores.bin (float32) and classes.txt (the likeliest three, a
+line each, as examples/cpp shows them)."""
 
 import sys
 from pathlib import Path
 
 import torch
+from sklearn.datasets import load_sample_image
 
 import snv2_kernels as snv2
 from snv2_kernels.testing import randomize_
 
-SIZE = 96
+SIZE = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    model = randomize_(snv2.models.shufflenet_v2_x0_5(num_classes=30)).eval()
+    photo = torch.from_numpy(load_sample_image("china.jpg").copy())
+    top, left = ((extent - SIZE) // 2 for extent in photo.shape[:2])
+    image = photo[top : top + SIZE, left : left + SIZE].contiguous()
+    x = ((image / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)[None]
+    model = randomize_(snv2.models.shufflenet_v2_x1_0()).eval()
     with torch.no_grad():
-        model.fc.weight *= 0.01  # so that no class gets it all
-    snv2.save_program(
-        model, folder / "net.snv2", (1, 3, SIZE, SIZE),
-        normalize=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        classes=[f"class {i}" for i in range(30)],
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (SIZE, SIZE, 3), generator=generator).to(torch.uint8)
+        model.fc.weight *= 4 / model(x).std()  # so that some classes stand out, and none alone
+        scores = model(x)[0]
+    names = [f"class {i}" for i in range(len(scores))]
+    size = 1, 3, SIZE, SIZE
+    snv2.save_program(model, folder / "net.snv2", size, normalize=(MEAN, STD), classes=names)
     header = f"P6\n{SIZE} {SIZE}\n255\n".encode()
     (folder / "photo.ppm").write_bytes(header + image.numpy().tobytes())
-    program = snv2.Program(folder / "net.snv2")
-    scores = program(image[None])[0]
     (folder / "scores.bin").write_bytes(scores.numpy().tobytes())
-    top = scores.softmax(0).topk(3)
+    likeliest = scores.softmax(0).topk(3)
     lines = [
-        f"{100 * share:6.2f} %  {program.classes[i]}\n"
-        for share, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        f"{100 * share:6.2f} %  {names[i]}\n"
+        for share, i in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
     ]
     (folder / "classes.txt").write_text("".join(lines))
 
