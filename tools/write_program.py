@@ -1,6 +1,6 @@
-"""Writes x1.0, a photograph and what PyTorch makes of it into a folder, for tests of C++ here and on
-other machines: net.snv2, photo.ppm, scores.bin (float32) and classes.txt (the likeliest three, a
-line each, as examples/cpp shows them)."""
+"""Writes x1.0, a photograph and what PyTorch makes of it into a folder, for tests of C++ on this
+and other machines: net.snv2, photo.ppm, scores.bin (float32) and classes.txt (the likeliest three,
+a line each, as examples/cpp shows them)."""
 
 import sys
 from pathlib import Path

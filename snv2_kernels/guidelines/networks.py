@@ -14,7 +14,7 @@ from snv2_kernels.peers import Unavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MobileNetV1", "ShuffleNetV1", "make_network", "torchvision_models"]
+__all__ = ["MobileNetV1", "make_network", "torchvision_models"]
 
 _GROUPS = 3  # of ShuffleNet v1, as the paper mainly used
 
@@ -50,63 +50,6 @@ class MobileNetV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc(self.features(x).mean([2, 3]))
-        return out
-
-
-class _UnitV1(nn.Module):
-    """ShuffleNet v1's unit, Figure 2 (b), (c) of its paper: grouped 1x1, shuffle, depthwise 3x3,
-    grouped 1x1; the input is added, or at stride 2 pooled and concatenated."""
-
-    def __init__(self, inp: int, oup: int, stride: int, first_groups: int) -> None:
-        super().__init__()
-        middle = oup // 4
-        self.stride = stride
-        self.reduce = nn.Sequential(
-            *_conv_bn(inp, middle, 1, groups=first_groups), nn.ReLU(inplace=True)
-        )
-        out = oup - inp if stride == 2 else oup
-        self.expand = nn.Sequential(
-            *_conv_bn(middle, middle, 3, stride, middle), *_conv_bn(middle, out, 1, groups=_GROUPS)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.expand(models.channel_shuffle(self.reduce(x), _GROUPS))
-        if self.stride == 2:
-            pooled = nn.functional.avg_pool2d(x, 3, 2, 1)
-            return torch.cat([pooled, y], 1).relu_()
-        return (x + y).relu_()
-
-
-class ShuffleNetV1(nn.Module):
-    """Zhang et al., *ShuffleNet*, CVPR 2018 (arXiv:1707.01083), Table 1, in 3 groups.
-
-    Args:
-        width: multiplier of all channels. The convolution before the first stage keeps 24 of
-            them at 1.5, as in the authors' code.
-        num_classes: outputs of the linear layer.
-
-    Shapes: [N, 3, H, W] -> [N, num_classes].
-    """
-
-    def __init__(self, width: float = 1.0, num_classes: int = 1000) -> None:
-        super().__init__()
-        channels = {0.5: 12, 2.0: 48}.get(width, 24)
-        self.conv1 = nn.Sequential(*_conv_bn(3, channels, 3, 2), nn.ReLU(inplace=True))
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        units: list[nn.Module] = []
-        for full, repeats in ((240, 4), (480, 8), (960, 4)):
-            out = int(full * width)
-            for i in range(repeats):
-                # The first unit's input has too few channels for groups.
-                groups = _GROUPS if units else 1
-                units.append(_UnitV1(channels, out, 1 if i else 2, groups))
-                channels = out
-        self.units = nn.Sequential(*units)
-        self.fc = nn.Linear(channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.units(self.maxpool(self.conv1(x)))
-        out: Tensor = self.fc(x.mean([2, 3]))
         return out
 
 
@@ -149,7 +92,7 @@ _MAKERS: dict[str, Callable[[float], nn.Module]] = {
     "ShuffleNet v2": lambda width: _SHUFFLENET_V2[width](),
     "MobileNet v1": MobileNetV1,
     "MobileNet v2": _mobilenet_v2,
-    "ShuffleNet v1": ShuffleNetV1,
+    "ShuffleNet v1": lambda width: models.shufflenet_v1(_GROUPS, width),
 }
 
 

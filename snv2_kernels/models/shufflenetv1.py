@@ -109,7 +109,8 @@ def _pointwise(inp: int, oup: int, groups: int) -> tuple[nn.Conv2d, nn.BatchNorm
 
 
 class ShuffleNetV1(nn.Module):
-    """The classifier of Table 1. Initial weights are PyTorch's own.
+    """The classifier of Table 1. Initial weights are PyTorch's own. The mean at the end is of the
+    whole map, which for images of 224 x 224 is what the authors' window of 7 x 7 takes.
 
     Args:
         stages_repeats: units in stages 2, 3 and 4; the first of each has stride 2.
@@ -117,8 +118,7 @@ class ShuffleNetV1(nn.Module):
         groups: of the pointwise convolutions, but the very first one's, which has one.
         num_classes: outputs of the linear layer.
 
-    Shapes: [N, 3, H, W] -> [N, num_classes], for H and W from 193 to 416: ``globalpool`` takes the
-    7 x 7 corner of the last map.
+    Shapes: [N, 3, H, W] -> [N, num_classes].
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit, or the channels of a unit.
@@ -150,7 +150,7 @@ class ShuffleNetV1(nn.Module):
                 unit = ShuffleNetV1Unit(channels, width, stride, groups, width // 4, first)
                 self.features.append(unit)
                 channels = width
-        self.globalpool = nn.AvgPool2d(7)
+        self.globalpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Sequential(nn.Linear(channels, num_classes, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
