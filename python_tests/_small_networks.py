@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.nn.planned import plan_element
 from snv2_kernels.packing import Builder, GpuPlanBuilder, PlanBuilder, TritonPlanBuilder
-from snv2_kernels.packing.units import Activation, Gate, Layer, Unit
+from snv2_kernels.packing.units import Activation, Gate, Layer, Pool, Unit
 from snv2_kernels.testing import randomize_
 
 MOST_CHANNELS = 12
 
-# pw, dw, gate, shortcut; "D" is a depthwise convolution of a larger window.
-BRANCHES = ["pdp", "pdp", "pDp", "dp", "pd", "dpdp", "pdpgs", "pdgp", "dpdpg", "pdps", "pp", "dpp"]
+# pw, dw, gate, shortcut; "D" is a depthwise convolution of a larger window, "G" a pw of groups.
+BRANCHES = [
+    "pdp", "pdp", "pDp", "dp", "pd", "dpdp", "pdpgs", "pdgp", "dpdpg", "pdps", "pp", "dpp",
+    "GdG", "GdGs", "dG", "pdGdG",
+]  # fmt: skip
 _ACTIVATIONS = ["relu", "relu", "identity", "relu6", "leaky_relu", "prelu", "silu", "hardswish"]
 Step = Callable[[Builder], None]
 
@@ -68,6 +71,17 @@ def _activation(random: Random, channels: int) -> Activation:
     return Activation(kind, 0.125 if kind == "leaky_relu" else None)
 
 
+def _groups(random: Random, channels: int) -> int:
+    return random.choice([g for g in range(1, channels + 1) if channels % g == 0])
+
+
+def _shuffled(random: Random, part: Layer) -> Layer:
+    """With its channels in another order, half of the time."""
+    if random.random() < 0.5:
+        return part
+    return replace(part, shuffle=random.sample(range(part.channels), part.channels))
+
+
 def _branch(
     random: Random, inp: int, pattern: str, stride: int
 ) -> tuple[tuple[Layer | Gate[Layer], ...], int]:
@@ -77,17 +91,21 @@ def _branch(
     shortcut = "s" in pattern
     branch: list[Layer | Gate[Layer]] = []
     for i, part in enumerate(pattern):
-        if part == "p":
-            last = "p" not in pattern[i + 1 :]
-            width = inp if shortcut and last else _width(random)
+        if part in "pG":
+            last = not {*"pG"} & {*pattern[i + 1 :]}
+            groups = _groups(random, channels) if part == "G" else 1
+            width = inp if shortcut and last else groups * _width(random)
+            groups = groups if width % groups == 0 else 1
             act = Activation("relu") if papers else _activation(random, width)
-            branch.append(layer(channels, width, act))
+            made = layer(channels, width, act, groups=groups)
+            branch.append(_shuffled(random, made) if part == "G" else made)
             channels = width
         elif part in "dD":
             act = Activation("identity") if papers else _activation(random, channels)
             window = random.choice([5, 7]) if part == "D" else 3
             dilation = random.choice([1, 2]) if part == "D" else 1
-            branch.append(depthwise(channels, window, stride, dilation, act))
+            made = depthwise(channels, window, stride, dilation, act)
+            branch.append(_shuffled(random, made) if "G" in pattern[:i] else made)
             stride = 1
         elif part == "g":
             branch.append(gate(channels))
@@ -105,7 +123,10 @@ def _unit(random: Random, channels: int, pattern: str) -> Unit[Layer]:
     projection = None
     if stride == 2 or (has_depthwise and random.random() < 0.2):
         width = _width(random)
-        side = depthwise(channels, 3, stride), layer(channels, width)
+        side: Any = depthwise(channels, 3, stride), layer(channels, width)
+        if random.random() < 0.4:
+            width = channels
+            side = Pool(channels, random.random() < 0.5, _activation(random, channels))
         main, passthrough, first, projection = shuffled, [], width, side
     else:
         cut = random.randint(1, channels)
@@ -145,7 +166,9 @@ def drawn_network(random: Random) -> SmallNetwork:
             steps.append(lambda b: b.add_result())
     if head:
         features = layer(channels, _width(random), _activation(random, 1))
-        fc = randomize_(nn.Linear(features.channels, _width(random)))
+        if random.random() < 0.3:
+            features = None
+        fc = randomize_(nn.Linear(features.channels if features else channels, _width(random)))
         fc.weight.data = fc.weight.data.bfloat16().float()
         steps.append(lambda b: b.add_head(features, fc))
     return SmallNetwork(inp, steps, "network")

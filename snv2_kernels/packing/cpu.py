@@ -436,7 +436,9 @@ class _Writer:
     ) -> bool:
         """Has the last product add the source, if that lies as the result does; else False."""
         gate, pw2 = segment.gate, segment.pw2
-        if gate is None or pw2 is None or pw2.activation.kind != "identity":
+        if gate is None or gate.layers or not gate.adds_source:
+            return False
+        if pw2 is None or pw2.activation.kind != "identity":
             return False
         panels: list[int] = []
         for first in range(0, len(rows), PANEL):
@@ -444,7 +446,7 @@ class _Writer:
                 source[row] - i for i, row in enumerate(rows[first : first + PANEL]) if row >= 0
             }
             panel, lane = divmod(min(places), PANEL)
-            if gate.layers or not gate.adds_source or lane or len(places) != 1:
+            if lane or len(places) != 1:
                 return False
             panels.append(panel)
         packed = self._activation(gate.activation, pw2.channels, rows)
