@@ -151,7 +151,7 @@ class Importer:
     def emit(
         self,
         draft: Draft,
-        call: Callable[..., Any],
+        call: Callable[..., Any] | None,
         maps: Sequence[Map],
         *,
         count: int | None = None,
@@ -163,7 +163,7 @@ class Importer:
 
         Args:
             draft: the step, which is told what it makes.
-            call: runs it.
+            call: runs it; None where the result is like the first input, which takes no time then.
             maps: its inputs.
             count: of results, where it returns a tuple.
             is_positive: whether results are never negative.
@@ -174,8 +174,8 @@ class Importer:
         made: list[Any] = []
         for world in range(worlds):
             given = [m.examples[world] for m in maps]
-            if any(t is None for t in given):
-                made.append(None)
+            if call is None or any(t is None for t in given):
+                made.append(given[0] if call is None else None)
                 continue
             try:
                 made.append(call(*given))

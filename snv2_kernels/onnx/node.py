@@ -211,15 +211,16 @@ class Node:
         is_positive: bool = False,
         quantization: Quantization | None = None,
         dims: Sequence[Dim] | None = None,
+        by_element: bool = False,
     ) -> Map:
-        """Adds a step that calls a function; returns its result."""
+        """Adds a step that calls a function, perhaps one of each element; returns its result."""
         draft = Draft(tuple(m.id for m in maps), function, constants)
 
         def run(*given: Any) -> Any:
             return function(*given, *constants)
 
         (result,) = self.importer.emit(
-            draft, run, maps, is_positive=is_positive, quantization=quantization, dims=dims
+            draft, None if by_element else run, maps, is_positive=is_positive, quantization=quantization, dims=dims
         )
         return result
 
@@ -240,12 +241,13 @@ class Node:
         *,
         is_positive: bool = False,
         quantization: Quantization | None = None,
+        by_element: bool = False,
     ) -> Map:
-        """Adds a step that calls a submodule without tensors or with ones on the meta device;
+        """Adds a step that calls a submodule, without tensors or with ones on the meta device;
         returns its result."""
         name = self.importer.names.of_layer(self.name, self.kind, weight)
         draft = Draft((x.id,), module=module, name=name)
         (result,) = self.importer.emit(
-            draft, module.eval(), [x], is_positive=is_positive, quantization=quantization
+            draft, None if by_element else module.eval(), [x], is_positive=is_positive, quantization=quantization
         )
         return result

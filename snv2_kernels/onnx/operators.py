@@ -12,7 +12,7 @@ from torch import nn
 from snv2_kernels.onnx import functions
 from snv2_kernels.onnx.node import Node, operator
 from snv2_kernels.onnx.reader import Array
-from snv2_kernels.onnx.values import Constant, Map, Quantization
+from snv2_kernels.onnx.values import Constant, Map
 
 __all__ = ["add_linear", "add_maps", "add_convolution", "add_average_pool", "relu_of"]
 
@@ -147,7 +147,7 @@ def _batch_norm(node: Node) -> None:
     if eps < 0 or not 0 <= momentum <= 1:
         raise ValueError(f"epsilon is {eps}, momentum {1 - momentum}")
     norm = cls(channels, eps, momentum, device="meta", dtype=scale.dtype)
-    made = node.layer(norm, x, node.inputs[1])
+    made = node.layer(norm, x, node.inputs[1], by_element=True)
     norm.weight, norm.bias = scale, shift
     norm.running_mean, norm.running_var = mean.detach().clone(), var.detach().clone()
     norm.num_batches_tracked = torch.tensor(0)
@@ -229,24 +229,25 @@ def _reduce_mean(node: Node) -> None:
 # Element by element ---------------------------------------------------------------------------
 
 
-def relu_of(node: Node, x: Map, quantization: Quantization | None = None) -> Map:
+def relu_of(node: Node, x: Map) -> Map:
     """The result of ReLU on a map, the map itself where it is never negative."""
     return x if x.is_positive else node.call(
-        functions.relu, [x], is_positive=True, quantization=quantization
+        functions.relu, [x], is_positive=True, by_element=True
     )  # fmt: skip
 
 
 @operator("Relu", inputs=(1, 1))
 def _relu(node: Node) -> None:
     node.ignore("consumed_inputs")
-    node.alias(node.call(functions.relu, [node.map(0)], is_positive=True))
+    x = node.map(0)
+    node.alias(node.call(functions.relu, [x], is_positive=True, by_element=True))
 
 
 @operator("LeakyRelu", inputs=(1, 1))
 def _leaky_relu(node: Node) -> None:
     node.ignore("consumed_inputs")
     slope = node.float("alpha", 0.01)
-    node.alias(node.call(functions.leaky_relu, [node.map(0)], slope))
+    node.alias(node.call(functions.leaky_relu, [node.map(0)], slope, by_element=True))
 
 
 @operator("PRelu", inputs=(2, 2))
@@ -261,7 +262,7 @@ def _prelu(node: Node) -> None:
         raise ValueError(f"its slope has shape {shape}, expected one number for each channel")
     weight = node.weight(1, len(shape), "flat", lambda array: array.reshape(-1))
     prelu = nn.PReLU(count, device="meta", dtype=weight.dtype)
-    made = node.layer(prelu, x, node.inputs[1])
+    made = node.layer(prelu, x, node.inputs[1], by_element=True)
     prelu.weight = weight
     node.alias(made)
 
@@ -269,7 +270,8 @@ def _prelu(node: Node) -> None:
 @operator("Sigmoid", inputs=(1, 1))
 def _sigmoid(node: Node) -> None:
     node.ignore("consumed_inputs")
-    node.alias(node.call(functions.sigmoid, [node.map(0)], is_positive=True))
+    x = node.map(0)
+    node.alias(node.call(functions.sigmoid, [x], is_positive=True, by_element=True))
 
 
 @operator("HardSigmoid", inputs=(1, 1))
@@ -277,16 +279,18 @@ def _hard_sigmoid(node: Node) -> None:
     node.ignore("consumed_inputs")
     x, alpha, beta = node.map(0), node.float("alpha", 0.2), node.float("beta", 0.5)
     if abs(alpha - _SIXTH) < 1e-7 and beta == 0.5:
-        node.alias(node.call(functions.hard_sigmoid, [x], is_positive=True))
+        node.alias(node.call(functions.hard_sigmoid, [x], is_positive=True, by_element=True))
         return
-    scaled = node.call(functions.multiply, [x], alpha)
-    shifted = node.call(functions.add, [scaled], beta)
-    node.alias(node.call(functions.clamp, [shifted], 0.0, 1.0, is_positive=True))
+    scaled = node.call(functions.multiply, [x], alpha, by_element=True)
+    shifted = node.call(functions.add, [scaled], beta, by_element=True)
+    node.alias(
+        node.call(functions.clamp, [shifted], 0.0, 1.0, is_positive=True, by_element=True)
+    )
 
 
 @operator("HardSwish", inputs=(1, 1))
 def _hard_swish(node: Node) -> None:
-    node.alias(node.call(functions.hard_swish, [node.map(0)]))
+    node.alias(node.call(functions.hard_swish, [node.map(0)], by_element=True))
 
 
 @operator("Clip", inputs=(1, 3))
@@ -295,10 +299,12 @@ def _clip(node: Node) -> None:
     least, most = (_bound(node, i, name) for i, name in ((1, "min"), (2, "max")))
     x = node.map(0)
     if least == 0 and most is None:
-        node.alias(node.call(functions.relu, [x], is_positive=True))
+        node.alias(node.call(functions.relu, [x], is_positive=True, by_element=True))
         return
     is_positive = least is not None and least >= 0
-    node.alias(node.call(functions.clamp, [x], least, most, is_positive=is_positive))
+    node.alias(
+        node.call(functions.clamp, [x], least, most, is_positive=is_positive, by_element=True)
+    )
 
 
 def _bound(node: Node, i: int, name: str) -> float | None:
@@ -353,7 +359,9 @@ def _binary(node: Node) -> None:
         if not np.isfinite(number):
             raise ValueError(f"its constant is {number}")
         is_positive = x.is_positive and number > 0 and node.kind != "Sub"
-        node.alias(node.call(function, [x], number, is_positive=is_positive))
+        node.alias(
+            node.call(function, [x], number, is_positive=is_positive, by_element=True)
+        )
         return
     operand = node.importer.operand(node.inputs[1 if first else 0], constant)
     maps = [x, operand] if first else [operand, x]
@@ -363,7 +371,13 @@ def _binary(node: Node) -> None:
 def add_maps(node: Node, kind: str, a: Map, b: Map) -> Map:
     """The sum, difference, product or quotient of two maps."""
     is_positive = a.is_positive and b.is_positive and kind != "Sub"
-    return node.call(_BINARY[kind][0], [a, b], is_positive=is_positive)
+    same = _shapes(a) == _shapes(b)
+    call = _BINARY[kind][0]
+    return node.call(call, [a, b], is_positive=is_positive, by_element=same)
+
+
+def _shapes(x: Map) -> list[Any]:
+    return [t if t is None else (t.shape, t.dtype) for t in x.examples]
 
 
 def add_bias(node: Node, x: Map, constant: Array) -> Map | None:
@@ -422,7 +436,8 @@ def _softmax(node: Node) -> None:
     if not -rank <= axis < rank or (node.version < 13 and axis % rank != rank - 1):
         raise ValueError(f"axis is {axis} of {rank} dimensions")
     cls = nn.Softmax if node.kind == "Softmax" else nn.LogSoftmax
-    node.alias(node.layer(cls(axis % rank), x, is_positive=node.kind == "Softmax"))
+    is_positive = node.kind == "Softmax"
+    node.alias(node.layer(cls(axis % rank), x, is_positive=is_positive, by_element=True))
 
 
 @operator("Dropout", inputs=(1, 3))
@@ -439,7 +454,7 @@ def _dropout(node: Node) -> None:
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio is {ratio}, expected 0 to 1")
     x = node.map(0)
-    node.alias(node.layer(nn.Dropout(ratio), x, is_positive=x.is_positive))
+    node.alias(node.layer(nn.Dropout(ratio), x, is_positive=x.is_positive, by_element=True))
 
 
 @operator("Identity", inputs=(1, 1))
