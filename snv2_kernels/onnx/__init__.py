@@ -1,5 +1,13 @@
-"""ONNX files as ordinary modules."""
+"""ONNX files as ordinary modules. Only reading a file needs the package ``onnx``."""
 
-from snv2_kernels.onnx.loading import load_onnx
+from typing import Any
 
 __all__ = ["load_onnx"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_onnx":
+        from snv2_kernels.onnx.loading import load_onnx
+
+        return load_onnx
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -73,7 +73,7 @@ def concatenate(*given: Any) -> Tensor:
 
 
 def split(x: Tensor, sizes: tuple[int, ...], dim: int) -> tuple[Tensor, ...]:
-    return torch.split(x, sizes, dim)  # type: ignore[no-any-return,no-untyped-call]
+    return torch.split(x, list(sizes), dim)
 
 
 def take(x: Tensor, dim: int, start: int, length: int) -> Tensor:
@@ -97,7 +97,7 @@ def flatten(x: Tensor, first: int, last: int) -> Tensor:
 
 
 def unflatten(x: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
-    return x.unflatten(dim, sizes)  # type: ignore[no-untyped-call,no-any-return]
+    return x.unflatten(dim, sizes)  # type: ignore[no-any-return]
 
 
 def reshape(x: Tensor, *given: Any) -> Tensor:

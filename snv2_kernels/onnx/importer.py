@@ -76,9 +76,9 @@ class Importer:
         if sizes is None or len(sizes) != 4 or sizes[1] is None:
             shape = described(sizes)
             raise ValueError(f"the input has shape {shape}, expected [N, C, H, W] with C known")
-        n, c, h, w = sizes
+        n, _, h, w = sizes
         self.is_of_one_size = h is not None and w is not None
-        first = (n or 1, c, h or _SIZE, w or _SIZE)
+        first = (n or 1, sizes[1], h or _SIZE, w or _SIZE)
         if not all(0 < size < _MOST_EXTENT for size in first):
             raise ValueError(f"the input has shape {described(first)}, which is absurd")
         n, c, h, w = first
@@ -136,15 +136,16 @@ class Importer:
         self.buffers[made.id] = self.names.of_tensor(name), tensor
         return made
 
-    def parameter(self, constant: Constant, kind: str, make: Callable[[Array], Array]) -> nn.Parameter:
+    def parameter(
+        self, constant: Constant, kind: str, make: Callable[[Array], Array]
+    ) -> nn.Parameter:
         """The parameter of an initializer, the same for all that read it in the same way."""
         array = constant.array
         if array is None:
             raise ValueError("a weight that depends on the size of the image")
         key = constant.name, kind
         if not constant.name or key not in self._parameters:
-            made = np.ascontiguousarray(make(array))
-            tensor = torch.from_numpy(made.copy() if made is array or made.base is not None else made)
+            tensor = torch.from_numpy(np.array(make(array), order="C"))
             self._parameters[key] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
         return self._parameters[key]
 

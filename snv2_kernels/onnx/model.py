@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from snv2_kernels.onnx import functions
 
 __all__ = ["OnnxModel", "OnnxNetwork", "Step"]
 
@@ -19,6 +23,12 @@ class Step(NamedTuple):
     inputs: tuple[int, ...]
     constants: tuple[Any, ...]
     outputs: tuple[int, ...]
+
+
+_AFFINE = (
+    functions.add, functions.subtract, functions.multiply, functions.divide,
+    functions.subtract_from,
+)  # fmt: skip
 
 
 class OnnxNetwork(nn.Module):
@@ -67,6 +77,20 @@ class OnnxNetwork(nn.Module):
         if len(self._results) == 1:
             return values[self._results[0]]
         return tuple(values[place] for place in self._results)
+
+    def scale_and_shift(self, channels: int) -> tuple[list[float], list[float]] | None:
+        """One number of each for each channel, if the forward does nothing else; else None."""
+        constant = {place for place, _ in self._operands}
+        for step in self._steps:
+            if step.function not in _AFFINE or len(set(step.inputs) - constant) != 1:
+                return None
+        module = copy.deepcopy(self).double().cpu()
+        zero = torch.zeros(1, channels, 1, 1, dtype=torch.float64)
+        with torch.no_grad():
+            shift, both = module(zero), module(zero + 1)
+        if shift.shape != zero.shape:
+            return None
+        return (both - shift).flatten().tolist(), shift.flatten().tolist()
 
     def extra_repr(self) -> str:
         return f"{len(self._steps)} steps"

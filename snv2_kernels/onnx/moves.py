@@ -31,11 +31,11 @@ def _constant(node: Node) -> None:
         raise ValueError("expected one value, a tensor or numbers")
     array: Any = node.tensor("value") if found == ["value"] else None
     if found == ["value_int"]:
-        array = np.array(node.int("value_int", 0))
+        array = np.array(node.integer("value_int", 0))
     elif found == ["value_ints"]:
-        array = np.array(node.ints("value_ints"), np.int64)
+        array = np.array(node.integers("value_ints"), np.int64)
     elif found == ["value_float"]:
-        array = np.array(node.float("value_float", 0.0), np.float32)
+        array = np.array(node.real("value_float", 0.0), np.float32)
     elif array is None:
         raise ValueError("a list of floats is not supported")
     node.importer.define(node.outputs[0], Constant((array,), node.outputs[0]))
@@ -46,7 +46,7 @@ def _shape(node: Node) -> None:
     x = node.any_map(0)
     part = slice(0, None)
     if node.version >= 15:
-        part = slice(node.int("start", 0), node.int("end", len(x.shape)))
+        part = slice(node.integer("start", 0), node.integer("end", len(x.shape)))
     shapes = [x.shape if t is None else tuple(t.shape) for t in x.examples]
     node.fold([np.array(shape[part], np.int64) for shape in shapes])
 
@@ -62,7 +62,7 @@ def _folded(node: Node, function: Callable[[Array], Array], i: int = 0) -> bool:
 
 @operator("Cast", inputs=(1, 1))
 def _cast(node: Node) -> None:
-    to = node.int("to", 0)
+    to = node.integer("to", 0)
     node.ignore("saturate", "round_mode")
     if to in _INTEGERS and _folded(node, lambda array: _as_integers(array, _INTEGERS[to])):
         return
@@ -80,7 +80,7 @@ def _as_integers(array: Array, dtype: Any) -> Array:
 
 @operator("Gather", inputs=(2, 2))
 def _gather(node: Node) -> None:
-    axis, found = node.int("axis", 0), node.value(0)
+    axis, found = node.integer("axis", 0), node.value(0)
     indices = node.array(1)
     if indices is None or indices.dtype.kind != "i":
         raise ValueError("its indices are no integers")
@@ -116,7 +116,7 @@ def _axis(axis: int, x: Map) -> int:
 @operator("Concat", inputs=(1, 64))
 def _concat(node: Node) -> None:
     values = [node.value(i) for i in range(len(node.inputs))]
-    axis = node.int("axis", 1 if node.version < 4 else -100)
+    axis = node.integer("axis", 1 if node.version < 4 else -100)
     if all(isinstance(value, Constant) for value in values):
         constants: Any = values
         worlds = range(max(len(c.arrays) for c in constants))
@@ -139,10 +139,10 @@ def concatenated(node: Node, maps: Sequence[Map], axis: int) -> Map:
 @operator("Split", inputs=(1, 2), outputs=64)
 def _split(node: Node) -> None:
     x = node.any_map(0)
-    axis = _axis(node.int("axis", 0), x)
+    axis = _axis(node.integer("axis", 0), x)
     sizes = node.numbers(1, "split", since=13)
     count = len(node.outputs)
-    if node.version >= 18 and node.int("num_outputs", count) != count:
+    if node.version >= 18 and node.integer("num_outputs", count) != count:
         raise ValueError(f"num_outputs is not {count}, the number of its outputs")
     whole = x.fixed(axis)
     if whole is None:
@@ -195,7 +195,7 @@ def _sliced(array: Array, axes: Sequence[int], parts: Sequence[slice]) -> Array:
 
 @operator("Transpose", inputs=(1, 1))
 def _transpose(node: Node) -> None:
-    perm = node.ints("perm")
+    perm = node.integers("perm")
     if _folded(node, lambda array: np.transpose(array, perm)):
         return
     x = node.any_map(0)
@@ -214,13 +214,13 @@ def _transpose(node: Node) -> None:
 def _reshape(node: Node) -> None:
     node.ignore("consumed_inputs")
     if node.version < 5:
-        attribute = node.ints("shape")
+        attribute = node.integers("shape")
         wanted = None if attribute is None else Constant((np.array(attribute, np.int64),))
     else:
         wanted = node.constant(1)
     if wanted is None or wanted.arrays[0].ndim != 1 or wanted.arrays[0].dtype != np.int64:
         raise ValueError("its shape is missing, or no list of integers")
-    copies = not (node.version >= 14 and node.int("allowzero", 0))
+    copies = not (node.version >= 14 and node.integer("allowzero", 0))
     if _folded(node, lambda array: array.reshape(_shape_of(array.shape, wanted.arrays[0], copies))):
         return
     x = node.any_map(0)
@@ -249,7 +249,7 @@ def _shape_of(shape: tuple[int, ...], wanted: Array, copies: bool) -> tuple[int,
 @operator("Flatten", inputs=(1, 1))
 def _flatten(node: Node) -> None:
     x = node.any_map(0)
-    axis = node.int("axis", 1)
+    axis = node.integer("axis", 1)
     if not -len(x.shape) <= axis <= len(x.shape):
         raise ValueError(f"axis is {axis} of {len(x.shape)} dimensions")
     axis = axis + len(x.shape) if axis < 0 else axis

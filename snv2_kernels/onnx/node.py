@@ -84,11 +84,11 @@ class Node:
             raise ValueError(f"attribute {name} has type {found.type}, expected {kind}")
         return found
 
-    def int(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
         found = self._attribute(name, AttributeProto.INT)
         return default if found is None else int(found.i)
 
-    def ints(self, name: str, count: int | None = None) -> tuple[int, ...] | None:
+    def integers(self, name: str, count: int | None = None) -> tuple[int, ...] | None:
         """Numbers, so many of them; None if they are not there."""
         found = self._attribute(name, AttributeProto.INTS)
         if found is None:
@@ -97,7 +97,7 @@ class Node:
             raise ValueError(f"attribute {name} has {len(found.ints)} numbers, expected {count}")
         return tuple(map(int, found.ints))
 
-    def float(self, name: str, default: float) -> float:
+    def real(self, name: str, default: float) -> float:
         found = self._attribute(name, AttributeProto.FLOAT)
         value = default if found is None else float(found.f)
         if not math.isfinite(value):
@@ -118,7 +118,7 @@ class Node:
     def expect(self, name: str, value: Any, default: Any = None) -> None:
         """Raise unless an attribute has the only value that is supported."""
         default = value if default is None else default
-        found = (self.float if isinstance(value, float) else self.int)(name, default)
+        found = (self.real if isinstance(value, float) else self.integer)(name, default)
         if found != value:
             raise ValueError(f"{name} is {found}, only {value} is supported")
 
@@ -182,7 +182,7 @@ class Node:
     def numbers(self, i: int, attribute: str, since: int) -> tuple[int, ...] | None:
         """Integers that became an input in a later opset."""
         if self.version < since:
-            return self.ints(attribute)
+            return self.integers(attribute)
         array = self.array(i)
         if array is None:
             return None
@@ -220,7 +220,12 @@ class Node:
             return function(*given, *constants)
 
         (result,) = self.importer.emit(
-            draft, None if by_element else run, maps, is_positive=is_positive, quantization=quantization, dims=dims
+            draft,
+            None if by_element else run,
+            maps,
+            is_positive=is_positive,
+            quantization=quantization,
+            dims=dims,
         )
         return result
 
@@ -248,6 +253,10 @@ class Node:
         name = self.importer.names.of_layer(self.name, self.kind, weight)
         draft = Draft((x.id,), module=module, name=name)
         (result,) = self.importer.emit(
-            draft, None if by_element else module.eval(), [x], is_positive=is_positive, quantization=quantization
+            draft,
+            None if by_element else module.eval(),
+            [x],
+            is_positive=is_positive,
+            quantization=quantization,
         )
         return result

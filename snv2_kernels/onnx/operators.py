@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from snv2_kernels.onnx.node import Node, operator
 from snv2_kernels.onnx.reader import Array
 from snv2_kernels.onnx.values import Constant, Map
 
-__all__ = ["add_linear", "add_maps", "add_convolution", "add_average_pool", "relu_of"]
+__all__ = ["add_average_pool", "add_convolution", "add_linear", "add_maps", "relu_of"]
 
 _MOST_SIZES = 4096  # numbers of a computed constant: shapes, not weights
 _SIXTH = float(np.float32(1 / 6))
@@ -34,19 +34,20 @@ def add_convolution(
     node: Node, x: Map, weight: nn.Parameter, bias: nn.Parameter | None, name: str
 ) -> Map:
     """The result of a convolution with a node's attributes."""
-    out_channels, depth, *kernel = weight.shape
-    groups = node.int("group", 1)
+    out_channels, depth, *window = weight.shape
+    kernel = _pair(window)
+    groups = node.integer("group", 1)
     if min(weight.shape) < 1 or groups < 1 or out_channels % groups:
         raise ValueError(f"its weight has shape {tuple(weight.shape)} with {groups} groups")
-    if node.ints("kernel_shape", 2) not in (None, tuple(kernel)):
-        raise ValueError(f"kernel_shape is not that of its weight, {tuple(kernel)}")
-    stride, padding, dilation = _window(node, tuple(kernel))
+    if node.integers("kernel_shape", 2) not in (None, kernel):
+        raise ValueError(f"kernel_shape is not that of its weight, {kernel}")
+    stride, padding, dilation = _window(node, kernel)
     if len(x.shape) != 4 or x.fixed(1) != depth * groups:
         raise ValueError(f"its input has shape {x.shape}, expected {depth * groups} channels")
     if bias is not None and bias.shape != (out_channels,):
         raise ValueError(f"its bias has shape {tuple(bias.shape)}, expected ({out_channels},)")
     conv = nn.Conv2d(
-        depth * groups, out_channels, tuple(kernel), stride, padding, dilation, groups,
+        depth * groups, out_channels, kernel, stride, padding, dilation, groups,
         bias=bias is not None, device="meta", dtype=weight.dtype,
     )  # fmt: skip
     made = node.layer(conv, x, name)
@@ -54,16 +55,21 @@ def add_convolution(
     return made
 
 
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    height, width = sizes
+    return height, width
+
+
 def _window(
     node: Node, kernel: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Stride, padding and dilation."""
-    sy, sx = node.ints("strides", 2) or (1, 1)
-    dy, dx = node.ints("dilations", 2) or (1, 1)
+    sy, sx = node.integers("strides", 2) or (1, 1)
+    dy, dx = node.integers("dilations", 2) or (1, 1)
     if min(sy, sx, dy, dx, *kernel) < 1:
         raise ValueError("its kernel, strides or dilations are not positive")
     automatic = node.text("auto_pad", "NOTSET")
-    top, left, bottom, right = node.ints("pads", 4) or (0, 0, 0, 0)
+    top, left, bottom, right = node.integers("pads", 4) or (0, 0, 0, 0)
     if automatic in ("SAME_UPPER", "SAME_LOWER"):
         totals = dy * (kernel[0] - 1), dx * (kernel[1] - 1)
         if (sy, sx) != (1, 1) or any(total % 2 for total in totals):
@@ -84,8 +90,8 @@ def _gemm(node: Node) -> None:
     node.expect("alpha", 1.0)
     node.expect("beta", 1.0)
     node.expect("transA", 0)
-    broadcasts = node.int("broadcast", 0) if node.version < 7 else 1
-    weight = node.weight(1, 2, *transposed(node.int("transB", 0)))
+    broadcasts = node.integer("broadcast", 0) if node.version < 7 else 1
+    weight = node.weight(1, 2, *transposed(node.integer("transB", 0)))
     node.alias(add_linear(node, node.map(0), weight, _bias(node, 2, bool(broadcasts)), 1))
 
 
@@ -143,7 +149,7 @@ def _batch_norm(node: Node) -> None:
     cls = {4: nn.BatchNorm2d, 2: nn.BatchNorm1d}.get(len(x.shape))
     if cls is None:
         raise ValueError(f"its input has shape {x.shape}, expected 4 dimensions")
-    eps, momentum = node.float("epsilon", 1e-5), 1 - node.float("momentum", 0.9)
+    eps, momentum = node.real("epsilon", 1e-5), 1 - node.real("momentum", 0.9)
     if eps < 0 or not 0 <= momentum <= 1:
         raise ValueError(f"epsilon is {eps}, momentum {1 - momentum}")
     norm = cls(channels, eps, momentum, device="meta", dtype=scale.dtype)
@@ -163,19 +169,20 @@ def _max_pool(node: Node) -> None:
     x = node.any_map(0)
     kernel = _kernel(node)
     stride, padding, dilation = _window(node, kernel)
-    ceil = bool(node.int("ceil_mode", 0))
+    ceil = bool(node.integer("ceil_mode", 0))
     if ceil and (padding != (0, 0) or any(s > k for s, k in zip(stride, kernel, strict=True))):
         raise ValueError("ceil_mode with padding is not supported")
-    pool = nn.MaxPool2d(*map(_one, (kernel, stride, padding, dilation)), ceil_mode=ceil)
+    size, step, margin, spread = map(_one, (kernel, stride, padding, dilation))
+    pool = nn.MaxPool2d(size, step, margin, spread, ceil_mode=ceil)
     made = node.layer(pool, x, is_positive=x.is_positive, quantization=x.quantization)
     node.alias(made)
 
 
 def _kernel(node: Node) -> tuple[int, int]:
-    kernel = node.ints("kernel_shape", 2)
+    kernel = node.integers("kernel_shape", 2)
     if kernel is None:
         raise ValueError("kernel_shape is missing")
-    return kernel[0], kernel[1]
+    return _pair(kernel)
 
 
 def _one(pair: tuple[int, int]) -> Any:
@@ -195,13 +202,14 @@ def add_average_pool(node: Node, x: Map) -> Map:
     """
     kernel = _kernel(node)
     stride, padding, dilation = _window(node, kernel)
-    if node.int("ceil_mode", 0) or dilation != (1, 1):
+    if node.integer("ceil_mode", 0) or dilation != (1, 1):
         raise ValueError("ceil_mode and dilations are not supported")
-    includes = bool(node.int("count_include_pad", 0))
-    if len(x.shape) == 4 and kernel == x.shape[2:] and padding == (0, 0):
-        if node.importer.is_of_one_size:
-            return node.call(functions.mean, [x], (2, 3), True, is_positive=x.is_positive)
-    pool = nn.AvgPool2d(*map(_one, (kernel, stride, padding)), count_include_pad=includes)
+    includes = bool(node.integer("count_include_pad", 0))
+    is_whole = kernel == x.shape[2:] and padding == (0, 0)
+    if is_whole and node.importer.is_of_one_size:
+        return node.call(functions.mean, [x], (2, 3), True, is_positive=x.is_positive)
+    size, step, margin = map(_one, (kernel, stride, padding))
+    pool = nn.AvgPool2d(size, step, margin, count_include_pad=includes)
     return node.layer(pool, x, is_positive=x.is_positive)
 
 
@@ -218,7 +226,7 @@ def _reduce_mean(node: Node) -> None:
     x = node.map(0)
     axes = node.numbers(1, "axes", since=18)
     node.expect("noop_with_empty_axes", 0)
-    keeps = bool(node.int("keepdims", 1))
+    keeps = bool(node.integer("keepdims", 1))
     rank = len(x.shape)
     if not axes or not all(-rank <= axis < rank for axis in axes):
         raise ValueError(f"axes are {axes}, expected some of {rank} dimensions")
@@ -246,7 +254,7 @@ def _relu(node: Node) -> None:
 @operator("LeakyRelu", inputs=(1, 1))
 def _leaky_relu(node: Node) -> None:
     node.ignore("consumed_inputs")
-    slope = node.float("alpha", 0.01)
+    slope = node.real("alpha", 0.01)
     node.alias(node.call(functions.leaky_relu, [node.map(0)], slope, by_element=True))
 
 
@@ -257,8 +265,8 @@ def _prelu(node: Node) -> None:
     shape = () if slope is None else slope.arrays[0].shape
     count = int(np.prod(shape))
     is_vector = len(shape) == 1 and (node.version < 7 or len(x.shape) == 2)
-    by_channel = is_vector or (len(x.shape) == len(shape) + 1 and shape[1:] == (1,) * len(shape[1:]))
-    if slope is None or not (count == 1 or (by_channel and count == x.fixed(1))):
+    is_column = len(x.shape) == len(shape) + 1 and set(shape[1:]) <= {1}
+    if slope is None or not (count == 1 or ((is_vector or is_column) and count == x.fixed(1))):
         raise ValueError(f"its slope has shape {shape}, expected one number for each channel")
     weight = node.weight(1, len(shape), "flat", lambda array: array.reshape(-1))
     prelu = nn.PReLU(count, device="meta", dtype=weight.dtype)
@@ -277,15 +285,13 @@ def _sigmoid(node: Node) -> None:
 @operator("HardSigmoid", inputs=(1, 1))
 def _hard_sigmoid(node: Node) -> None:
     node.ignore("consumed_inputs")
-    x, alpha, beta = node.map(0), node.float("alpha", 0.2), node.float("beta", 0.5)
+    x, alpha, beta = node.map(0), node.real("alpha", 0.2), node.real("beta", 0.5)
     if abs(alpha - _SIXTH) < 1e-7 and beta == 0.5:
         node.alias(node.call(functions.hard_sigmoid, [x], is_positive=True, by_element=True))
         return
     scaled = node.call(functions.multiply, [x], alpha, by_element=True)
     shifted = node.call(functions.add, [scaled], beta, by_element=True)
-    node.alias(
-        node.call(functions.clamp, [shifted], 0.0, 1.0, is_positive=True, by_element=True)
-    )
+    node.alias(node.call(functions.clamp, [shifted], 0.0, 1.0, is_positive=True, by_element=True))
 
 
 @operator("HardSwish", inputs=(1, 1))
@@ -309,7 +315,7 @@ def _clip(node: Node) -> None:
 
 def _bound(node: Node, i: int, name: str) -> float | None:
     if node.version < 11:
-        return node.float(name, 0.0) if node.has(name) else None
+        return node.real(name, 0.0) if node.has(name) else None
     found = node.array(i)
     if found is None:
         return None
@@ -330,8 +336,8 @@ _BINARY: dict[str, tuple[Any, Any]] = {  # with a number second, and first
 @operator(*_BINARY, inputs=(2, 2))
 def _binary(node: Node) -> None:
     node.ignore("consumed_inputs")
-    broadcasts = node.int("broadcast", 0) if node.version < 7 else 1
-    axis = node.int("axis", -1) if node.version < 7 else -1
+    broadcasts = node.integer("broadcast", 0) if node.version < 7 else 1
+    axis = node.integer("axis", -1) if node.version < 7 else -1
     a, b = node.value(0), node.value(1)
     if isinstance(a, Constant) and isinstance(b, Constant):
         _fold(node, a, b)
@@ -352,16 +358,14 @@ def _binary(node: Node) -> None:
         node.alias(bias)
         return
     function = _BINARY[node.kind][not first]
-    if torch.from_numpy(constant[:0] if constant.ndim else constant.copy()).dtype != x.example.dtype:
+    if _dtype_of(constant) != x.example.dtype:
         raise ValueError(f"its constant has type {constant.dtype}, its map {x.example.dtype}")
     if constant.size == 1 and constant.ndim <= len(x.shape):
         number = float(constant.reshape(()))
         if not np.isfinite(number):
             raise ValueError(f"its constant is {number}")
         is_positive = x.is_positive and number > 0 and node.kind != "Sub"
-        node.alias(
-            node.call(function, [x], number, is_positive=is_positive, by_element=True)
-        )
+        node.alias(node.call(function, [x], number, is_positive=is_positive, by_element=True))
         return
     operand = node.importer.operand(node.inputs[1 if first else 0], constant)
     maps = [x, operand] if first else [operand, x]
@@ -385,14 +389,18 @@ def add_bias(node: Node, x: Map, constant: Array) -> Map | None:
     there is none."""
     last = node.importer.drafts[-1] if node.importer.drafts else None
     linear = last.module if last is not None and last.outputs == (x.id,) else None
-    if not isinstance(linear, nn.Linear) or linear.bias is not None or node.importer.uses(x) != 1:
+    if not isinstance(linear, nn.Linear) or node.importer.uses(x) != 1:
         return None
-    if constant.shape[-1:] != (linear.out_features,) or constant.size != linear.out_features:
-        return None
-    if torch.from_numpy(constant.reshape(-1)[:0]).dtype != linear.weight.dtype:
+    fits = constant.shape[-1:] == (linear.out_features,) and constant.size == linear.out_features
+    has_bias = linear._parameters["bias"] is not None
+    if has_bias or not fits or _dtype_of(constant) != linear.weight.dtype:
         return None
     linear.bias = nn.Parameter(torch.from_numpy(constant.reshape(-1).copy()))
     return x
+
+
+def _dtype_of(array: Array) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, array.dtype)).dtype
 
 
 def _fold(node: Node, a: Constant, b: Constant) -> None:
@@ -432,7 +440,7 @@ def _sum(node: Node) -> None:
 def _softmax(node: Node) -> None:
     x = node.map(0)
     rank = len(x.shape)
-    axis = node.int("axis", -1 if node.version >= 13 else 1)
+    axis = node.integer("axis", -1 if node.version >= 13 else 1)
     if not -rank <= axis < rank or (node.version < 13 and axis % rank != rank - 1):
         raise ValueError(f"axis is {axis} of {rank} dimensions")
     cls = nn.Softmax if node.kind == "Softmax" else nn.LogSoftmax
@@ -445,7 +453,7 @@ def _dropout(node: Node) -> None:
     node.ignore("consumed_inputs", "seed")
     if node.version < 7:
         node.expect("is_test", 1, default=0)
-    ratio = node.float("ratio", 0.5)
+    ratio = node.real("ratio", 0.5)
     if node.version >= 12:
         given, training = node.array(1), node.array(2)
         ratio = ratio if given is None else float(given.reshape(()))

@@ -121,7 +121,7 @@ def _quantize(node: Node) -> None:
 def _only_by_tensor(node: Node) -> None:
     node.ignore("axis", "saturate", "precision")
     for name in ("block_size", "output_dtype"):
-        if node.int(name, 0):
+        if node.integer(name, 0):
             raise ValueError(f"{name} is not supported")
 
 
@@ -130,8 +130,8 @@ def _dequantize(node: Node) -> None:
         _only_by_tensor(node)
         node.alias(_dequantized(node, 0, 1))
         return
-    axis = node.int("axis", 1)
-    if node.int("block_size", 0) or node.int("output_dtype", 0):
+    axis = node.integer("axis", 1)
+    if node.integer("block_size", 0) or node.integer("output_dtype", 0):
         raise ValueError("blocks and other output types are not supported")
     made = _numbers(node, 0, axis)
     node.alias(replace(made, name=node.outputs[0]))
@@ -175,7 +175,7 @@ def _gemm(node: Node) -> None:
     node.expect("alpha", 1.0)
     node.expect("transA", 0)
     x = _dequantized(node, 0, 1)
-    weight = _linear_weight(node, 3, node.int("transB", 0))
+    weight = _linear_weight(node, 3, node.integer("transB", 0))
     made = add_linear(node, x, weight, _bias(node, 6, 1, 4), 3)
     node.alias(made if node.value(7) is None else _quantized(node, made, _quantization(node, 7)))
 
@@ -205,7 +205,7 @@ def _concat(node: Node) -> None:
     if count % 3 != 2:
         raise ValueError(f"{count} inputs, expected two and three for each map")
     maps = [_dequantized(node, i, i + 1) for i in range(2, count, 3)]
-    node.alias(_quantized(node, concatenated(node, maps, node.int("axis", -100)), to))
+    node.alias(_quantized(node, concatenated(node, maps, node.integer("axis", -100)), to))
 
 
 @operator("QLinearGlobalAveragePool", "QLinearAveragePool", inputs=(4, 5), domain=_MICROSOFT)
@@ -221,5 +221,3 @@ def _average(node: Node) -> None:
     else:
         raise ValueError(f"its input has shape {x.shape}, expected 4 dimensions")
     node.alias(_quantized(node, made, to))
-
-

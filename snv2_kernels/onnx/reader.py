@@ -136,35 +136,39 @@ def array_of(tensor: Any, folder: Path | None, left: int = MOST_TENSOR_BYTES) ->
         raise ValueError(f"{name} has element type {tensor.data_type}, which is not supported")
     code, place = _TYPES[tensor.data_type]
     dtype = np.dtype(code)
-    count = math.prod(dims)
-    size = count * dtype.itemsize
+    size = math.prod(dims) * dtype.itemsize
     if len(dims) > _MOST_RANK or not all(0 <= dim <= left for dim in dims) or size > left:
         raise ValueError(f"{name} has shape {described(dims)}, which is absurd")
-    if tensor.HasField("segment"):
-        raise ValueError(f"{name} is in segments")
     filled = [key for key in _FIELDS if len(getattr(tensor, key))]
-    if tensor.data_location == TensorProto.EXTERNAL:
-        if folder is None or filled or tensor.raw_data:
+    is_external = tensor.data_location == TensorProto.EXTERNAL
+    if tensor.HasField("segment") or len(filled) + bool(tensor.raw_data) + is_external > 1:
+        raise ValueError(f"{name} has its numbers in several places")
+    if filled:
+        return _listed(tensor, filled[0], place, dtype, name).reshape(dims)
+    if is_external:
+        if folder is None:
             raise ValueError(f"{name} may have no external data")
         raw = _external(tensor, folder, size, name)
-    elif tensor.HasField("raw_data") and (tensor.raw_data or not filled):
-        raw = tensor.raw_data
-        if filled:
-            raise ValueError(f"{name} has two sets of numbers")
     else:
-        if filled not in ([], [place]):
-            raise ValueError(f"{name} has its numbers in {filled}, expected {place or 'raw_data'}")
-        numbers = np.array(getattr(tensor, place)) if filled else np.empty(0)
-        if len(numbers) != count:
-            raise ValueError(f"{name} has {len(numbers)} numbers, expected {count}")
-        array = numbers.astype(dtype)
-        if not np.array_equal(array, numbers, equal_nan=dtype.kind == "f"):
-            raise ValueError(f"{name} has numbers that do not fit its type")
-        return array.reshape(dims)
+        raw = tensor.raw_data
     if len(raw) != size:
         raise ValueError(f"{name} has {len(raw)} bytes, expected {size}")
     array = np.frombuffer(raw, dtype).reshape(dims)
     if dtype.kind == "b" and (array.view(np.uint8) > 1).any():
+        raise ValueError(f"{name} has numbers that do not fit its type")
+    return array
+
+
+def _listed(tensor: Any, found: str, place: str, dtype: np.dtype[Any], name: str) -> Array:
+    """The numbers of a tensor in one of protobuf's lists."""
+    if found != place:
+        raise ValueError(f"{name} has its numbers in {found}, expected {place or 'raw_data'}")
+    numbers = np.array(getattr(tensor, place))
+    count = math.prod(tensor.dims)
+    if len(numbers) != count:
+        raise ValueError(f"{name} has {len(numbers)} numbers, expected {count}")
+    array = numbers.astype(dtype)
+    if not np.array_equal(array, numbers, equal_nan=dtype.kind == "f"):
         raise ValueError(f"{name} has numbers that do not fit its type")
     return array
 

@@ -60,8 +60,9 @@ def merged(drafts: Sequence[Draft], results: Sequence[int]) -> list[Draft]:
         ):
             gone |= {id(swap), id(part)}
             groups = part.constants[1][0]
-            draft = Draft(part.inputs, functions.shuffle, (groups,), outputs=draft.outputs)
-        out.append(draft)
+            out.append(Draft(part.inputs, functions.shuffle, (groups,), outputs=draft.outputs))
+        else:
+            out.append(draft)
     return [draft for draft in out if id(draft) not in gone]
 
 
