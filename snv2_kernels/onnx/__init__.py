@@ -7,6 +7,11 @@ __all__ = ["load_onnx"]
 
 def __getattr__(name: str) -> Any:
     if name == "load_onnx":
+        try:
+            import onnx  # noqa: F401
+        except ImportError as error:
+            message = 'load_onnx needs the package onnx: pip install "snv2_kernels[onnx]"'
+            raise ImportError(message) from error
         from snv2_kernels.onnx.loading import load_onnx
 
         return load_onnx

@@ -16,14 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
-
-try:
-    import onnx
-    from onnx import TensorProto
-except ImportError as error:
-    message = 'load_onnx needs the package onnx: pip install "snv2_kernels[onnx]"'
-    raise ImportError(message) from error
+from onnx import TensorProto
 
 __all__ = ["Array", "File", "array_of", "described", "read_file"]
 
