@@ -239,7 +239,7 @@ def _shape_of(shape: tuple[int, ...], wanted: Array, copies: bool) -> tuple[int,
         sizes = [shape[i] if size == 0 and i < len(shape) else size for i, size in enumerate(sizes)]
     rest = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or min(sizes, default=1) < -1 or rest < 1 or math.prod(shape) % rest:
-        raise ValueError(f"makes {list(wanted)[:8]} of shape {shape}")
+        raise ValueError(f"makes {wanted[:8].tolist()} of shape {shape}")
     sizes = [math.prod(shape) // rest if size == -1 else size for size in sizes]
     if math.prod(sizes) != math.prod(shape) or len(sizes) > 8:
         raise ValueError(f"makes {sizes[:8]} of shape {shape}")

@@ -25,7 +25,7 @@ __all__ = ["Array", "File", "array_of", "described", "read_file"]
 Array = NDArray[Any]
 
 _MOST_BYTES = 100 << 20  # of the file itself
-_MOST_ENTRIES = 500_000  # messages, texts and single numbers
+_MOST_ENTRIES = 200_000  # messages, texts and single numbers
 _MOST_PACKED = 64 << 20  # bytes of packed numbers
 _MOST_DEPTH = 32
 MOST_TENSOR_BYTES = 100 << 20  # of all together
