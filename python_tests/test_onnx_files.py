@@ -162,9 +162,7 @@ def test_bytes_are_normalized_by_engine_and_model(tmp_path: Path) -> None:
     assert max_error(engine(x.permute(0, 2, 3, 1)), scores(model, x / 255)) < BOUND
     twin = snv2.Engine(network(), tuple(x.shape), normalize=(MEAN, STD))
     assert max_error(twin(x.permute(0, 2, 3, 1)), scores(model, x / 255)) < BOUND
-    model.normalization.append(nn.ReLU()) if isinstance(model.normalization, nn.Sequential) else (
-        setattr(model, "normalization", nn.Sequential(model.normalization, nn.ReLU()))
-    )
+    model.normalization = nn.Sequential(model.normalization, nn.ReLU())
     with pytest.raises(ValueError, match="normalize: the model's normalization does more"):
         snv2.Engine(model, tuple(x.shape), normalize=([0.0] * 3, [1.0] * 3))
 
@@ -204,7 +202,8 @@ def test_v1(tmp_path: Path, opset: int) -> None:
     larger = images(2, 96)
     expected = onnxruntime_scores(save(v1(9, 96), tmp_path / "larger.onnx"), larger)
     assert max_error(scores(model, larger), expected) < BOUND
-    assert torch.equal(scores(snv2.fuse(model), x), scores(model, x)) or opset != 9
+    if opset == 9:
+        assert max_error(scores(snv2.fuse(model), x), scores(model, x)) < BOUND
 
 
 # The package ----------------------------------------------------------------------------------

@@ -89,7 +89,9 @@ def permute(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
-    return F.channel_shuffle(x, groups)
+    """Not ``F.channel_shuffle``, which ``torch.onnx.export`` does not know."""
+    n, c, h, w = x.shape
+    return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
 def flatten(x: Tensor, first: int, last: int) -> Tensor:
