@@ -99,7 +99,11 @@ def test_names_are_those_of_the_exported_module(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "default"])
+@pytest.mark.parametrize(
+    "dynamo",
+    [False, pytest.param(True, marks=pytest.mark.slow)],  # it takes ten seconds
+    ids=["torchscript", "default"],
+)
 def test_what_the_exporters_write(tmp_path: Path, dynamo: bool) -> None:
     pytest.importorskip("onnxscript")
     x, path = images(1), tmp_path / "net.onnx"
