@@ -135,6 +135,10 @@ EDITS: dict[str, tuple[Callable[[Any], None], str]] = {
     "sizes": (with_attribute("Split", "split", [7, 8]), r"splits 16 into \[7, 8\]"),
     "perm": (with_attribute("Transpose", "perm", [0, 2, 1, 3, 3]), r"perm is \[0, 2, 1, 3, 3\]"),
     "batch": (with_attribute("Transpose", "perm", [1, 0, 2, 3, 4]), r"\(Split.*depends on the"),
+    "height": (
+        with_attribute("Constant", "value", numpy_helper.from_array(np.array([1, 16, 4, 2, 8]))),
+        r"\(Reshape.*splits height, width or batch",
+    ),
     "operator": (with_operator("Relu", "Rely"), r"\(Rely, domain ai.onnx.*unknown operator"),
     "domain": (
         with_operator("Relu", "Relu", "org.evil"),
