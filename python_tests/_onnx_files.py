@@ -21,9 +21,15 @@ SIZE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def network(seed: int = 0) -> Any:
-    """The network whose files these are, lively enough that a wrong shuffle shows."""
-    model = randomize_(models.ShuffleNetV2([2, 1, 1], [8, 16, 24, 32, 40], 10), seed).eval()
+def network() -> Any:
+    """The network whose files these are."""
+    return lively(models.ShuffleNetV2([2, 1, 1], [8, 16, 24, 32, 40], 10))
+
+
+def lively(network: nn.Module, seed: int = 0) -> Any:
+    """A network in eval mode with random numbers, whose scores depend on the image so much that a
+    wrong shuffle shows."""
+    model = randomize_(network, seed).eval()
     generator = torch.Generator().manual_seed(seed)
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d):
@@ -76,6 +82,14 @@ class Writer:
         return helper.make_model(graph, opset_imports=[opset], ir_version=8)
 
 
+def scoped(path: str, kind: str) -> str:
+    """A node's name as TorchScript's exporter writes it, such as /stage2/stage2.0/Conv."""
+    scopes: list[str] = []
+    for part in path.split("."):
+        scopes.append(f"{scopes[-1]}.{part}" if part.isdecimal() else part)
+    return "/".join(("", *scopes, kind))
+
+
 class V2(Writer):
     """A file of :func:`network`.
 
@@ -95,9 +109,8 @@ class V2(Writer):
     def layers(self, layers: nn.Sequential, x: str, path: str) -> str:
         modules = list(layers)
         for i, module in enumerate(modules):
-            name = f"/{path.replace('.', '/')}/{path.rpartition('.')[2]}.{i}"
             if isinstance(module, nn.Conv2d):
-                x = self.conv(module, modules[i + 1], x, f"{path}.{i}", f"{name}/Conv")
+                x = self.conv(module, modules[i + 1], x, f"{path}.{i}")
             elif isinstance(module, nn.BatchNorm2d) and not self.folded:
                 keys = "weight", "bias", "running_mean", "running_var"
                 given = [self.tensor(getattr(module, k), f"{path}.{i}.{k}") for k in keys]
@@ -107,7 +120,7 @@ class V2(Writer):
                 x = self.add("Relu", x)
         return x
 
-    def conv(self, conv: nn.Conv2d, norm: Any, x: str, path: str, name: str) -> str:
+    def conv(self, conv: nn.Conv2d, norm: Any, x: str, path: str) -> str:
         weight, given = conv.weight, []
         if self.folded:
             scale = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -117,7 +130,8 @@ class V2(Writer):
         label = f"onnx::Conv_{len(self.tensors)}" if self.folded else f"{path}.weight"
         pad, stride = conv.padding[0], conv.stride[0]
         made = self.add(
-            "Conv", x, self.tensor(weight, label), *given, name=name, group=conv.groups,
+            "Conv", x, self.tensor(weight, label), *given, name=scoped(path, "Conv"),
+            group=conv.groups,
             kernel_shape=list(conv.kernel_size), pads=[pad] * 4, strides=[stride] * 2,
             dilations=[1, 1],
         )  # fmt: skip

@@ -18,7 +18,7 @@ from snv2_kernels.testing import max_error
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from _onnx_files import MEAN, STD, V2, images, network, quantized, save, v1  # noqa: E402
+from _onnx_files import MEAN, STD, V2, images, lively, network, quantized, save, v1  # noqa: E402
 
 BOUND = 1e-6  # of the largest score
 
@@ -194,6 +194,33 @@ def test_quantized_files_are_the_float_networks_they_stand_for(
     relus = [step for step in model._steps if getattr(step.function, "__name__", "") == "relu"]
     assert len(relus) == sum(isinstance(m, nn.ReLU) for m in network().modules())
     fused_as_one(model, x[:2])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_integers_that_two_layers_read_with_scales_of_their_own(tmp_path: Path) -> None:
+    file = quantized(save(V2(12).write(network()), tmp_path / "net.onnx"), "QOperator")
+    model = onnx.load(str(file))
+    nodes = {node.name: node for node in model.graph.node}
+    paths = [f"/stage2/stage2.1/branch2/branch2.{i}/Conv_quant" for i in (0, 5)]
+    first, second = (nodes[path] for path in paths)
+    second.input[3] = first.input[3]
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    loaded = snv2.load_onnx(save(model, file))
+    layers: list[Any] = [loaded.get_submodule(f"stage2.1.branch2.{i}") for i in (0, 5)]
+    scales = [float(tensors[node.input[4]]) for node in (first, second)]
+    assert scales[0] != scales[1]
+    integers = torch.from_numpy(tensors[first.input[3]].copy())
+    for layer, scale in zip(layers, scales, strict=True):
+        torch.testing.assert_close(layer.weight, integers * scale)
+
+
+@pytest.mark.slow
+def test_whole_network(tmp_path: Path) -> None:
+    model = lively(snv2.models.shufflenet_v2_x1_0())
+    path = save(V2(10).write(model, size=224), tmp_path / "net.onnx")
+    loaded, x = snv2.load_onnx(path), images(1, 224)
+    assert max_error(scores(loaded, x), onnxruntime_scores(path, x)) < BOUND
+    fused_as_one(loaded, x)
 
 
 @pytest.mark.parametrize("opset", [3, 6, 7, 8, 9])

@@ -91,7 +91,7 @@ def _numbers(node: Node, i: int, axis: int | None) -> Constant:
     offset = offset.reshape(shape) if offset.size != 1 else offset.reshape(())
     spread = scale.reshape(shape) if scale.size != 1 else scale.reshape(())
     values = (found.astype(np.float64) - offset) * spread
-    return Constant((values.astype(np.float32),), node.inputs[i])
+    return Constant((values.astype(np.float32),))
 
 
 def _bias(node: Node, i: int, x: int, weight: int) -> Any:
