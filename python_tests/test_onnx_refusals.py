@@ -226,6 +226,17 @@ def test_no_onnx_file(tmp_path: Path, content: bytes, match: str) -> None:
         snv2.load_onnx(path)
 
 
+@pytest.mark.parametrize(
+    "text", [b"dilations", b"/conv1/conv1.0/Conv", b"conv1.0.weight", b"image"]
+)
+def test_text_that_is_not_utf_8(tmp_path: Path, text: bytes) -> None:
+    """Protobuf would make bytes of it."""
+    data, path = V2(12).write(network()).SerializeToString(), tmp_path / "net.onnx"
+    path.write_bytes(data.replace(text, b"\xff" + text[1:], 1))
+    with pytest.raises(ValueError, match="a text that is not UTF-8"):
+        snv2.load_onnx(path)
+
+
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         snv2.load_onnx(tmp_path / "missing.onnx")

@@ -203,7 +203,7 @@ class _Scan:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._entries = self._packed = 0
-        self._known: dict[Any, dict[int, tuple[Any, bool]]] = {}
+        self._known: dict[str, dict[int, Any]] = {}
 
     def message(self, descriptor: Any, start: int, end: int, depth: int) -> None:
         """Goes through a message of a known kind, and those in it.
@@ -227,12 +227,9 @@ class _Scan:
                 at += 8 if wire == 1 else 4
             elif wire == 2:
                 length, at = self._number(at, end)
-                inner, is_number = fields.get(key >> 3, (None, False))
                 if at + length > end:
                     raise ValueError("not an ONNX file (it ends too early)")
-                if inner is not None:
-                    self.message(inner, at, at + length, depth + 1)
-                self._packed += length if is_number else 0
+                self._content(fields.get(key >> 3), at, length, depth)
                 at += length
             else:
                 raise ValueError("not an ONNX file (of another format)")
@@ -251,12 +248,22 @@ class _Scan:
                 return value, at
         raise ValueError("not an ONNX file (a number without an end)")
 
-    def _fields(self, descriptor: Any) -> dict[int, tuple[Any, bool]]:
-        """Fields by their number: the kind of a message, and whether they are numbers."""
+    def _content(self, field: Any, at: int, length: int, depth: int) -> None:
+        """Goes through what has a length: a message, text, bytes or packed numbers."""
+        if field is None:
+            return
+        if field.message_type is not None:
+            self.message(field.message_type, at, at + length, depth + 1)
+        elif field.type == field.TYPE_STRING:
+            try:
+                self._data[at : at + length].decode()
+            except UnicodeDecodeError:
+                raise ValueError("not an ONNX file (a text that is not UTF-8)") from None
+        elif field.type != field.TYPE_BYTES:
+            self._packed += length
+
+    def _fields(self, descriptor: Any) -> dict[int, Any]:
+        """Fields by their number."""
         if descriptor.full_name not in self._known:
-            texts = (9, 12)  # descriptor types of strings and bytes
-            self._known[descriptor.full_name] = {
-                f.number: (f.message_type, f.message_type is None and f.type not in texts)
-                for f in descriptor.fields
-            }
+            self._known[descriptor.full_name] = {f.number: f for f in descriptor.fields}
         return self._known[descriptor.full_name]
