@@ -5,6 +5,8 @@
 >>> fast = snv2.fuse(model)  # the same outputs, faster
 """
 
+from typing import Any
+
 import snv2_kernels.graph.op  # noqa: F401  # defines operators
 from snv2_kernels import models, nn, ops
 from snv2_kernels.backends import backends, use_backend
@@ -21,6 +23,7 @@ __all__ = [
     "explain",
     "fold_bn",
     "fuse",
+    "load_onnx",
     "models",
     "nn",
     "ops",
@@ -28,3 +31,11 @@ __all__ = [
     "use_backend",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_onnx":  # which needs the package onnx
+        from snv2_kernels.onnx import load_onnx
+
+        return load_onnx
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

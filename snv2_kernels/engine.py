@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import sys
@@ -17,6 +18,7 @@ from snv2_kernels.backends import check_backend, resolve
 from snv2_kernels.fuse import fuse
 from snv2_kernels.nn.planned import PlannedModule, plan_element
 from snv2_kernels.nn.watch import why_plain
+from snv2_kernels.onnx.model import OnnxModel, OnnxNetwork
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 from snv2_kernels.packing import GpuPlan, Plan, TritonPlan
 from snv2_kernels.packing.units import Unsupported
@@ -121,7 +123,8 @@ class Engine:
 
     Args:
         model: in ``eval()`` mode; a model whose whole forward :func:`snv2_kernels.fuse`
-            recognises.
+            recognises. Of one that :func:`snv2_kernels.load_onnx` has made, ``normalization`` and
+            ``tail`` run as they are, before and after.
         input_shape: [N, C, H, W].
         device: defaults to the parameters' device.
         dtype: of input and output, float32, float16 or bfloat16; defaults to the parameters'.
@@ -130,7 +133,8 @@ class Engine:
             call returns too, in the same call.
         normalize: ``(mean, std)``, one number for each channel. The engine then takes images as
             bytes, uint8 [N, H, W, C], and computes ``(x / 255 - mean) / std`` on the way in. For
-            whole networks, of at most four channels.
+            whole networks, of at most four channels. A ``normalization`` of the model's own is
+            applied to that result, in the same step.
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
@@ -147,7 +151,8 @@ class Engine:
         taps: Sequence[str] = (),
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
-        fused = checked_model(model)
+        before, network, after = _ends(model)
+        fused = checked_model(network)
         packed = fused.packed()
         assert packed.device is not None
         assert packed.dtype is not None
@@ -169,6 +174,9 @@ class Engine:
             raise ValueError(f"model: cannot run fused: {reason}")
         self._taps = _checked_taps(taps, fused)
         self._pixels = checked_pixels(normalize, fused, packed.in_channels)
+        if self._pixels is not None and before is not None:
+            self._pixels, before = _normalized_pixels(self._pixels, before), None
+        self._before, self._after = (_frozen(module, self._device) for module in (before, after))
         # Results come in the order of the network.
         self._tap_names = [name for name in fused._tap_names() if name in self._taps]
         self._returned = fused._returned
@@ -195,6 +203,8 @@ class Engine:
             kind = type(error) if isinstance(error, RuntimeError) else MemoryError  # as torch's
             raise kind(f"input_shape: {self._shape} takes too much memory: {error}") from None
         self._tapped = dict(zip(self._tap_names, self._runner.results, strict=False))
+        read = self._runner.input
+        self._input = read if self._before is None else torch.zeros_like(read)
 
     def _make_runner(self) -> CpuRunner | GpuRunner | TritonRunner:
         plan, shape, device = self._plan, self._shape, self._device
@@ -208,7 +218,7 @@ class Engine:
             raise ValueError(f"input_shape: {shape} does not run fused: {error}") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_lock", "_runner", "_tapped")
+        made = ("_lock", "_runner", "_tapped", "_input")
         return {name: value for name, value in vars(self).items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -240,14 +250,15 @@ class Engine:
             raise RuntimeError("this engine is in use; make one engine for each thread")
         try:
             with torch.no_grad():
-                self._runner(x)
+                self._runner(x if self._before is None else self._before(x).to(self._dtype))
+                output = self._returned.filled(tuple(self._runner.results[len(self._tapped) :]))
+                output = output if self._after is None else self._after(output)
         finally:
             self._lock.release()
-        output = self._returned.filled(tuple(self._runner.results[len(self._tapped) :]))
         return (output, {name: self._tapped[name] for name in self._taps}) if self._taps else output
 
     def _check_input(self, x: Any) -> None:
-        buffer = self._runner.input
+        buffer = self._input
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
         if self._pixels is None:
@@ -264,7 +275,7 @@ class Engine:
     @property
     def input(self) -> Tensor:
         """A buffer of the engine's that fits as ``x``. On a GPU any other ``x`` is copied to it."""
-        return self._runner.input
+        return self._input
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -300,6 +311,14 @@ class Engine:
         )
 
 
+def _ends(model: Any) -> tuple[nn.Module | None, Any, nn.Module | None]:
+    """What runs before the network, the network, and what runs after it."""
+    if not isinstance(model, OnnxModel):
+        return None, model, None
+    _check_mode_and_hooks(model)
+    return model.ends()
+
+
 def checked_model(model: Any) -> PlannedModule:
     """The model fused, if it runs so as a whole.
 
@@ -312,6 +331,14 @@ def checked_model(model: Any) -> PlannedModule:
             f"model: {type(model).__name__} is not a network, stage or unit as a whole;"
             " see snv2_kernels.explain(model)"
         )
+    _check_mode_and_hooks(model)
+    packed = fused.packed()
+    if packed.runs_plain(fused):
+        raise ValueError(f"model: cannot run fused: {packed.reason or why_plain(fused)}")
+    return fused
+
+
+def _check_mode_and_hooks(model: nn.Module) -> None:
     if model.training:
         raise ValueError("model: expected eval() mode; call model.eval() first")
     for kind, hooks in (
@@ -320,10 +347,11 @@ def checked_model(model: Any) -> PlannedModule:
     ):
         if hooks:
             raise ValueError(f"model: it has {kind}, which an engine does not run; remove them")
-    packed = fused.packed()
-    if packed.runs_plain(fused):
-        raise ValueError(f"model: cannot run fused: {packed.reason or why_plain(fused)}")
-    return fused
+
+
+def _frozen(module: nn.Module | None, device: torch.device) -> nn.Module | None:
+    """A copy that later changes do not reach."""
+    return None if module is None else copy.deepcopy(module).to(device).requires_grad_(False)
 
 
 def _checked_device(device: Any) -> torch.device:
@@ -379,3 +407,14 @@ def checked_pixels(normalize: Any, fused: PlannedModule, channels: int) -> Pixel
     return Pixels(
         tuple(1 / (255 * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
     )
+
+
+def _normalized_pixels(pixels: Pixels, before: nn.Module) -> Pixels:
+    """What a module makes of pixels, if it scales and shifts each channel."""
+    channels = len(pixels.scale)
+    affine = before.scale_and_shift(channels) if isinstance(before, OnnxNetwork) else None
+    if affine is None:
+        raise ValueError("normalize: the model's normalization does more than scale and shift")
+    scale, shift = affine
+    pairs = zip(pixels.scale, scale, strict=True), zip(pixels.shift, scale, shift, strict=True)
+    return Pixels(tuple(a * b for a, b in pairs[0]), tuple(a * b + c for a, b, c in pairs[1]))

@@ -126,7 +126,8 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
 )  # fmt: skip
 @click.option(
     "--weights", type=click.Path(exists=True, dir_okay=False),
-    help="Weights that snv2.models.load takes, of ShuffleNet V2 or a relative; by default random.",
+    help="Weights that snv2.models.load takes, of ShuffleNet V2 or a relative, or an ONNX file; by "
+    "default random.",
 )  # fmt: skip
 @click.option("--layers", is_flag=True, help="Time each kernel of the engine on the CPU as well.")
 @click.option(

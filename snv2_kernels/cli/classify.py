@@ -14,9 +14,16 @@ from torch import nn
 
 import snv2_kernels
 from snv2_kernels.cli.common import WIDTHS, output
-from snv2_kernels.cli.images import ImageError, authors_pixels, preprocess, read_image
-from snv2_kernels.cli.weights import load_model, published_model, width_of
+from snv2_kernels.cli.images import (
+    ImageError,
+    authors_pixels,
+    preprocess,
+    read_image,
+    unit_pixels,
+)
+from snv2_kernels.cli.weights import WeightsError, load_model, published_model, width_of
 from snv2_kernels.models import MegviiShuffleNetV2, ShuffleNetV2Plus
+from snv2_kernels.onnx.model import OnnxModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,8 +57,8 @@ def takes_authors_pixels(model: nn.Module) -> bool:
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--weights", type=click.Path(exists=True, dir_okay=False),
-    help="Weights that snv2.models.load takes, of ShuffleNet V2 or a relative; by default "
-    "torchvision's for ImageNet, which are downloaded on first use.",
+    help="Weights that snv2.models.load takes, of ShuffleNet V2 or a relative, or an ONNX file; by "
+    "default torchvision's for ImageNet, which are downloaded on first use.",
 )  # fmt: skip
 @click.option(
     "--width", type=click.Choice(list(WIDTHS)),
@@ -61,21 +68,35 @@ def classify(images: tuple[str, ...], weights: str | None, width: str | None) ->
     """Show the five likeliest classes of each IMAGE.
 
     Images are resized, cropped and normalised as for torchvision's weights, for weights in the
-    authors' layout as for theirs. The exit code is 1 if an image cannot be read or has no
-    finite scores; the others are classified.
+    authors' layout as for theirs, and not normalised for an ONNX file that does it. The exit code
+    is 1 if an image cannot be read or has no finite scores; the others are classified.
     """
     model = load_model(weights, width) if weights else published_model(width or "x1.0")
     fused = snv2_kernels.fuse(model)
-    *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
-    names = class_names(last.out_features)
-    authors = takes_authors_pixels(model)
-    resize = 256 if authors else resize_of(width_of(model))
-    pixels = authors_pixels if authors else preprocess
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise WeightsError(f"{weights}: it has no linear layer, so no scores of classes")
+    resize = 256 if takes_authors_pixels(model) else resize_of(width_of(model))
+    pixels, has_softmax = _pixels_of(model), _ends_with_softmax(model)
 
     def scores(image: Image) -> Tensor:
-        return cast("Tensor", fused(pixels(image, resize, _CROP)[None])[0])
+        found = cast("Tensor", fused(pixels(image, resize, _CROP)[None])[0])
+        return found.log() if has_softmax else found
 
-    show_classes(images, scores, names)
+    show_classes(images, scores, class_names(layers[-1].out_features))
+
+
+def _pixels_of(model: nn.Module) -> Callable[[Image, int, int], Tensor]:
+    """How the input of a network is made of an image."""
+    if takes_authors_pixels(model):
+        return authors_pixels
+    normalizes = isinstance(model, OnnxModel) and model.ends()[0] is not None
+    return unit_pixels if normalizes else preprocess
+
+
+def _ends_with_softmax(model: nn.Module) -> bool:
+    tail = model.ends()[2] if isinstance(model, OnnxModel) else None
+    return tail is not None and any(isinstance(m, nn.Softmax) for m in tail.modules())
 
 
 def show_classes(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MEAN", "STD", "ImageError", "authors_pixels", "crop_pixels", "preprocess", "read_image",
-    "sample_path",
+    "sample_path", "unit_pixels",
 ]  # fmt: skip
 
 # ImageNet's.
@@ -80,8 +80,13 @@ def preprocess(image: Image, resize: int, crop: int) -> Tensor:
     Returns:
         float32 [3, crop, crop].
     """
-    x = _planes(image, resize, crop) / 255
+    x = unit_pixels(image, resize, crop)
     return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def unit_pixels(image: Image, resize: int, crop: int) -> Tensor:
+    """:func:`preprocess` for a network that normalises its input itself: from 0 to 1."""
+    return _planes(image, resize, crop) / 255
 
 
 def authors_pixels(image: Image, resize: int, crop: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+import snv2_kernels
 from snv2_kernels.cli.errors import InputError
 from snv2_kernels.models import InvertedResidual, MegviiUnit, load
 from snv2_kernels.models.blocks import WIDTHS as CHANNELS
@@ -56,7 +57,8 @@ def load_model(path: str, width: str | None = None) -> nn.Module:
     """The network of a file of weights, in ``eval()`` mode.
 
     Args:
-        path: a file that :func:`snv2_kernels.models.load` takes.
+        path: a file that :func:`snv2_kernels.models.load` takes, or for names that end with
+            ``.onnx`` :func:`snv2_kernels.load_onnx`.
         width: the width that it should have, if one.
 
     Raises:
@@ -66,10 +68,10 @@ def load_model(path: str, width: str | None = None) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that are then refused
-            model = load(path)
+            model = snv2_kernels.load_onnx(path) if path.endswith(".onnx") else load(path)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise WeightsError(str(error)) from error
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():

@@ -39,7 +39,7 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> nn.Module:
 
     Args:
         source: a state_dict or checkpoint, or the path of one that ``torch.save`` wrote, which is
-            read as ``torch.load(path, weights_only=True)``.
+            read as ``torch.load(path, weights_only=True)``, or of a ``.safetensors`` file.
 
     Returns:
         A module on the CPU in torch's default dtype, with parameters of its own.
@@ -47,7 +47,8 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> nn.Module:
     Raises:
         TypeError: if ``source`` is neither a mapping nor a path.
         OSError: if the file cannot be opened.
-        ValueError: if the file is none of ``torch.save``, if it or ``source`` is no state_dict, if
+        ImportError: for a ``.safetensors`` file, if the package ``safetensors`` is missing.
+        ValueError: if the file is none of these, if it or ``source`` is no state_dict, if
             the layout is unknown, or a key is missing, unexpected or of another shape than the
             widths ask for. The message names the key, what came and what was expected.
     """
@@ -59,20 +60,40 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any]) -> nn.Module:
 
 
 def read_state(path: str | os.PathLike[str]) -> Any:
-    """What is in a file that ``torch.save`` wrote; tensors and plain data only, no code is run.
+    """What is in a file that ``torch.save`` or safetensors wrote; tensors and plain data only, no
+    code is run.
 
     Raises:
         OSError: if the file cannot be opened.
         ValueError: if it is damaged, of another kind, or holds other objects.
+        ImportError: if it takes the package ``safetensors``, which is missing.
     """
     with open(path, "rb") as file:
+        if os.fspath(path).endswith(".safetensors"):
+            return _safetensors(os.fspath(path))
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file raises anything, OSError too
             other = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-            what = f" (has {other[1]}, expected tensors and plain data)" if other else ""
+            what = ""
+            if other:  # such as a whole model
+                saved = "torch.save(model.state_dict(), path)"
+                what = f" (has {other[1]}, expected tensors and plain data; save them as {saved})"
             message = f"{os.fspath(path)}: not a state_dict saved by torch.save{what}"
             raise ValueError(message) from error
+
+
+def _safetensors(path: str) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        how = 'pip install "snv2_kernels[safetensors]"'
+        raise ImportError(f"{path}: needs the package safetensors: {how}") from error
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:  # a KeyError is of an unknown dtype
+        raise ValueError(f"{path}: not a safetensors file ({error})") from error
 
 
 def from_state(checkpoint: Any, source: str) -> nn.Module:
