@@ -289,8 +289,12 @@ TEST(kinds) {
   p.steps[1].proj_channels = 0;
   refused(p, "step 1: proj_dw_activation");
   p = network(DType::kFloat32);
-  p.steps[1].kind = static_cast<GpuStepKind>(6);
+  p.steps[1].kind = static_cast<GpuStepKind>(7);
   refused(p, "step 1: unknown kind");
+  p.steps[1].kind = GpuStepKind::kPool;
+  refused(p, "step 1: parts");
+  p.steps[1].parts = kPool;
+  refused(p, "step 1: pool");
 }
 
 }  // namespace
