@@ -1,8 +1,9 @@
 """Records what a module computes as a graph that :mod:`~snv2_kernels.graph.recognize` reads.
 
-The forward runs once, on tensors without values whose batch, height and width are open, in a mode
-that sees each call of a torch function. Sizes are therefore ordinary numbers to the module's code,
-which may compute with them, assert and branch on channels.
+The forward runs once, on tensors without values, in a mode that sees each call of a torch function
+and makes it twice, for inputs of two sizes. Channels are ordinary numbers to the module's code,
+which may compute with them, assert and branch; batch, height and width are open
+(:mod:`~snv2_kernels.graph.sizes`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    ShapeEnv,
-    StatelessSymbolicContext,
-)
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -33,15 +29,18 @@ from torch.utils._python_dispatch import _disable_current_modes
 from snv2_kernels.graph.conditions import ASKED_OF_TENSORS, USUAL, Conditions
 from snv2_kernels.graph.contents import owning
 from snv2_kernels.graph.names import Names
-from snv2_kernels.graph.nodes import example, positional, writes
-from snv2_kernels.graph.observer import Observer
+from snv2_kernels.graph.nodes import example, positional, same_number, writes
+from snv2_kernels.graph.observer import DEPENDS_ON_SIZE, Observer
 from snv2_kernels.graph.returned import ONE_MAP, Returned
+from snv2_kernels.graph.sizes import SYMBOLS, at, paired
 from snv2_kernels.nn.clone import clone_tree, original_class
 
 __all__ = ["Call", "Recording", "Untraceable", "plain_copy", "record", "without_modes"]
 
 Size = tuple[int, int, int]
 _SIZE = (2, 9, 7)  # batch, height, width: all different, none of them one
+# To those of the second input: primes, so all remainders differ, and thresholds lie between.
+_STEPS = (11, 2011, 3001)
 _STRIDES = (32, 16, 8, 4)  # of a network, from its input to an average over a window
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -56,12 +55,12 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a submodule with one tensor, that returns one."""
+    """A call of a submodule."""
 
     name: str
-    given: Node
+    given: Node | None  # what makes its only argument, where one node does that
     nodes: tuple[Node, ...]  # that it added to the graph
-    result: Node
+    result: Node | None  # what makes the tensor that it returns
 
 
 @dataclass
@@ -120,27 +119,29 @@ def _record(module: nn.Module, in_channels: int, size: Size, conditions: Conditi
 def _record_once(
     module: nn.Module, in_channels: int, size: Size, conditions: Conditions
 ) -> Recording:
-    shapes = ShapeEnv(duck_shape=False)
-    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
-    n, h, w = (1 if one else extent for one, extent in zip(conditions.ones, size, strict=True))
-    real = torch.empty(n, in_channels, h, w, device="meta")
-    open_sizes: Any = StatelessSymbolicContext(
-        [DimDynamic.DYNAMIC, DimDynamic.STATIC, DimDynamic.DYNAMIC, DimDynamic.DYNAMIC]
-    )
-    from torch._dynamo.source import ConstantSource  # it brings Dynamo, and with it Triton
-
-    sizes = mode.from_tensor(real, source=ConstantSource("x"), symbolic_context=open_sizes).shape
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    sizes = [
+        [
+            1 if one else extent + step
+            for one, extent, step in zip(conditions.ones, size, steps, strict=True)
+        ]
+        for steps in ((0, 0, 0), _STEPS)
+    ]
     with torch.inference_mode(False), mode:
-        x = torch.empty(
-            sizes, dtype=conditions.dtype, device=conditions.device,
-            memory_format=conditions.memory_format, requires_grad=conditions.requires_grad,
+        x, twin = (
+            torch.empty(
+                (n, in_channels, h, w), dtype=conditions.dtype, device=conditions.device,
+                memory_format=conditions.memory_format, requires_grad=conditions.requires_grad,
+            )
+            for n, h, w in sizes
         )  # fmt: skip
-        copied = plain_copy(module, functools.partial(_empty, conditions))
+    with torch.inference_mode(False):
+        copied = plain_copy(module, functools.partial(_empty, conditions, mode))
     calls = _Calls(copied)
     observer = Observer(copied)
     recorder = _Recorder(observer)
     recorder.own(copied)
-    recording = Recording(recorder.graph, recorder.input(x), size=size, names=observer.names)
+    recording = Recording(recorder.graph, recorder.input(x, twin), size=size, names=observer.names)
     recorder.recording = recording
     calls.note_in(recording, recorder)
     attributes = set(vars(x))
@@ -162,12 +163,15 @@ def _record_once(
     except Untraceable as error:
         recording.error = str(error)
     except Exception as error:  # whatever a module's code may raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        recording.error = observer.effect() or f"cannot be traced: {first}"
+        recording.error = observer.effect() or f"cannot be traced: {_first_line(error)}"
     calls.end()
     recording.asked = frozenset(observer.asked)
     recording.told = conditions.about(recording.asked, module)
     return recording
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
@@ -250,7 +254,7 @@ def plain_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Modu
     copied = clone_tree(module, original_class)
     made: dict[int, Tensor] = {}
     containers: dict[int, Any] = {}
-    base = vars(nn.Module())
+    base = vars(nn.Module()).keys()
     for child in copied.modules():
         child.training = False
         for hooks in _HOOKS:
@@ -261,15 +265,17 @@ def plain_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Modu
                     if id(t) not in made:
                         made[id(t)] = tensor(t)
                     registry[name] = made[id(t)]  # type: ignore[assignment]
-        for name, value in vars(child).items():
-            if name not in base:
-                vars(child)[name] = owning(value, containers)
+        for name in vars(child).keys() - base:
+            vars(child)[name] = owning(vars(child)[name], containers)
     return copied
 
 
-def _empty(conditions: Conditions, t: Tensor) -> Tensor:
+def _empty(conditions: Conditions, mode: FakeTensorMode, t: Tensor) -> Tensor:
     """A tensor without values in the place of a parameter or buffer."""
-    out = torch.empty(t.shape, dtype=conditions.dtype_of(t), device=conditions.device)
+    meta = torch.empty(t.shape, dtype=conditions.dtype_of(t), device="meta")
+    out = FakeTensor(
+        mode, meta, torch.device(conditions.device)
+    )  # in a tenth of torch.empty's time
     return out.requires_grad_(t.requires_grad)
 
 
@@ -277,7 +283,8 @@ class _Calls:
     """Notes in a recording what the submodules of a module are called with."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._open: dict[str, tuple[Node, Node]] = {}  # what was given, and the last node before
+        # What was given, and the last node before.
+        self._open: dict[str, tuple[Node | None, Node]] = {}
         self._known: set[str] = set()
         for name, child in module.named_modules():
             begin, end = functools.partial(self._begin, name), functools.partial(self._end, name)
@@ -292,12 +299,11 @@ class _Calls:
         del self._recording, self._recorder
 
     def _begin(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
-        self._open.pop(name, None)
         x = args[0] if len(args) == 1 else None
         if isinstance(x, Tensor) and x.dim() == 4:
             self._recording.channels[name] = int(x.shape[1])
-        if (given := self._recorder.made_by(x)) is not None and not kwargs:
-            self._open[name] = given, next(reversed(self._recording.graph.nodes))
+        given = None if kwargs else self._recorder.made_by(x)
+        self._open[name] = given, next(reversed(self._recording.graph.nodes))
 
     def _end(self, name: str, _: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         calls = self._recording.calls
@@ -305,12 +311,10 @@ class _Calls:
             calls[:] = [call for call in calls if call.name != name]
             return
         self._known.add(name)
-        result = self._recorder.made_by(out)
-        if name in self._open and result is not None:
-            given, before = self._open[name]
-            nodes = reversed(self._recording.graph.nodes)
-            added = tuple(itertools.takewhile(lambda node: node is not before, nodes))
-            calls.append(Call(name, given, added, result))
+        given, before = self._open[name]
+        nodes = reversed(self._recording.graph.nodes)
+        added = tuple(itertools.takewhile(lambda node: node is not before, nodes))
+        calls.append(Call(name, given, added, self._recorder.made_by(out)))
 
 
 class _Recorder(TorchFunctionMode):
@@ -321,6 +325,7 @@ class _Recorder(TorchFunctionMode):
         self._observer = observer
         self._attributes: dict[int, str] = {}
         self._nodes: dict[int, Node | tuple[Node, int]] = {}
+        self._twins: dict[int, Tensor] = {}  # at the second input, of tensors at the first
         self._alive: list[Any] = []  # an id is a tensor's for as long as that lives
 
     def own(self, module: nn.Module) -> None:
@@ -328,13 +333,41 @@ class _Recorder(TorchFunctionMode):
         self._attributes = {id(t): name for name, t in named}
         self._alive.append(named)
 
-    def input(self, x: Tensor) -> Node:
+    def input(self, x: Tensor, twin: Tensor) -> Node:
         node = self.graph.placeholder("x")
-        self._set(x, node)
+        self._set(self._paired(x, twin, False), node)
         return node
+
+    def _paired(self, first: Any, second: Any, of_tensor: bool) -> Any:
+        """The results of a function at the first and the second input, as what a forward sees."""
+        if isinstance(first, Tensor):
+            if first is not second:
+                self._alive += first, second
+                self._twins[id(first)] = second
+        elif isinstance(first, tuple | list):
+            pairs = zip(first, second, strict=True)
+            parts = [self._paired(a, b, of_tensor) for a, b in pairs]
+            if any(part is not a for part, a in zip(parts, first, strict=True)):
+                return type(first)(parts)
+        elif type(first) is type(second) and first != second:
+            if type(first) is int or type(first) is float:
+                return paired(first, second, of_tensor)
+            if isinstance(first, bool | str):
+                self._observer.note(DEPENDS_ON_SIZE)
+        return first
+
+    def _shape(self, value: Any) -> Any:
+        """Sizes of a tensor, or of those in a tuple or list."""
+        if isinstance(value, tuple | list):
+            return tuple(map(self._shape, value))
+        if not isinstance(value, Tensor):
+            return None
+        twin = self._twins.get(id(value))
+        return value.shape if twin is None else self._paired(value.shape, twin.shape, True)
 
     def _set(self, value: Any, node: Node) -> None:
         node.meta["example_value"] = value
+        node.meta["shape"] = self._shape(value)
         self._alive.append(value)
         parts = enumerate(value) if isinstance(value, tuple | list) else ()
         for i, part in parts:
@@ -375,13 +408,13 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         pool = dict(zip(_POOL, args, strict=False), **kwargs) if name == "avg_pool2d" else None
         pools = pool is not None and self._pools_window(**pool)
-        if pool is not None and (pools or _is_whole(**pool)):
+        if pool is not None and (pools or self._is_whole(**pool)):
             # Its own signature takes numbers, and would fix the size of the map.
             func, args, kwargs = Tensor.mean, (pool["input"], (2, 3), True), {}
-        out = func(*args, **kwargs)
+        question = func.__self__.__name__ if name == "__get__" else name
+        out = self._at_both(func, args, kwargs, question in ASKED_OF_TENSORS)
         if "dropout" in name and not (given := _dropout(*args, **kwargs))["train"]:
             return given["input"]  # in inference mode the result is another tensor
-        question = func.__self__.__name__ if name == "__get__" else name
         self._observer.asked |= ASKED_OF_TENSORS.get(question, set())
         if name != "__setitem__" and not _has_tensors(out):
             if question not in ASKED_OF_TENSORS:
@@ -389,8 +422,8 @@ class _Recorder(TorchFunctionMode):
             return out
 
         def traced(value: Any) -> Any:
-            if isinstance(value, torch.SymInt):
-                return str(value)  # sizes are read from the examples
+            if isinstance(value, SYMBOLS):
+                return str(value)  # sizes are read from the shapes
             node = self.node_of(value)
             return value if node is None else node
 
@@ -402,6 +435,26 @@ class _Recorder(TorchFunctionMode):
             self.recording.pools.append(self.node_of(out))
         return out
 
+    def _at_both(self, func: Any, args: Sequence[Any], kwargs: Any, of_tensor: bool) -> Any:
+        """Call a function at both inputs, or once where it is given nothing that differs."""
+        differs = False
+
+        def second(value: Any) -> Any:
+            nonlocal differs
+            there = self._twins.get(id(value)) if isinstance(value, Tensor) else at(value, 1)
+            differs = differs or not (there is None or there is value)
+            return value if there is None else there
+
+        others = map_aggregate((tuple(args), dict(kwargs)), second)
+        if not differs:
+            return func(*args, **kwargs)
+        given: Any = map_aggregate((tuple(args), dict(kwargs)), lambda value: at(value, 0))
+        out = func(*given[0], **given[1])
+        try:
+            return self._paired(out, func(*others[0], **others[1]), of_tensor)
+        except Exception as error:
+            raise Untraceable(f"fails at other sizes of its input: {_first_line(error)}") from error
+
     def _pools_window(
         self, input: Tensor, kernel_size: Any, padding: Any = 0, divisor_override: Any = None,
         **others: Any,
@@ -411,11 +464,19 @@ class _Recorder(TorchFunctionMode):
         sizes: Any = (window, window) if isinstance(window, int) else tuple(window)
         if self.recording is None or not all(type(size) is int for size in sizes):
             return False
-        map_size: Any = tuple(_hint(extent) for extent in input.shape[2:])
+        map_size: Any = tuple(input.shape[2:])
         self.recording.windows.append((sizes, map_size))
         # At the first size it is a part of most maps.
         fits = self.recording.size != _SIZE and sizes == map_size
         return fits and padding in (0, (0, 0)) and divisor_override is None
+
+    def _is_whole(self, input: Tensor, kernel_size: Any, **others: Any) -> bool:
+        """Whether a window is a map's own size."""
+        sizes = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size,)
+        is_open = any(isinstance(size, torch.SymInt) for size in sizes)
+        extents = self._shape(input)[2:]
+        same = len(sizes) == len(extents) and all(map(same_number, sizes, extents))
+        return is_open and same and others.keys() <= {"stride"}
 
 
 _POOL = (
@@ -430,17 +491,6 @@ def _dropout(
     """The input of a dropout, and whether it drops anything: torch's functions say ``train``,
     those of torch.nn.functional ``training``."""
     return {"input": input, "train": kwargs.get("train", training)}
-
-
-def _hint(extent: Any) -> int:
-    return extent if isinstance(extent, int) else int(extent.node.hint)
-
-
-def _is_whole(input: Tensor, kernel_size: Any, **others: Any) -> bool:
-    """Whether a window is a map's own size."""
-    sizes = tuple(kernel_size) if isinstance(kernel_size, tuple | list) else (kernel_size,)
-    is_open = any(isinstance(size, torch.SymInt) for size in sizes)
-    return is_open and sizes == tuple(input.shape[2:]) and others.keys() <= {"stride"}
 
 
 def _has_tensors(value: Any) -> bool:
