@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recipe import Recipe
-from snv2_kernels.graph.record import plain_copy, without_modes
+from snv2_kernels.graph.record import without_modes
 from snv2_kernels.graph.returned import Returned
 from snv2_kernels.testing import max_error
 

@@ -14,7 +14,6 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from snv2_kernels.graph.contents import Contents
 from snv2_kernels.graph.names import Names, is_library
@@ -58,14 +57,13 @@ _SETTERS = ("set_", "manual_seed", "seed", "use_deterministic_algorithms")
 
 
 class Observer:
-    """Watches a module's forward in a ``with`` block."""
+    """Watches a forward in a ``with`` block; it may reach ``contents``, its module's."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, contents: Contents) -> None:
         self.asked: set[str] = set()  # what the forward may depend on, see conditions
         self.names = Names()
         self._effect: str | None = None
-        self._inside = Contents()
-        self._inside.add_module(module)
+        self._inside = contents
         self._seen: set[CodeType] = set()
         self._modules = frozenset(sys.modules)  # what others hold is still being imported
 

@@ -13,11 +13,12 @@ import functools
 import itertools
 import logging
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -27,26 +28,21 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from snv2_kernels.graph.conditions import ASKED_OF_TENSORS, USUAL, Conditions
-from snv2_kernels.graph.contents import owning
+from snv2_kernels.graph.contents import Contents
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.nodes import example, positional, same_number, writes
 from snv2_kernels.graph.observer import DEPENDS_ON_SIZE, Observer
+from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.graph.sizes import SYMBOLS, at, paired
-from snv2_kernels.nn.clone import clone_tree, original_class
 
-__all__ = ["Call", "Recording", "Untraceable", "plain_copy", "record", "without_modes"]
+__all__ = ["Call", "Recording", "Untraceable", "record", "without_modes"]
 
 Size = tuple[int, int, int]
 _SIZE = (2, 9, 7)  # batch, height, width: all different, none of them one
 # To those of the second input: primes, so all remainders differ, and thresholds lie between.
 _STEPS = (11, 2011, 3001)
 _STRIDES = (32, 16, 8, 4)  # of a network, from its input to an average over a window
-_HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
-    "_backward_pre_hooks",
-)  # fmt: skip
 
 
 class Untraceable(Exception):
@@ -72,6 +68,7 @@ class Recording:
     outs: list[Node] = field(default_factory=list)  # what it returns, each once
     returned: Returned = ONE_MAP
     error: str | None = None
+    has_effect: bool = False  # which is the error
     channels: dict[str, int] = field(default_factory=dict)  # of the inputs of submodules
     calls: list[Call] = field(default_factory=list)  # those that ended, of submodules called once
     size: Size = _SIZE  # batch, height and width that it was recorded with
@@ -94,19 +91,18 @@ def record(
     window's size.
     """
     with without_modes():
-        return _record(module, in_channels, size, conditions)
+        return _record(_Subject(module, conditions), in_channels, size)
 
 
-def _record(module: nn.Module, in_channels: int, size: Size, conditions: Conditions) -> Recording:
-    recording = _record_once(module, in_channels, size, conditions)
-    if recording.error is None or not recording.windows:
+def _record(subject: _Subject, in_channels: int, size: Size) -> Recording:
+    recording = subject.record(in_channels, size)
+    if recording.error is None or recording.has_effect or not recording.windows:
         return recording
     stride, before = _STRIDES[0], 0
     while stride != before:
         window, _ = recording.windows[-1]
         height, width = (stride * (extent - 1) + 1 for extent in window)
-        larger_size = _SIZE[0], height, width + (width == height)
-        larger = _record_once(module, in_channels, larger_size, conditions)
+        larger = subject.record(in_channels, (_SIZE[0], height, width + (width == height)))
         if larger.error is None:
             recording = larger
         if larger.pools or not larger.windows:
@@ -116,58 +112,73 @@ def _record(module: nn.Module, in_channels: int, size: Size, conditions: Conditi
     return recording
 
 
-def _record_once(
-    module: nn.Module, in_channels: int, size: Size, conditions: Conditions
-) -> Recording:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    sizes = [
-        [
-            1 if one else extent + step
-            for one, extent, step in zip(conditions.ones, size, steps, strict=True)
-        ]
-        for steps in ((0, 0, 0), _STEPS)
-    ]
-    with torch.inference_mode(False), mode:
-        x, twin = (
-            torch.empty(
-                (n, in_channels, h, w), dtype=conditions.dtype, device=conditions.device,
-                memory_format=conditions.memory_format, requires_grad=conditions.requires_grad,
-            )
-            for n, h, w in sizes
-        )  # fmt: skip
-    with torch.inference_mode(False):
-        copied = plain_copy(module, functools.partial(_empty, conditions, mode))
-    calls = _Calls(copied)
-    observer = Observer(copied)
-    recorder = _Recorder(observer)
-    recorder.own(copied)
-    recording = Recording(recorder.graph, recorder.input(x, twin), size=size, names=observer.names)
-    recorder.recording = recording
-    calls.note_in(recording, recorder)
-    attributes = set(vars(x))
-    try:
-        with _in(conditions), _quiet(), mode, recorder, observer:
-            out = copied(x)
+class _Subject:
+    """A module whose forward is recorded, once or several times where it has no effects."""
+
+    def __init__(self, module: nn.Module, conditions: Conditions) -> None:
+        self._module, self._conditions = module, conditions
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with torch.inference_mode(False):
+            self._copy = plain_copy(module, functools.partial(_empty, conditions, self._mode))
+        self._calls = _Calls(self._copy)
+        self._contents = Contents()
+        self._contents.add_module(self._copy)
+
+    def record(self, in_channels: int, size: Size) -> Recording:
+        conditions, mode = self._conditions, self._mode
+        x, twin = (self._input(in_channels, size, steps) for steps in ((0, 0, 0), _STEPS))
+        observer = Observer(self._contents)
+        recorder = _Recorder(observer)
+        recorder.own(self._copy)
+        source = recorder.input(x, twin)
+        recording = Recording(recorder.graph, source, size=size, names=observer.names)
+        recorder.recording = recording
+        self._calls.note_in(recording, recorder)
+        attributes, out = set(vars(x)), None
+        try:
+            with _in(conditions), _quiet(), mode, recorder, observer:
+                out = self._copy(x)
+        except Untraceable as error:
+            recording.error = str(error)
+        except Exception as error:  # whatever a module's code may raise
+            recording.error = f"cannot be traced: {_first_line(error)}"
+        self._calls.end()
         effect = observer.effect()
         if effect is not None:
-            raise Untraceable(effect)
-        returned = Returned.of(out)
-        if returned is None:
-            raise Untraceable(f"returns {type(out).__name__}, not maps")
-        recording.returned, maps = returned
-        recording.outs = [recorder.node_of(t) for t in maps]
-        _erase_unread(recording)
-        _check_results(recording, conditions, maps)
-        if any(set(vars(t)) - attributes for t in (x, *maps)):
-            raise Untraceable("its forward sets attributes of tensors")
-    except Untraceable as error:
-        recording.error = str(error)
-    except Exception as error:  # whatever a module's code may raise
-        recording.error = observer.effect() or f"cannot be traced: {_first_line(error)}"
-    calls.end()
-    recording.asked = frozenset(observer.asked)
-    recording.told = conditions.about(recording.asked, module)
-    return recording
+            recording.error, recording.has_effect = effect, True
+        if recording.error is None:
+            try:
+                _end(recording, recorder, conditions, out)
+            except Untraceable as error:
+                recording.error = str(error)
+        if any(set(vars(t)) - attributes for t in (x, *map(example, recording.outs))):
+            recording.error = recording.error or "its forward sets attributes of tensors"
+        recording.asked = frozenset(observer.asked)
+        recording.told = conditions.about(recording.asked, self._module)
+        return recording
+
+    def _input(self, in_channels: int, size: Size, steps: Size) -> Tensor:
+        conditions = self._conditions
+        n, h, w = (
+            1 if one else extent + step
+            for one, extent, step in zip(conditions.ones, size, steps, strict=True)
+        )
+        with torch.inference_mode(False), self._mode:
+            return torch.empty(
+                (n, in_channels, h, w), dtype=conditions.dtype, device=conditions.device,
+                memory_format=conditions.memory_format, requires_grad=conditions.requires_grad,
+            )  # fmt: skip
+
+
+def _end(recording: Recording, recorder: _Recorder, conditions: Conditions, out: Any) -> None:
+    """Note what a forward has returned; raise for what is no run of a fused module."""
+    returned = Returned.of(out)
+    if returned is None:
+        raise Untraceable(f"returns {type(out).__name__}, not maps")
+    recording.returned, maps = returned
+    recording.outs = [recorder.node_of(t) for t in maps]
+    _erase_unread(recording)
+    _check_results(recording, conditions, maps)
 
 
 def _first_line(error: Exception) -> str:
@@ -244,32 +255,6 @@ def _check_results(recording: Recording, conditions: Conditions, maps: list[Tens
         raise Untraceable("its result has no gradient")
 
 
-def plain_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy in eval mode without hooks, on other tensors and with containers of its own.
-
-    Args:
-        module: the root, left as it is.
-        tensor: makes what takes a tensor's place.
-    """
-    copied = clone_tree(module, original_class)
-    made: dict[int, Tensor] = {}
-    containers: dict[int, Any] = {}
-    base = vars(nn.Module()).keys()
-    for child in copied.modules():
-        child.training = False
-        for hooks in _HOOKS:
-            getattr(child, hooks).clear()
-        for registry in (child._parameters, child._buffers):
-            for name, t in registry.items():
-                if t is not None:
-                    if id(t) not in made:
-                        made[id(t)] = tensor(t)
-                    registry[name] = made[id(t)]  # type: ignore[assignment]
-        for name in vars(child).keys() - base:
-            vars(child)[name] = owning(vars(child)[name], containers)
-    return copied
-
-
 def _empty(conditions: Conditions, mode: FakeTensorMode, t: Tensor) -> Tensor:
     """A tensor without values in the place of a parameter or buffer."""
     meta = torch.empty(t.shape, dtype=conditions.dtype_of(t), device="meta")
@@ -283,9 +268,6 @@ class _Calls:
     """Notes in a recording what the submodules of a module are called with."""
 
     def __init__(self, module: nn.Module) -> None:
-        # What was given, and the last node before.
-        self._open: dict[str, tuple[Node | None, Node]] = {}
-        self._known: set[str] = set()
         for name, child in module.named_modules():
             begin, end = functools.partial(self._begin, name), functools.partial(self._end, name)
             child.register_forward_pre_hook(begin, with_kwargs=True)
@@ -293,10 +275,13 @@ class _Calls:
 
     def note_in(self, recording: Recording, recorder: _Recorder) -> None:
         self._recording, self._recorder = recording, recorder
+        # What was given, and the last node before.
+        self._open: dict[str, tuple[Node | None, Node]] = {}
+        self._known: set[str] = set()
 
     def end(self) -> None:
         """Let go of the recording, which through the module's hooks would hold itself."""
-        del self._recording, self._recorder
+        del self._recording, self._recorder, self._open
 
     def _begin(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         x = args[0] if len(args) == 1 else None
@@ -412,7 +397,8 @@ class _Recorder(TorchFunctionMode):
             # Its own signature takes numbers, and would fix the size of the map.
             func, args, kwargs = Tensor.mean, (pool["input"], (2, 3), True), {}
         question = func.__self__.__name__ if name == "__get__" else name
-        out = self._at_both(func, args, kwargs, question in ASKED_OF_TENSORS)
+        run = _normed if func is F.batch_norm else func
+        out = self._at_both(run, args, kwargs, question in ASKED_OF_TENSORS)
         if "dropout" in name and not (given := _dropout(*args, **kwargs))["train"]:
             return given["input"]  # in inference mode the result is another tensor
         self._observer.asked |= ASKED_OF_TENSORS.get(question, set())
@@ -479,6 +465,21 @@ class _Recorder(TorchFunctionMode):
         return is_open and same and others.keys() <= {"stride"}
 
 
+def _normed(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The result of F.batch_norm, which is slow on tensors without values."""
+    given = dict(zip(_NORM, args, strict=False), **kwargs)
+    vectors = [given.get(name) for name in _NORM[:4]]
+    shapes = {None if t is None else t.shape for t in vectors}
+    fits = input.dim() == 4 and shapes <= {None, input.shape[1:2]}
+    fits = fits and not any(t is None for t in vectors[:2])
+    in_order = input.is_contiguous() or input.is_contiguous(memory_format=torch.channels_last)
+    usual = given.keys() <= {*_NORM} and not given.get("training")
+    if fits and in_order and usual and not torch.is_grad_enabled():
+        return torch.empty_like(input)
+    return F.batch_norm(input, *args, **kwargs)
+
+
+_NORM = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _POOL = (
     "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
     "divisor_override",
