@@ -121,7 +121,7 @@ class GhostAndMore(EsUnit):
 SE = "squeeze-and-excite in a form that is not known"
 GATES = {
     "one gate for all": SE, "one output": SE,
-    "part of a map": "the result of conv2d (dw) is read by avg_pool2d and mul",
+    "part of a map": "fails at other sizes of its input: ",
     "maximum": "the result of conv2d (dw) is read by adaptive_max_pool2d and mul", "tanh gate": SE,
     "other sigmoid": SE, "permuted gate": SE, "other map": SE,
 }  # fmt: skip

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from snv2_kernels.graph.conditions import USUAL, Conditions
 from snv2_kernels.graph.names import Names
-from snv2_kernels.graph.nodes import example, writes
+from snv2_kernels.graph.nodes import example, function_name, writes
 from snv2_kernels.graph.reasons import described, why_no_unit
 from snv2_kernels.graph.recipe import RecipeBuilder
-from snv2_kernels.graph.recognize import Run, recognize
+from snv2_kernels.graph.recognize import JOINS, Run, recognize
 from snv2_kernels.graph.record import Call, Recording, record
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import CACHES, original_class
@@ -27,6 +29,7 @@ from snv2_kernels.nn.recognized import NotRecognized, Recognition, Recognized, r
 from snv2_kernels.nn.series import Mixed
 from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.packing.units import Pool
+from snv2_kernels.threads import one_thread
 from snv2_kernels.verification import why_wrong
 
 __all__ = ["CONTAINERS", "holds_unit", "is_depthwise", "recognize_module", "replace_recognized"]
@@ -47,7 +50,7 @@ def holds_unit(module: nn.Module, pointwise: int = 1) -> bool:
 
 
 def replace_recognized(
-    model: nn.Module, verify: bool, reasons_of_all: bool
+    model: nn.Module, verify: bool, explained: bool
 ) -> tuple[list[Recognized], dict[nn.Module, str]]:
     """Makes drop-ins of the modules that compute runs of units, outermost first.
 
@@ -56,71 +59,86 @@ def replace_recognized(
             recognition where they consist of what their class is made of, nor, before they are
             first asked, inside a module that was recognised.
         verify: see :func:`snv2_kernels.fuse`.
-        reasons_of_all: also of modules inside one that computes no unit anywhere.
+        explained: whether all modules are looked at, also inside one that computes no unit anywhere
+            and inside one that was recognised; else these become drop-ins unseen.
 
     Returns:
         What was recognised, and why others that hold the convolutions of a unit were not.
     """
-    search = _Search(verify, reasons_of_all)
-    search.visit(model, {}, "", inside=False)
+    search = _Search(verify, explained)
+    search.visit(model, _Outer({}), "")
     return search.found, search.reasons
+
+
+@dataclass(frozen=True)
+class _Outer:
+    """What the recording of a module says of those in it."""
+
+    channels: dict[str, int]  # of their inputs, as far as they are known
+    recognized: bool = False
+    # Of a module that was recognised, by names of those in it: whether there are units inside,
+    # where that can be told from a call.
+    units: dict[str, bool] = field(default_factory=dict)
 
 
 class _Search:
     """One pass over a model; no closure, which would be a cycle that keeps modules alive."""
 
-    def __init__(self, verify: bool, reasons_of_all: bool) -> None:
+    def __init__(self, verify: bool, explained: bool) -> None:
         self.found: list[Recognized] = []
         self.reasons: dict[nn.Module, str] = {}
         self._seen: set[nn.Module] = set()
-        self._verify, self._reasons_of_all = verify, reasons_of_all
+        self._verify, self._explained = verify, explained
 
-    def visit(self, module: nn.Module, channels: dict[str, int], name: str, inside: bool) -> None:
-        """Look at a module and those in it.
-
-        Args:
-            module: of the model.
-            channels: of the inputs of modules in the outer module that was recorded, as far as
-                they are known.
-            name: in that outer module.
-            inside: whether an outer module was recognised.
-        """
+    def visit(self, module: nn.Module, outer: _Outer, name: str) -> None:
+        """Look at a module of the model, with its name in an outer one that was recorded, and at
+        those in it."""
         if module in self._seen or module in self.reasons or not holds_unit(module):
             return
         self._seen.add(module)
-        if isinstance(module, KnownModule) and (inside or module.fits_class()):
+        if isinstance(module, KnownModule) and (outer.recognized or module.fits_class()):
             return
         if isinstance(module, KnownModule) or not (
             isinstance(module, FusedModule | Mixed) or type(module) in CONTAINERS
         ):
-            try:
-                recognition, channels = recognize_module(module, channels.get(name), self._verify)
-                self.found.append(_drop_in(module, recognition))
-            except NotRecognized as error:
-                self.reasons[module] = str(error)
-                if error.channels is not None:
-                    name, channels = "", error.channels
-                    if error.no_unit and not self._reasons_of_all:
-                        within = dict(module.named_modules())
-                        for inner in channels:
-                            self.reasons.setdefault(within[inner], str(error))
-            else:
-                name, inside = "", True
-                if recognition.kind == "unit":
+            if not self._explained and name in outer.units:
+                if not outer.units[name]:
+                    return
+                with contextlib.suppress(NotRecognized):
+                    _drop_in(module)._given_channels = outer.channels[name]
+            elif (found := self._recognized(module, outer, name)) is not None:
+                outer, name = found, ""
+                if isinstance(module, Recognized) and module.kind() == "unit":
                     return
         for child_name, child in module.named_children():
-            inner_name = f"{name}.{child_name}" if name else child_name
-            self.visit(child, channels, inner_name, inside)
+            self.visit(child, outer, f"{name}.{child_name}" if name else child_name)
+
+    def _recognized(self, module: nn.Module, outer: _Outer, name: str) -> _Outer | None:
+        """Make a module a drop-in; None where nothing is known of those in it."""
+        try:
+            recognition, inner = recognize_module(module, outer.channels.get(name), self._verify)
+            drop_in = _drop_in(module)
+        except NotRecognized as error:
+            self.reasons[module] = str(error)
+            if error.channels is None:
+                return None
+            if error.no_unit and not self._explained:
+                within = dict(module.named_modules())
+                for inner_name in error.channels:
+                    self.reasons.setdefault(within[inner_name], str(error))
+            return _Outer(error.channels, outer.recognized)
+        drop_in._recognition = recognition
+        self.found.append(drop_in)
+        return inner
 
 
-def _drop_in(module: nn.Module, recognition: Recognition) -> Recognized:
-    """The module, as what it was recognised to be."""
+def _drop_in(module: nn.Module) -> Recognized:
+    """The module, of the class of its drop-in."""
     try:
         module.__class__ = recognized_class(type(module))
     except TypeError as error:  # its memory is laid out in another way
         raise NotRecognized(f"its class cannot be derived from: {error}") from None
     assert isinstance(module, Recognized)
-    module._recognition = recognition
     return module
 
 
@@ -129,8 +147,8 @@ def recognize_module(
     in_channels: int | None = None,
     verify: bool = False,
     conditions: Conditions = USUAL,
-) -> tuple[Recognition, dict[str, int]]:
-    """Recognise what a module computes; also returns the channels of its submodules' inputs.
+) -> tuple[Recognition, _Outer]:
+    """Recognise what a module computes; also returns what is known of those in it.
 
     Args:
         module: left as it is.
@@ -145,7 +163,8 @@ def recognize_module(
     found = _recent.get(key)
     if found is None:
         try:
-            recognition, known = _look_at(module, in_channels, verify, conditions)
+            with one_thread():
+                recognition, known = _look_at(module, in_channels, verify, conditions)
         except NotRecognized as error:
             # Not the error itself: it would keep the frames that it went through alive.
             found = (str(error), error.channels, error.no_unit, error.outside), error.outside
@@ -221,7 +240,7 @@ def _is_of_library(cls: type) -> bool:
 
 def _look_at(
     module: nn.Module, in_channels: int | None, verify: bool, conditions: Conditions
-) -> tuple[Recognition, dict[str, int]]:
+) -> tuple[Recognition, _Outer]:
     if isinstance(module, torch.fx.GraphModule):
         how = 'torch.compile(model, backend="snv2") fuses its units'
         raise NotRecognized(f"a graph module of torch.fx: {how}")
@@ -234,32 +253,45 @@ def _look_at(
         attributes = {*vars(module), *module._modules}.difference(CACHES)
         recognized_class(original_class(module), attributes)
     farthest: Recording | None = None
+    runs: list[Run] = []
     for channels in [in_channels] if in_channels else _guesses(module):
         recording = record(module, channels, conditions)
-        if recording.error is None:
-            run, tail = _run_and_tail(recording)
-            if run is not None and _reads_all(run, channels):
-                recognition = _describe(module, run, channels, recording, tail)
-                wrong = why_wrong(module, recognition) if verify else None
-                if wrong is not None:
-                    raise NotRecognized(wrong, outside=recording.names)
-                return recognition, recording.channels
+        found = [] if recording.error else recognize(recording.graph, frozenset(recording.outs))
+        run, tail = _run_and_tail(recording, found)
+        if run is not None and _reads_all(run, channels):
+            recognition = _describe(module, run, channels, recording, tail)
+            wrong = why_wrong(module, recognition) if verify else None
+            if wrong is not None:
+                raise NotRecognized(wrong, outside=recording.names)
+            return recognition, _Outer(recording.channels, True, _units_in_calls(recording, run))
         if farthest is None or len(farthest.graph.nodes) < len(recording.graph.nodes):
-            farthest = recording
+            farthest, runs = recording, found
         if recording.error is None and run is None and not _is_hollow(recording):
             break
     if farthest is None:
         raise NotRecognized("its input channels cannot be told")
-    runs = [] if farthest.error else recognize(farthest.graph, farthest.outs)
     no_unit = not farthest.error and not runs
     raise NotRecognized(_why_no_run(farthest, runs), farthest.channels, no_unit, farthest.names)
+
+
+def _units_in_calls(recording: Recording, run: Run) -> dict[str, bool]:
+    """Whether the halves of a unit are joined in the calls of submodules that are called once, and
+    where they are, with one map that gives one."""
+    nodes = (node for unit in run.units for node in unit.nodes)
+    joins = {node for node in nodes if function_name(node) in JOINS}
+    found = {}
+    for call in recording.calls:
+        has_units = not joins.isdisjoint(call.nodes)
+        if not has_units or (call.given is not None and call.result is not None):
+            found[call.name] = has_units
+    return found
 
 
 def _why_no_run(recording: Recording, runs: list[Run]) -> str:
     """Why a recording as a whole is no run of units."""
     if recording.error is not None:
         return recording.error
-    if _whole_run(recording) is not None:
+    if _whole_run(recording, runs) is not None:
         return "reads a part of its input's channels"
     made = {out for run in runs for out in (run.out, *(unit.out for unit in run.units))}
     strange = [out for out in recording.outs if out not in made]
@@ -291,18 +323,24 @@ def _is_hollow(recording: Recording) -> bool:
     return any(isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == 0 for t in values)
 
 
-def _run_and_tail(recording: Recording) -> tuple[Run | None, Call | None]:
+def _run_and_tail(recording: Recording, runs: list[Run]) -> tuple[Run | None, Call | None]:
     """The run that is all that was recorded, or the network that is all but one submodule, which
     makes what is returned of its result: a classifier of several layers."""
-    run = _whole_run(recording)
-    if run is None and recording.returned == ONE_MAP:
+    run = _whole_run(recording, runs)
+    if run is None and recording.error is None and recording.returned == ONE_MAP:
         for call in recording.calls[::-1]:  # the outermost first
-            of_means = example(call.given).dim() == 2
+            of_means = call.given is not None and example(call.given).dim() == 2
             if of_means and call.result in recording.outs and _is_on_its_own(call):
-                network = _whole_run(recording, call)
+                before = recognize(recording.graph, frozenset(_outs(recording, call)))
+                network = _whole_run(recording, before, call)
                 if network is not None and network.head is not None:
                     return network, call
     return run, None
+
+
+def _outs(recording: Recording, tail: Call | None) -> list[Node]:
+    """What is returned, or given to a tail."""
+    return recording.outs if tail is None or tail.given is None else [tail.given]
 
 
 def _is_on_its_own(call: Call) -> bool:
@@ -316,12 +354,12 @@ def _is_on_its_own(call: Call) -> bool:
     return True
 
 
-def _whole_run(recording: Recording, tail: Call | None = None) -> Run | None:
+def _whole_run(recording: Recording, runs: list[Run], tail: Call | None = None) -> Run | None:
     """The run that is all that was recorded, but for a tail, with the maps on the way that are
     returned."""
-    outs = recording.outs if tail is None else [tail.given]
+    outs = _outs(recording, tail)
     behind = () if tail is None else tail.nodes
-    for run in recognize(recording.graph, frozenset(outs)):
+    for run in runs:
         made = {run.out, *(unit.out for unit in run.units)}
         if run.source is recording.source and run.out in outs and made.issuperset(outs):
             run.taps = frozenset(outs) - {run.out}
@@ -353,7 +391,7 @@ def _describe(
     for node in builder.state:
         if node.op != "get_attr" or node.target not in own:
             raise NotRecognized(f"a weight that is no parameter: {described(node)}")
-    returned, outs = recording.returned, [tail.given] if tail else recording.outs
+    returned, outs = recording.returned, _outs(recording, tail)
     try:
         known = structure(module)
     except Incomparable as error:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recipe import Recipe
-from snv2_kernels.graph.record import plain_copy, without_modes
+from snv2_kernels.graph.record import without_modes
 from snv2_kernels.graph.returned import Returned
 from snv2_kernels.testing import max_error
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["why_wrong"]
 
+_BLOCK = 65537  # a prime, so rows of any length begin at different numbers
 _LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
 
 
@@ -26,9 +28,15 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
     numbers: the module's own may be zeros, which hide an error."""
     generator = torch.Generator().manual_seed(0)
 
+    block = torch.randn(_BLOCK, generator=generator, dtype=torch.float64, device="cpu")
+
     def normal(*shape: int) -> Tensor:
-        numbers: Tensor = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-        return numbers
+        """Random numbers; many of them are few again and again, of which no rows are the same."""
+        count = math.prod(shape)
+        if count < _BLOCK:
+            return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        start = int(torch.randint(_BLOCK, (), generator=generator))  # another in each tensor
+        return block.roll(start).repeat(-(-count // _BLOCK))[:count].view(shape)
 
     def random(t: Tensor) -> Tensor:
         if not t.is_floating_point():

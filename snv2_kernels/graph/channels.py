@@ -8,6 +8,7 @@ list of *origins*, (node, channel), and dimensions made of *factors* that count 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from snv2_kernels.graph.nodes import example, function_name, positional, same_number
+from snv2_kernels.graph.nodes import example, function_name, positional, same_number, shape_of
 
 __all__ = ["Follower", "Origin", "Value", "origins_of"]
 
@@ -53,7 +54,7 @@ class Value:
         for name, dim in (("n", dims[0]), ("h", dims[2]), ("w", dims[3])):
             if [f.name for f in dim] not in ([], [name]):
                 return None
-        return tuple(self.origins[i] for i in _positions(dims[1], self.offset))
+        return tuple(map(self.origins.__getitem__, _positions(dims[1], self.offset)))
 
 
 def _positions(factors: Sequence[Factor], offset: int) -> list[int]:
@@ -68,11 +69,11 @@ def origins_of(node: Node) -> Value | None:
     map_ = example(node)
     if not isinstance(map_, Tensor) or map_.dim() != 4:
         return None
-    n, c, h, w = map(_known, map_.shape)
+    n, c, h, w = map(_known, shape_of(node))
     if not isinstance(c, int):
         return None
     return Value(
-        tuple((node, i) for i in range(c)),
+        tuple(zip(itertools.repeat(node), range(c), strict=False)),
         ((Factor(n, name="n"),), (Factor(c, 1),), (Factor(h, name="h"),), (Factor(w, name="w"),)),
     )
 
@@ -81,20 +82,26 @@ class Follower:
     """Values of the nodes of a graph, which are to be asked for in the graph's order."""
 
     def __init__(self) -> None:
-        self._values: dict[Node, Any] = {}  # Value, a tuple of them, or None
+        self._values: dict[Node, Any] = {}  # Value, a tuple of them, None, or _ITSELF
 
     def cut(self, node: Node) -> None:
         """From here on a node is its own origin."""
         self._values = {known: value for known, value in self._values.items() if known < node}
         self._values[node] = origins_of(node)
 
+    def follow(self, node: Node) -> None:
+        """Work out the value of the next node of a graph."""
+        if node not in self._values:
+            moved = self.moved(node)
+            self._values[node] = _ITSELF if moved is None else moved
+
     def value(self, node: Any) -> Any:
         """A Value, a tuple of them for what gives several tensors, None for what is neither."""
         if not isinstance(node, Node):
             return None
-        if node not in self._values:
-            moved = self.moved(node)
-            self._values[node] = origins_of(node) if moved is None else moved
+        self.follow(node)
+        if self._values[node] is _ITSELF:  # few are asked for: they are long
+            self._values[node] = origins_of(node)
         return self._values[node]
 
     def moved(self, node: Node) -> Any:
@@ -113,6 +120,9 @@ class Follower:
         if not isinstance(value, Value):
             raise _Unknown
         return value
+
+
+_ITSELF = object()  # a map that is its own origin
 
 
 class _Unknown(Exception):
@@ -157,7 +167,7 @@ def _reshape(follower: Follower, node: Node, x: Any, *args: Any, **kwargs: Any) 
     value = follower._one(x)
     left = [factor for dim in value.dims for factor in dim if not same_number(factor.size, 1)]
     dims = []
-    for size in map(_known, example(node).shape):
+    for size in map(_known, shape_of(node)):
         dim: list[Factor] = []
         while not same_number(_product(dim), size):
             if not left:
@@ -238,7 +248,7 @@ def _split(
     """chunk, split, split_with_sizes and tensor_split: the sizes are those of the results."""
     value = follower._one(x)
     axis = _dim(value, dim)
-    sizes = [_known(part.shape[axis]) for part in example(node)]
+    sizes = [_known(shape[axis]) for shape in shape_of(node)]
     if not all(isinstance(size, int) for size in sizes):
         raise _Unknown
     return _chunks(value, axis, sizes)

@@ -18,6 +18,7 @@ __all__ = ["Contents", "owning"]
 
 _MOST = 100_000  # parts that are looked at, lest a whole program is reachable
 _KINDS: tuple[Any, ...] = (list, tuple, deque, set, frozenset)
+_WHOLE = frozenset((bool, int, float, str, type(None), Tensor, nn.Parameter))  # without parts
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _Cache = type(functools.lru_cache(len))
 
@@ -49,9 +50,12 @@ class Contents:
                 self._kept.append((name, value, parts))
             if isinstance(parts, dict):
                 name = "" if isinstance(value, FunctionType) else name
-                waiting += [(_joined(name, key), part) for key, part in parts.items()]
+                waiting += [
+                    (_joined(name, key), part)
+                    for key, part in parts.items() if type(part) not in _WHOLE
+                ]  # fmt: skip
             else:
-                waiting += [(name, part) for part in parts]
+                waiting += [(name, part) for part in parts if type(part) not in _WHOLE]
 
     def add_module(self, module: nn.Module) -> None:
         """Keep the attributes of all modules of a tree and of their classes outside of PyTorch."""
@@ -91,6 +95,9 @@ class Contents:
         for _, value, was in self._kept:
             if not _same(_parts(value), was):
                 _refill(value, was)
+
+    def clear_caches(self) -> None:
+        """Empty the caches that were filled."""
         for cache, info in self._caches:
             if cache.cache_info() != info:
                 cache.cache_clear()
@@ -111,6 +118,8 @@ def _joined(name: str, key: Any) -> str:
 def _parts(value: Any) -> Any:
     """A list or dict of what a container holds, None for other values; runs no code of theirs."""
     cls = type(value)  # not isinstance, which asks a proxy
+    if cls in _WHOLE:
+        return None
     if issubclass(cls, dict):
         return dict(dict.items(value))
     kind = next((kind for kind in _KINDS if issubclass(cls, kind)), None)
@@ -141,6 +150,8 @@ _LIBRARIES = {*sys.stdlib_module_names, "numpy", "snv2_kernels", "torch"}
 def _same(a: Any, b: Any) -> bool:
     if len(a) != len(b):
         return False
+    if not a:
+        return True
     if isinstance(a, dict):
         return all(map(operator.is_, a, b)) and all(map(operator.is_, a.values(), b.values()))
     return all(map(operator.is_, a, b))

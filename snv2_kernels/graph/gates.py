@@ -19,6 +19,7 @@ from snv2_kernels.graph.nodes import (
     readers,
     same_number,
     same_shape,
+    shape_of,
     spelled,
     writes,
 )
@@ -110,8 +111,8 @@ def mean_of(source: Node, first: Node) -> tuple[Node, ...] | None:
     elif name in ("adaptive_avg_pool2d", "avg_pool2d"):
         nodes = (first,) if _pools_all(source, first) else None
     elif name in ("view", "reshape", "flatten"):
-        n, c, h, w = example(source).shape
-        shape = example(first).shape
+        n, c, h, w = shape_of(source)
+        shape = shape_of(first)
         is_rows = len(shape) == 3 and all(map(same_number, shape, (n, c, h * w)))
         after = only_reader(first, lambda user: function_name(user) == "mean")
         if is_rows and after is not None and _dims(after, 3) == {2}:
@@ -154,7 +155,7 @@ def _pools_all(source: Node, pool: Node) -> bool:
     sizes = [example(size) for size in window]
     return only_number(given["padding"]) == 0 and all(
         not isinstance(a, str) and same_number(a, b)
-        for a, b in zip(sizes, example(source).shape[2:], strict=True)
+        for a, b in zip(sizes, shape_of(source)[2:], strict=True)
     )
 
 
@@ -164,8 +165,8 @@ def _is_column(node: Node, like: Node) -> bool:
     value = example(node)
     if not isinstance(value, Tensor) or value.dim() not in (2, 4):
         return False
-    sizes = (*example(like).shape[:2], 1, 1)[: value.dim()]
-    return all(map(same_number, value.shape, sizes))
+    sizes = (*shape_of(like)[:2], 1, 1)[: value.dim()]
+    return all(map(same_number, shape_of(node), sizes))
 
 
 def viewed(node: Node) -> list[Node]:

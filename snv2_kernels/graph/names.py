@@ -49,8 +49,11 @@ class Names:
                     seen.add(id(vars(value)))
                     waiting.append(vars(value))
 
-    def add_cells(self, contents: Contents) -> None:
-        """Add the variables of enclosing functions that were found in other values and here."""
+    def settle(self, contents: Contents) -> None:
+        """Add the variables of enclosing functions that were found in other values and here, once
+        the forward has ended."""
+        self._absent.clear()
+        self._contents.clear_caches()
         cells = [*contents.cells(), *self._contents.cells()]
         self._cells = [(cell, cell.cell_contents) for cell in cells if is_full(cell)]
 
@@ -87,7 +90,6 @@ class Names:
                 space.update(known)
         for space, name in self._absent:
             space.pop(name, None)
-        self._absent.clear()
         self._contents.restore()
 
     def __deepcopy__(self, memo: Any) -> Names:

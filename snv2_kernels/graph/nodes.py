@@ -24,6 +24,7 @@ __all__ = [
     "readers",
     "same_number",
     "same_shape",
+    "shape_of",
     "spelled",
     "writes",
 ]
@@ -34,6 +35,15 @@ def example(node: Any) -> Any:
     if not isinstance(node, Node):
         return node
     return node.meta.get("example_value", node.meta.get("val"))
+
+
+def shape_of(node: Any) -> Any:
+    """The sizes of a node's tensor, or of each of several; those that follow the input's are
+    symbols."""
+    if "shape" in node.meta:
+        return node.meta["shape"]
+    value = example(node)
+    return value.shape if isinstance(value, Tensor) else tuple(part.shape for part in value)
 
 
 def function_name(node: Any) -> str:
@@ -113,10 +123,13 @@ def same_number(a: Any, b: Any) -> bool:
     """Whether two sizes are the same whatever the input is."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
-    # Only now: it takes half a second to import.
+    # Only now: they take half a second to import.
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    return bool(statically_known_true(a == b))
+    from snv2_kernels.graph.sizes import same_at_all
+
+    same = same_at_all(a, b)
+    return bool(statically_known_true(a == b)) if same is None else same
 
 
 def same_shape(a: Node, b: Node) -> bool:
@@ -124,7 +137,7 @@ def same_shape(a: Node, b: Node) -> bool:
     x, y = example(a), example(b)
     if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.dim() != y.dim():
         return False
-    return all(map(same_number, x.shape, y.shape))
+    return all(map(same_number, shape_of(a), shape_of(b)))
 
 
 def writes(node: Node) -> bool:

@@ -14,12 +14,13 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from snv2_kernels.graph.contents import Contents
 from snv2_kernels.graph.names import Names, is_library
 
-__all__ = ["Observer"]
+__all__ = ["DEPENDS_ON_SIZE", "Observer"]
+
+DEPENDS_ON_SIZE = "its control flow depends on the size of its input"
 
 # Functions of torch in C by what their answer depends on, a word of snv2_kernels.graph.conditions.
 _QUESTIONS: dict[Any, str] = {
@@ -39,7 +40,7 @@ _ABOUT_COMPILERS = {function.__code__ for function in _COMPILERS}
 _ABOUT_SIZES = {
     getattr(kind, name).__code__
     for kind in (torch.SymBool, torch.SymInt, torch.SymFloat)
-    for name in ("__bool__", "__int__", "__index__", "__float__")
+    for name in ("__bool__", "__int__", "__index__", "__float__", "__hash__", "__repr__")
     if isinstance(getattr(kind, name, None), FunctionType)
 }
 # Modules of C functions that change nothing but what is passed to them, and need nothing else.
@@ -56,14 +57,13 @@ _SETTERS = ("set_", "manual_seed", "seed", "use_deterministic_algorithms")
 
 
 class Observer:
-    """Watches a module's forward in a ``with`` block."""
+    """Watches a forward in a ``with`` block; it may reach ``contents``, its module's."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, contents: Contents) -> None:
         self.asked: set[str] = set()  # what the forward may depend on, see conditions
         self.names = Names()
         self._effect: str | None = None
-        self._inside = Contents()
-        self._inside.add_module(module)
+        self._inside = contents
         self._seen: set[CodeType] = set()
         self._modules = frozenset(sys.modules)  # what others hold is still being imported
 
@@ -96,9 +96,11 @@ class Observer:
     def effect(self) -> str | None:
         """Returns what the forward did besides computing; undoes it where that can be."""
         change = self._inside.changed() or self.names.changed()
-        self._inside.restore()
-        self.names.restore()
-        self.names.add_cells(self._inside)
+        if change is not None:
+            self._inside.restore()
+            self.names.restore()
+        self._inside.clear_caches()
+        self.names.settle(self._inside)
         return self._effect or (change and f"its forward {change}")
 
     def note(self, effect: str) -> None:
@@ -109,8 +111,7 @@ class Observer:
         if event == "call":
             code = frame.f_code
             if code in _ABOUT_SIZES:
-                if frame.f_locals["self"].node.expr.free_symbols:
-                    self.note("its control flow depends on the size of its input")
+                self.note(DEPENDS_ON_SIZE)
             elif code in _ABOUT_COMPILERS and not _is_quiet(frame.f_back):
                 self.asked.add("compiler")
             elif code not in self._seen:

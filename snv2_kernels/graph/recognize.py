@@ -29,9 +29,10 @@ from snv2_kernels.packing.units import Activation
 if TYPE_CHECKING:
     from snv2_kernels.packing import Builder
 
-__all__ = ["Run", "Unit", "Units", "recognize"]
+__all__ = ["JOINS", "Run", "Unit", "Units", "recognize"]
 
 Part = Layer | Gate  # of a branch
+JOINS = (*CONCATENATIONS, "stack")  # functions by which halves of a unit may come together
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ class Units:
         self._sums = {ways[0].out: ways for ways in sums(graph)}
         self.follower = Follower()
         for node in graph.nodes:
-            self.follower.value(node)
-            if function_name(node) in (*CONCATENATIONS, "stack"):
+            self.follower.follow(node)
+            if function_name(node) in JOINS:
                 unit = self._joined_at(node)
                 if unit is None:
                     self.follower.cut(node)

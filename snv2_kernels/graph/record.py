@@ -1,8 +1,9 @@
 """Records what a module computes as a graph that :mod:`~snv2_kernels.graph.recognize` reads.
 
-The forward runs once, on tensors without values whose batch, height and width are open, in a mode
-that sees each call of a torch function. Sizes are therefore ordinary numbers to the module's code,
-which may compute with them, assert and branch on channels.
+The forward runs once, on tensors without values, in a mode that sees each call of a torch function
+and makes it twice, for inputs of two sizes. Channels are ordinary numbers to the module's code,
+which may compute with them, assert and branch; batch, height and width are open
+(:mod:`~snv2_kernels.graph.sizes`).
 """
 
 from __future__ import annotations
@@ -12,42 +13,36 @@ import functools
 import itertools
 import logging
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    ShapeEnv,
-    StatelessSymbolicContext,
-)
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from snv2_kernels.graph.conditions import ASKED_OF_TENSORS, USUAL, Conditions
-from snv2_kernels.graph.contents import owning
+from snv2_kernels.graph.contents import Contents
 from snv2_kernels.graph.names import Names
-from snv2_kernels.graph.nodes import example, positional, writes
-from snv2_kernels.graph.observer import Observer
+from snv2_kernels.graph.nodes import example, positional, same_number, writes
+from snv2_kernels.graph.observer import DEPENDS_ON_SIZE, Observer
+from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.returned import ONE_MAP, Returned
-from snv2_kernels.nn.clone import clone_tree, original_class
+from snv2_kernels.graph.sizes import SYMBOLS, at, paired
 
-__all__ = ["Call", "Recording", "Untraceable", "plain_copy", "record", "without_modes"]
+__all__ = ["Call", "Recording", "Untraceable", "record", "without_modes"]
 
 Size = tuple[int, int, int]
 _SIZE = (2, 9, 7)  # batch, height, width: all different, none of them one
+# To those of the second input: primes, so all remainders differ, and thresholds lie between.
+_STEPS = (11, 2011, 3001)
 _STRIDES = (32, 16, 8, 4)  # of a network, from its input to an average over a window
-_HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
-    "_backward_pre_hooks",
-)  # fmt: skip
 
 
 class Untraceable(Exception):
@@ -56,12 +51,12 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a submodule with one tensor, that returns one."""
+    """A call of a submodule."""
 
     name: str
-    given: Node
+    given: Node | None  # what makes its only argument, where one node does that
     nodes: tuple[Node, ...]  # that it added to the graph
-    result: Node
+    result: Node | None  # what makes the tensor that it returns
 
 
 @dataclass
@@ -73,6 +68,7 @@ class Recording:
     outs: list[Node] = field(default_factory=list)  # what it returns, each once
     returned: Returned = ONE_MAP
     error: str | None = None
+    has_effect: bool = False  # which is the error
     channels: dict[str, int] = field(default_factory=dict)  # of the inputs of submodules
     calls: list[Call] = field(default_factory=list)  # those that ended, of submodules called once
     size: Size = _SIZE  # batch, height and width that it was recorded with
@@ -95,19 +91,18 @@ def record(
     window's size.
     """
     with without_modes():
-        return _record(module, in_channels, size, conditions)
+        return _record(_Subject(module, conditions), in_channels, size)
 
 
-def _record(module: nn.Module, in_channels: int, size: Size, conditions: Conditions) -> Recording:
-    recording = _record_once(module, in_channels, size, conditions)
-    if recording.error is None or not recording.windows:
+def _record(subject: _Subject, in_channels: int, size: Size) -> Recording:
+    recording = subject.record(in_channels, size)
+    if recording.error is None or recording.has_effect or not recording.windows:
         return recording
     stride, before = _STRIDES[0], 0
     while stride != before:
         window, _ = recording.windows[-1]
         height, width = (stride * (extent - 1) + 1 for extent in window)
-        larger_size = _SIZE[0], height, width + (width == height)
-        larger = _record_once(module, in_channels, larger_size, conditions)
+        larger = subject.record(in_channels, (_SIZE[0], height, width + (width == height)))
         if larger.error is None:
             recording = larger
         if larger.pools or not larger.windows:
@@ -117,57 +112,77 @@ def _record(module: nn.Module, in_channels: int, size: Size, conditions: Conditi
     return recording
 
 
-def _record_once(
-    module: nn.Module, in_channels: int, size: Size, conditions: Conditions
-) -> Recording:
-    shapes = ShapeEnv(duck_shape=False)
-    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
-    n, h, w = (1 if one else extent for one, extent in zip(conditions.ones, size, strict=True))
-    real = torch.empty(n, in_channels, h, w, device="meta")
-    open_sizes: Any = StatelessSymbolicContext(
-        [DimDynamic.DYNAMIC, DimDynamic.STATIC, DimDynamic.DYNAMIC, DimDynamic.DYNAMIC]
-    )
-    from torch._dynamo.source import ConstantSource  # it brings Dynamo, and with it Triton
+class _Subject:
+    """A module whose forward is recorded, once or several times where it has no effects."""
 
-    sizes = mode.from_tensor(real, source=ConstantSource("x"), symbolic_context=open_sizes).shape
-    with torch.inference_mode(False), mode:
-        x = torch.empty(
-            sizes, dtype=conditions.dtype, device=conditions.device,
-            memory_format=conditions.memory_format, requires_grad=conditions.requires_grad,
-        )  # fmt: skip
-        copied = plain_copy(module, functools.partial(_empty, conditions))
-    calls = _Calls(copied)
-    observer = Observer(copied)
-    recorder = _Recorder(observer)
-    recorder.own(copied)
-    recording = Recording(recorder.graph, recorder.input(x), size=size, names=observer.names)
-    recorder.recording = recording
-    calls.note_in(recording, recorder)
-    attributes = set(vars(x))
-    try:
-        with _in(conditions), _quiet(), mode, recorder, observer:
-            out = copied(x)
+    def __init__(self, module: nn.Module, conditions: Conditions) -> None:
+        self._module, self._conditions = module, conditions
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with torch.inference_mode(False):
+            self._copy = plain_copy(module, functools.partial(_empty, conditions, self._mode))
+        self._calls = _Calls(self._copy)
+        self._contents = Contents()
+        self._contents.add_module(self._copy)
+
+    def record(self, in_channels: int, size: Size) -> Recording:
+        conditions, mode = self._conditions, self._mode
+        x, twin = (self._input(in_channels, size, steps) for steps in ((0, 0, 0), _STEPS))
+        observer = Observer(self._contents)
+        recorder = _Recorder(observer)
+        recorder.own(self._copy)
+        source = recorder.input(x, twin)
+        recording = Recording(recorder.graph, source, size=size, names=observer.names)
+        recorder.recording = recording
+        self._calls.note_in(recording, recorder)
+        attributes, out = set(vars(x)), None
+        try:
+            with _in(conditions), _quiet(), mode, recorder, observer:
+                out = self._copy(x)
+        except Untraceable as error:
+            recording.error = str(error)
+        except Exception as error:  # whatever a module's code may raise
+            recording.error = f"cannot be traced: {_first_line(error)}"
+        self._calls.end()
         effect = observer.effect()
         if effect is not None:
-            raise Untraceable(effect)
-        returned = Returned.of(out)
-        if returned is None:
-            raise Untraceable(f"returns {type(out).__name__}, not maps")
-        recording.returned, maps = returned
-        recording.outs = [recorder.node_of(t) for t in maps]
-        _erase_unread(recording)
-        _check_results(recording, conditions, maps)
-        if any(set(vars(t)) - attributes for t in (x, *maps)):
-            raise Untraceable("its forward sets attributes of tensors")
-    except Untraceable as error:
-        recording.error = str(error)
-    except Exception as error:  # whatever a module's code may raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        recording.error = observer.effect() or f"cannot be traced: {first}"
-    calls.end()
-    recording.asked = frozenset(observer.asked)
-    recording.told = conditions.about(recording.asked, module)
-    return recording
+            recording.error, recording.has_effect = effect, True
+        if recording.error is None:
+            try:
+                _end(recording, recorder, conditions, out)
+            except Untraceable as error:
+                recording.error = str(error)
+        if any(set(vars(t)) - attributes for t in (x, *map(example, recording.outs))):
+            recording.error = recording.error or "its forward sets attributes of tensors"
+        recording.asked = frozenset(observer.asked)
+        recording.told = conditions.about(recording.asked, self._module)
+        return recording
+
+    def _input(self, in_channels: int, size: Size, steps: Size) -> Tensor:
+        conditions = self._conditions
+        n, h, w = (
+            1 if one else extent + step
+            for one, extent, step in zip(conditions.ones, size, steps, strict=True)
+        )
+        with torch.inference_mode(False), self._mode:
+            return torch.empty(
+                (n, in_channels, h, w), dtype=conditions.dtype, device=conditions.device,
+                memory_format=conditions.memory_format, requires_grad=conditions.requires_grad,
+            )  # fmt: skip
+
+
+def _end(recording: Recording, recorder: _Recorder, conditions: Conditions, out: Any) -> None:
+    """Note what a forward has returned; raise for what is no run of a fused module."""
+    returned = Returned.of(out)
+    if returned is None:
+        raise Untraceable(f"returns {type(out).__name__}, not maps")
+    recording.returned, maps = returned
+    recording.outs = [recorder.node_of(t) for t in maps]
+    _erase_unread(recording)
+    _check_results(recording, conditions, maps)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
@@ -240,36 +255,12 @@ def _check_results(recording: Recording, conditions: Conditions, maps: list[Tens
         raise Untraceable("its result has no gradient")
 
 
-def plain_copy(module: nn.Module, tensor: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy in eval mode without hooks, on other tensors and with containers of its own.
-
-    Args:
-        module: the root, left as it is.
-        tensor: makes what takes a tensor's place.
-    """
-    copied = clone_tree(module, original_class)
-    made: dict[int, Tensor] = {}
-    containers: dict[int, Any] = {}
-    base = vars(nn.Module())
-    for child in copied.modules():
-        child.training = False
-        for hooks in _HOOKS:
-            getattr(child, hooks).clear()
-        for registry in (child._parameters, child._buffers):
-            for name, t in registry.items():
-                if t is not None:
-                    if id(t) not in made:
-                        made[id(t)] = tensor(t)
-                    registry[name] = made[id(t)]  # type: ignore[assignment]
-        for name, value in vars(child).items():
-            if name not in base:
-                vars(child)[name] = owning(value, containers)
-    return copied
-
-
-def _empty(conditions: Conditions, t: Tensor) -> Tensor:
+def _empty(conditions: Conditions, mode: FakeTensorMode, t: Tensor) -> Tensor:
     """A tensor without values in the place of a parameter or buffer."""
-    out = torch.empty(t.shape, dtype=conditions.dtype_of(t), device=conditions.device)
+    meta = torch.empty(t.shape, dtype=conditions.dtype_of(t), device="meta")
+    out = FakeTensor(
+        mode, meta, torch.device(conditions.device)
+    )  # in a tenth of torch.empty's time
     return out.requires_grad_(t.requires_grad)
 
 
@@ -277,8 +268,6 @@ class _Calls:
     """Notes in a recording what the submodules of a module are called with."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._open: dict[str, tuple[Node, Node]] = {}  # what was given, and the last node before
-        self._known: set[str] = set()
         for name, child in module.named_modules():
             begin, end = functools.partial(self._begin, name), functools.partial(self._end, name)
             child.register_forward_pre_hook(begin, with_kwargs=True)
@@ -286,18 +275,20 @@ class _Calls:
 
     def note_in(self, recording: Recording, recorder: _Recorder) -> None:
         self._recording, self._recorder = recording, recorder
+        # What was given, and the last node before.
+        self._open: dict[str, tuple[Node | None, Node]] = {}
+        self._known: set[str] = set()
 
     def end(self) -> None:
         """Let go of the recording, which through the module's hooks would hold itself."""
-        del self._recording, self._recorder
+        del self._recording, self._recorder, self._open
 
     def _begin(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
-        self._open.pop(name, None)
         x = args[0] if len(args) == 1 else None
         if isinstance(x, Tensor) and x.dim() == 4:
             self._recording.channels[name] = int(x.shape[1])
-        if (given := self._recorder.made_by(x)) is not None and not kwargs:
-            self._open[name] = given, next(reversed(self._recording.graph.nodes))
+        given = None if kwargs else self._recorder.made_by(x)
+        self._open[name] = given, next(reversed(self._recording.graph.nodes))
 
     def _end(self, name: str, _: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         calls = self._recording.calls
@@ -305,12 +296,10 @@ class _Calls:
             calls[:] = [call for call in calls if call.name != name]
             return
         self._known.add(name)
-        result = self._recorder.made_by(out)
-        if name in self._open and result is not None:
-            given, before = self._open[name]
-            nodes = reversed(self._recording.graph.nodes)
-            added = tuple(itertools.takewhile(lambda node: node is not before, nodes))
-            calls.append(Call(name, given, added, result))
+        given, before = self._open[name]
+        nodes = reversed(self._recording.graph.nodes)
+        added = tuple(itertools.takewhile(lambda node: node is not before, nodes))
+        calls.append(Call(name, given, added, self._recorder.made_by(out)))
 
 
 class _Recorder(TorchFunctionMode):
@@ -321,6 +310,7 @@ class _Recorder(TorchFunctionMode):
         self._observer = observer
         self._attributes: dict[int, str] = {}
         self._nodes: dict[int, Node | tuple[Node, int]] = {}
+        self._twins: dict[int, Tensor] = {}  # at the second input, of tensors at the first
         self._alive: list[Any] = []  # an id is a tensor's for as long as that lives
 
     def own(self, module: nn.Module) -> None:
@@ -328,13 +318,41 @@ class _Recorder(TorchFunctionMode):
         self._attributes = {id(t): name for name, t in named}
         self._alive.append(named)
 
-    def input(self, x: Tensor) -> Node:
+    def input(self, x: Tensor, twin: Tensor) -> Node:
         node = self.graph.placeholder("x")
-        self._set(x, node)
+        self._set(self._paired(x, twin, False), node)
         return node
+
+    def _paired(self, first: Any, second: Any, of_tensor: bool) -> Any:
+        """The results of a function at the first and the second input, as what a forward sees."""
+        if isinstance(first, Tensor):
+            if first is not second:
+                self._alive += first, second
+                self._twins[id(first)] = second
+        elif isinstance(first, tuple | list):
+            pairs = zip(first, second, strict=True)
+            parts = [self._paired(a, b, of_tensor) for a, b in pairs]
+            if any(part is not a for part, a in zip(parts, first, strict=True)):
+                return type(first)(parts)
+        elif type(first) is type(second) and first != second:
+            if type(first) is int or type(first) is float:
+                return paired(first, second, of_tensor)
+            if isinstance(first, bool | str):
+                self._observer.note(DEPENDS_ON_SIZE)
+        return first
+
+    def _shape(self, value: Any) -> Any:
+        """Sizes of a tensor, or of those in a tuple or list."""
+        if isinstance(value, tuple | list):
+            return tuple(map(self._shape, value))
+        if not isinstance(value, Tensor):
+            return None
+        twin = self._twins.get(id(value))
+        return value.shape if twin is None else self._paired(value.shape, twin.shape, True)
 
     def _set(self, value: Any, node: Node) -> None:
         node.meta["example_value"] = value
+        node.meta["shape"] = self._shape(value)
         self._alive.append(value)
         parts = enumerate(value) if isinstance(value, tuple | list) else ()
         for i, part in parts:
@@ -375,13 +393,14 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         pool = dict(zip(_POOL, args, strict=False), **kwargs) if name == "avg_pool2d" else None
         pools = pool is not None and self._pools_window(**pool)
-        if pool is not None and (pools or _is_whole(**pool)):
+        if pool is not None and (pools or self._is_whole(**pool)):
             # Its own signature takes numbers, and would fix the size of the map.
             func, args, kwargs = Tensor.mean, (pool["input"], (2, 3), True), {}
-        out = func(*args, **kwargs)
+        question = func.__self__.__name__ if name == "__get__" else name
+        run = _normed if func is F.batch_norm else func
+        out = self._at_both(run, args, kwargs, question in ASKED_OF_TENSORS)
         if "dropout" in name and not (given := _dropout(*args, **kwargs))["train"]:
             return given["input"]  # in inference mode the result is another tensor
-        question = func.__self__.__name__ if name == "__get__" else name
         self._observer.asked |= ASKED_OF_TENSORS.get(question, set())
         if name != "__setitem__" and not _has_tensors(out):
             if question not in ASKED_OF_TENSORS:
@@ -389,8 +408,8 @@ class _Recorder(TorchFunctionMode):
             return out
 
         def traced(value: Any) -> Any:
-            if isinstance(value, torch.SymInt):
-                return str(value)  # sizes are read from the examples
+            if isinstance(value, SYMBOLS):
+                return str(value)  # sizes are read from the shapes
             node = self.node_of(value)
             return value if node is None else node
 
@@ -402,6 +421,26 @@ class _Recorder(TorchFunctionMode):
             self.recording.pools.append(self.node_of(out))
         return out
 
+    def _at_both(self, func: Any, args: Sequence[Any], kwargs: Any, of_tensor: bool) -> Any:
+        """Call a function at both inputs, or once where it is given nothing that differs."""
+        differs = False
+
+        def second(value: Any) -> Any:
+            nonlocal differs
+            there = self._twins.get(id(value)) if isinstance(value, Tensor) else at(value, 1)
+            differs = differs or not (there is None or there is value)
+            return value if there is None else there
+
+        others = map_aggregate((tuple(args), dict(kwargs)), second)
+        if not differs:
+            return func(*args, **kwargs)
+        given: Any = map_aggregate((tuple(args), dict(kwargs)), lambda value: at(value, 0))
+        out = func(*given[0], **given[1])
+        try:
+            return self._paired(out, func(*others[0], **others[1]), of_tensor)
+        except Exception as error:
+            raise Untraceable(f"fails at other sizes of its input: {_first_line(error)}") from error
+
     def _pools_window(
         self, input: Tensor, kernel_size: Any, padding: Any = 0, divisor_override: Any = None,
         **others: Any,
@@ -411,13 +450,36 @@ class _Recorder(TorchFunctionMode):
         sizes: Any = (window, window) if isinstance(window, int) else tuple(window)
         if self.recording is None or not all(type(size) is int for size in sizes):
             return False
-        map_size: Any = tuple(_hint(extent) for extent in input.shape[2:])
+        map_size: Any = tuple(input.shape[2:])
         self.recording.windows.append((sizes, map_size))
         # At the first size it is a part of most maps.
         fits = self.recording.size != _SIZE and sizes == map_size
         return fits and padding in (0, (0, 0)) and divisor_override is None
 
+    def _is_whole(self, input: Tensor, kernel_size: Any, **others: Any) -> bool:
+        """Whether a window is a map's own size."""
+        sizes = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size,)
+        is_open = any(isinstance(size, torch.SymInt) for size in sizes)
+        extents = self._shape(input)[2:]
+        same = len(sizes) == len(extents) and all(map(same_number, sizes, extents))
+        return is_open and same and others.keys() <= {"stride"}
 
+
+def _normed(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The result of F.batch_norm, which is slow on tensors without values."""
+    given = dict(zip(_NORM, args, strict=False), **kwargs)
+    vectors = [given.get(name) for name in _NORM[:4]]
+    shapes = {None if t is None else t.shape for t in vectors}
+    fits = input.dim() == 4 and shapes <= {None, input.shape[1:2]}
+    fits = fits and not any(t is None for t in vectors[:2])
+    in_order = input.is_contiguous() or input.is_contiguous(memory_format=torch.channels_last)
+    usual = given.keys() <= {*_NORM} and not given.get("training")
+    if fits and in_order and usual and not torch.is_grad_enabled():
+        return torch.empty_like(input)
+    return F.batch_norm(input, *args, **kwargs)
+
+
+_NORM = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _POOL = (
     "input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
     "divisor_override",
@@ -430,17 +492,6 @@ def _dropout(
     """The input of a dropout, and whether it drops anything: torch's functions say ``train``,
     those of torch.nn.functional ``training``."""
     return {"input": input, "train": kwargs.get("train", training)}
-
-
-def _hint(extent: Any) -> int:
-    return extent if isinstance(extent, int) else int(extent.node.hint)
-
-
-def _is_whole(input: Tensor, kernel_size: Any, **others: Any) -> bool:
-    """Whether a window is a map's own size."""
-    sizes = tuple(kernel_size) if isinstance(kernel_size, tuple | list) else (kernel_size,)
-    is_open = any(isinstance(size, torch.SymInt) for size in sizes)
-    return is_open and sizes == tuple(input.shape[2:]) and others.keys() <= {"stride"}
 
 
 def _has_tensors(value: Any) -> bool:

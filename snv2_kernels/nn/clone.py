@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -15,6 +16,8 @@ __all__ = ["CACHES", "clone_tree", "drop_in_of", "original_class"]
 CACHES = ("_made", "_mode_set", "_packed_state")  # attributes of drop-ins that no copy takes along
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
+_DICTS = (dict, OrderedDict)
+_ATOMS = (bool, int, str, type(None))
 
 
 def drop_in_of(cls: type[nn.Module]) -> Any:
@@ -49,7 +52,7 @@ def clone_tree(
     cloned = _clone(module, new_class, memo)
     for new in memo.values():
         for name, value in new.__dict__.items():
-            if name not in _REGISTRIES:
+            if name not in _REGISTRIES and type(value) not in _ATOMS:
                 new.__dict__[name] = _redirected(value, memo, {})
     return cloned
 
@@ -68,13 +71,18 @@ def _clone(
     memo[id(module)] = new
     # One level of copies: hooks, parameters and buffers registered on one do not show on the other.
     new.__dict__.update(
-        (key, copy.copy(value) if isinstance(value, dict | set) else value)
-        for key, value in module.__dict__.items()
-        if key not in CACHES
+        (key, _copied(value)) for key, value in module.__dict__.items() if key not in CACHES
     )
     for name, child in module._modules.items():
         new._modules[name] = None if child is None else _clone(child, new_class, memo)
     return new
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a dict or set, anything else itself."""
+    if type(value) in _DICTS:
+        return value.copy()  # in a tenth of copy.copy's time
+    return copy.copy(value) if isinstance(value, dict | set) else value
 
 
 def _redirected(value: Any, memo: dict[int, nn.Module], seen: dict[int, Any]) -> Any:
@@ -90,7 +98,7 @@ def _redirected(value: Any, memo: dict[int, nn.Module], seen: dict[int, Any]) ->
         parts = [_redirected(part, memo, seen) for part in value]
         same = all(a is b for a, b in zip(parts, value, strict=True))
         return value if same else type(value)(parts)
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         seen[id(value)] = value
         changed = {k: new for k, v in value.items() if (new := _redirected(v, memo, seen)) is not v}
         if changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -107,11 +108,13 @@ _later: Any = weakref.WeakKeyDictionary()
 class Recognized(PlannedModule):
     """A drop-in for a module that was recognised by what it computes.
 
-    Its class derives from the module's own too, and is made by :func:`recognized_class`.
+    Its class derives from the module's own too, and is made by :func:`recognized_class`. Inside a
+    module that was recognised it has no recognition before it is first asked.
     """
 
     _original: ClassVar[type[nn.Module]]
     _recognition: Recognition | None = None
+    _given_channels: int | None = None  # by the outer module that alone was recognised so far
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -209,7 +212,15 @@ class Recognized(PlannedModule):
     def _known(self) -> Recognition | None:
         """The recognition of the module as it was when it was last looked at."""
         later = _later.get(self, self._recognition)
+        if later is None and self.is_unseen():
+            with contextlib.suppress(Unsupported):
+                self._current()
+            later = _later.get(self)
         return self._recognition if isinstance(later, _Refusal) else later
+
+    def is_unseen(self) -> bool:
+        """Whether nobody has asked yet what it computes."""
+        return self._given_channels is not None and self not in _later
 
     def _outside(self) -> list[Names]:
         later = _later.get(self, self._recognition)
@@ -357,7 +368,8 @@ def _why_no_run(known: Recognition) -> str | None:
 def _recognized(module: Recognized, conditions: Conditions = USUAL) -> Recognition:
     from snv2_kernels.recognition import recognize_module
 
-    hint = None if module._recognition is None else module._recognition.in_channels
+    known = module._recognition
+    hint = module._given_channels if known is None else known.in_channels
     return recognize_module(module, hint, conditions == USUAL, conditions)[0]
 
 
