@@ -159,7 +159,7 @@ def variants(  # noqa: PLR0912
             for stride, window, kind in ((2, 5, "silu"), (1, 7, "prelu"), (2, 7, "hardswish")):
                 for from_x in (False, True):
                     yield {**places, **paper(stride, window, kind, from_x), "STRIDE": stride}
-    elif name in ("pointwise", "depthwise", "scale"):
+    elif name in ("pointwise", "depthwise", "average", "scale"):
         for planes in (True, False):
             places = {"TO_PLANES": planes, "TO_MAP": not planes, f"z_{one}": 1}
             if name == "pointwise":
@@ -172,6 +172,9 @@ def variants(  # noqa: PLR0912
                     yield {**places, **source, **of}
                 only = {"GATED": True, "ADDS": False, "FLAT": False, **activations("identity")}
                 yield {**places, **only, "source_p": 1}
+            elif name == "average":
+                for inside in (True, False):
+                    yield {**places, "STRIDE": 2, "INSIDE": inside, **activations("silu")}
             else:
                 for stride, window in itertools.product((1, 2), (3, 7)):
                     window_of = {"STRIDE": stride, "WINDOW": window, "DILATION": 1}
