@@ -124,7 +124,7 @@ EDITS: dict[str, tuple[Callable[[Any], None], list[str]]] = {  # and the outermo
     "fc-identity": (_fc(nn.Identity()), WHOLE),
     "fc-of-two-layers": (_fc(nn.Linear(40, 8), nn.ReLU(True), nn.Linear(8, 3)), WHOLE),
     "cifar-stem": (_cifar_stem, STAGES),
-    "no-conv5": (_no_conv5, STAGES),
+    "no-conv5": (_no_conv5, WHOLE),
     "gelu": (_activation(nn.GELU), []),
 }
 

@@ -94,7 +94,7 @@ def test_units_of_a_stage_leave_what_passes_through(triton: Any) -> None:
     arrays = Arrays(plan.weights, plan.parameters, plan.tables)
     call = _Run(torch.empty(n, 34, *size), arrays, memory, [])
     source = call.read(pw.source, size)
-    _run_pw(call, pw, source, pixels)
+    _run_pw(call, pw, source, size)
     _run_dw_pw(call, dw_pw, call.read(dw_pw.source, size), source, size)
     assert rows[written][:, : n * pixels].isfinite().all()
     rows[written] = before[written]
