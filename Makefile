@@ -93,7 +93,8 @@ test-sanitize: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DSNV2_TESTS=ON -DSNV2_EMULATOR=ON -DSNV2_SANITIZE=address,undefined $(DEBUG)
 	$(BIN)/cmake --build build/sanitize
-	SNV2_MUTATIONS=100000 $(CTEST) build/sanitize
+	$(BIN)/python tools/write_program.py build/sanitize/program
+	SNV2_PROGRAM=$(CURDIR)/build/sanitize/program SNV2_MUTATIONS=100000 $(CTEST) build/sanitize
 
 # Each CUDA thread of the emulator as a thread of its own to ThreadSanitizer, which wants addresses
 # that do not change from run to run.
