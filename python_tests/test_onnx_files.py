@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from _cases import runs_fused
@@ -249,3 +250,35 @@ def test_the_package_is_imported_only_to_load(tmp_path: Path) -> None:
     assert 'ImportError: load_onnx needs the package onnx: pip install "snv2_kernels[onnx]"' in (
         done.stderr
     )
+
+
+def test_what_changes_nothing_or_the_rank(tmp_path: Path) -> None:
+    """A Clip without bounds clips nothing; what adds a dimension is no bias."""
+    numbers = np.random.default_rng(0).standard_normal
+    arrays = {
+        "w": numbers((8, 3, 3, 3)), "fw": numbers((8, 5)), "b": numbers((1, 1, 5))
+    }  # fmt: skip
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["z"], pads=[1, 1, 1, 1]),
+        onnx.helper.make_node("Clip", ["z"], ["c"]),
+        onnx.helper.make_node("GlobalAveragePool", ["c"], ["g"]),
+        onnx.helper.make_node("Flatten", ["g"], ["f"]),
+        onnx.helper.make_node("MatMul", ["f", "fw"], ["m"]),
+        onnx.helper.make_node("Add", ["m", "b"], ["y"]),
+    ]
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes, "graph", [value("x", 1, ["n", 3, 8, 8])], [value("y", 1, None)],
+        [onnx.numpy_helper.from_array(a.astype(np.float32), k) for k, a in arrays.items()],
+    )  # fmt: skip
+    path = tmp_path / "net.onnx"
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    path.write_bytes(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    )
+    x = torch.randn(2, 3, 8, 8)
+    (expected,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
+    with torch.no_grad():
+        out = snv2.load_onnx(path)(x)
+    assert out.shape == expected.shape
+    torch.testing.assert_close(out, torch.from_numpy(expected), rtol=1e-5, atol=1e-5)

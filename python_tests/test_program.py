@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -155,7 +156,7 @@ def test_models_that_do_not_fit(tmp_path: Path) -> None:
         ({"targets": ("cpu", "tpu")}, "targets: expected names among cpu, cuda, got"),
         ({"dtypes": (torch.float64,)}, "dtypes: expected float32, float16 or bfloat16, got"),
         ({"input_shape": (1, 4, 9, 9)}, "input_shape: expected"),
-        ({"input_shape": (1, 3, 9, 1 << 25)}, "path: .*shape of its input"),
+        ({"input_shape": (1, 3, 9, 1 << 25)}, "model: no program can hold it: shape of its input"),
         ({"normalize": ((0, 0), (1, 1))}, "normalize: expected"),
         ({"normalize": ((0, 0, 0), (1, 1, 1e-310))}, "normalization: expected finite"),
         ({"classes": ["one"]}, "classes: expected a name for each of 10, got 1"),
@@ -227,3 +228,40 @@ def test_damaged_files(path: Path, tmp_path: Path) -> None:
     assert "not JSON" in complaint(data)
     with pytest.raises(FileNotFoundError):
         snv2.Program(tmp_path / "none")
+
+
+class ScoresFirst(nn.Module):
+    """Returns what its network makes last before the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = small_network()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        net = self.network
+        x = net.stage4(net.stage3(net.stage2(net.maxpool(net.conv1(x)))))
+        return net.fc(net.conv5(x).mean([2, 3])), x
+
+
+def test_results_in_another_order_are_refused(tmp_path: Path) -> None:
+    """Whoever unpacks them would take one for the other."""
+    with pytest.raises(ValueError, match=r"model: it returns .* in another order"):
+        snv2.save_program(ScoresFirst().eval(), tmp_path / "net.snv2")
+
+
+def test_files_are_left_as_they_are(path: Path, tmp_path: Path) -> None:
+    """A private file stays private, a descriptor open, and a copy of a program runs."""
+    net = tmp_path / "net.snv2"
+    snv2.save_program(small_network(), net)
+    net.chmod(0o600)
+    snv2.save_program(small_network(), net)
+    assert net.stat().st_mode & 0o777 == 0o600
+    with open(path, "rb") as file:
+        with pytest.raises(TypeError):
+            snv2.Program(file.fileno())  # type: ignore[arg-type]
+        assert file.read(4) == b"\x89SNV"
+    program = snv2.Program(net)
+    x = draw(1, 3, 64, 64)
+    assert torch.equal(pickle.loads(pickle.dumps(program))(x), program(x))
+    with pytest.raises(FileNotFoundError, match=r"missing/net\.snv2'"):
+        snv2.save_program(small_network(), tmp_path / "missing" / "net.snv2")

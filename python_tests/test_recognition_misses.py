@@ -134,6 +134,21 @@ SUMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "into its input": lambda y, half, a: half.add_(y),
     "of it twice": lambda y, half, a: y.add_(half) + half,
 }
+
+
+class Residual(nn.Module):
+    """MobileNet V2's unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = conv_bn(28, 40), nn.ReLU6(), conv_bn(40, 40, 3, groups=40), conv_bn(40, 28)
+        self.branch = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.branch(x)
+        return out
+
+
 NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     **{what: (functools.partial(Near, what), reason) for what, reason in GATES.items()},
     "gelu": (lambda: Near("gelu", nn.GELU()), "activation GELU"),
@@ -160,6 +175,9 @@ NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "ghost with gelu": (lambda: EsUnit(28, 20, nn.GELU), "activation GELU"),
     "strided twice": (
         lambda: Strided(28), "two depthwise convolutions with a stride in a branch"
+    ),
+    "residual": (
+        Residual, "its units join nothing but the sum of their branch and their input"
     ),
     "group norm": (Grouped, "group_norm (bn2) in a branch"),
 }  # fmt: skip

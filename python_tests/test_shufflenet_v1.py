@@ -233,7 +233,8 @@ def test_what_is_no_such_unit_computes_the_same(change: str) -> None:
     [
         ({"groups": 5}, r"groups: expected one of 1, 2, 3, 4, 8, got 5"),
         ({"width": 0}, r"width: expected a number above 0, at most 16, got 0"),
-        ({"groups": 8, "width": 0.3}, r"groups: .* channels are no multiples of 8 groups"),
+        ({"groups": [3]}, r"groups: expected one of 1, 2, 3, 4, 8, got \[3\]"),
+        ({"groups": 8, "width": 0.3}, r"width: 0.3 leaves channels that 8 groups do not divide"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

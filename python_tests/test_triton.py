@@ -38,6 +38,7 @@ KERNELS += [
     "dw_pw2",
     "pointwise",
     "depthwise",
+    "average",
     "means",
     "gates",
     "scale",

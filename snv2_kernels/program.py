@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,7 @@ _ABOUT, _INPUT, _NORMALIZATION, _CLASSES = 1, 2, 3, 4
 _CPU_PLAN, _CPU_WEIGHTS, _GPU_PLAN, _GPU_WEIGHTS, _GPU_PARAMETERS = 16, 17, 32, 33, 34
 # In the order of snv2::DType.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_ONNX_PARTS = {"normalization", "network", "tail"}
 _OTHER_SIZE = 1 << 20  # pixels that no last map of a fixed size has
 
 
@@ -119,8 +121,15 @@ def save_program(
         TypeError, ValueError: naming the argument that does not fit.
         OSError: if the file cannot be written.
     """
+    if isinstance(model, nn.Sequential) and {"network"} < {*model._modules} <= _ONNX_PARTS:
+        beside = " and ".join(name for name in model._modules if name != "network")
+        raise ValueError(
+            f"model: it has {beside} beside its network; save model.network, and give normalize"
+            " what the first computes"
+        )
     fused = checked_model(model)
     packed = fused.packed()
+    _check_order(fused)
     shape = checked_shape(input_shape, packed.in_channels, torch.float32)
     for dtype in KERNEL_DTYPES:  # a program takes any of them
         if (reason := fused._why_not_at(shape, dtype, torch.device("cpu"))) is not None:
@@ -168,6 +177,19 @@ def save_program(
     _write(Path(path), sections)
 
 
+def _check_order(fused: PlannedModule) -> None:
+    """Raise for a model that returns its maps in another order than a program does."""
+    recognition = getattr(fused, "_recognition", None)
+    if recognition is None or recognition.returned.container is None:
+        return
+    places = recognition.returned.places
+    if list(places) != list(range(len(places))):
+        raise ValueError(
+            "model: it returns a map twice, or in another order than its network makes them, which"
+            " a program returns"
+        )
+
+
 def _cpu_plan(fused: PlannedModule, element: torch.dtype) -> Plan:
     """Whatever this machine multiplies."""
     builder = PlanBuilder()
@@ -191,6 +213,8 @@ def _last_map(
 
 
 def _checked_targets(targets: Any) -> set[str]:
+    if not isinstance(targets, Iterable):
+        raise TypeError(f"targets: expected names among {', '.join(TARGETS)}, got {targets!r}")
     names = {targets} if isinstance(targets, str) else set(targets)
     if not names <= set(TARGETS):
         raise ValueError(f"targets: expected names among {', '.join(TARGETS)}, got {targets!r}")
@@ -206,6 +230,8 @@ def _checked_dtypes(dtypes: Any) -> list[torch.dtype]:
 
 
 def _checked_classes(classes: Any, plan: Plan) -> bytes:
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise TypeError(f"classes: expected a list of names, got {classes!r}")
     names = list(classes)
     scores = plan.out_channels if plan.classify else 0
     if len(names) != scores:
@@ -253,7 +279,16 @@ def _write(path: Path, sections: list[_Section]) -> None:
     try:
         part.write_bytes(_file(sections))
         _read(part)
+        if target.exists():
+            part.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(part, target)
+    except ValueError as error:
+        # The reader's reason is about what was given.
+        reason = str(error).removeprefix(f"path: {part}: program: ")
+        raise ValueError(f"model: no program can hold it: {reason}") from None
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -276,7 +311,8 @@ class Program:
     """A network from a file of :func:`save_program`, without its model.
 
     ``program(x)`` is ``Engine(model, x.shape)(x)``, bit for bit, in new memory: the output, or a
-    tuple of all maps that the model returns, in the order of the network. Any batch and size.
+    tuple of all maps that the model returns. Any batch and size. A copy or a pickle of it has the
+    path of its file.
 
     Args:
         path: the file.
@@ -290,7 +326,9 @@ class Program:
     def __init__(self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:
         if dtype not in KERNEL_DTYPES:
             raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype!r}")
+        path = os.fspath(path)
         self._dtype = dtype
+        self._path = os.path.abspath(path)
         self._file = _read(path)
         try:
             self.about: dict[str, Any] = dict(json.loads(self._file.about or "{}"))
@@ -300,6 +338,10 @@ class Program:
         mean, std = self._file.mean, self._file.std
         self._scale = [1 / (255 * s) for s in std]
         self._shift = [-m / s for m, s in zip(mean, std, strict=True)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or what a pickle makes, reads the file again."""
+        return _program, (self._path, self._dtype)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -398,9 +440,14 @@ class Program:
                 raise TypeError("x: this program has no normalization, so it takes no bytes")
             if x.dim() != 4 or x.shape[3] != channels:
                 raise ValueError(f"x: expected bytes [N, H, W, {channels}], got {tuple(x.shape)}")
+            if 0 in x.shape[1:]:
+                raise ValueError(f"x: expected at least one pixel, got {tuple(x.shape)}")
             size = x.shape[1:3]
         else:
             check_feature_map(x)
+            if x.dtype not in KERNEL_DTYPES or x.layout != torch.strided:
+                kind = f"{x.dtype}, {x.layout}"
+                raise TypeError(f"x: expected dense float32, float16 or bfloat16, got {kind}")
             if x.shape[1] != channels:
                 raise ValueError(f"x: expected {channels} channels, got {tuple(x.shape)}")
             size = x.shape[2:]
@@ -458,3 +505,7 @@ class Program:
         workspace = torch.empty(size + WORKSPACE_SLACK, dtype=torch.uint8, device=x.device)
         operators(backend).gpu_network_out(x, *arrays, workspace, results, self._scale, self._shift)
         return results
+
+
+def _program(path: str, dtype: torch.dtype) -> Program:
+    return Program(path, dtype=dtype)

@@ -60,7 +60,7 @@ def head_after(out: Node, layers: Layers, returned: Collection[Node] = ()) -> He
     """The head that alone reads the result of units. It ends with means that are returned."""
     layer = layers.after(out, "pw")
     features = out if layer is None else layer.out
-    if out in returned or len(readers(features)) != 1:
+    if len(readers(features)) != 1:
         return None
     nodes = mean_of(features, readers(features)[0])
     if nodes is None:

@@ -10,7 +10,13 @@ from torch.fx import Graph, Node
 from snv2_kernels.graph.gates import mean_of
 from snv2_kernels.graph.layers import CONCATENATIONS, Layer, convolution
 from snv2_kernels.graph.nodes import example, function_name, only_number, readers, spelled, writes
-from snv2_kernels.graph.recognize import Units, as_projection, is_branch, recognize
+from snv2_kernels.graph.recognize import (
+    Units,
+    are_of_others,
+    as_projection,
+    is_branch,
+    recognize,
+)
 
 __all__ = ["described", "why_no_unit"]
 
@@ -30,6 +36,8 @@ def why_no_unit(graph: Graph) -> str:
     checks = _after, _window, _before, _written, _strides, _join
     reasons = (check(found, node) for check in checks for node in depthwise)
     if found.units and not runs:
+        if are_of_others(found.units):
+            return "its units join nothing but the sum of their branch and their input"
         return "computes in several dtypes or on several devices"
     if (reason := next(filter(None, reasons), None)) is not None:
         return reason

@@ -29,7 +29,7 @@ from snv2_kernels.packing.units import Activation
 if TYPE_CHECKING:
     from snv2_kernels.packing import Builder
 
-__all__ = ["JOINS", "Run", "Unit", "Units", "recognize"]
+__all__ = ["JOINS", "Run", "Unit", "Units", "are_of_others", "recognize"]
 
 Part = Layer | Gate  # of a branch
 JOINS = (*CONCATENATIONS, "stack")  # functions by which halves of a unit may come together
@@ -119,14 +119,15 @@ def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
         if _reads_alone(run.units[0]):
             run.stem = stem_before(run.source, found.layers)
         run.head = head_after(run.out, found.layers, returned)
-    return [run for run in runs if _is_covered(run) and not _is_of_others(run)]
+    return [run for run in runs if _is_covered(run) and not are_of_others(run.units)]
 
 
-def _is_of_others(run: Run) -> bool:
-    """Whether nothing but sums joins its branches, and no layer has groups: residual units of
-    other families, which PyTorch runs as they are."""
-    grouped = any(layer.kind == "pw" and layer.conv.groups > 1 for layer in run.layers)
-    return not grouped and not any(unit.told.joins for unit in run.units)
+def are_of_others(found: Sequence[Unit]) -> bool:
+    """Whether nothing but sums joins branches, and no layer has groups: residual units of other
+    families, which PyTorch runs as they are."""
+    layers = (layer for unit in found for layer in unit.told.layers())
+    grouped = any(layer.kind == "pw" and layer.conv.groups > 1 for layer in layers)
+    return not grouped and not any(unit.told.joins for unit in found)
 
 
 def _reads_alone(unit: Unit) -> bool:

@@ -171,13 +171,15 @@ def shufflenet_v1(groups: int = 3, width: float = 1.0, **kwargs: Any) -> Shuffle
     Raises:
         ValueError: for other groups, or a width that leaves channels which these do not divide.
     """
-    if groups not in _CHANNELS:
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups not in _CHANNELS:
         raise ValueError(
             f"groups: expected one of {', '.join(map(str, _CHANNELS))}, got {groups!r}"
         )
-    if not isinstance(width, int | float) or not 0 < width <= 16:
+    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 16:
         raise ValueError(f"width: expected a number above 0, at most 16, got {width!r}")
     stem = 24 if 1 <= width < 2 else round(24 * width)
     stem = -(-stem // groups) * groups
     channels = [stem, *(round(c * width) for c in _CHANNELS[groups])]
+    if any(c < 4 or c // 4 % groups for c in channels[1:]):
+        raise ValueError(f"width: {width} leaves channels that {groups} groups do not divide")
     return ShuffleNetV1([4, 8, 4], channels, groups, **kwargs)

@@ -307,6 +307,9 @@ def _clip(node: Node) -> None:
     if least == 0 and most is None:
         node.alias(node.call(functions.relu, [x], is_positive=True, by_element=True))
         return
+    if least is None and most is None:
+        node.alias(x)
+        return
     is_positive = least is not None and least >= 0
     node.alias(
         node.call(functions.clamp, [x], least, most, is_positive=is_positive, by_element=True)
@@ -391,7 +394,7 @@ def add_bias(node: Node, x: Map, constant: Array) -> Map | None:
     linear = last.module if last is not None and last.outputs == (x.id,) else None
     if not isinstance(linear, nn.Linear) or node.importer.uses(x) != 1:
         return None
-    fits = constant.shape[-1:] == (linear.out_features,) and constant.size == linear.out_features
+    fits = constant.shape in ((linear.out_features,), (1, linear.out_features))
     has_bias = linear._parameters["bias"] is not None
     if has_bias or not fits or _dtype_of(constant) != linear.weight.dtype:
         return None
