@@ -141,7 +141,10 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = conv_bn(28, 40), nn.ReLU6(), conv_bn(40, 40, 3, groups=40), conv_bn(40, 28)
+        layers = (
+            nn.Conv2d(28, 40, 1), nn.ReLU6(), nn.Conv2d(40, 40, 3, 1, 1, groups=40),
+            nn.Conv2d(40, 28, 1),
+        )  # fmt: skip
         self.branch = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
