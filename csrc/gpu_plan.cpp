@@ -356,4 +356,19 @@ GpuPlan::GpuPlan(const int64_t* words, int64_t word_count) {
   }
 }
 
+std::vector<PlanResult> results_of(const GpuPlan& plan) {
+  std::vector<PlanResult> results(static_cast<size_t>(plan.header().result_count));
+  int64_t halved_to[2] = {0, 0};  // the maps of the two buffers
+  for (const GpuStep& step : plan) {
+    int64_t halvings = step.in_buffer == kCallersMap ? 0 : halved_to[step.in_buffer];
+    halvings += step.kind == GpuStepKind::kStem ? 2 : step.stride == 2;
+    if (step.out_buffer != kNoBuffer) halved_to[step.out_buffer] = halvings;
+    if (step.result == kNoResult) continue;
+    const bool scores = step.kind == GpuStepKind::kHead;
+    results[static_cast<size_t>(step.result)] = {scores ? step.out_channels : step.result_channels,
+                                                 halvings};
+  }
+  return results;
+}
+
 }  // namespace snv2

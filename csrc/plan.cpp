@@ -291,4 +291,17 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
   }
 }
 
+std::vector<PlanResult> results_of(const Plan& plan) {
+  std::vector<PlanResult> results;
+  int64_t halvings = 0;
+  for (const Step& step : plan) {
+    halvings += step.kind == StepKind::kStem ? 2 : 0;
+    halvings += step.kind == StepKind::kUnit && step.stride == 2;
+    if (step.kind == StepKind::kExport || step.kind == StepKind::kHead) {
+      results.push_back({step.main.out_channels, halvings});
+    }
+  }
+  return results;
+}
+
 }  // namespace snv2

@@ -64,35 +64,7 @@ bool is_utf8(const unsigned char* s, size_t size) {
   return true;
 }
 
-std::vector<ProgramResult> results_of(const Plan& plan) {
-  std::vector<ProgramResult> results;
-  int64_t halvings = 0;
-  for (const Step& step : plan) {
-    halvings += step.kind == StepKind::kStem ? 2 : 0;
-    halvings += step.kind == StepKind::kUnit && step.stride == 2;
-    if (step.kind == StepKind::kExport || step.kind == StepKind::kHead) {
-      results.push_back({step.main.out_channels, halvings});
-    }
-  }
-  return results;
-}
-
-std::vector<ProgramResult> results_of(const GpuPlan& plan) {
-  std::vector<ProgramResult> results(static_cast<size_t>(plan.header().result_count));
-  int64_t halved_to[2] = {0, 0};  // the maps of the two buffers
-  for (const GpuStep& step : plan) {
-    int64_t halvings = step.in_buffer == kCallersMap ? 0 : halved_to[step.in_buffer];
-    halvings += step.kind == GpuStepKind::kStem ? 2 : step.stride == 2;
-    if (step.out_buffer != kNoBuffer) halved_to[step.out_buffer] = halvings;
-    if (step.result == kNoResult) continue;
-    const bool scores = step.kind == GpuStepKind::kHead;
-    results[static_cast<size_t>(step.result)] = {scores ? step.out_channels : step.result_channels,
-                                                 halvings};
-  }
-  return results;
-}
-
-bool same(const std::vector<ProgramResult>& a, const std::vector<ProgramResult>& b) {
+bool same(const std::vector<PlanResult>& a, const std::vector<PlanResult>& b) {
   if (a.size() != b.size()) return false;
   for (size_t i = 0; i < a.size(); ++i) {
     if (a[i].channels != b[i].channels || a[i].halvings != b[i].halvings) return false;
@@ -416,7 +388,7 @@ std::shared_ptr<const Program> Program::view(const void* data, size_t size) {
 
 FeatureMap Program::result_shape(size_t result, int64_t batch, int64_t height,
                                  int64_t width) const {
-  const ProgramResult& made = results_.at(result);
+  const PlanResult& made = results_.at(result);
   const bool scores = classifies() && result + 1 == results_.size();
   return {nullptr,
           DType::kFloat32,

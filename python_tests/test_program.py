@@ -180,7 +180,7 @@ def test_arguments_that_do_not_fit(tmp_path: Path, arguments: dict[str, Any], me
         (draw(1, 4, 9, 9), "x: expected 3 channels"),
         (torch.zeros(1, 3, 9, 9, dtype=torch.uint8), r"x: expected bytes \[N, H, W, 3\]"),
         (np.zeros(3), r"x: expected a torch.Tensor, got ndarray"),
-        (draw(1, 3, 9, 9).double(), "x"),
+        (draw(1, 3, 9, 9).double(), "x: expected dense float32, float16 or bfloat16, got"),
         (draw(1, 3, 9, 9).requires_grad_(), "x: requires a gradient"),
     ],
     ids=["channels", "bytes", "type", "dtype", "gradient"],

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import struct
-import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +17,26 @@ import snv2_kernels
 from snv2_kernels import _native
 from snv2_kernels.backends import resolve
 from snv2_kernels.engine import checked_model, checked_pixels, checked_shape
+from snv2_kernels.onnx.model import OnnxModel
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map, operators
 from snv2_kernels.packing import Builder, PlanBuilder
 from snv2_kernels.packing.common import map_shape
+from snv2_kernels.packing.planes import DTYPES
 from snv2_kernels.packing.units import Layer, Unit, Unsupported
+from snv2_kernels.program_file import (
+    ABOUT,
+    CLASSES,
+    CPU_PLAN,
+    CPU_WEIGHTS,
+    GPU_PARAMETERS,
+    GPU_PLAN,
+    GPU_WEIGHTS,
+    INPUT,
+    NORMALIZATION,
+    Section,
+    read_program,
+    write_program,
+)
 from snv2_kernels.runners import WORKSPACE_SLACK, device_fields
 
 if TYPE_CHECKING:
@@ -36,29 +49,7 @@ __all__ = ["Program", "save_program"]
 
 TARGETS = ("cpu", "cuda")
 
-_MAGIC = b"\x89SNV2\r\n\x1a"
-_BYTE_ORDER, _FORMAT = 0x01020304, 1
-_ALIGN = 64
-# snv2::SectionKind
-_ABOUT, _INPUT, _NORMALIZATION, _CLASSES = 1, 2, 3, 4
-_CPU_PLAN, _CPU_WEIGHTS, _GPU_PLAN, _GPU_WEIGHTS, _GPU_PARAMETERS = 16, 17, 32, 33, 34
-# In the order of snv2::DType.
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_ONNX_PARTS = {"normalization", "network", "tail"}
 _OTHER_SIZE = 1 << 20  # pixels that no last map of a fixed size has
-
-
-@dataclass(frozen=True)
-class _Section:
-    kind: int
-    dtype: int
-    data: bytes
-
-    @staticmethod
-    def of(kind: int, tensor: Tensor, dtype: torch.dtype = torch.float32) -> _Section:
-        data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        return _Section(kind, _DTYPES.index(dtype), data)
-
 
 # Writing --------------------------------------------------------------------------------------
 
@@ -121,7 +112,7 @@ def save_program(
         TypeError, ValueError: naming the argument that does not fit.
         OSError: if the file cannot be written.
     """
-    if isinstance(model, nn.Sequential) and {"network"} < {*model._modules} <= _ONNX_PARTS:
+    if isinstance(model, OnnxModel):
         beside = " and ".join(name for name in model._modules if name != "network")
         raise ValueError(
             f"model: it has {beside} beside its network; save model.network, and give normalize"
@@ -159,22 +150,22 @@ def save_program(
     }
     text = json.dumps(told, ensure_ascii=False, allow_nan=False).encode()
     sections = [
-        _Section(_ABOUT, 0, text),
-        _Section(_INPUT, 0, struct.pack("<6q", *shape, *last_map)),
+        Section(ABOUT, 0, text),
+        Section(INPUT, 0, struct.pack("<6q", *shape, *last_map)),
     ]
     if normalize is not None:
         numbers = [float(v) for values in normalize for v in values]
-        sections.append(_Section(_NORMALIZATION, 0, struct.pack(f"<{len(numbers)}d", *numbers)))
+        sections.append(Section(NORMALIZATION, 0, struct.pack(f"<{len(numbers)}d", *numbers)))
     if classes is not None:
-        sections.append(_Section(_CLASSES, 0, _checked_classes(classes, plan)))
+        sections.append(Section(CLASSES, 0, _checked_classes(classes, plan)))
     for narrow in cpu:
-        sections += [_Section.of(_CPU_PLAN, narrow.words, narrow.element),
-                     _Section.of(_CPU_WEIGHTS, narrow.weights, narrow.element)]  # fmt: skip
+        sections += [Section.of(CPU_PLAN, narrow.words, narrow.element),
+                     Section.of(CPU_WEIGHTS, narrow.weights, narrow.element)]  # fmt: skip
     for part in gpu:
-        sections += [_Section.of(_GPU_PLAN, part.words, part.dtype),
-                     _Section.of(_GPU_WEIGHTS, part.weights, part.dtype),
-                     _Section.of(_GPU_PARAMETERS, part.parameters, part.dtype)]  # fmt: skip
-    _write(Path(path), sections)
+        sections += [Section.of(GPU_PLAN, part.words, part.dtype),
+                     Section.of(GPU_WEIGHTS, part.weights, part.dtype),
+                     Section.of(GPU_PARAMETERS, part.parameters, part.dtype)]  # fmt: skip
+    write_program(Path(path), sections, snv2_kernels.__version__)
 
 
 def _check_order(fused: PlannedModule) -> None:
@@ -226,7 +217,7 @@ def _checked_dtypes(dtypes: Any) -> list[torch.dtype]:
     for dtype in given:
         if dtype not in KERNEL_DTYPES:
             raise TypeError(f"dtypes: expected float32, float16 or bfloat16, got {dtype!r}")
-    return [dtype for dtype in _DTYPES if dtype in given]
+    return [dtype for dtype in DTYPES if dtype in given]
 
 
 def _checked_classes(classes: Any, plan: Plan) -> bytes:
@@ -249,59 +240,6 @@ def _checked_about(about: Any) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"about: expected a mapping that JSON can hold: {error}") from None
     return told
-
-
-def _file(sections: list[_Section]) -> bytes:
-    sections = sorted(sections, key=lambda section: (section.kind, section.dtype))
-    offset = 64 + 32 * len(sections)
-    table, body = b"", b""
-    for section in sections:
-        padding = -offset % _ALIGN
-        offset += padding
-        entry = section.kind, section.dtype, offset, len(section.data), zlib.crc32(section.data), 0
-        table += struct.pack("<IIQQII", *entry)
-        body += bytes(padding) + section.data
-        offset += len(section.data)
-    library = snv2_kernels.__version__.encode()[:31]
-
-    def header(checksum: int) -> bytes:
-        fields = _BYTE_ORDER, _FORMAT, offset, len(sections), checksum
-        return _MAGIC + struct.pack("<IIQII32s", *fields, library)
-
-    return header(zlib.crc32(header(0) + table)) + table + body
-
-
-def _write(path: Path, sections: list[_Section]) -> None:
-    target = path.resolve()  # a link stays one
-    if target.exists() and not target.is_file():
-        raise ValueError(f"path: {path} is there, and no file")
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(_file(sections))
-        _read(part)
-        if target.exists():
-            part.chmod(stat.S_IMODE(target.stat().st_mode))
-        os.replace(part, target)
-    except ValueError as error:
-        # The reader's reason is about what was given.
-        reason = str(error).removeprefix(f"path: {part}: program: ")
-        raise ValueError(f"model: no program can hold it: {reason}") from None
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _read(path: str | os.PathLike[str]) -> _native.Program:
-    with open(path, "rb"):  # errors of the system are Python's own
-        pass
-    try:
-        return _native.Program(os.fspath(path))
-    except RuntimeError as error:
-        if "cannot allocate memory" in str(error):
-            raise
-        raise ValueError(f"path: {error}") from None
 
 
 # Running --------------------------------------------------------------------------------------
@@ -329,7 +267,7 @@ class Program:
         path = os.fspath(path)
         self._dtype = dtype
         self._path = os.path.abspath(path)
-        self._file = _read(path)
+        self._file = read_program(path)
         try:
             self.about: dict[str, Any] = dict(json.loads(self._file.about or "{}"))
         except (TypeError, ValueError, RecursionError):
@@ -373,7 +311,7 @@ class Program:
     def plans(self) -> tuple[tuple[str, torch.dtype], ...]:
         """Targets and dtypes of maps that there are plans for."""
         return tuple(
-            (target, _DTYPES[dtype])
+            (target, DTYPES[dtype])
             for target, parts in (("cpu", self._file.cpu), ("cuda", self._file.gpu))
             for dtype in parts
         )
@@ -463,7 +401,7 @@ class Program:
         self, backend: str, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, ...]:
         """The arguments of the op that are the plan."""
-        number = _DTYPES.index(dtype)
+        number = DTYPES.index(dtype)
         if backend == "cpu":
             narrow = dtype == torch.bfloat16 and _native.cpu_has_bfloat16()
             number = number if narrow and number in self._file.cpu else 0
@@ -484,7 +422,7 @@ class Program:
     def _gpu_arrays(self, number: int, device: torch.device) -> tuple[Tensor, ...]:
         words, weights, parameters = map(torch.from_numpy, self._file.gpu[number])
         steps = _native.GPU_HEADER_WORDS + _native.GPU_STEP_WORDS * int(words[1])
-        moved = weights.view(_DTYPES[number]), parameters, words[steps:].to(torch.int32)
+        moved = weights.view(DTYPES[number]), parameters, words[steps:].to(torch.int32)
         return *(t.to(device) for t in moved), words
 
     def _normalized(self, x: Tensor) -> Tensor:

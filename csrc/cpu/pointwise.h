@@ -15,7 +15,7 @@ struct TileRow {
   const float* weights;    // first panel of the group
   Out* y;                  // first pixel of the first panel
   int64_t y_panel;
-  // What is added to each panel, by its first pixel; all are null or none.
+  // First pixel of the panel that is added to each panel of y; all are null or none.
   const In* added[kMaxPanelGroup] = {};
 };
 

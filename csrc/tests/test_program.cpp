@@ -17,7 +17,7 @@ using snv2::Program;
 
 constexpr int64_t kClasses = 5;
 
-// What went wrong with a file, nothing if nothing did.
+// The reader's complaint about a file, empty if it has none.
 std::string complaint(const std::string& file) {
   const InMemory memory(file);
   try {

@@ -76,22 +76,6 @@ inline ScalarType scalar_type_of(DType dtype) {
   return dtype == DType::kFloat16 ? ScalarType::Half : ScalarType::BFloat16;
 }
 
-// In the caller's order.
-inline std::vector<PlanResult> results_of(const GpuPlan& plan) {
-  std::vector<PlanResult> results(static_cast<size_t>(plan.header().result_count));
-  int64_t halved[2] = {0, 0};  // the maps of the two buffers
-  for (const GpuStep& step : plan) {
-    int64_t halvings = step.in_buffer == kCallersMap ? 0 : halved[step.in_buffer];
-    halvings += step.kind == GpuStepKind::kStem ? 2 : step.stride == 2;
-    if (step.out_buffer != kNoBuffer) halved[step.out_buffer] = halvings;
-    if (step.result == kNoResult) continue;
-    const bool scores = step.kind == GpuStepKind::kHead;
-    results[static_cast<size_t>(step.result)] = {scores ? step.out_channels : step.result_channels,
-                                                 halvings};
-  }
-  return results;
-}
-
 // What a plan's steps take, beside the words. The contents of `tables` are not looked at.
 inline gpu::PlanArrays arrays_of(const GpuPlan& plan, const Tensor& weights,
                                  const Tensor& parameters, const Tensor& tables, const Tensor& x) {

@@ -52,19 +52,6 @@ const snv2::Plan& plan_of(const Tensor& plan, const Tensor& weights, const Tenso
   return checked_plan<snv2::Plan>(plan, weights.numel());
 }
 
-std::vector<PlanResult> results_of(const snv2::Plan& plan) {
-  std::vector<PlanResult> results;
-  int64_t halvings = 0;
-  for (const snv2::Step& step : plan) {
-    halvings += step.kind == snv2::StepKind::kStem ? 2 : 0;
-    halvings += step.kind == snv2::StepKind::kUnit && step.stride == 2;
-    if (step.kind == snv2::StepKind::kExport || step.kind == snv2::StepKind::kHead) {
-      results.push_back({step.main.out_channels, halvings});
-    }
-  }
-  return results;
-}
-
 // A classifier's result is [N, classes]: a map of one pixel.
 snv2::FeatureMap result_of(const Tensor& out, snv2::Layout layout) {
   if (out.dim() == 4) return map_of(out, layout);

@@ -196,12 +196,6 @@ void define_ops(Library& m) {
 
 // Networks ---------------------------------------------------------------------------------
 
-// What a plan writes: a map whose extents are x's after so many halvings, or scores.
-struct PlanResult {
-  int64_t channels;
-  int64_t halvings;  // rounding up
-};
-
 // Fake kernels see no plan, so the caller says what its results are.
 inline void check_results(const std::vector<PlanResult>& results,
                           const std::vector<int64_t>& channels,
@@ -241,11 +235,8 @@ inline std::vector<Tensor> empty_results(const Tensor& x, const std::vector<Plan
       results.push_back(new_tensor("the result", {x.size(0), result.channels}, x.scalar_type(), x));
       continue;
     }
-    int64_t height = x.size(2), width = x.size(3);
-    for (int64_t k = 0; k < result.halvings; ++k) {
-      height = conv3x3_extent(height, 2);
-      width = conv3x3_extent(width, 2);
-    }
+    const int64_t height = halved(x.size(2), result.halvings);
+    const int64_t width = halved(x.size(3), result.halvings);
     results.push_back(empty_map(x, result.channels, height, width, layout));
   }
   return results;

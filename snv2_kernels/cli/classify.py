@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-__all__ = ["class_names", "classify", "resize_of", "show_classes", "takes_authors_pixels"]
+__all__ = [
+    "class_names",
+    "classify",
+    "resize_of",
+    "scores_layer",
+    "show_classes",
+    "takes_authors_pixels",
+]
 
 _TOP = 5
 _CROP = 224
@@ -51,6 +58,18 @@ def resize_of(width: str | None) -> int:
 def takes_authors_pixels(model: nn.Module) -> bool:
     """True for networks whose published weights want blue first, 0 to 255."""
     return isinstance(model, MegviiShuffleNetV2 | ShuffleNetV2Plus)
+
+
+def scores_layer(model: nn.Module, weights: str | None) -> nn.Linear:
+    """The layer that makes a network's scores.
+
+    Raises:
+        WeightsError: if the network of these weights has none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise WeightsError(f"{weights}: it has no linear layer, so no scores of classes")
+    return layers[-1]
 
 
 @click.command()
@@ -73,9 +92,7 @@ def classify(images: tuple[str, ...], weights: str | None, width: str | None) ->
     """
     model = load_model(weights, width) if weights else published_model(width or "x1.0")
     fused = snv2_kernels.fuse(model)
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise WeightsError(f"{weights}: it has no linear layer, so no scores of classes")
+    names = class_names(scores_layer(model, weights).out_features)
     resize = 256 if takes_authors_pixels(model) else resize_of(width_of(model))
     pixels, has_softmax = _pixels_of(model), _ends_with_softmax(model)
 
@@ -83,7 +100,7 @@ def classify(images: tuple[str, ...], weights: str | None, width: str | None) ->
         found = cast("Tensor", fused(pixels(image, resize, _CROP)[None])[0])
         return found.log() if has_softmax else found
 
-    show_classes(images, scores, class_names(layers[-1].out_features))
+    show_classes(images, scores, names)
 
 
 def _pixels_of(model: nn.Module) -> Callable[[Image, int, int], Tensor]:

@@ -9,7 +9,12 @@ import click
 from torch import nn
 
 import snv2_kernels
-from snv2_kernels.cli.classify import class_names, resize_of, takes_authors_pixels
+from snv2_kernels.cli.classify import (
+    class_names,
+    resize_of,
+    scores_layer,
+    takes_authors_pixels,
+)
 from snv2_kernels.cli.common import AMOUNT, DTYPES, WIDTHS, output, output_file
 from snv2_kernels.cli.errors import InputError
 from snv2_kernels.cli.images import MEAN, STD
@@ -26,8 +31,8 @@ __all__ = ["export"]
 @click.argument("model", required=False, metavar="[MODEL]", type=click.Choice(list(WIDTHS)))
 @click.option(
     "--weights", type=click.Path(exists=True, dir_okay=False),
-    help="Weights that snv2.models.load takes; by default torchvision's for ImageNet, which are "
-    "downloaded on first use.",
+    help="Weights that snv2.models.load takes, or an ONNX file; by default torchvision's for "
+    "ImageNet, which are downloaded on first use.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", "path", required=True, type=click.Path(dir_okay=False),
@@ -64,7 +69,7 @@ def export(
     authors = takes_authors_pixels(network)
     if authors:
         _take_red_first(network)
-    *_, last = (module for module in network.modules() if isinstance(module, nn.Linear))
+    classes_of = scores_layer(network, weights).out_features
     resize = round((256 if authors else resize_of(width_of(network))) * size / 224)
     try:
         snv2_kernels.save_program(
@@ -74,7 +79,7 @@ def export(
             targets=targets,
             dtypes=[DTYPES[dtype] for dtype in dtypes or ("fp32",)],
             normalize=((0, 0, 0), (1 / 255, 1 / 255, 1 / 255)) if authors else (MEAN, STD),
-            classes=_read_names(classes) if classes else class_names(last.out_features),
+            classes=_read_names(classes) if classes else class_names(classes_of),
             about={"resize": resize},
         )
     except (TypeError, ValueError) as error:

@@ -258,9 +258,8 @@ def _check_results(recording: Recording, conditions: Conditions, maps: list[Tens
 def _empty(conditions: Conditions, mode: FakeTensorMode, t: Tensor) -> Tensor:
     """A tensor without values in the place of a parameter or buffer."""
     meta = torch.empty(t.shape, dtype=conditions.dtype_of(t), device="meta")
-    out = FakeTensor(
-        mode, meta, torch.device(conditions.device)
-    )  # in a tenth of torch.empty's time
+    # It takes a tenth of the time of torch.empty under the mode.
+    out = FakeTensor(mode, meta, torch.device(conditions.device))
     return out.requires_grad_(t.requires_grad)
 
 

@@ -32,6 +32,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "snv2/types.h"
 
@@ -178,5 +179,8 @@ class SNV2_API GpuPlan {
   const int64_t* tables_;
   int64_t table_count_;
 };
+
+// Results in the caller's order.
+SNV2_API std::vector<PlanResult> results_of(const GpuPlan& plan);
 
 }  // namespace snv2

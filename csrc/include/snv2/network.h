@@ -52,7 +52,7 @@ class SNV2_API Network {
   // std::runtime_error where there is no memory or another thread is inside.
   void run(const FeatureMap& x, const FeatureMap* results, size_t result_count);
   void run(const FeatureMap& x, const FeatureMap& result) { run(x, &result, 1); }
-  // Of a program with a normalization; the results are of float32, contiguous.
+  // Runs bytes, which takes a program with a normalization; results are float32, contiguous.
   void run(const Images& x, const FeatureMap* results, size_t result_count);
   void run(const Images& x, const FeatureMap& result) { run(x, &result, 1); }
   // The same into memory of float32 for the last result alone, of a program that has one.

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "snv2/types.h"
 
@@ -147,5 +148,8 @@ class SNV2_API Plan {
   const int64_t* tables_;
   int64_t result_count_ = 0;
 };
+
+// Results in the order of the steps that write them.
+SNV2_API std::vector<PlanResult> results_of(const Plan& plan);
 
 }  // namespace snv2

@@ -1,5 +1,5 @@
 // A program: a network packed into one file that runs without the model's Python. docs/program.md
-// has the format byte by byte; snv2_kernels/program.py writes it.
+// has the format byte by byte; snv2_kernels/program_file.py writes it.
 //
 //   [ProgramHeader][ProgramSection x sections][section, each at a multiple of 64 bytes] ...
 //
@@ -67,18 +67,6 @@ static_assert(sizeof(ProgramHeader) == 64 && sizeof(ProgramSection) == 32 &&
 // CRC-32 as in zlib and PNG.
 SNV2_API uint32_t crc32(const void* data, size_t size);
 
-// Channels of a result, and how often its height and width are halved (rounding up).
-struct ProgramResult {
-  int64_t channels;
-  int64_t halvings;
-};
-
-// Height and width behind a number of halvings.
-constexpr int64_t halved(int64_t extent, int64_t halvings) {
-  for (int64_t i = 0; i < halvings; ++i) extent = conv3x3_extent(extent, 2);
-  return extent;
-}
-
 struct CpuProgram {
   Plan plan;
   const float* weights;
@@ -110,12 +98,12 @@ class SNV2_API Program {
   const std::string& about() const { return about_; }
   const ProgramInput& input() const { return input_; }
   const std::vector<std::string>& classes() const { return classes_; }
-  // Of each channel; empty unless images are taken as bytes.
+  // Mean and deviation of each channel; empty unless images are taken as bytes.
   const std::vector<double>& mean() const { return mean_; }
   const std::vector<double>& std() const { return std_; }
-  // What a run writes, in the order of the network.
-  const std::vector<ProgramResult>& results() const { return results_; }
-  // Whether the last result is [N, channels].
+  // Results that a run writes, in the order of the network.
+  const std::vector<PlanResult>& results() const { return results_; }
+  // True if the last result is [N, channels].
   bool classifies() const { return cpu_.front().plan.header().classify != 0; }
   // [N, C, H, W] of a result; a classifier's has one pixel.
   FeatureMap result_shape(size_t result, int64_t batch, int64_t height, int64_t width) const;
@@ -139,7 +127,7 @@ class SNV2_API Program {
   ProgramInput input_{};
   std::vector<std::string> classes_;
   std::vector<double> mean_, std_;
-  std::vector<ProgramResult> results_;
+  std::vector<PlanResult> results_;
   std::vector<CpuProgram> cpu_;
   std::vector<GpuProgram> gpu_;
 };

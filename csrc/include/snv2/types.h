@@ -113,4 +113,16 @@ constexpr int64_t conv3x3_extent(int64_t extent, int64_t stride) {
   return (extent - 1) / stride + 1;
 }
 
+// Height or width behind a number of halvings.
+constexpr int64_t halved(int64_t extent, int64_t halvings) {
+  for (int64_t i = 0; i < halvings; ++i) extent = conv3x3_extent(extent, 2);
+  return extent;
+}
+
+// A result of a plan: a map whose extents are the input's after some halvings, or scores.
+struct PlanResult {
+  int64_t channels;
+  int64_t halvings;  // rounding up
+};
+
 }  // namespace snv2
