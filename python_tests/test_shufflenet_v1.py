@@ -67,10 +67,11 @@ class Network(nn.Module):
 
 
 def authors_units() -> nn.Sequential:
-    """A group of 5 rows, which fill no vector, and two maps that lie as the ones before."""
+    """Groups of 5 rows, which fill no vector, and of 15 channels, other ones than the groups of rows
+    that make them; two maps that lie as the ones before."""
     unit = models.ShuffleNetV1Unit
     return nn.Sequential(
-        unit(6, 30, 2, 3, 15, 1), unit(30, 30, 1, 3, 15), unit(30, 30, 1, 3, 15)
+        unit(6, 45, 2, 3, 15, 1), unit(45, 45, 1, 3, 15), unit(45, 45, 1, 3, 15)
     )  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def test_units(kernels: str, name: str, dtype: torch.dtype) -> None:
 def test_networks_are_one_call(name: str) -> None:
     make, channels = UNITS[name]
     units = make()
-    features = 30 if name == "authors" else 96
+    features = 45 if name == "authors" else 96
     model = randomize_(Network(channels, units, features)).eval()
     fused = snv2.fuse(model)
     x = draw(2, 3, 61, 45)
@@ -215,6 +216,8 @@ class Other(FileUnit):
 def test_what_is_no_such_unit_computes_the_same(change: str) -> None:
     """Taken for a unit, each of these would give other numbers."""
     model = randomize_(Other(change)).eval()
+    recording = record(model, 8)
+    assert not recognize(recording.graph, recording.outs)
     fused = snv2.fuse(model)
     x = draw(2, 8, 9, 8)  # an even width: a pool in ceil mode has one more column
     with torch.no_grad():
