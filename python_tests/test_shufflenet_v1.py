@@ -67,7 +67,7 @@ class Network(nn.Module):
 
 
 def authors_units() -> nn.Sequential:
-    """Groups of 5 rows, which fill no vector, and of 15 channels, other ones than the groups of rows
+    """Groups of 5 rows, which fill no vector, and of 15 channels, which are not the groups of rows
     that make them; two maps that lie as the ones before."""
     unit = models.ShuffleNetV1Unit
     return nn.Sequential(
@@ -192,7 +192,7 @@ class Other(FileUnit):
         y = F.relu(self.bn1(self.pw1(x)))
         if self.change == "shuffle-read-twice":
             shuffled = models.channel_shuffle(y, 2)
-            return F.relu(self.bn3(self.pw2(self.bn2(self.dw(shuffled)))) + x) + shuffled
+            return F.relu(self.bn3(self.pw2(self.bn2(self.dw(shuffled)))) + x) + y
         if self.change == "half-shuffled":
             y = torch.cat([y[:, :4], y[:, :4]], 1)
         y = self.bn3(self.pw2(self.bn2(self.dw(y))))

@@ -10,6 +10,7 @@
 namespace {
 
 using namespace snv2::binding;
+using snv2::PlanResult;
 
 // Torch's own pool.
 snv2::ParallelFor torch_pool() {
