@@ -31,12 +31,14 @@ from snv2_kernels.peers import Unavailable
 _INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a second for more
 
 
+_TRITON = ("triton", "snv2_triton")
+
+
 def _on_triton(item: pytest.Item) -> bool:
     call = getattr(item, "callspec", None)
-    name = "snv2_triton" if item.location[2].startswith("test_opcheck[") else "triton"
     values = call.params.values() if call is not None else ()
     backends = (v[0] if isinstance(v, tuple) and v else v for v in values)
-    return any(type(backend) is str and backend == name for backend in backends)
+    return any(type(backend) is str and backend in _TRITON for backend in backends)
 
 
 def _is_large(params: dict[str, Any]) -> bool:
@@ -50,23 +52,26 @@ def _is_large(params: dict[str, Any]) -> bool:
 
 def _leave_to_the_slow_tests(items: list[pytest.Item]) -> None:
     """On Triton, whose interpreter and compiler take long, all but small cases: so many of a test
-    that each value of each parameter has one."""
+    that each value of each parameter has one, or as many as its mark ``on_triton`` says."""
     tests: dict[str, list[tuple[pytest.Item, set[str]]]] = {}
     for item in filter(_on_triton, items):
         params = item.callspec.params  # type: ignore[attr-defined]
         if params.get("size") == 224 and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="takes too long in Triton's interpreter"))
-        if item.get_closest_marker("not_of_kernels") or _is_large(params):
+        if _is_large(params):
             item.add_marker(pytest.mark.slow)
         else:
             values = {f"{name}={value}" for name, value in params.items()}
             tests.setdefault(item.nodeid.partition("[")[0], []).append((item, values))
     for cases in tests.values():
         unseen = set().union(*(values for _, values in cases))
-        while unseen:
+        mark = cases[0][0].get_closest_marker("on_triton")
+        most = len(cases) if mark is None else mark.args[0]
+        while unseen and most > 0:
             best = max(cases, key=lambda case: len(case[1] & unseen))
             cases.remove(best)
             unseen -= best[1]
+            most -= 1
         for item, _ in cases:
             item.add_marker(pytest.mark.slow)
 

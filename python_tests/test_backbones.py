@@ -60,6 +60,7 @@ def agree(model: nn.Module, plain: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.on_triton(1)
 def test_one_op(kernels: str, name: str) -> None:
     model, x = made(name)
     fused = snv2.fuse(model)

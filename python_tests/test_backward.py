@@ -82,6 +82,7 @@ def check_dense(
 
 
 @each_in_turn("op, shape, dtype, memory_format", OPS, SHAPES, MAPS, backends=OP_BACKENDS)
+@pytest.mark.on_triton(3)
 def test_kernels(
     backend: str, op: Op, shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
@@ -170,6 +171,7 @@ def test_relu_passes_no_gradient_at_zero_and_any_for_nan(
     "op, value, memory_format", OPS, SPECIALS, FORMATS,
     backends=OP_BACKENDS,
 )  # fmt: skip
+@pytest.mark.on_triton(3)
 def test_special_values(
     backend: str, op: Op, value: float, memory_format: torch.memory_format
 ) -> None:
@@ -204,6 +206,7 @@ def test_threads_change_nothing(
 
 
 @each_op
+@pytest.mark.on_triton(3)
 def test_no_formula_runs(backend: str, op: Op) -> None:
     args = op.arguments((2, 5, 6, 7), torch.float32, draw)
     grad = draw(*op.formula(*args).shape)
@@ -213,6 +216,7 @@ def test_no_formula_runs(backend: str, op: Op) -> None:
 
 
 @each_op
+@pytest.mark.on_triton(1)
 def test_third_derivatives(backend: str, op: Op) -> None:
     results = []
     for function, dtype in ((partial(op, backend=backend), torch.float32), (op.formula, None)):

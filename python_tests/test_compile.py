@@ -15,6 +15,7 @@ from _cases import (
     draw,
     drop_in,
     each_drop_in,
+    in_turn,
     norms,
     plain_and_input,
     small_network,
@@ -176,8 +177,10 @@ def test_units_that_are_alike_share_a_graph(packed: list[str]) -> None:
 
 
 # torch.compile itself refers to tensors weakly, which torch.utils.swap_tensors refuses.
-@pytest.mark.parametrize("edit", [edit for edit in EDITS if edit != "swapped-tensors"])
-@pytest.mark.parametrize("kind", ["unit-s2", "split"])
+@pytest.mark.parametrize(
+    ("edit", "kind"),
+    in_turn([edit for edit in EDITS if edit != "swapped-tensors"], ["unit-s2", "split"]),
+)
 def test_edit_after_compiling_shows(kind: str, edit: str) -> None:
     plain, module, x = drop_in(kind)
     fast, counter = compiled(module)
@@ -310,6 +313,7 @@ def test_bad_input_raises_as_plain_pytorch_does() -> None:
 
 
 @pytest.mark.parametrize("kind", ["unit-s1", "network"])
+@pytest.mark.on_triton(1)
 def test_backend_is_chosen_where_the_graph_runs(kernels: str, kind: str, packed: list[str]) -> None:
     plain, module, x = drop_in(kind)
     fast, counter = compiled(module)

@@ -46,7 +46,7 @@ def build() -> Build:
 
 def test_every_source_has_its_kernels_on_every_architecture(build: Build) -> None:
     machine_code = {target for target in build.targets if target.startswith("sm_")}
-    assert {"sm_80", "sm_90"} <= machine_code
+    assert "sm_90" in machine_code
     assert sum(target.startswith("compute_") for target in build.targets) == 1
     assert re.fullmatch(r"\d+\.\d+\.\d+", build.nvcc)
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").glob("*.cu")}

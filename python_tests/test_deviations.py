@@ -175,6 +175,7 @@ def test_gates(place: Place, gated: tuple[int, int, str, str]) -> None:
     "form, after", ["scaled", "added", "both"], ["relu", "identity", "prelu", "hardswish"],
     triton=[("scaled", "relu"), ("added", "prelu"), ("both", "identity")],
 )  # fmt: skip
+@pytest.mark.on_triton(2)
 def test_what_follows_a_gate(place: Place, form: str, after: str) -> None:
     """Units one after the other, which read what others made, in one order or another."""
     units: list[DeviantUnit] = []
@@ -261,6 +262,7 @@ BRANCHES: dict[str, Any] = {
     "branch", list(BRANCHES),
     triton=[("xception-gated",), ("dw-gate-pw",), ("two-dw",), ("strided-second",)],
 )  # fmt: skip
+@pytest.mark.on_triton(2)
 def test_branches(place: Place, branch: str) -> None:
     """A strided unit with a projection, then units that read what others made."""
     make = BRANCHES[branch]

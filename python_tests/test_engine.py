@@ -11,6 +11,7 @@ import torch
 from _cases import (
     DTYPES,
     FP32_BOUND,
+    KINDS,
     VIEWS,
     WIDTHS,
     assert_accurate,
@@ -66,7 +67,7 @@ def test_networks(torchvision: Any, width: str, library: str) -> None:
 
 @pytest.mark.supports("eval", "network")
 @pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("width", "dtype"), in_turn(WIDTHS, DTYPES), ids=case_id)
+@pytest.mark.parametrize(("width", "dtype"), in_turn(WIDTHS, DTYPES, turn=1), ids=case_id)
 def test_networks_in_every_dtype(kernels: str, width: str, dtype: torch.dtype, size: int) -> None:
     model = on_the_default_device(network("snv2", width)).to(dtype)
     x = draw(1, 3, size, size, dtype=dtype)
@@ -95,6 +96,7 @@ def test_dtype(kernels: str, kind: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.on_triton(1)
 def test_dtype_defaults_to_the_parameters(kernels: str, dtype: torch.dtype) -> None:
     engine = snv2.Engine(small_network().to(dtype), SHAPE)
     assert engine.dtype == dtype
@@ -156,7 +158,7 @@ def test_call_is_one_op_that_allocates_nothing() -> None:
     assert sum(abs(event.cpu_memory_usage) for event in profile.events()) == 0
 
 
-@pytest.mark.not_of_kernels
+@pytest.mark.on_triton(0)
 def test_output_is_overwritten_by_the_next_call(kernels: str) -> None:
     engine = small_engine()
     out = engine(draw(*SHAPE))
@@ -166,8 +168,8 @@ def test_output_is_overwritten_by_the_next_call(kernels: str) -> None:
     assert torch.equal(engine(draw(*SHAPE)), before)
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@each_kind
+@pytest.mark.parametrize(("view", "kind"), in_turn(list(VIEWS), list(KINDS)))
+@pytest.mark.on_triton(2)
 def test_views(kernels: str, kind: str, view: str) -> None:
     model, x = plain_and_input(kind)
     x = VIEWS[view](*x.shape)
@@ -189,7 +191,7 @@ def _change_weights(model: nn.Module) -> None:
             p.zero_()
 
 
-@pytest.mark.not_of_kernels
+@pytest.mark.on_triton(0)
 @pytest.mark.parametrize(
     "change", [_change_weights, nn.Module.half, nn.Module.train], ids=["zero", "half", "train"]
 )
@@ -212,7 +214,7 @@ def test_model_is_left_as_it_was() -> None:
     assert type(model) is snv2.models.ShuffleNetV2
 
 
-@pytest.mark.not_of_kernels
+@pytest.mark.on_triton(0)
 def test_gradients(kernels: str) -> None:
     engine = small_engine()
     x = draw(*SHAPE).requires_grad_()
@@ -224,7 +226,7 @@ def test_gradients(kernels: str) -> None:
     assert torch.equal(out, engine(x.detach()))
 
 
-@pytest.mark.not_of_kernels
+@pytest.mark.on_triton(0)
 @pytest.mark.parametrize("made", [False, True], ids=["made-outside", "made-inside"])
 @pytest.mark.parametrize("contiguous", [False, True], ids=["strided", "contiguous"])
 def test_inference_mode(kernels: str, made: bool, contiguous: bool) -> None:
@@ -239,7 +241,7 @@ def test_inference_mode(kernels: str, made: bool, contiguous: bool) -> None:
             assert max_error(engine(x), expected) == 0
 
 
-@pytest.mark.not_of_kernels
+@pytest.mark.on_triton(0)
 def test_autocast_does_not_change_the_dtype(kernels: str) -> None:
     engine = small_engine()
     expected = engine(draw(*SHAPE)).clone()

@@ -51,6 +51,7 @@ def maps_of(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("taps", [("stage3",), ("stage4", "stage2"), STAGES], ids=str)
+@pytest.mark.on_triton(1)
 def test_taps(kernels: str, taps: tuple[str, ...], dtype: torch.dtype) -> None:
     model, x = small_network().to(dtype), draw(*SHAPE, dtype=dtype)
     engine = snv2.Engine(model, SHAPE, taps=taps)
@@ -73,7 +74,7 @@ def test_taps_come_from_the_same_launches(kernels: str) -> None:
     assert tapped.op_calls == 1
 
 
-@pytest.mark.not_of_kernels
+@pytest.mark.on_triton(0)
 def test_taps_are_overwritten_by_the_next_call(kernels: str) -> None:
     engine = snv2.Engine(small_network(), SHAPE, taps=["stage2"])
     _, first = engine(draw(*SHAPE))
@@ -117,6 +118,7 @@ def normalized(image: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.on_triton(1)
 def test_normalize(kernels: str, dtype: torch.dtype) -> None:
     model, image = small_network(), photograph()
     engine = snv2.Engine(model, SHAPE, dtype=dtype, normalize=(MEAN, STD))
@@ -141,7 +143,7 @@ def test_normalize_of_every_byte(kernels: str) -> None:
     assert max_error(out, expected) < 1e-6
 
 
-@pytest.mark.not_of_kernels
+@pytest.mark.on_triton(0)
 @pytest.mark.parametrize("options", [{}, {"taps": ("stage2",)}], ids=["alone", "taps"])
 def test_normalize_any_strides(kernels: str, options: dict[str, Any]) -> None:
     engine = snv2.Engine(small_network(), SHAPE, normalize=(MEAN, STD), **options)
@@ -220,6 +222,7 @@ def test_image_that_does_not_fit(
 # The buffer of the input ----------------------------------------------------------------------
 
 
+@pytest.mark.on_triton(0)
 def test_input_buffer(kernels: str) -> None:
     engine = snv2.Engine(small_network(), SHAPE)
     assert tuple(engine.input.shape) == SHAPE

@@ -42,6 +42,7 @@ def gradients(module: nn.Module, x: Tensor, **kwargs: Any) -> list[Tensor]:
 
 @pytest.mark.supports("grad")
 @each_drop_in
+@pytest.mark.on_triton(2)
 def test_gradients_in_eval_mode_are_the_plain_modules_to_the_bit(kernels: str, kind: str) -> None:
     """The backward pass runs the plain forward again, so nothing is lost."""
     plain, module, x = drop_in(kind)
@@ -258,6 +259,7 @@ def test_gradient_through_a_model_around_fused_parts() -> None:
 @pytest.mark.parametrize("low_input", [False, True], ids=["fp32-input", "low-input"])
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @each_drop_in
+@pytest.mark.on_triton(2)
 def test_autocast(kernels: str, kind: str, dtype: torch.dtype, low_input: bool) -> None:
     plain, module, x = drop_in(kind)
     x = x.to(dtype) if low_input else x
@@ -272,6 +274,7 @@ def test_autocast(kernels: str, kind: str, dtype: torch.dtype, low_input: bool) 
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @each_drop_in
+@pytest.mark.on_triton(2)
 def test_autocast_of_a_low_precision_module(kernels: str, kind: str, dtype: torch.dtype) -> None:
     plain, module, x = drop_in(kind)
     plain, module, x = plain.to(dtype), module.to(dtype), x.to(dtype)
@@ -283,6 +286,7 @@ def test_autocast_of_a_low_precision_module(kernels: str, kind: str, dtype: torc
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 @each_drop_in
+@pytest.mark.on_triton(1)
 def test_autocast_gradients(kernels: str, kind: str, dtype: torch.dtype) -> None:
     """The backward pass is the plain one under the same autocast, wherever it is called."""
     plain, module, x = drop_in(kind)

@@ -177,7 +177,7 @@ def test_threads_change_nothing(
     shape=st.tuples(st.integers(0, 3), st.integers(1, 70), st.integers(1, 24), st.integers(1, 40)),
     layout=st.sampled_from(MAPS),
 )
-@pytest.mark.not_of_kernels
+@pytest.mark.on_triton(0)
 def test_drawn_sizes(
     backend: str, op: Op, shape: Shape, layout: tuple[torch.dtype, torch.memory_format]
 ) -> None:
@@ -301,6 +301,7 @@ def _gradients(
 @pytest.mark.supports("grad")
 @each_format
 @each_op
+@pytest.mark.on_triton(2)
 def test_gradients_of_the_kernels(backend: str, op: Op, memory_format: torch.memory_format) -> None:
     args = op.arguments((2, 21, 9, 11), torch.float32, draw, memory_format=memory_format)
     ours = _gradients(partial(op, backend=backend), args)
@@ -314,6 +315,7 @@ def test_gradients_of_the_kernels(backend: str, op: Op, memory_format: torch.mem
 
 
 @each_op
+@pytest.mark.on_triton(1)
 def test_gradient_of_one_argument_only(backend: str, op: Op) -> None:
     args = op.arguments((2, 5, 6, 7), torch.float32, draw)
     for i in range(len(args)):
@@ -327,6 +329,7 @@ def test_gradient_of_one_argument_only(backend: str, op: Op) -> None:
 @pytest.mark.supports("grad")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @each_op
+@pytest.mark.on_triton(2)
 def test_gradients_have_the_dtypes_of_their_arguments(
     backend: str, op: Op, dtype: torch.dtype
 ) -> None:

@@ -40,6 +40,7 @@ UNITS: dict[str, tuple[Make, tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.on_triton(4)
 def test_units(kernels: str, kind: str, dtype: torch.dtype) -> None:
     make, shape = UNITS[kind]
     model = randomize_(nn.Sequential(make())).eval()
@@ -78,6 +79,7 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.on_triton(2)
 def test_networks(kernels: str, name: str) -> None:
     make, shape = NETWORKS[name]
     model = randomize_(make()).eval()

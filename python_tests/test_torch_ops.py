@@ -15,9 +15,12 @@ from _cases import (
     DTYPES,
     FORMATS,
     KINDS,
+    MAPS,
     VIEWS,
+    case_id,
     draw,
     drawn,
+    in_turn,
     needs_bfloat16,
     plain_and_input,
     small_network,
@@ -99,8 +102,11 @@ def out_arguments(plan: Plan, x: Tensor) -> tuple[Any, ...]:
 # opcheck --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES)
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")  # of an op alone
+
+
+@pytest.mark.parametrize(("dtype", "memory_format"), [MAPS[0], MAPS[3], MAPS[4]], ids=case_id)
+@pytest.mark.on_triton(1)
 def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format, namespace: str) -> None:
     ops = getattr(torch.ops, namespace)
     # The gradient's part is slow, and the same for all dtypes and formats.
@@ -120,7 +126,9 @@ def test_opcheck(dtype: torch.dtype, memory_format: torch.memory_format, namespa
         for t in args:
             if isinstance(t, Tensor):
                 t.requires_grad_(requires_grad)
-        torch.library.opcheck(op.default, args)
+        # Compiled and run once more takes Triton's interpreter half a minute.
+        more = () if namespace == "snv2_triton" else ("test_aot_dispatch_dynamic",)
+        torch.library.opcheck(op.default, args, test_utils=(*CHECKS, *more))
 
 
 def test_opcheck_of_conformance() -> None:
@@ -130,8 +138,8 @@ def test_opcheck_of_conformance() -> None:
         torch.library.opcheck(torch.ops.snv2_emulated.conformance.default, (words, index))
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize(("view", "memory_format"), in_turn(list(VIEWS), FORMATS), ids=case_id)
+@pytest.mark.on_triton(3)
 def test_fake_results_of_views_have_the_strides_of_real_ones(
     view: str, memory_format: torch.memory_format, namespace: str
 ) -> None:
@@ -150,9 +158,9 @@ def test_fake_results_of_views_have_the_strides_of_real_ones(
         torch.library.opcheck(op.default, args, test_utils="test_faketensor")
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "memory_format", "dtype"), in_turn(list(KINDS), FORMATS, DTYPES), ids=case_id
+)
 def test_opcheck_of_plans(
     kind: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
@@ -197,8 +205,7 @@ def test_raw_arguments_of_several_results() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype"), in_turn(list(KINDS), DTYPES), ids=case_id)
 def test_opcheck_of_recipes(kind: str, dtype: torch.dtype) -> None:
     model, x = plain_and_input(kind)
     recipe = RecipeBuilder()

@@ -113,7 +113,7 @@ def test_unit(
     layout=st.sampled_from(MAPS),
     count=st.sampled_from([1, 2, 5]),
 )
-@pytest.mark.not_of_kernels
+@pytest.mark.on_triton(0)
 def test_drawn_units(
     backend: str,
     stride: int,
@@ -189,6 +189,7 @@ def test_threads(case: str, count: int, memory_format: torch.memory_format) -> N
 
 
 @each_in_turn("stride, view, dtype, memory_format", [1, 2], list(VIEWS), MAPS, backends=KERNELS)
+@pytest.mark.on_triton(3)
 def test_views(
     backend: str, stride: int, view: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
@@ -200,6 +201,7 @@ def test_views(
 
 
 @each_in_turn("stride, value, dtype", [1, 2], SPECIALS, DTYPES)
+@pytest.mark.on_triton(2)
 def test_special_values(backend: str, stride: int, value: float, dtype: torch.dtype) -> None:
     plain, unit = unit_pair(stride, 34, 34)
     plain, unit = plain.to(dtype), unit.to(dtype)

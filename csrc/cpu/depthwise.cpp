@@ -12,7 +12,11 @@ namespace snv2::cpu::SNV2_ISA {
 namespace {
 
 // Pixels that keep the multiplier busy while an input is loaded once for its taps in a row.
+#if defined(SNV2_SMALL_TILES)
+constexpr int kPixels = 3;
+#else
 constexpr int kPixels = kVectorBytes == 64 ? 7 : 4;
+#endif
 
 // A window known at compile time, or any that `shape` tells.
 constexpr int kAnyWindow = 0;

@@ -17,7 +17,10 @@
 namespace snv2::cpu::SNV2_ISA {
 
 // Sums that leave registers for the weights and one input, and the pixels of a tile.
-#if defined(__AVX512F__)
+#if defined(SNV2_SMALL_TILES)
+inline constexpr int kAccumulators = 6;
+inline constexpr int kPixels = 2;
+#elif defined(__AVX512F__)
 inline constexpr int kAccumulators = 28;
 inline constexpr int kPixels = 7;
 #elif defined(__AVX2__)

@@ -1,14 +1,15 @@
 # Copies of the shipped kernels with one fault each, in which the fault must be found.
 #
-# snv2_add_mutant(name [RACE] FILE header OF source IN test CASES part
+# snv2_add_mutant(name [RACE] [TYPE type] FILE header OF source IN test CASES part
 #                 TEXT old BECOMES new EXPECT words...)
 #
 # In csrc/FILE the TEXT, which must be there exactly once, is replaced by BECOMES; csrc/OF is compiled
 # with that and takes the place of the same kernels in the test. Of the tests whose names contain
 # CASES, the first that fails must say so with all the words of EXPECT. If it is a RACE,
-# ThreadSanitizer must find it too.
+# ThreadSanitizer must find it too. The copy is compiled for one storage type, that of the case which
+# fails first: float, or the TYPE; "any" is all of them.
 function(snv2_add_mutant name)
-  cmake_parse_arguments(PARSE_ARGV 1 mutant "RACE" "FILE;OF;IN;CASES;TEXT;BECOMES" "EXPECT")
+  cmake_parse_arguments(PARSE_ARGV 1 mutant "RACE" "TYPE;FILE;OF;IN;CASES;TEXT;BECOMES" "EXPECT")
   # Other sanitizers and processors have nothing to add.
   if(CMAKE_CROSSCOMPILING OR (SNV2_SANITIZE AND NOT (SNV2_SANITIZE MATCHES "thread" AND mutant_RACE)))
     return()
@@ -32,6 +33,12 @@ function(snv2_add_mutant name)
   add_executable(mutant_${name} ${source})
   set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-O0")
   target_include_directories(mutant_${name} BEFORE PRIVATE ${copies})
+  if(NOT mutant_TYPE)
+    set(mutant_TYPE float)
+  endif()
+  if(NOT mutant_TYPE STREQUAL any)
+    target_compile_definitions(mutant_${name} PRIVATE SNV2_ONLY_TYPE=${mutant_TYPE})
+  endif()
   target_link_libraries(mutant_${name} PRIVATE
     ${mutant_IN}_objects emulator_testing emulated_kernels)
   set(race)
@@ -45,8 +52,8 @@ endfunction()
 
 # Barriers and waits -------------------------------------------------------------------------
 
-snv2_add_mutant(planes_without_wait
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+snv2_add_mutant(planes_without_wait TYPE half_t
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/plane/float16
   TEXT [[    cp_async_commit();
     cp_async_wait<0>();
 ]] BECOMES [[    cp_async_commit();
@@ -61,8 +68,8 @@ snv2_add_mutant(planes_without_barrier_after_load RACE
 ]]
   EXPECT "shared memory" "read at planes.h" "nobody wrote")
 
-snv2_add_mutant(planes_without_barrier_before_store RACE
-  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous
+snv2_add_mutant(planes_without_barrier_before_store RACE TYPE half_t
+  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/plane/float16
   TEXT [[    sync_threads();
 
     // Store.
@@ -139,18 +146,18 @@ snv2_add_mutant(columns_overwritten_too_early RACE
 
 # Halos and edges ----------------------------------------------------------------------------
 
-snv2_add_mutant(planes_without_upper_halo
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+snv2_add_mutant(planes_without_upper_halo TYPE half_t
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/plane/float16
   TEXT "begin * stride_of(kMain) - 1" BECOMES "begin * stride_of(kMain)"
   EXPECT "wrong result")
 
-snv2_add_mutant(planes_without_lower_halo
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+snv2_add_mutant(planes_without_lower_halo TYPE half_t
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/plane/float16
   TEXT "(end - 1) * stride_of(kMain) + 2" BECOMES "(end - 1) * stride_of(kMain) + 1"
   EXPECT "wrong result")
 
-snv2_add_mutant(planes_with_too_small_a_margin
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+snv2_add_mutant(planes_with_too_small_a_margin TYPE half_t
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/plane/float16
   TEXT "kMain == Main::kStride1 ? width + 1 : 0;" BECOMES "kMain == Main::kStride1 ? width : 0;"
   EXPECT "shared memory" "nobody wrote" "planes.h")
 
@@ -173,8 +180,8 @@ snv2_add_mutant(direct_past_the_last_row
 
 # Indices ------------------------------------------------------------------------------------
 
-snv2_add_mutant(planes_with_the_next_tap
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous
+snv2_add_mutant(planes_with_the_next_tap TYPE half_t
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/plane/float16
   TEXT "const float w = load(weight + (channel * 9 + tap));"
   BECOMES "const float w = load(weight + (channel * 9 + tap + 1));"
   EXPECT "wrong result")
@@ -226,14 +233,14 @@ snv2_add_mutant(images_with_the_next_channel
 
 # Indices of 32 bits, in maps of more than 2^31 elements ---------------------------------------
 
-snv2_add_mutant(planes_of_32_bits
+snv2_add_mutant(planes_of_32_bits TYPE half_t
   FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/large
   TEXT "Global<T>{op.out} + (image * op.out_image + q0 * out_plane + row0 * op.out_width);"
   BECOMES
     "Global<T>{op.out} + static_cast<int>(image * op.out_image + q0 * out_plane + row0 * op.out_width);"
   EXPECT "global store" "outside all buffers")
 
-snv2_add_mutant(strips_of_32_bits
+snv2_add_mutant(strips_of_32_bits TYPE half_t
   FILE cuda/pixels.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES channels_last/large_strips
   TEXT "Global<T>{op.out} + image * op.out_image;"
   BECOMES "Global<T>{op.out} + static_cast<int>(image * op.out_image);"
@@ -244,13 +251,13 @@ snv2_add_mutant(zip_of_32_bits
   TEXT "Global<T>{params.out} + 2 * at;" BECOMES "Global<T>{params.out} + static_cast<int>(2 * at);"
   EXPECT "global store" "outside all buffers")
 
-snv2_add_mutant(columns_of_32_bits
+snv2_add_mutant(columns_of_32_bits TYPE half_t
   FILE cuda/columns.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/large
   TEXT "Global<T>{op.out} + (image * op.out_image + kUnit * from);"
   BECOMES "Global<T>{op.out} + static_cast<int>(image * op.out_image + kUnit * from);"
   EXPECT "global store" "outside all buffers")
 
-snv2_add_mutant(direct_of_32_bits
+snv2_add_mutant(direct_of_32_bits TYPE half_t
   FILE cuda/span.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES contiguous/large_direct
   TEXT "store(Global<T>{op.out} + o, value);"
   BECOMES "store(Global<T>{op.out} + static_cast<int>(o), value);"
@@ -323,7 +330,7 @@ snv2_add_mutant(unit_that_does_not_wait_for_its_input
 ]] BECOMES " "
   EXPECT "global load" "before grid_dependency_wait")
 
-snv2_add_mutant(unit_without_upper_halo
+snv2_add_mutant(unit_without_upper_halo TYPE half_t
   FILE cuda/unit_params.h OF cuda/unit.cu IN gpu_units CASES ranges_match
   TEXT "kStride - reach;" BECOMES "kStride;"
   EXPECT "shared memory: read at unit_convolve.h" "nobody wrote")
@@ -342,17 +349,17 @@ snv2_add_mutant(unit_with_the_next_tap
 
 # Any activations and windows ----------------------------------------------------------------
 
-snv2_add_mutant(any_unit_with_a_short_ring
+snv2_add_mutant(any_unit_with_a_short_ring TYPE half_t
   FILE cuda/unit_cut.h OF cuda/unit_any.cu IN gpu_units CASES any_windows
   TEXT "std::min(2 * s.reach + 1, s.height)" BECOMES "std::min(2 * s.reach, s.height)"
   EXPECT "is off by")
 
-snv2_add_mutant(any_unit_that_forgets_dilation
+snv2_add_mutant(any_unit_that_forgets_dilation TYPE any
   FILE cuda/unit_convolve.h OF cuda/unit_any.cu IN gpu_units CASES any_windows
   TEXT "kStride + (kx - half) * dilation_" BECOMES "kStride + (kx - half)"
   EXPECT "is off by")
 
-snv2_add_mutant(any_unit_with_the_next_slope
+snv2_add_mutant(any_unit_with_the_next_slope TYPE any
   FILE cuda/activation.h OF cuda/unit_any.cu IN gpu_units CASES any_activations
   TEXT "after.slopes} + row" BECOMES "after.slopes} + (row ^ 1)"
   EXPECT "is off by")

@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 
+_WINDOW = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
+
 def _conv_bn(
     name: str,
     conv: nn.Module,
@@ -41,18 +44,14 @@ def _conv_bn(
     assert isinstance(bn, nn.BatchNorm2d | nn.SyncBatchNorm)
     if bn.running_mean is None or bn.running_var is None:
         raise Unsupported(f"{name}: the batch norm keeps no running statistics")
-    padding = kernel // 2
-    expected = {
-        "kernel_size": (kernel, kernel),
-        "stride": (stride, stride),
-        "padding": (padding, padding),
-        "dilation": (1, 1),
-        "groups": conv.in_channels if depthwise else 1,
-        "padding_mode": "zeros",
-    }
-    for attribute, value in expected.items():
-        if getattr(conv, attribute) != value:
-            raise Unsupported(f"{name}: {attribute}={getattr(conv, attribute)!r}, not {value!r}")
+    padding, groups = kernel // 2, conv.in_channels if depthwise else 1
+    expected = (kernel, kernel), (stride, stride), (padding, padding), (1, 1), groups, "zeros"
+    found = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+    if (*found, conv.padding_mode) != expected:
+        for attribute, value in zip(_WINDOW, expected, strict=True):
+            if getattr(conv, attribute) != value:
+                what = f"{attribute}={getattr(conv, attribute)!r}"
+                raise Unsupported(f"{name}: {what}, not {value!r}")
     if depthwise and conv.out_channels != conv.in_channels:
         raise Unsupported(f"{name}: a depthwise multiplier")
     if bn.num_features != conv.out_channels:

@@ -162,10 +162,14 @@ class PlannedModule(FusedModule):
         """See :meth:`_dtypes`; raises :class:`Unsupported` unless x fits."""
         dtype, autocast = self._dtypes(x)
         parameters = weights[0].dtype if autocast is not None else x.dtype
-        same = all(w.dtype == parameters for w in weights)
-        norms_fit = all(t.dtype in (parameters, torch.float32) for t in state)
-        if not (same and norms_fit) or parameters not in KERNEL_DTYPES:
+        if parameters not in KERNEL_DTYPES:
             raise Unsupported("dtypes")
+        for weight in weights:
+            if weight.dtype != parameters:
+                raise Unsupported("dtypes")
+        for tensor in state:  # norms may be of float32
+            if tensor.dtype not in (parameters, torch.float32):
+                raise Unsupported("dtypes")
         if x.dim() != 4 or x.shape[1] != in_channels:
             raise Unsupported("a shape that does not fit")
         return dtype, autocast

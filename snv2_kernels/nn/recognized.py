@@ -304,12 +304,16 @@ class Recognized(PlannedModule):
         recipe = _fact(self, "recipe")
         if not recipe:
             raise Unsupported("it was changed, and computes something else")
-        state = []
-        for path in _fact(self, "names").splitlines():
-            tensor: Any = self
-            for part in path.split("\t"):  # Dynamo's getattr takes no dots
-                tensor = tensor._modules[part] if "." in part else getattr(tensor, part)
-            state.append(tensor)
+        state: list[Tensor] = []
+        owner: Any = None
+        within = ""
+        for path in _fact(self, "names").splitlines():  # those of a module follow each other
+            modules, _, name = path.rpartition("\t")
+            if owner is None or modules != within:
+                owner, within = self, modules
+                for part in modules.split("\t") if modules else ():
+                    owner = owner._modules[part]
+            state.append(getattr(owner, name))
         weights = [state[int(place)] for place in _fact(self, "weights").split()]
         dtypes = self._graph_dtypes(x, weights, state, int(_fact(self, "in_channels")))
         plain_in_autocast = _fact(self, "plain_in_autocast") == "True"
