@@ -48,13 +48,60 @@ void product(const float* weights, int64_t depth, int64_t outputs, const Act& ac
   activate(act, panels, y, kPanel, 1, y, kPanel);
 }
 
+#if defined(__AVX512F__)
+
+// Planes from anywhere as a panel. Neighbours in it that are neighbours in their own panel come with
+// one load of each pixel.
+class Gathered {
+ public:
+  Gathered(const Element* x, const int32_t* offsets, int64_t planes) {
+    for (int64_t lane = 0; lane < planes; ++lane) {
+      const Element* const from = x + offsets[lane] - lane;
+      if (lane == 0 || from != runs_[count_ - 1].from) runs_[count_++] = {from, 0};
+      runs_[count_ - 1].lanes |= static_cast<__mmask16>(1u << lane);
+    }
+  }
+
+  SNV2_INLINE Vec at(int64_t i) const {
+    Vec all = {};
+    for (int64_t r = 0; r < count_; ++r) all = load_lanes(all, runs_[r].lanes, runs_[r].from + i);
+    return all;
+  }
+
+ private:
+  // What is masked out is not touched: it may lie outside of all memory.
+  static SNV2_INLINE Vec load_lanes(Vec others, __mmask16 lanes, const float* p) {
+    return _mm512_mask_loadu_ps(others, lanes, p);
+  }
+#if defined(__AVX512BF16__)
+  static SNV2_INLINE Vec load_lanes(Vec others, __mmask16 lanes, const BFloat16* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p));
+    return _mm512_mask_mov_ps(others, lanes, _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
+  }
+#endif
+
+  struct Run {
+    const Element* from;  // the first lane's place
+    __mmask16 lanes;
+  };
+  Run runs_[kPanel];
+  int64_t count_ = 0;
+};
+
+#endif
+
 // Planes from anywhere as a panel, one after the other: elements of a pixel that were stored one by
 // one would make a load of the whole pixel wait for all of them.
 void gather(const Element* x, const int32_t* offsets, int64_t planes, int64_t pixels, Element* y) {
+#if defined(__AVX512F__)
+  const Gathered panel(x, offsets, planes);
+  for (int64_t i = 0; i < pixels * kPanel; i += kPanel) store(y + i, panel.at(i));
+#else
   for (int64_t plane = 0; plane < planes; ++plane) {
     const Element* const in = x + offsets[plane];
     for (int64_t i = 0; i < pixels * kPanel; i += kPanel) y[i + plane] = in[i];
   }
+#endif
 }
 
 }  // namespace
