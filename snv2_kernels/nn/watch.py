@@ -125,7 +125,8 @@ def _any_reads_flags(module: nn.Module) -> bool:
 
 
 def _name_in(module: nn.Module, child: nn.Module) -> str:
-    return next(name for name, other in module.named_modules() if other is child)
+    found: str = next(name for name, other in module.named_modules() if other is child)
+    return found
 
 
 def stamps(tensors: Sequence[Tensor], statistics: Sequence[Tensor]) -> Stamps:
