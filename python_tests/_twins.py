@@ -148,29 +148,29 @@ class Model:
 
 _MAP = (8, 5, 6)
 MODELS = {
-    "unit": Model(_unit, _MAP, sequences=24),
-    "unit of stride 2": Model(lambda: _unit(2, 12), _MAP, sequences=16),
+    "unit": Model(_unit, _MAP, sequences=12),
+    "unit of stride 2": Model(lambda: _unit(2, 12), _MAP, sequences=8),
     "stage": Model(
-        lambda: nn.Sequential(_unit(2), _unit()), _MAP, bounds="network", sequences=12
+        lambda: nn.Sequential(_unit(2), _unit()), _MAP, bounds="network", sequences=6
     ),
     "network": Model(
         lambda: models.ShuffleNetV2([1, 2, 1], [4, 8, 12, 16, 20], 7), (3, 33, 37),
-        bounds="network", sequences=8,
+        bounds="network", sequences=4,
     ),
-    "written unit": Model(Unit, _MAP, sequences=8),
+    "written unit": Model(Unit, _MAP),
     "written stage": Model(lambda: Two(Unit(), Unit()), _MAP),
     "tied": Model(_tied, _MAP),
     "twice": Model(_twice, _MAP),
     "backbone": Model(lambda: Maps(_unit(2), Unit()), _MAP),
     "mixed": Model(_mixed, (3, 5, 6), calls=2, bounds="network"),
-    "split": Model(lambda: PlainSplit(8), _MAP, sequences=16),
+    "split": Model(lambda: PlainSplit(8), _MAP, sequences=8),
 }  # fmt: skip
 with contextlib.suppress(Unavailable):
     torchvision_models()
     from torchvision.models import shufflenetv2
 
     MODELS["torchvision's unit"] = Model(
-        lambda: shufflenetv2.InvertedResidual(8, 8, 1), _MAP, sequences=16
+        lambda: shufflenetv2.InvertedResidual(8, 8, 1), _MAP, sequences=8
     )
 
 

@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 from _cases import (
-    DTYPES,
     FORMATS,
     MAPS,
     SPECIALS,
@@ -245,10 +244,13 @@ def _traffic(function: Callable[[], object]) -> float:
 
 # Channels-last blocks read pixels around them again, and 32 channels are seldom whole sectors.
 @pytest.mark.parametrize(
-    ("channels", "size", "contiguous", "channels_last"),
-    [(116, 28, 1.05, 1.6), (232, 14, 1.05, 1.4), (464, 7, 1.2, 1.4)],
+    ("channels", "size", "contiguous", "channels_last", "dtype"),
+    [
+        (116, 28, 1.05, 1.6, torch.bfloat16),
+        (232, 14, 1.05, 1.4, torch.float32),
+        (464, 7, 1.2, 1.4, torch.float16),
+    ],
 )
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_traffic(
     channels: int, size: int, contiguous: float, channels_last: float, dtype: torch.dtype
 ) -> None:

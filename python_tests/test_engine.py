@@ -55,8 +55,7 @@ def test_equals_fuse(backend: str, kind: str, batch: int) -> None:
     assert engine.report().backend == backend
 
 
-@pytest.mark.parametrize("library", ["torchvision", "snv2"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "library"), in_turn(WIDTHS, ["torchvision", "snv2"]))
 def test_networks(torchvision: Any, width: str, library: str) -> None:
     model = network(library, width)
     engine = snv2.Engine(model)

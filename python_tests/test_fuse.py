@@ -12,12 +12,14 @@ import torch
 from _cases import (
     FORMATS,
     FP32_BOUND,
-    HALF_DTYPES,
+    MAPS,
     WIDTHS,
     assert_accurate,
     assert_close,
+    case_id,
     draw,
     each_library,
+    in_turn,
     network,
     run_fused,
     runs_fused,
@@ -39,11 +41,11 @@ each_width = pytest.mark.parametrize("width", WIDTHS)
 # Networks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
-@each_library
-@each_width
+@pytest.mark.parametrize(
+    ("width", "size", "library"), in_turn(WIDTHS, SIZES, ["torchvision", "snv2"]), ids=case_id
+)
 def test_network(
-    torchvision: types.ModuleType, width: str, library: str, size: tuple[int, int]
+    torchvision: types.ModuleType, width: str, size: tuple[int, int], library: str
 ) -> None:
     model = network(library, width)
     fused = snv2.fuse(model)
@@ -63,8 +65,7 @@ def test_state_is_the_models(torchvision: types.ModuleType, width: str, library:
     assert all(state[key] is not None and torch.equal(state[key], expected[key]) for key in state)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@each_width
+@pytest.mark.parametrize(("width", "memory_format"), in_turn(WIDTHS, FORMATS), ids=case_id)
 def test_network_on_each_instruction_set(
     isa: str, width: str, memory_format: torch.memory_format
 ) -> None:
@@ -77,15 +78,14 @@ def test_network_on_each_instruction_set(
     assert max_error(out, eager) < FP32_BOUND
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", HALF_DTYPES)
-@pytest.mark.parametrize("size", [(160, 160), (33, 70)], ids=lambda s: f"{s[0]}x{s[1]}")
-@each_width
+@pytest.mark.parametrize(
+    ("width", "height", "dtype", "memory_format"), in_turn(WIDTHS, [160, 33], MAPS[2:]), ids=case_id
+)
 def test_network_in_low_precision(
-    width: str, size: tuple[int, int], dtype: torch.dtype, memory_format: torch.memory_format
+    width: str, height: int, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     model = copy.deepcopy(network("snv2", width)).to(dtype)
-    x = draw(2, 3, *size, dtype=dtype, memory_format=memory_format)
+    x = draw(2, 3, height, height + height % 2 * 37, dtype=dtype, memory_format=memory_format)
     with torch.no_grad():
         eager, out = model(x), snv2.fuse(model)(x)
     assert_accurate("network", out, eager, float64_reference(model)(x))
