@@ -41,7 +41,7 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 REFUSED = ("ERR_NVGPUCTRPERM", "LibraryNotLoaded", "Device not supported")
 
 PYTHON = sys.executable
-SNV2 = [PYTHON, "-m", "snv2_kernels"]
+SNV2 = [PYTHON, "-m", "snv2_bench"]
 MEASURE = [PYTHON, str(ROOT / "benchmarks" / "gpu_measure.py")]
 TESTS = ROOT / "python_tests"
 

@@ -26,20 +26,20 @@ import torch
 from torch import Tensor
 
 import snv2_kernels as snv2
-from snv2_kernels.benchmarking import Turns
-from snv2_kernels.cli.common import DTYPES, FORMATS, WIDTHS, output
-from snv2_kernels.cli.files import write_result
-from snv2_kernels.cli.results import new_result, rows_of, table_of
-from snv2_kernels.cli.rule import upper_bound
-from snv2_kernels.cli.summary import label_of
-from snv2_kernels.floor import multiply_adds
-from snv2_kernels.guidelines.units import STAGES
-from snv2_kernels.peers import GPU_PEERS
+from snv2_bench.benchmarking import Turns
+from snv2_bench.cli.common import DTYPES, FORMATS, WIDTHS, output
+from snv2_bench.cli.files import write_result
+from snv2_bench.cli.results import new_result, rows_of, table_of
+from snv2_bench.cli.rule import upper_bound
+from snv2_bench.cli.summary import label_of
+from snv2_bench.floor import multiply_adds
+from snv2_bench.guidelines.units import STAGES
+from snv2_bench.peers import GPU_PEERS
 from snv2_kernels.runners import Launch
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 if TYPE_CHECKING:
-    from snv2_kernels.cli.schema import Result
+    from snv2_bench.cli.schema import Result
 
 
 @contextlib.contextmanager

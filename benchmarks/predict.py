@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import torch
 
 import snv2_kernels as snv2
+from snv2_bench.cli.files import write_result
+from snv2_bench.cli.results import new_result
 from snv2_kernels import _native
-from snv2_kernels.cli.files import write_result
-from snv2_kernels.cli.results import new_result
 from snv2_kernels.packing import GpuPlan
 from snv2_kernels.testing import randomize_
 
 if TYPE_CHECKING:
-    from snv2_kernels.cli.schema import Counted
+    from snv2_bench.cli.schema import Counted
 
 PAGE = Path(__file__).parents[1] / "docs" / "arithmetic.md"
 WIDTHS = ("x0_5", "x1_0", "x1_5", "x2_0")

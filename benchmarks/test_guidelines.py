@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from snv2_kernels.cli.rule import upper_bound
-from snv2_kernels.guidelines.cases import TABLES, Entry, guideline_groups
-from snv2_kernels.peers import Unavailable
+from snv2_bench.cli.rule import upper_bound
+from snv2_bench.guidelines.cases import TABLES, Entry, guideline_groups
+from snv2_bench.peers import Unavailable
 from snv2_kernels.testing import max_error
 
 BOUND = upper_bound("network", torch.float32)

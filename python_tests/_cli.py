@@ -12,8 +12,8 @@ click_testing = pytest.importorskip("click.testing")
 pytest.importorskip("rich")
 Image = pytest.importorskip("PIL.Image")
 
-from snv2_kernels.cli.app import app  # noqa: E402
-from snv2_kernels.cli.common import WIDTHS  # noqa: E402
+from snv2_bench.cli.app import app  # noqa: E402
+from snv2_bench.cli.common import WIDTHS  # noqa: E402
 from snv2_kernels.testing import randomize_  # noqa: E402
 
 

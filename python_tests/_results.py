@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from snv2_kernels.cli.summary import CASE, summary_of
+from snv2_bench.cli.summary import CASE, summary_of
 
 if TYPE_CHECKING:
-    from snv2_kernels.cli.schema import Result
+    from snv2_bench.cli.schema import Result
 
 PEERS = {"eager": 8.0, "ncnn": 4.0, "fused": 2.0, "engine": 1.0}
 

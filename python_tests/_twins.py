@@ -17,11 +17,11 @@ from _cases import PlainSplit, Recorder, draw, largest_error
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
+from snv2_bench.guidelines.networks import torchvision_models
+from snv2_bench.peers import Unavailable
 from snv2_kernels import models, recognition
-from snv2_kernels.guidelines.networks import torchvision_models
 from snv2_kernels.nn.recognized import NotRecognized
 from snv2_kernels.nn.structure import Incomparable, structure
-from snv2_kernels.peers import Unavailable
 from snv2_kernels.testing import max_error, randomize_
 
 # Models ---------------------------------------------------------------------------------------

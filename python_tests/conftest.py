@@ -23,10 +23,10 @@ if not torch.cuda.is_available():
 from _cases import case_id, in_turn
 
 import snv2_kernels as snv2
+from snv2_bench.guidelines.networks import torchvision_models
+from snv2_bench.peers import Unavailable
 from snv2_kernels import _native
 from snv2_kernels.backends import DEVICES
-from snv2_kernels.guidelines.networks import torchvision_models
-from snv2_kernels.peers import Unavailable
 
 _INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a second for more
 

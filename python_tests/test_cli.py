@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import itertools
 import json
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +19,15 @@ import torch
 from _cli import Image, run, save_picture, save_weights
 
 import snv2_kernels as snv2
-from snv2_kernels import _native, benchmarking, cli, peers
-from snv2_kernels.cli import cases
-from snv2_kernels.cli.common import DTYPES
-from snv2_kernels.cli.images import preprocess, read_image
-from snv2_kernels.cli.rule import allowed_error, upper_bound
-from snv2_kernels.cli.summary import CASE, summary_of, versus_line
-from snv2_kernels.startup import FirstResult
+from snv2_bench import benchmarking, cli, peers
+from snv2_bench.cli import cases
+from snv2_bench.cli.app import COMMANDS
+from snv2_bench.cli.common import DTYPES
+from snv2_bench.cli.images import preprocess, read_image
+from snv2_bench.cli.rule import allowed_error, upper_bound
+from snv2_bench.cli.summary import CASE, summary_of, versus_line
+from snv2_bench.startup import FirstResult
+from snv2_kernels import _native
 from snv2_kernels.testing import randomize_
 
 # Start ----------------------------------------------------------------------------------------
@@ -44,9 +48,24 @@ def test_main_without_extras(
 def test_python_m(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["snv2", "--version"])
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_module("snv2_kernels", run_name="__main__")
+        runpy.run_module("snv2_bench", run_name="__main__")
     assert exit_.value.code == 0
     assert snv2.__version__ in capsys.readouterr().out
+
+
+def test_help_needs_no_torch() -> None:
+    """Which takes seconds to import; its lines are those of the commands themselves."""
+    program = (
+        "import sys; from snv2_bench.cli.app import app; app(['--help'], standalone_mode=False);"
+        " assert 'torch' not in sys.modules"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    for name, line in COMMANDS.items():
+        command = getattr(importlib.import_module(f"snv2_bench.cli.{name}"), name)
+        assert " ".join(command.help.split()).startswith(line)
+        assert f"  {name} " in out.stdout
 
 
 # info -----------------------------------------------------------------------------------------
@@ -128,7 +147,7 @@ def test_verify_fails(
     monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., torch.Tensor], message: str
 ) -> None:
     ops = list(cases._op_cases("auto", quick=True))
-    monkeypatch.setattr("snv2_kernels.cli.verify.all_cases", lambda backend, quick: ops)
+    monkeypatch.setattr("snv2_bench.cli.verify.all_cases", lambda backend, quick: ops)
     monkeypatch.setattr(snv2.ops, "cat_shuffle", wrong)
     result = run("verify", "--quick")
     assert result.exit_code == 1
@@ -175,14 +194,14 @@ def test_rule(dtype: torch.dtype) -> None:
 def test_known_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str
 ) -> None:
-    monkeypatch.setattr("snv2_kernels.cli.info.machine", lambda: _raise(error))
+    monkeypatch.setattr("snv2_bench.cli.info.machine", lambda: _raise(error))
     result = run("info")
     assert result.exit_code == code
     assert result.output == f"Error: {line}\n"
 
 
 def test_other_errors_are_faults_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("snv2_kernels.cli.info.machine", lambda: _raise(ValueError("a bug")))
+    monkeypatch.setattr("snv2_bench.cli.info.machine", lambda: _raise(ValueError("a bug")))
     with pytest.raises(AssertionError, match="a bug"):
         run("info")
 
@@ -340,7 +359,7 @@ def test_bench_layers(tmp_path: Path) -> None:
 def test_no_layers_of_an_engine_that_is_wrong_or_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: object, message: str
 ) -> None:
-    monkeypatch.setattr(f"snv2_kernels.cli.bench.{name}", value)
+    monkeypatch.setattr(f"snv2_bench.cli.bench.{name}", value)
     path = tmp_path / "out.json"
     result = run(*_SMALL, "--peer", "eager", "--layers", "--json", path)
     assert result.exit_code == 0
@@ -362,7 +381,7 @@ def test_bench_startup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return [FirstResult(None, {"import torch": ms, "first call": 1.0}, memory)
                 for ms in (3000.0, 1000.0, 2000.0)]  # fmt: skip
 
-    monkeypatch.setattr("snv2_kernels.cli.bench.first_results", first)
+    monkeypatch.setattr("snv2_bench.cli.bench.first_results", first)
     path = tmp_path / "out.json"
     names = ["--peer", "eager", "--peer", "jit", "--peer", "engine"]
     result = run(*_SMALL, "--width", "x1.0", *names, "--startup", "--threads", 1, "--json", path)
@@ -385,7 +404,7 @@ def test_bench_leaves_finished_cases_when_it_fails(
     def broken(*_: object) -> None:
         raise SystemExit("the machine went away")
 
-    monkeypatch.setattr("snv2_kernels.cli.bench.layer_times", broken)
+    monkeypatch.setattr("snv2_bench.cli.bench.layer_times", broken)
     path = tmp_path / "out.json"
     run(*_SMALL, "--peer", "engine", "--layers", "--json", path)
     written = json.loads(path.read_text())

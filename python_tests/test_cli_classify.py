@@ -15,11 +15,11 @@ import pytest
 import torch
 from _cli import Image, noisy_image, run, save_picture, save_weights
 
+from snv2_bench.cli import images, weights
+from snv2_bench.cli.classify import class_names, resize_of
+from snv2_bench.cli.common import WIDTHS
+from snv2_bench.cli.images import authors_pixels, preprocess, read_image
 from snv2_kernels import models
-from snv2_kernels.cli import images, weights
-from snv2_kernels.cli.classify import class_names, resize_of
-from snv2_kernels.cli.common import WIDTHS
-from snv2_kernels.cli.images import authors_pixels, preprocess, read_image
 from snv2_kernels.testing import randomize_
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from _cli import Image, run
 
-from snv2_kernels import benchmarking
-from snv2_kernels.guidelines.units import SETTINGS
+from snv2_bench import benchmarking
+from snv2_bench.guidelines.units import SETTINGS
 
 _TINY = ["--quick", "--size", 8, "--repeats", 1]
 _KEYS = {

@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
-from snv2_kernels.cli.rule import upper_bound
-from snv2_kernels.floor import multiply_adds
-from snv2_kernels.guidelines import units
-from snv2_kernels.guidelines.blocks import Bottleneck, Parallel, channels_of, guideline_network
-from snv2_kernels.guidelines.cases import (
+from snv2_bench.cli.rule import upper_bound
+from snv2_bench.floor import multiply_adds
+from snv2_bench.guidelines import units
+from snv2_bench.guidelines.blocks import Bottleneck, Parallel, channels_of, guideline_network
+from snv2_bench.guidelines.cases import (
     TABLES,
     Entry,
     Group,
     guideline_groups,
     table8_group,
 )
-from snv2_kernels.guidelines.networks import MobileNetV1, make_network
-from snv2_kernels.guidelines.paper import GUIDELINES, SCALES, TABLE8, Speed
-from snv2_kernels.peers import GPU_PEERS, PEERS, Unavailable
+from snv2_bench.guidelines.networks import MobileNetV1, make_network
+from snv2_bench.guidelines.paper import GUIDELINES, SCALES, TABLE8, Speed
+from snv2_bench.peers import GPU_PEERS, PEERS, Unavailable
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ import torch
 from _cases import needs_bfloat16
 
 import snv2_kernels as snv2
+from snv2_bench.floor import Floor, least_bytes, measure_floor, multiply_adds
+from snv2_bench.layers import layer_times
 from snv2_kernels import _native
-from snv2_kernels.floor import Floor, least_bytes, measure_floor, multiply_adds
-from snv2_kernels.layers import layer_times
 from snv2_kernels.runners import CpuRunner
 
 

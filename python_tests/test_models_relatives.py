@@ -13,8 +13,8 @@ from _styles import MegviiUnit as RestatedUnit
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
+from snv2_bench.floor import multiply_adds
 from snv2_kernels import models
-from snv2_kernels.floor import multiply_adds
 from snv2_kernels.testing import max_error, randomize_
 
 SIZES = ("0.5x", "1.0x", "1.5x", "2.0x")

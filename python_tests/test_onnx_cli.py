@@ -17,7 +17,7 @@ pytest.importorskip("onnx")
 from _cli import run, save_picture
 from _onnx_files import V2, network, save
 
-from snv2_kernels.cli.images import preprocess, read_image
+from snv2_bench.cli.images import preprocess, read_image
 
 
 @pytest.mark.parametrize("ends", [False, True], ids=["network", "normalized-softmax"])

@@ -14,9 +14,9 @@ import torch
 from _cases import draw, small_network
 from torch import Tensor
 
-from snv2_kernels import benchmarking
-from snv2_kernels.cli.rule import upper_bound
-from snv2_kernels.peers import PEERS, Unavailable, engines
+from snv2_bench import benchmarking
+from snv2_bench.cli.rule import upper_bound
+from snv2_bench.peers import PEERS, Unavailable, engines
 from snv2_kernels.testing import float64_reference, max_error
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

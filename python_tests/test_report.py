@@ -12,9 +12,9 @@ import pytest
 from _cli import run
 from _results import PEERS, a_result, row
 
-from snv2_kernels.cli.files import write_result
-from snv2_kernels.cli.page import words_of
-from snv2_kernels.cli.summary import summary_of
+from snv2_bench.cli.files import write_result
+from snv2_bench.cli.page import words_of
+from snv2_bench.cli.summary import summary_of
 
 html5lib = pytest.importorskip("html5lib")
 pytest.importorskip("itables")

@@ -14,10 +14,10 @@ import pytest
 from _cli import run
 from _results import a_result, row
 
-from snv2_kernels.benchmarking import Measurement
-from snv2_kernels.cli.compare import differences_of
-from snv2_kernels.cli.files import ResultError, read_result, write_result
-from snv2_kernels.cli.results import new_result, rows_of
+from snv2_bench.benchmarking import Measurement
+from snv2_bench.cli.compare import differences_of
+from snv2_bench.cli.files import ResultError, read_result, write_result
+from snv2_bench.cli.results import new_result, rows_of
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,8 +14,8 @@ from _cpu_plans import interpret
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
+from snv2_bench.floor import multiply_adds
 from snv2_kernels import _native, models
-from snv2_kernels.floor import multiply_adds
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.graph.recognize import recognize
 from snv2_kernels.graph.record import record

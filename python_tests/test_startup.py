@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from snv2_kernels import peers, startup
-from snv2_kernels.startup import PHASES, first_results
+from snv2_bench import peers, startup
+from snv2_bench.startup import PHASES, first_results
 
 
 def test_first_result_of_a_real_peer(monkeypatch: pytest.MonkeyPatch) -> None:

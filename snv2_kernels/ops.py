@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from snv2_kernels import _native
 from snv2_kernels.backends import resolve
+from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.models.blocks import channel_shuffle, check_stride
 
 if TYPE_CHECKING:
@@ -36,9 +38,10 @@ def check_feature_map(x: Tensor, name: str = "x") -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
-    if x.dim() != 4:
+    shape = x.shape
+    if len(shape) != 4:
         raise ValueError(f"{name}: expected 4 dimensions [N, C, H, W], got {_shape(x)}")
-    if x.shape[2] == 0 or x.shape[3] == 0:
+    if shape[2] == 0 or shape[3] == 0:
         raise ValueError(f"{name}: expected at least one pixel, got {_shape(x)}")
 
 
@@ -46,29 +49,25 @@ def _shape(x: Tensor) -> str:
     return f"shape {tuple(x.shape)}"
 
 
-def _check_same_device(x: Tensor, **others: Tensor) -> None:
-    for name, other in others.items():
-        if other.device != x.device:
-            raise ValueError(f"{name}: expected device {x.device}, as x, got {other.device}")
-
-
 def _check_depthwise(
     x: Tensor, channels: int, weight: Tensor, scale: Tensor, shift: Tensor
 ) -> None:
+    dtypes, device, vector = (x.dtype, torch.float32), x.device, (channels,)
     for name, parameter, shape in (
         ("weight", weight, (channels, 1, 3, 3)),
-        ("scale", scale, (channels,)),
-        ("shift", shift, (channels,)),
+        ("scale", scale, vector),
+        ("shift", shift, vector),
     ):
         if not isinstance(parameter, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(parameter).__name__}")
-        if parameter.dtype not in (x.dtype, torch.float32):
+        if parameter.dtype not in dtypes:
             raise TypeError(f"{name}: expected {x.dtype} or torch.float32, got {parameter.dtype}")
-        if tuple(parameter.shape) != shape:
+        if parameter.shape != shape:
             raise ValueError(
                 f"{name}: expected shape {shape} for x of {_shape(x)}, got {_shape(parameter)}"
             )
-    _check_same_device(x, weight=weight, scale=scale, shift=shift)
+        if parameter.device != device:
+            raise ValueError(f"{name}: expected device {device}, as x, got {parameter.device}")
 
 
 def _check_split(x: Tensor) -> None:
@@ -130,6 +129,21 @@ def _parameters(*tensors: Tensor) -> list[Tensor]:
     return [t.float().contiguous() for t in tensors]
 
 
+@constant_to_dynamo  # Dynamo guards both levels by itself
+def inside_transform() -> bool:
+    """Whether a function transform or forward-mode differentiation is going on."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _called(op: Any, *args: Any) -> Any:
+    """The result of an operator. Its part of autograd is Python code, which takes longer than a
+    small map: where nobody can ask for gradients it is passed over."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or inside_transform():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 def cat_shuffle(a: Tensor, b: Tensor, backend: str | None = None) -> Tensor:
     """Concat and channel shuffle in one pass.
 
@@ -157,7 +171,7 @@ def cat_shuffle(a: Tensor, b: Tensor, backend: str | None = None) -> Tensor:
     kernels = _kernels(a, backend)
     if kernels is None:
         return _cat_shuffle_reference(a, b)
-    out: Tensor = kernels.cat_shuffle(a, b)
+    out: Tensor = _called(kernels.cat_shuffle, a, b)
     return out
 
 
@@ -194,7 +208,8 @@ def dw_conv3x3(
     kernels = _kernels(x, backend)
     if kernels is None:
         return _dw_conv3x3_reference(x, weight, scale, shift, stride, relu)
-    out: Tensor = kernels.dw_conv3x3(x, *_parameters(weight, scale, shift), stride, relu)
+    parameters = _parameters(weight, scale, shift)
+    out: Tensor = _called(kernels.dw_conv3x3, x, *parameters, stride, relu)
     return out
 
 
@@ -224,7 +239,7 @@ def split_dw_cat_shuffle(
     kernels = _kernels(x, backend)
     if kernels is None:
         return _split_dw_cat_shuffle_reference(x, weight, scale, shift)
-    out: Tensor = kernels.split_dw_cat_shuffle(x, *_parameters(weight, scale, shift))
+    out: Tensor = _called(kernels.split_dw_cat_shuffle, x, *_parameters(weight, scale, shift))
     return out
 
 
@@ -253,8 +268,8 @@ def run_plan(x: Tensor, plan: Plan | GpuPlan | TritonPlan, backend: str) -> Any:
     kernels = operators(backend)
     name = "gpu_network" if backend.startswith("cuda") else "network"
     if len(plan.results) == 1:
-        return getattr(kernels, name)(x, *plan.arguments)
-    return tuple(getattr(kernels, f"{name}_results")(x, *plan.result_arguments))
+        return _called(getattr(kernels, name), x, *plan.arguments)
+    return tuple(_called(getattr(kernels, f"{name}_results"), x, *plan.result_arguments))
 
 
 # Fake kernels ---------------------------------------------------------------------------------

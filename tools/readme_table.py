@@ -11,12 +11,12 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from snv2_kernels.cli import charts
-from snv2_kernels.cli.files import read_result
-from snv2_kernels.cli.page import NAMES, words_of
+from snv2_bench.cli import charts
+from snv2_bench.cli.files import read_result
+from snv2_bench.cli.page import NAMES, words_of
 
 if TYPE_CHECKING:
-    from snv2_kernels.cli.schema import Result, Row
+    from snv2_bench.cli.schema import Result, Row
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

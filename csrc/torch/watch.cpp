@@ -96,6 +96,14 @@ class Stamps {
     }
   }
 
+  // f(memory, bytes) of the contents that are compared.
+  template <class F>
+  void each_content(const F& f) const {
+    for (size_t i = 0; i < bytes_.size(); ++i) {
+      if (bytes_[i] > 0) f(memory(i), bytes_[i]);
+    }
+  }
+
   bool hold(const std::vector<py::object>& tensors) const {
     if (tensors.size() != versions_.size()) return false;
     for (size_t i = 0; i < tensors.size(); ++i) {
@@ -291,6 +299,7 @@ class Snapshot {
       add_lines(words, 192);
       for (int i = 2; i < 6; ++i) add_lines(words[i], i == 2 ? 96 : 16);
     }
+    stamps_.each_content([this](const void* data, int64_t bytes) { add_lines(data, bytes); });
     for (const py::object& module : children_) add_lines(module.ptr(), 16);
     add_lines(dict_of(root).ptr(), sizeof(PyDictObject));
     for (const auto* dicts : {&registries_, &attributes_, &hooks_}) {

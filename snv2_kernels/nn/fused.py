@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from snv2_kernels.backends import DEVICES, resolve, use_backend
 from snv2_kernels.graph.constant import constant_to_dynamo
@@ -16,7 +15,7 @@ from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import CACHES, clone_tree
 from snv2_kernels.nn.sharing import convert_own
 from snv2_kernels.nn.watch import Watch, note_mode, why_plain
-from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
+from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map, inside_transform
 from snv2_kernels.packing.units import Unsupported
 
 if TYPE_CHECKING:
@@ -144,14 +143,9 @@ def _outside_kernels(x: Any) -> bool:
         return True
     return (
         torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or _inside_transform()
+        or inside_transform()
         or x.layout is not torch.strided
     )
-
-
-@constant_to_dynamo  # Dynamo guards both levels by itself
-def _inside_transform() -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 @constant_to_dynamo  # Dynamo of torch 2.11 answers true whenever it traces
@@ -301,7 +295,7 @@ class FusedModule(nn.Module):
         """The forward under Dynamo, which sets guards on all that is looked at here, and under
         torch.export. What does not fit is left to torch to complain of."""
         dynamo = torch.compiler.is_dynamo_compiling()
-        if dynamo == _is_exporting() or _inside_transform() or why_plain(self):
+        if dynamo == _is_exporting() or inside_transform() or why_plain(self):
             return self._plain(x)
         if resolve(x.device, self._backend) in self.kernel_backends:
             try:

@@ -141,7 +141,10 @@ class Recognized(PlannedModule):
         return ("", None) if known is None else (known.tail, known.tail_of(self))
 
     def _finish(self, results: Any) -> Any:
-        out, (_, tail) = super()._finish(results), self._tail()
+        known = self._known()
+        if known is None:
+            return ONE_MAP.filled(results)
+        out, tail = known.returned.filled(results), known.tail_of(self)
         return out if tail is None else tail(out)
 
     def _plain_results(self, x: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -136,11 +137,11 @@ class Plan(BasePlan):
     steps: tuple[Step, ...] = field(repr=False)
     matrices: tuple[Matrix, ...] = field(repr=False)
 
-    @property
+    @functools.cached_property
     def arguments(self) -> tuple[Tensor, Tensor, int, int, bool]:
         return self.weights, self.words, self.out_channels, self.halvings, self.classify
 
-    @property
+    @functools.cached_property
     def result_arguments(self) -> tuple[Any, ...]:
         """Those of ``network_results``."""
         return self.weights, self.words, *self.result_fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -128,11 +129,11 @@ class GpuPlan(BasePlan):
     def arrays(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.weights, self.parameters, self.tables, self.words
 
-    @property
+    @functools.cached_property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, bool]:
         return *self.arrays, self.out_channels, self.halvings, self.classify
 
-    @property
+    @functools.cached_property
     def result_arguments(self) -> tuple[Any, ...]:
         """Those of ``gpu_network_results``."""
         return *self.arrays, *self.result_fields

@@ -195,11 +195,11 @@ class TritonPlan(BasePlan):
     def step_words(self) -> list[int]:
         return [word for step in self.steps for word in step.words()]
 
-    @property
+    @functools.cached_property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, list[int], int, int, bool]:
         return *self.arrays, self.step_words, self.out_channels, self.halvings, self.classify
 
-    @property
+    @functools.cached_property
     def result_arguments(self) -> tuple[Any, ...]:
         """Those of ``network_results``."""
         return *self.arrays, self.step_words, *self.result_fields
