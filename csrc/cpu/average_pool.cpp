@@ -30,12 +30,21 @@ void average_pool(const AveragePool<Element>& op, Range panels, Range out_rows) 
           const int64_t left = std::max<int64_t>(0, centre - 1);
           const int64_t right = std::min(width, centre + 2);
           const int64_t pixels = op.inside ? (bottom - top) * (right - left) : 9;
+          const bool whole = bottom - top == 3 && right - left == 3;
           for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+            const Element* const first = x + (top * width + left) * kPanel + lane;
+            const auto at = [&](int64_t row, int64_t column) SNV2_INLINED {
+              return load(first + (row * width + column) * kPanel);
+            };
             Vec sum = {};
-            for (int64_t in_row = top; in_row < bottom; ++in_row) {
-              const Element* const in = x + in_row * width * kPanel + lane;
-              for (int64_t column = left; column < right; ++column)
-                sum += load(in + column * kPanel);
+            if (whole) {
+              unroll<3>([&](auto row) SNV2_INLINED {
+                unroll<3>([&](auto column) SNV2_INLINED { sum += at(row, column); });
+              });
+            } else {
+              for (int64_t row = 0; row < bottom - top; ++row) {
+                for (int64_t column = 0; column < right - left; ++column) sum += at(row, column);
+              }
             }
             store(averages + i * kPanel + lane, sum / static_cast<float>(pixels));
           }

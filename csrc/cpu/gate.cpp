@@ -50,8 +50,8 @@ void product(const float* weights, int64_t depth, int64_t outputs, const Act& ac
 
 #if defined(__AVX512F__)
 
-// Planes from anywhere as a panel. Neighbours in it that are neighbours in their own panel come with
-// one load of each pixel.
+// Planes from anywhere as a panel. Neighbours in it that are neighbours in their own panel come
+// with one load of each pixel.
 class Gathered {
  public:
   Gathered(const Element* x, const int32_t* offsets, int64_t planes) {

@@ -9,8 +9,8 @@
 
 namespace snv2::SNV2_GPU {
 
-// Storage types that kernels are compiled for. A copy of them for one test is compiled for one type,
-// in a third of the time.
+// Storage types that kernels are compiled for. A copy of them for one test is compiled for one
+// type, in a third of the time.
 #ifdef SNV2_ONLY_TYPE
 template <class T>
 constexpr bool kHasType = std::is_same_v<T, SNV2_ONLY_TYPE>;
