@@ -52,8 +52,8 @@ endfunction()
 
 # Barriers and waits -------------------------------------------------------------------------
 
-snv2_add_mutant(planes_without_wait TYPE half_t
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/plane/float16
+snv2_add_mutant(planes_without_wait
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/strips
   TEXT [[    cp_async_commit();
     cp_async_wait<0>();
 ]] BECOMES [[    cp_async_commit();
@@ -68,8 +68,8 @@ snv2_add_mutant(planes_without_barrier_after_load RACE
 ]]
   EXPECT "shared memory" "read at planes.h" "nobody wrote")
 
-snv2_add_mutant(planes_without_barrier_before_store RACE TYPE half_t
-  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/plane/float16
+snv2_add_mutant(planes_without_barrier_before_store RACE
+  FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/strips
   TEXT [[    sync_threads();
 
     // Store.
@@ -146,18 +146,18 @@ snv2_add_mutant(columns_overwritten_too_early RACE
 
 # Halos and edges ----------------------------------------------------------------------------
 
-snv2_add_mutant(planes_without_upper_halo TYPE half_t
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/plane/float16
+snv2_add_mutant(planes_without_upper_halo
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/strips
   TEXT "begin * stride_of(kMain) - 1" BECOMES "begin * stride_of(kMain)"
   EXPECT "wrong result")
 
-snv2_add_mutant(planes_without_lower_halo TYPE half_t
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/plane/float16
+snv2_add_mutant(planes_without_lower_halo
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/strips
   TEXT "(end - 1) * stride_of(kMain) + 2" BECOMES "(end - 1) * stride_of(kMain) + 1"
   EXPECT "wrong result")
 
-snv2_add_mutant(planes_with_too_small_a_margin TYPE half_t
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/plane/float16
+snv2_add_mutant(planes_with_too_small_a_margin
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/strips
   TEXT "kMain == Main::kStride1 ? width + 1 : 0;" BECOMES "kMain == Main::kStride1 ? width : 0;"
   EXPECT "shared memory" "nobody wrote" "planes.h")
 
@@ -180,8 +180,8 @@ snv2_add_mutant(direct_past_the_last_row
 
 # Indices ------------------------------------------------------------------------------------
 
-snv2_add_mutant(planes_with_the_next_tap TYPE half_t
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/plane/float16
+snv2_add_mutant(planes_with_the_next_tap
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/strips
   TEXT "const float w = load(weight + (channel * 9 + tap));"
   BECOMES "const float w = load(weight + (channel * 9 + tap + 1));"
   EXPECT "wrong result")
