@@ -209,3 +209,13 @@ def test_saved_state_dict_loads_in_the_other(tmp_path: Path, fused_first: bool) 
     loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=True)
     assert same_state(loaded, source)
     assert_agrees("network", snv2.fuse(loaded), source, x)
+
+
+def test_a_plain_part_that_was_fused_again_leaves_the_source_alone() -> None:
+    """It stands inside a fused module, and is a plain copy of what the source has."""
+    source = plain_and_input("stage")[0]
+    fused = snv2.fuse(source)
+    fused[0].branch2 = snv2.fuse(fused[0].branch2)
+    fused.half()
+    assert all(p.dtype == torch.half for p in fused.parameters())
+    assert all(p.dtype == torch.float for p in source.parameters())

@@ -28,14 +28,15 @@ def note_sharing(pairs: Iterable[tuple[nn.Module, nn.Module]], plain: Iterable[n
         pairs: each module of a tree and its copy.
         plain: copies outside of all fused modules.
     """
-    outside = {p for module in plain for p in module._parameters.values()}
+    alone = set(plain)
+    outside = {p for module in alone for p in module._parameters.values()}
     for module, copy in pairs:
         if module._parameters:
             sharers = _sharers.setdefault(module, WeakSet((module,)))
             sharers.add(copy)
             _sharers[copy] = sharers
             tied = [name for name, p in copy._parameters.items() if p in outside]
-            if tied:
+            if tied and copy not in alone:  # which may be put inside a fused module later
                 _tied[copy] = frozenset(tied)
 
 
