@@ -79,13 +79,15 @@ def test_network_on_each_instruction_set(
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "dtype", "memory_format"), in_turn(WIDTHS, [160, 33], MAPS[2:]), ids=case_id
+    ("width", "size", "dtype", "memory_format"),
+    in_turn(WIDTHS, [(160, 160), (33, 70)], MAPS[2:]),
+    ids=case_id,
 )
 def test_network_in_low_precision(
-    width: str, height: int, dtype: torch.dtype, memory_format: torch.memory_format
+    width: str, size: tuple[int, int], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     model = copy.deepcopy(network("snv2", width)).to(dtype)
-    x = draw(2, 3, height, height + height % 2 * 37, dtype=dtype, memory_format=memory_format)
+    x = draw(2, 3, *size, dtype=dtype, memory_format=memory_format)
     with torch.no_grad():
         eager, out = model(x), snv2.fuse(model)(x)
     assert_accurate("network", out, eager, float64_reference(model)(x))

@@ -131,13 +131,15 @@ def _parameters(*tensors: Tensor) -> list[Tensor]:
 
 @constant_to_dynamo  # Dynamo guards both levels by itself
 def inside_transform() -> bool:
-    """Whether a function transform or forward-mode differentiation is going on."""
+    """Returns whether a functorch transform or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _called(op: Any, *args: Any) -> Any:
-    """The result of an operator. Its part of autograd is Python code, which takes longer than a
-    small map: where nobody can ask for gradients it is passed over."""
+    """Calls an operator, below autograd where nobody can ask for gradients.
+
+    Its part of autograd is Python code, which takes longer than a small map.
+    """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or inside_transform():
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():

@@ -69,7 +69,8 @@ class Gathered {
   }
 
  private:
-  // What is masked out is not touched: it may lie outside of all memory.
+  // Returns the lanes of a mask from memory, and the others as they were. Memory of the others is
+  // not touched: it may lie outside of all buffers.
   static SNV2_INLINE Vec load_lanes(Vec others, __mmask16 lanes, const float* p) {
     return _mm512_mask_loadu_ps(others, lanes, p);
   }

@@ -96,7 +96,7 @@ class Stamps {
     }
   }
 
-  // f(memory, bytes) of the contents that are compared.
+  // Calls f(memory, bytes) for the contents that are compared.
   template <class F>
   void each_content(const F& f) const {
     for (size_t i = 0; i < bytes_.size(); ++i) {

@@ -1,5 +1,4 @@
-"""The command line: ``snv2 info | verify | bench | compare | report | guidelines | table8 |
-classify``."""
+"""The command line ``snv2``; ``app.py`` has the list of its commands."""
 
 import sys
 

@@ -23,7 +23,7 @@ def is_special(path: str | Path) -> bool:
 
 
 def _is_of_memory(error: Exception) -> bool:
-    """Whether torch says that there is no more; it is imported where it does."""
+    """Returns whether an error says that memory is exhausted, without importing torch."""
     named = type(error).__name__ == "OutOfMemoryError"
     return named or any(words in str(error) for words in _NO_MEMORY)
 

@@ -162,14 +162,13 @@ class PlannedModule(FusedModule):
         """See :meth:`_dtypes`; raises :class:`Unsupported` unless x fits."""
         dtype, autocast = self._dtypes(x)
         parameters = weights[0].dtype if autocast is not None else x.dtype
-        if parameters not in KERNEL_DTYPES:
-            raise Unsupported("dtypes")
+        fit = parameters in KERNEL_DTYPES
         for weight in weights:
-            if weight.dtype != parameters:
-                raise Unsupported("dtypes")
+            fit = fit and weight.dtype == parameters
         for tensor in state:  # norms may be of float32
-            if tensor.dtype not in (parameters, torch.float32):
-                raise Unsupported("dtypes")
+            fit = fit and tensor.dtype in (parameters, torch.float32)
+        if not fit:
+            raise Unsupported("dtypes")
         if x.dim() != 4 or x.shape[1] != in_channels:
             raise Unsupported("a shape that does not fit")
         return dtype, autocast
