@@ -14,20 +14,22 @@ PYTORCHCV ?= pytorchcv==0.0.74
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \
   -o -name CMakeLists.txt) $(wildcard cmake/*.py cmake/*.cmake)
+# What `make run` needs: kernels for this machine's processor alone, no emulator of a GPU.
+RUNNABLE := $(VENV)/.runnable
+# And what all else needs.
 INSTALLED := $(VENV)/.installed
-# As setup.py names it. Tests of C++ are built beside the libraries that Python loads.
-BUILD = build/$$($(BIN)/python -c 'import sys, sysconfig as s; \
-  print(s.get_platform(), sys.implementation.cache_tag, sep="-")')
+# Tests of C++ are built beside the libraries that Python loads.
+BUILD := build/editable
 CUDA_ARCHITECTURES ?= 80;90
 DEBUG := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-g1 -O1"
 CTEST := $(BIN)/ctest --output-on-failure -j $(shell nproc 2>/dev/null || echo 2) --test-dir
 CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: run test test-python test-slow test-cpp test-cuda-build test-sanitize test-tsan \
+.PHONY: run wheels test-wheels test test-python test-slow test-cpp test-cuda-build test-sanitize test-tsan \
   test-aarch64 test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
   bench-emulator cuda cuda-all lint format bench report clean
 
-run: $(INSTALLED)
+run: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
 	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last \
 	  --peer compile --peer fused --peer engine
 
@@ -48,14 +50,15 @@ test-cpp: $(INSTALLED)
 	$(BIN)/python tools/write_program.py $(BUILD)/program
 	SNV2_PROGRAM=$(CURDIR)/$(BUILD)/program $(CTEST) $(BUILD)
 
-# The CUDA library alone, into the checkout. It takes nvcc, and no GPU.
+# The CUDA library alone, beside the others. It takes nvcc, and no GPU.
 define build_cuda
 	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DSNV2_CUDA=ON -DSNV2_TESTS=OFF -DSNV2_CUDA_ARCHITECTURES="$(1)" \
 	  -DSNV2_TORCH_DIR="$$($(BIN)/python -c 'import torch; print(*torch.__path__)')" \
-	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_INSTALL_PREFIX=$(CURDIR)/snv2_kernels
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	$(BIN)/cmake --build build/$@ --target snv2_cuda
-	$(BIN)/cmake --install build/$@ --component cuda
+	$(BIN)/cmake --install build/$@ --component cuda --prefix \
+	  "$$($(BIN)/python -c 'from snv2_kernels.libraries import FOLDER; print(FOLDER.parent)')"
 endef
 
 cuda: $(INSTALLED)
@@ -174,18 +177,30 @@ bench-emulator: $(INSTALLED)
 	$(BUILD)/csrc/tests/bench_emulator
 
 clean:
-	rm -rf build out $(VENV) *.egg-info snv2_kernels/*.so snv2_kernels/*.dylib \
-	  snv2_kernels/cuda_kernels.json
+	rm -rf build dist out $(VENV)
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(TORCH)
 	touch $@
 
+# The package in place, by kernels for $(1), with the emulator or not ($(2)): a line for each file as
+# it is compiled. Then what its extra $(3) asks for. What builds stays there, for tests of C++.
+define install_package
+	$(BIN)/pip install "scikit-build-core>=1.0" "nanobind>=3.0" "cmake>=3.26" ninja
+	$(BIN)/pip install -v --no-build-isolation --no-deps \
+	  -C cmake.define.SNV2_CPU_ISAS=$(1) -C cmake.define.SNV2_EMULATOR=$(2) -e .
+	$(BIN)/pip install "snv2_kernels[$(3)]"
+	touch $(RUNNABLE)
+endef
+
+SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
+$(RUNNABLE): $(VENV)/.torch $(SOURCES)
+	$(call install_package,native,OFF,bench)
+
 # torchvision and pytorchcv are references of tests; without their own choice of torch, and with
-# the one package that torchvision imports. What builds stays there, for tests of C++.
-$(INSTALLED): $(VENV)/.torch pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+# the one package that torchvision imports.
+$(INSTALLED): $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --no-deps $(TORCHVISION) $(PYTORCHCV)
-	$(BIN)/pip install "setuptools>=77" "cmake>=3.20" ninja "pybind11>=2.13"
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --no-build-isolation -e ".[dev]"
+	$(call install_package,all,ON,dev)
 	touch $@

@@ -22,6 +22,10 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import nanobind
+
+import snv2_kernels
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "cmake"), str(ROOT / "tools")]
 import cuda_toolkit  # noqa: E402
@@ -47,8 +51,8 @@ def _tool(name: str) -> str:
     return found
 
 
-def build(package: Path, architecture: str) -> None:
-    """Builds all libraries into a copy of the package."""
+def build(out: Path, architecture: str) -> None:
+    """Builds all libraries into a copy of the checkout."""
     torch = BUILD / "torch"
     if not torch.is_dir():
         # Only the names of torch's libraries matter to the linker.
@@ -58,19 +62,16 @@ def build(package: Path, architecture: str) -> None:
         torch.mkdir(parents=True)
         (torch / "include").symlink_to(oldest_torch.torch_headers() / "include")
         (torch / "lib").symlink_to(Path(spec.submodule_search_locations[0]) / "lib")
-    pybind11 = BUILD / "pybind11"
-    if not pybind11.is_dir():
-        _pip("install", "--target", pybind11, "pybind11>=2.13")
     configure = [
         _tool("cmake"), "-S", ROOT, "-B", BUILD / "cmake", "-G", "Ninja",
         f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
-        "-DSNV2_PYTHON=ON", "-DSNV2_TESTS=OFF", "-DSNV2_CUDA=ON",
+        "-DSNV2_PYTHON=ON", "-DSNV2_EMULATOR=ON", "-DSNV2_TESTS=OFF", "-DSNV2_CUDA=ON",
         f"-DSNV2_CUDA_ARCHITECTURES={architecture}",
         f"-DSNV2_NVCC={cuda_toolkit.find_toolkit().nvcc}",
         f"-DSNV2_TORCH_DIR={torch}",
         f"-DPython_EXECUTABLE={oldest_torch.python()}",
-        f"-Dpybind11_DIR={pybind11 / 'pybind11/share/cmake/pybind11'}",
-        f"-DCMAKE_INSTALL_PREFIX={package}",
+        f"-Dnanobind_DIR={nanobind.cmake_dir()}",
+        f"-DCMAKE_INSTALL_PREFIX={out}",
     ]  # fmt: skip
     subprocess.run([*map(str, configure)], check=True)
     subprocess.run([_tool("cmake"), "--build", BUILD / "cmake"], check=True)
@@ -98,9 +99,11 @@ def copy_checkout(out: Path) -> None:
 def write_entry_points(out: Path) -> None:
     """Names the package and its entry points as an installation would."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    info = out / f"{project['name']}-{project['version']}.dist-info"
+    info = out / f"{project['name']}-{snv2_kernels.__version__}.dist-info"
     info.mkdir()
-    header = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    header = (
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {snv2_kernels.__version__}\n"
+    )
     (info / "METADATA").write_text(header)
     lines = []
     for group, entries in project["entry-points"].items():
@@ -133,7 +136,7 @@ def main() -> None:
     out.mkdir(parents=True)
     try:
         copy_checkout(out)
-        build(out / "snv2_kernels", asked.architecture)
+        build(out, asked.architecture)
     except (cuda_toolkit.ToolkitError, oldest_torch.Missing) as missing:
         sys.exit(f"gpu-folder: {missing}")
     write_entry_points(out)

@@ -20,7 +20,8 @@ import torch
 import snv2_kernels as snv2
 from snv2_bench.cli.files import write_result
 from snv2_bench.cli.results import new_result
-from snv2_kernels import _native
+from snv2_kernels import emulator
+from snv2_kernels.gpu import launches as launches_of
 from snv2_kernels.packing import GpuPlan
 from snv2_kernels.testing import randomize_
 
@@ -89,7 +90,7 @@ def plan_of(width: str) -> GpuPlan:
 
 
 def predict(plan: GpuPlan, batch: int, gpu: Gpu) -> Prediction:
-    launches = _native.describe_network(plan.words.numpy(), batch, SIZE, SIZE, gpu.device)
+    launches = launches_of(plan.words, batch, SIZE, SIZE, gpu.device)
     memory = l2 = tensor = kernels = 0.0
     for launch in launches:
         busy = min(launch["ctas"] / gpu.device["sms"], 1.0)  # part of the SMs
@@ -181,10 +182,10 @@ def _stage_counts(channels: int, units: int, size: int, dtype: torch.dtype) -> C
     stage = snv2.nn.Stage(*(snv2.nn.InvertedResidual(channels, channels, 1) for _ in range(units)))
     x = torch.randn(1, channels, size, size, dtype=dtype)
     randomize_(stage).eval().to(dtype)
-    _native.reset_emulator_counters()
+    emulator.reset_counters()
     with torch.no_grad(), snv2.use_backend("cuda-emulated"):
         stage(x)
-    return Counter(_native.emulator_counters())
+    return Counter(emulator.counters())
 
 
 def counted(width: str, dtype: torch.dtype) -> list[Counted]:
@@ -193,7 +194,7 @@ def counted(width: str, dtype: torch.dtype) -> list[Counted]:
     plan = plan_of(width)
     rows: list[Counted] = []
     channels = getattr(snv2.models, f"shufflenet_v2_{width}")()._stage_out_channels[1:4]
-    launches = _native.describe_network(plan.words.numpy(), 1, SIZE, SIZE)
+    launches = launches_of(plan.words, 1, SIZE, SIZE)
     first = 1  # behind the stem
     for stage, (outputs, units) in enumerate(zip(channels, (4, 8, 4), strict=True)):
         size, half = SIZE >> 3 + stage, outputs // 2

@@ -1,4 +1,4 @@
-"""Finds nvcc, and decides for setup.py whether the CUDA kernels are built.
+"""Finds nvcc.
 
 As a program it prints nvcc and cudart's static library, a line each, or says on standard error
 what is missing and exits with 1. CMakeLists.txt and the Makefile ask it too, so that there is one
@@ -7,7 +7,6 @@ rule for where a toolkit is looked for.
 
 from __future__ import annotations
 
-import ast
 import os
 import platform
 import re
@@ -105,49 +104,6 @@ def find_toolkit(nvcc: Path | None = None) -> Toolkit:
         f"the toolkit of {nvcc} has no libcudart_static.a (searched {searched}); "
         "the wheel that has it is nvidia-cuda-runtime"
     )
-
-
-def torch_cuda(torch: Path) -> str | None:
-    """The CUDA version that an installed torch was built for, without importing it."""
-    version = torch / "version.py"
-    found = re.search(r"^cuda\b[^=\n]*=(.*)$", version.read_text(), re.MULTILINE)
-    if not found:
-        raise SystemExit(f"snv2_kernels: {version}: expected a line 'cuda = ...', got none")
-    cuda: str | None = ast.literal_eval(found[1].strip())
-    return cuda
-
-
-def decide(setting: str, torch: Path) -> tuple[Toolkit | None, str]:
-    """What to build the CUDA kernels with, None for not at all, and the reason.
-
-    Args:
-        setting: of SNV2_CUDA: "0", "1", or "auto" for where torch has CUDA and there is an nvcc.
-        torch: directory of the installed torch. One without CUDA does for "1": the binary needs
-            CUDA only where it runs.
-    """
-    if setting not in ("0", "1", "auto"):
-        raise SystemExit(f"SNV2_CUDA: expected 0, 1 or auto, got {setting!r}")
-    if setting == "0":
-        return None, "SNV2_CUDA=0"
-    if setting == "auto" and torch_cuda(torch) is None:
-        return None, f"the torch in {torch} has no CUDA"
-    try:
-        toolkit = find_toolkit()
-    except ToolkitError as error:
-        if setting == "1":
-            raise SystemExit(f"SNV2_CUDA=1: {error}") from error
-        return None, str(error)
-    return toolkit, f"nvcc is {toolkit.nvcc}"
-
-
-def architectures(setting: str) -> list[str]:
-    """SNV2_CUDA_ARCHITECTURES, e.g. "80;90" or "80, 90", as a list."""
-    names = re.split(r"[;,\s]+", setting.strip(";, "))
-    if not all(re.fullmatch(r"\d{2,3}[af]?", name) for name in names):
-        raise SystemExit(
-            f"SNV2_CUDA_ARCHITECTURES: expected numbers such as 80;90, got {setting!r}"
-        )
-    return names
 
 
 if __name__ == "__main__":

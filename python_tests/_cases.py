@@ -304,15 +304,21 @@ def same_state(a: nn.Module, b: nn.Module) -> bool:
     return list(x) == list(y) and all(torch.equal(x[k], y[k]) for k in x)
 
 
+# Operators that compute no tensor.
+_PLANNING = ("gpu_device", "gpu_launches", "gpu_workspace_bytes")
+
+
 class Recorder(TorchDispatchMode):
-    """Names of all operators that are called, such as "aten::convolution"."""
+    """Names of all operators that are called, such as "aten::convolution", but those that plan."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func.name().partition(".")[0])
+        name = func.name().partition(".")[0]
+        if not name.endswith(_PLANNING):
+            self.names.append(name)
         return func(*args, **(kwargs or {}))
 
 

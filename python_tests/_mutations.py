@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snv2_kernels import _native
+from snv2_kernels import _native, gpu
 from snv2_kernels.ops import OPERATORS
 from snv2_kernels.packing.units import Unsupported
 from snv2_kernels.runners import WORKSPACE_SLACK
@@ -185,7 +185,7 @@ def on_the_emulator() -> tuple[int, int, Run]:
 
     def run(plan: Any, x: Tensor, words: Tensor) -> None:
         n, _, h, w = x.shape
-        size = _native.gpu_workspace_bytes(words.numpy(), n, h, w)
+        size = gpu.workspace_bytes(words, n, h, w)
         if size > _MOST_WORKSPACE:
             ops.gpu_network_results(x, *plan.arrays[:3], words, *plan.result_fields)
             return

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import snv2_kernels as snv2
-from snv2_kernels import _native
+from snv2_kernels import _native, emulator, gpu
 from snv2_kernels.graph.recipe import read_channels
 from snv2_kernels.ops import operators
 
@@ -190,17 +190,14 @@ def test_tuning(name: str) -> None:
 
 def test_devices() -> None:
     """A plan is described for any device, which its numbers may not be."""
-    words, fields = (
-        packed(small_network(), "cuda-emulated").words.numpy(),
-        _native.emulated_device(),
-    )
-    for name in fields:
+    words = packed(small_network(), "cuda-emulated").words
+    for name in emulator.device():
         for value in (-1, 1 << 60, (1 << 63) - 1):
             with pytest.raises(ValueError, match=f"{name}: expected"):
-                _native.describe_network(words, 3, 9, 9, {name: value})
+                gpu.launches(words, 3, 9, 9, {name: value})
     for size in [(1 << 31, 9, 9), (3, 1 << 40, 9), (3, 1 << 20, 1 << 20), (3, 9, -1), (-1, 9, 9)]:
         with pytest.raises(ValueError, match="x: "):
-            _native.gpu_workspace_bytes(words, *size)
+            gpu.workspace_bytes(words, *size)
     cpu = packed(small_network(), "cpu")
     with pytest.raises(ValueError, match="extents out of range"):
         _native.workspace_bytes(cpu.words.numpy(), cpu.weights.numel(), 3, 1 << 40, 9, 1)

@@ -28,7 +28,7 @@ from _cases import (
 from torch import Tensor
 
 import snv2_kernels as snv2
-from snv2_kernels import _native
+from snv2_kernels import _native, libraries
 from snv2_kernels.backends import resolve
 from snv2_kernels.testing import max_error
 
@@ -378,8 +378,8 @@ def test_cuda_targets(
 
 
 def test_cuda_library_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    library = tmp_path / "libsnv2_cuda.so"
-    monkeypatch.setattr(backends, "_CUDA_LIBRARY", library)
+    monkeypatch.setattr(libraries, "FOLDER", tmp_path)
+    library = libraries.library("cuda")
     monkeypatch.setattr(backends, "_cuda_targets", ("sm_90",))
     assert str(backends._load_cuda()).startswith("not built: ")
     library.write_bytes(b"not a library")

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from test_ops import OPS, THREADED, Op, Shape, each_op, parameters
 from torch import Tensor
 
-from snv2_kernels import _native
+from snv2_kernels import emulator
 from snv2_kernels.backends import DEVICES
 from snv2_kernels.ops import operators
 from snv2_kernels.testing import max_error
@@ -234,9 +234,9 @@ def test_third_derivatives(backend: str, op: Op) -> None:
 
 def _traffic(function: Callable[[], object]) -> float:
     """Sectors that the emulated GPU moves, as a multiple of the least bytes."""
-    _native.reset_emulator_counters()
+    emulator.reset_counters()
     function()
-    counted = _native.emulator_counters()
+    counted = emulator.counters()
     moved = 32 * (counted["global_load_sectors"] + counted["global_store_sectors"])
     least: int = counted["minimum_load_bytes"] + counted["minimum_store_bytes"]
     return moved / least

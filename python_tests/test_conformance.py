@@ -13,14 +13,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from snv2_kernels import _native
+from snv2_kernels import emulator
 
 Words = NDArray[np.uint32]
 Halves = NDArray[np.uint16]
 Floats = NDArray[np.float64]
 Model = Callable[[Words], Words]
 
-CASES: list[tuple[str, int, int]] = _native.conformance_cases()
+CASES: list[tuple[str, int, int]] = emulator.conformance_cases()
 SEEDS = range(3)
 LANES = np.arange(32)
 

@@ -10,7 +10,7 @@ import torch
 from _cases import DTYPES, FORMATS, case_id, draw, in_turn
 
 import snv2_kernels as snv2
-from snv2_kernels import _native
+from snv2_kernels import emulator
 
 BATCH = 8
 SECTOR = 32  # bytes that a GPU moves at least
@@ -74,9 +74,9 @@ SMALL = [
 )
 def test_traffic(case: Case, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
     allowed = 1.05 if case in LARGE else 1.3
-    _native.reset_emulator_counters()
+    emulator.reset_counters()
     case.run(dtype, memory_format)
-    counted = _native.emulator_counters()
+    counted = emulator.counters()
     assert counted["launches"] == 1
     assert counted["bank_conflicts"] <= 0.01 * counted["shared_wavefronts"]
     moved = SECTOR * (counted["global_load_sectors"] + counted["global_store_sectors"])
@@ -87,12 +87,12 @@ def test_traffic(case: Case, memory_format: torch.memory_format, dtype: torch.dt
 
 def test_counters_count_from_a_reset_on() -> None:
     case = Case("cat_shuffle", 4, 8)
-    _native.reset_emulator_counters()
-    assert not any(_native.emulator_counters().values())
+    emulator.reset_counters()
+    assert not any(emulator.counters().values())
     case.run(torch.float32, torch.contiguous_format)
-    once = _native.emulator_counters()
+    once = emulator.counters()
     case.run(torch.float32, torch.contiguous_format)
-    twice = _native.emulator_counters()
+    twice = emulator.counters()
     size = BATCH * 4 * 8 * 8 * 4
     assert once["minimum_load_bytes"] == once["minimum_store_bytes"] == 2 * size
     assert twice["launches"] == 2

@@ -14,9 +14,10 @@ from _cli import run
 
 from snv2_kernels import cuda_kernels
 from snv2_kernels.cuda_kernels import Build, Kernel, Occupancy, occupancy
+from snv2_kernels.libraries import library
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY = Path(cuda_kernels.__file__).parent / "libsnv2_cuda.so"
+LIBRARY = library("cuda")
 
 
 def _load(name: str) -> types.ModuleType:
@@ -328,54 +329,20 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @needs_linux
-def test_auto(bare: Path) -> None:
-    torch_dir = _fake_torch(bare, "13.0")
-    toolkit, reason = cuda_toolkit.decide("auto", torch_dir)
-    assert toolkit is None
-    assert "no nvcc was found" in reason
+def test_no_nvcc(bare: Path) -> None:
+    with pytest.raises(cuda_toolkit.ToolkitError, match=r"no nvcc(.|\n)*CUDA_HOME(.|\n)*pip install"):
+        cuda_toolkit.find_toolkit()
     nvcc = _fake_toolkit(bare / "path")
-    toolkit, reason = cuda_toolkit.decide("auto", torch_dir)
+    toolkit = cuda_toolkit.find_toolkit()
     assert toolkit.nvcc == nvcc
     assert toolkit.cudart == bare / "path/lib/libcudart_static.a"
-    assert str(nvcc) in reason
 
 
-def test_auto_with_a_torch_without_cuda(bare: Path) -> None:
+def test_where_there_is_no_linux(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
     _fake_toolkit(bare / "path")
-    toolkit, reason = cuda_toolkit.decide("auto", _fake_torch(bare, None))
-    assert toolkit is None
-    assert reason == f"the torch in {bare / 'torch'} has no CUDA"
-
-
-def test_off(bare: Path) -> None:
-    _fake_toolkit(bare / "path")
-    assert cuda_toolkit.decide("0", _fake_torch(bare, "13.0"))[0] is None
-
-
-@needs_linux
-def test_on_needs_nvcc_but_no_torch_with_cuda(bare: Path) -> None:
-    torch_dir = _fake_torch(bare, None)
-    with pytest.raises(SystemExit, match=r"SNV2_CUDA=1: no nvcc(.|\n)*CUDA_HOME(.|\n)*pip install"):
-        cuda_toolkit.decide("1", torch_dir)
-    _fake_toolkit(bare / "path")
-    assert cuda_toolkit.decide("1", torch_dir)[0] is not None
-
-
-def test_on_where_there_is_no_linux(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
     monkeypatch.setattr(cuda_toolkit.sys, "platform", "darwin")
-    with pytest.raises(SystemExit, match=r"SNV2_CUDA=1: .* on Linux only, this is darwin"):
-        cuda_toolkit.decide("1", _fake_torch(bare, None))
-
-
-def test_any_other_setting(bare: Path) -> None:
-    with pytest.raises(SystemExit, match="SNV2_CUDA: expected 0, 1 or auto, got 'yes'"):
-        cuda_toolkit.decide("yes", _fake_torch(bare, None))
-
-
-def test_version_without_cuda_line(tmp_path: Path) -> None:
-    (tmp_path / "version.py").write_text("hip = None\n")
-    with pytest.raises(SystemExit, match=r"expected a line 'cuda = ...', got none"):
-        cuda_toolkit.torch_cuda(tmp_path)
+    with pytest.raises(cuda_toolkit.ToolkitError, match=r"on Linux only, this is darwin"):
+        cuda_toolkit.find_toolkit()
 
 
 @needs_linux
@@ -417,10 +384,3 @@ def test_parts_that_are_missing(bare: Path) -> None:
     other.write_text("#!/bin/sh\necho hello >&2\n")
     with pytest.raises(cuda_toolkit.ToolkitError, match="expected a line with TOP=, got 'hello"):
         cuda_toolkit.find_toolkit()
-
-
-def test_architectures() -> None:
-    assert cuda_toolkit.architectures("80;90a") == ["80", "90a"]
-    assert cuda_toolkit.architectures(" 75, 80 100 ") == ["75", "80", "100"]
-    with pytest.raises(SystemExit, match="expected numbers such as 80;90, got 'sm_80'"):
-        cuda_toolkit.architectures("sm_80")

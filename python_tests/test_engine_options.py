@@ -27,7 +27,7 @@ from _cases import (
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
-from snv2_kernels import _native
+from snv2_kernels import emulator, gpu
 from snv2_kernels.testing import float64_reference, max_error
 
 SHAPE = (2, 3, 37, 45)
@@ -266,7 +266,7 @@ def test_report_of_launches(gpu_backend: str, dtype: torch.dtype) -> None:
     for kernel in report.kernels:
         assert kernel.ctas > 0
         assert kernel.threads % 32 == 0
-        assert 0 <= kernel.shared_bytes <= _native.emulated_device()["shared_per_cta"]
+        assert 0 <= kernel.shared_bytes <= emulator.device()["shared_per_cta"]
     text = str(report)
     assert f"launches    {report.launches}" in text
     for kernel in report.kernels:
@@ -277,29 +277,29 @@ def test_device_decides_how_kernels_are_cut() -> None:
     """Without a GPU: the launches for one that is described."""
     model = snv2.fuse(network("snv2", "x1_0"))
     plan = model._gpu_plan(torch.float16, torch.device("cpu"))
-    words = plan.words.numpy()
+    words = plan.words
     small = {"sms": 84, "shared_per_sm": 100 << 10, "shared_per_cta": 99 << 10, "cluster": 1}
-    launches = [_native.describe_network(words, 8, 224, 224, device) for device in (None, small)]
+    launches = [gpu.launches(words, 8, 224, 224, device) for device in (None, small)]
     assert all(k["shared_bytes"] <= 99 << 10 for k in launches[1])
     assert launches[0] != launches[1]
     with pytest.raises(ValueError, match="device: it has no 'warps'"):
-        _native.describe_network(words, 1, 224, 224, {"warps": 1})
-    before = _native.emulated_device()
+        gpu.launches(words, 1, 224, 224, {"warps": 1})
+    before = emulator.device()
     with emulated_device(**small):
-        assert _native.emulated_device() == {**before, **small}
-        assert _native.describe_network(words, 8, 224, 224) == launches[1]
-    assert _native.emulated_device() == before
+        assert emulator.device() == {**before, **small}
+        assert gpu.launches(words, 8, 224, 224) == launches[1]
+    assert emulator.device() == before
 
 
 @contextlib.contextmanager
 def emulated_device(**fields: int) -> Iterator[None]:
-    before = _native.emulated_device()
-    _native.set_emulated_device(**fields)
+    before = emulator.device()
+    emulator.set_device(**fields)
     try:
         with snv2.use_backend("cuda-emulated"), torch.no_grad():
             yield
     finally:
-        _native.set_emulated_device(**before)
+        emulator.set_device(**before)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram, export
 
 import snv2_kernels as snv2
 from snv2_kernels.testing import max_error
+from snv2_kernels.libraries import library
 
 PACKAGE = Path(snv2.__file__).parent
 
@@ -128,7 +129,7 @@ def test_gpu_kernels(gpu_backend: str) -> None:
 # Where the library is loaded with and without this package.
 LOADS = {
     "package": "import snv2_kernels",
-    "library": f"import torch; torch.ops.load_library({str(PACKAGE / 'libsnv2_torch.so')!r})",
+    "library": f"import torch; torch.ops.load_library({str(library('torch'))!r})",
 }
 RUN = """
 import sys, torch

@@ -14,7 +14,7 @@ from _deviations import plan_of as deviant_plan
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
-from snv2_kernels import _native, cuda_kernels
+from snv2_kernels import cuda_kernels, emulator, gpu
 from snv2_kernels.ops import run_plan
 from snv2_kernels.packing import GpuPlan
 from snv2_kernels.testing import randomize_
@@ -38,10 +38,10 @@ STAGES = [
 @pytest.fixture
 def one_sm() -> Iterator[None]:
     """An emulated GPU so small that a small batch is a large one."""
-    before = _native.emulated_device()
-    _native.set_emulated_device(sms=1)
+    before = emulator.device()
+    emulator.set_device(sms=1)
     yield
-    _native.set_emulated_device(**before)
+    emulator.set_device(**before)
 
 
 def stage_of(half: int, units: int) -> snv2.nn.Stage:
@@ -58,10 +58,10 @@ def plan_of(module: snv2.nn.Stage | snv2.nn.ShuffleNetV2, dtype: torch.dtype) ->
 def counted(half: int, units: int, size: int, batch: int, dtype: torch.dtype) -> dict[str, int]:
     stage = stage_of(half, units).to(dtype)
     x = draw(batch, 2 * half, size, size, dtype=dtype)
-    _native.reset_emulator_counters()
+    emulator.reset_counters()
     with torch.no_grad(), snv2.use_backend("cuda-emulated"):
         stage(x)
-    return _native.emulator_counters()
+    return emulator.counters()
 
 
 def inner_unit(half: int, size: int, batch: int, dtype: torch.dtype) -> dict[str, int]:
@@ -110,9 +110,9 @@ def pairs_unit(half: int, *gate: SqueezeExcite | Shortcut) -> DeviantUnit:
 def counted_deviant(units: list[DeviantUnit], x: Tensor) -> dict[str, int]:
     module = randomize_(nn.Sequential(*units)).eval()
     plan = deviant_plan(("cuda-emulated", x.dtype), module, x.shape[1])
-    _native.reset_emulator_counters()
+    emulator.reset_counters()
     run_plan(x, plan, "cuda-emulated")
-    return _native.emulator_counters()
+    return emulator.counters()
 
 
 def less(more: dict[str, int], fewer: dict[str, int]) -> dict[str, int]:
@@ -136,16 +136,16 @@ def test_pieces_move_their_maps_once(half: int, size: int, batch: int) -> None:
 @pytest.fixture
 def small_device() -> Iterator[None]:
     """An emulated GPU without clusters, whose SMs hold few planes."""
-    before = _native.emulated_device()
-    _native.set_emulated_device(sms=1, cluster=1, shared_per_sm=40 << 10, shared_per_cta=39 << 10)
+    before = emulator.device()
+    emulator.set_device(sms=1, cluster=1, shared_per_sm=40 << 10, shared_per_cta=39 << 10)
     yield
-    _native.set_emulated_device(**before)
+    emulator.set_device(**before)
 
 
 def described_gate(unit: DeviantUnit, x: Tensor) -> dict[str, Any]:
     n, channels, h, w = x.shape
     plan = deviant_plan(("cuda-emulated", x.dtype), nn.Sequential(unit), channels)
-    launches = _native.describe_network(plan.words.numpy(), n, h, w)
+    launches = gpu.launches(plan.words, n, h, w)
     (gate,) = (launch for launch in launches if launch["kernel"] == "gate")
     return gate
 
@@ -211,7 +211,7 @@ def test_pieces_are_counted_as_they_are_described() -> None:
     x = draw(2, 20, 12, 10, dtype=torch.float16)
     counts = counted_deviant([unit], x)
     plan = deviant_plan(("cuda-emulated", x.dtype), nn.Sequential(unit), 20)
-    launches = _native.describe_network(plan.words.numpy(), 2, 12, 10)
+    launches = gpu.launches(plan.words, 2, 12, 10)
     names = [launch["kernel"] for launch in launches]
     assert names == [
         "copy", "piece stride 2", "piece stride 2", "gate", "piece stride 1", "piece stride 1",
@@ -246,10 +246,10 @@ def test_network_is_nineteen_launches(width: str) -> None:
     fused = snv2.fuse(network("snv2", width))
     assert isinstance(fused, snv2.nn.ShuffleNetV2)
     plan = plan_of(fused, torch.float16)
-    launches = _native.describe_network(plan.words.numpy(), 1, 224, 224)
+    launches = gpu.launches(plan.words, 1, 224, 224)
     assert sum(launch["launches"] for launch in launches) == 19
     # More images than the GPU takes at once go in chunks, the linear layer does not.
-    chunks = _native.describe_network(plan.words.numpy(), 1024, 224, 224)
+    chunks = gpu.launches(plan.words, 1024, 224, 224)
     assert [launch["launches"] for launch in chunks] == [4] * 18 + [1]
 
 
@@ -260,8 +260,8 @@ def test_network_is_nineteen_launches(width: str) -> None:
 )
 def test_two_ctas_of_stages_2_and_3_fit_an_sm(half: int, size: int, batch: int) -> None:
     plan = plan_of(stage_of(half, 3), torch.float16)
-    device = _native.emulated_device()
-    _, unit, _ = _native.describe_network(plan.words.numpy(), batch, size, size)[-3:]
+    device = emulator.device()
+    _, unit, _ = gpu.launches(plan.words, batch, size, size)[-3:]
     assert 2 * (unit["shared_bytes"] + device["reserved_per_cta"]) <= device["shared_per_sm"]
     build = cuda_kernels.read_build()
     if build is None:
@@ -283,7 +283,7 @@ def test_two_ctas_of_stages_2_and_3_fit_an_sm(half: int, size: int, batch: int) 
 def test_counters_agree_with_what_is_described() -> None:
     half, size, batch, dtype = 58, 14, 3, torch.float16
     plan = plan_of(stage_of(half, 3), dtype)
-    launches = _native.describe_network(plan.words.numpy(), batch, size, size)
+    launches = gpu.launches(plan.words, batch, size, size)
     unit = launches[2]
     counts = inner_unit(half, size, batch, dtype)
     assert counts["ctas"] == unit["ctas"]

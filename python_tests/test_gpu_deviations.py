@@ -21,11 +21,11 @@ from _plans import PAPER, GeneralUnit, Style, any_slopes, conv_bn, styled_unit, 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from snv2_kernels import _native
+from snv2_kernels import emulator, gpu
 from snv2_kernels.ops import OPERATORS, run_plan
 from snv2_kernels.packing import GpuPlanBuilder
 from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Layer, Unsupported
-from snv2_kernels.runners import WORKSPACE_SLACK, device_fields
+from snv2_kernels.runners import WORKSPACE_SLACK
 from snv2_kernels.testing import float64_reference, randomize_
 
 
@@ -158,7 +158,7 @@ def test_what_the_paper_has_runs_its_own_kernels(gpu_backend: str) -> None:
             20, 1, 10, 10, list(range(10)), list(range(10, 20)), 0, list(range(20)), style
         )
         tell(builder, 20, nn.Sequential(unit.eval()))
-        (launch,) = _native.describe_network(builder.build().words.numpy(), 1, 14, 14)
+        (launch,) = gpu.launches(builder.build().words, 1, 14, 14)
         return int(launch["shared_bytes"])
 
     assert shared(Style(window=5)) > shared(PAPER)
@@ -221,7 +221,7 @@ def test_results_of_pieces_on_the_way(gpu_backend: str, shortcut: bool) -> None:
         unit.add_to(builder)
         builder.add_result()
     plan = builder.build(x.dtype, x.device)
-    size = _native.gpu_workspace_bytes(plan.words.numpy(), 2, 9, 7, device_fields(x.device))
+    size = gpu.workspace_bytes(plan.words, 2, 9, 7, gpu.current_device(x.device))
     results = [x.new_empty(shape) for shape in plan.result_shapes(2, 9, 7)]
     memory = x.new_empty(size + WORKSPACE_SLACK, dtype=torch.uint8)
     OPERATORS[gpu_backend].gpu_network_out(x, *plan.arrays, memory, results, [], [])
@@ -260,7 +260,7 @@ def test_a_window_too_large_for_shared_memory_is_not_covered() -> None:
     builder = GpuPlanBuilder()
     tell(builder, 16, nn.Sequential(styled_unit(1, 20, 8, 0, window=15, dilation=8)).eval())
     plan = builder.build()
-    device = _native.emulated_device()
+    device = emulator.device()
     assert plan.covers(1, 9, 9, device)
     assert not plan.covers(1, 300, 300, device)
 
@@ -270,4 +270,4 @@ def test_a_gate_too_large_for_shared_memory_is_not_covered() -> None:
     gate.reduce, gate.expand = ConvBn(8, 20000), ConvBn(20000, 8, act="sigmoid")
     unit = DeviantUnit(12, [ConvBn(8, 8, 3), ConvBn(8, 8), gate]).eval()
     plan = plan_of(("cuda-emulated", torch.float32), nn.Sequential(unit), 12)
-    assert not plan.covers(1, 9, 9, _native.emulated_device())
+    assert not plan.covers(1, 9, 9, emulator.device())

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import snv2_kernels as snv2
-from snv2_kernels import _native
+from snv2_kernels import _native, gpu
 from snv2_kernels.ops import OPERATORS
 from snv2_kernels.packing import GpuPlan
-from snv2_kernels.runners import WORKSPACE_SLACK, device_fields
+from snv2_kernels.runners import WORKSPACE_SLACK
 
 ERRORS = (RuntimeError, ValueError, NotImplementedError)
 
@@ -41,7 +41,7 @@ def plan_and_input(
 
 def workspace(plan: GpuPlan, n: int, h: int, w: int) -> Tensor:
     device = plan.weights.device
-    size = _native.gpu_workspace_bytes(plan.words.numpy(), n, h, w, device_fields(device))
+    size = gpu.workspace_bytes(plan.words, n, h, w, gpu.current_device(device))
     return torch.zeros(size + WORKSPACE_SLACK, dtype=torch.uint8, device=device)
 
 

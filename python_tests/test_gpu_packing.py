@@ -43,7 +43,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
-from snv2_kernels import _native
+from snv2_kernels import _native, gpu
 from snv2_kernels.packing import GpuPlan, GpuPlanBuilder
 from snv2_kernels.packing.gpu_plan import pack_tiles
 from snv2_kernels.testing import float64_reference, max_error, randomize_
@@ -70,7 +70,7 @@ def general_plan(channels: int, units: nn.Sequential, taps: Any = ()) -> GpuPlan
 
 def check(plan: GpuPlan, x: Tensor, expected: list[Tensor]) -> None:
     n, _, h, w = x.shape
-    _native.gpu_workspace_bytes(plan.words.numpy(), n, h, w)  # which checks the words
+    gpu.workspace_bytes(plan.words, n, h, w)  # which checks the words
     results = interpret(plan, x)
     assert len(results) == len(expected)
     shapes = plan.result_shapes(n, h, w)
@@ -442,7 +442,7 @@ EXTREMES = [-3, -2, -1, 0, 1, 2, 3, 15, 16, 17, 255, 256, 1 << 20, 1 << 24, 1 <<
 def is_refused(words: Tensor) -> bool:
     """A ValueError or an answer: anything but the end of the interpreter."""
     try:
-        _native.gpu_workspace_bytes(words.numpy(), 1, 9, 11)
+        gpu.workspace_bytes(words, 1, 9, 11)
     except ValueError as error:
         return str(error).startswith("plan: ")
     return False
@@ -480,7 +480,7 @@ def test_offsets_out_of_range(field: str, value: int) -> None:
         at = _native.GPU_HEADER_WORDS + step * _native.GPU_STEP_WORDS
         words[at + STEP_FIELDS.index(field)] = value
         with pytest.raises(ValueError, match=f"plan: step {step}: {field}"):
-            _native.gpu_workspace_bytes(words.numpy(), 1, 37, 45)
+            gpu.workspace_bytes(words, 1, 37, 45)
 
 
 @drawn

@@ -11,7 +11,7 @@ from _cases import DTYPES, FP32_BOUND, assert_accurate, draw
 from torch import nn
 
 import snv2_kernels as snv2
-from snv2_kernels import _native, models
+from snv2_kernels import emulator, models
 from snv2_kernels.testing import float64_reference, max_error, randomize_
 
 Make = Callable[[], nn.Module]
@@ -50,10 +50,10 @@ def test_units(kernels: str, kind: str, dtype: torch.dtype) -> None:
     exact = float64_reference(model)(x)
     assert "0: unit: fused" in str(snv2.explain(fused)).splitlines()
     with torch.no_grad():
-        _native.reset_emulator_counters()
+        emulator.reset_counters()
         assert_accurate("stage", fused(x), model(x), exact, kernels)
     if kernels == "cuda-emulated":
-        assert _native.emulator_counters()["launches"] > 0
+        assert emulator.counters()["launches"] > 0
 
 
 NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
@@ -85,8 +85,8 @@ def test_networks(kernels: str, name: str) -> None:
     model = randomize_(make()).eval()
     x = draw(*shape)
     fused = snv2.fuse(model).to(x)
-    _native.reset_emulator_counters()
+    emulator.reset_counters()
     with torch.no_grad():
         assert max_error(fused(x), model.to(x)(x)) < FP32_BOUND
     if kernels == "cuda-emulated":
-        assert _native.emulator_counters()["launches"] > 3
+        assert emulator.counters()["launches"] > 3

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import snv2_kernels as snv2
 from snv2_bench.floor import multiply_adds
-from snv2_kernels import _native, models
+from snv2_kernels import emulator, models
 from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.graph.recognize import recognize
 from snv2_kernels.graph.record import record
@@ -100,10 +100,10 @@ def test_units(kernels: str, name: str, dtype: torch.dtype) -> None:
     exact = float64_reference(model)(x)
     assert str(snv2.explain(fused)).splitlines()[0].endswith("stage: fused")
     with torch.no_grad():
-        _native.reset_emulator_counters()
+        emulator.reset_counters()
         assert_accurate("stage", fused(x), model(x), exact, kernels)
     if kernels == "cuda-emulated":
-        assert _native.emulator_counters()["launches"] > 0
+        assert emulator.counters()["launches"] > 0
 
 
 @pytest.mark.parametrize("name", UNITS)

@@ -31,26 +31,6 @@ def workspace_bytes(
     width: int,
     threads: int,
 ) -> int: ...
-def gpu_workspace_bytes(
-    plan: npt.NDArray[np.int64],
-    batch: int,
-    height: int,
-    width: int,
-    device: dict[str, int] | None = None,
-) -> int: ...
-def describe_network(
-    plan: npt.NDArray[np.int64],
-    batch: int,
-    height: int,
-    width: int,
-    device: dict[str, int] | None = None,
-) -> list[dict[str, Any]]: ...
-def emulated_device() -> dict[str, int]: ...
-def set_emulated_device(**fields: int) -> None: ...
-def emulator_counters() -> dict[str, int]: ...
-def reset_emulator_counters() -> None: ...
-def conformance_cases() -> list[tuple[str, int, int]]: ...
-
 class Program:
     """``snv2::Program``; arrays are views of its memory."""
 

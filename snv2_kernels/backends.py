@@ -18,20 +18,17 @@ import importlib.metadata
 import importlib.util
 import os
 from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from snv2_kernels import _native, cuda_kernels
+from snv2_kernels.libraries import has_library, load_library
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["DEVICES", "NAMES", "backends", "check_backend", "resolve", "use_backend"]
-
-_PACKAGE = Path(__file__).parent
-_CUDA_LIBRARY = _PACKAGE / "libsnv2_cuda.so"
+__all__ = ["DEVICES", "EMULATED", "NAMES", "backends", "check_backend", "resolve", "use_backend"]
 
 _TRITON_CAPABILITY = (8, 0)  # the oldest GPU that Triton has bfloat16 for
 
@@ -64,19 +61,23 @@ def _built_for() -> str:
 
 def _load_cuda() -> str | None:
     """Load the CUDA kernels, or say why not. Importing must work on every machine."""
-    if not (_cuda_targets and _CUDA_LIBRARY.is_file()):
+    if not (_cuda_targets and has_library("cuda")):
         return "not built: install again with SNV2_CUDA=1 where a CUDA toolkit (nvcc) is installed"
     if torch.version.cuda is None:
         return f"{_built_for()}, but this PyTorch has no CUDA"
     try:
-        torch.ops.load_library(str(_CUDA_LIBRARY))
+        load_library("cuda")
     except OSError as error:
         return f"{_built_for()}, but it does not load: {error.__cause__ or error}"
     return None
 
 
-torch.ops.load_library(str(_PACKAGE / "libsnv2_torch.so"))
+load_library("torch")
 _cuda_failure = _load_cuda()
+# Whether the emulator of a GPU is there: it is built for tests, and wheels are without.
+EMULATED = has_library("emulated_torch")
+if EMULATED:
+    load_library("emulated_torch")
 
 
 def _covers(target: str, capability: tuple[int, int]) -> bool:
@@ -155,12 +156,18 @@ def _cpu_state() -> str:
     return state
 
 
+def _emulated_state() -> str:
+    if EMULATED:
+        return "ok (for tests: the CUDA kernels on the CPU, slowly)"
+    return "not built: for tests, which run in a checkout"
+
+
 # Functions, since the state of a GPU is not asked for before someone wants to know.
 _STATES: dict[str, Callable[[], str]] = {
     "reference": lambda: "ok",
     "cpu": _cpu_state,
     "cuda": _cuda_state,
-    "cuda-emulated": lambda: "ok (for tests: the CUDA kernels on the CPU, slowly)",
+    "cuda-emulated": _emulated_state,
     "triton": _triton_state,
 }
 NAMES = ("auto", *_STATES)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from snv2_kernels import _native
-from snv2_kernels.backends import resolve
+from snv2_kernels import emulator
+from snv2_kernels.backends import EMULATED, resolve
 from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.models.blocks import channel_shuffle, check_stride
 
@@ -442,7 +442,7 @@ def _gpu_network_out_fake(
 
 
 def _conformance_fake(words: Tensor, index: int) -> Tensor:
-    cases = _native.conformance_cases()
+    cases = emulator.conformance_cases()
     if not 0 <= index < len(cases):
         raise ValueError(f"index: expected 0 to {len(cases) - 1}, got {index}")
     _, _, out_words = cases[index]
@@ -521,7 +521,8 @@ def register_python_parts(namespace: str) -> None:
     _register_depthwise_gradient(namespace, "split_dw_cat_shuffle", _split_dw_cat_shuffle_reference)
 
 
-for _namespace in ("snv2", "snv2_emulated"):
+_LIBRARIES = ("snv2", "snv2_emulated") if EMULATED else ("snv2",)
+for _namespace in _LIBRARIES:
     register_python_parts(_namespace)
 
 
@@ -533,7 +534,7 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
 
 for _name in ("network", "network_results"):
     torch.library.register_autograd(f"snv2::{_name}", _no_gradient)
-for _namespace in ("snv2", "snv2_emulated"):
+for _namespace in _LIBRARIES:
     for _name, _fake in (
         ("gpu_network", _gpu_network_fake),
         ("gpu_network_results", _gpu_network_results_fake),
@@ -542,4 +543,5 @@ for _namespace in ("snv2", "snv2_emulated"):
         torch.library.register_fake(f"{_namespace}::{_name}", _fake)
     for _name in ("gpu_network", "gpu_network_results"):
         torch.library.register_autograd(f"{_namespace}::{_name}", _no_gradient)
-torch.library.register_fake("snv2_emulated::conformance", _conformance_fake)
+if EMULATED:
+    torch.library.register_fake("snv2_emulated::conformance", _conformance_fake)

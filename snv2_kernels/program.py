@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import snv2_kernels
-from snv2_kernels import _native
+from snv2_kernels import _native, gpu
 from snv2_kernels.backends import resolve
 from snv2_kernels.engine import checked_model, checked_pixels, checked_shape
 from snv2_kernels.onnx.model import OnnxModel
@@ -37,7 +37,7 @@ from snv2_kernels.program_file import (
     read_program,
     write_program,
 )
-from snv2_kernels.runners import WORKSPACE_SLACK, device_fields
+from snv2_kernels.runners import WORKSPACE_SLACK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -439,7 +439,7 @@ class Program:
         if self._file.classifies:
             shapes[-1] = shapes[-1][:2]
         results = [torch.empty(shape, dtype=self._dtype, device=x.device) for shape in shapes]
-        size = _native.gpu_workspace_bytes(arrays[-1].numpy(), n, h, w, device_fields(x.device))
+        size = gpu.workspace_bytes(arrays[-1], n, h, w, gpu.current_device(x.device))
         workspace = torch.empty(size + WORKSPACE_SLACK, dtype=torch.uint8, device=x.device)
         operators(backend).gpu_network_out(x, *arrays, workspace, results, self._scale, self._shift)
         return results

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from snv2_kernels import _native
+from snv2_kernels import _native, gpu
 from snv2_kernels.memory import empty_floats
 from snv2_kernels.ops import OPERATORS, operators
 
 if TYPE_CHECKING:
     from snv2_kernels.packing import GpuPlan, Plan, TritonPlan
 
-__all__ = ["CpuRunner", "GpuRunner", "Launch", "Pixels", "TritonRunner", "device_fields"]
+__all__ = ["CpuRunner", "GpuRunner", "Launch", "Pixels", "TritonRunner"]
 
 WORKSPACE_SLACK = 255  # bytes, for the ops to align the rest
 
@@ -52,15 +52,6 @@ class Pixels:
 
     scale: tuple[float, ...]
     shift: tuple[float, ...]
-
-
-def device_fields(device: torch.device) -> dict[str, int]:
-    """What the CUDA kernels are cut to: ``snv2::Device``. The CPU is the emulator's device."""
-    fields = _native.emulated_device()
-    if device.type != "cuda":
-        return fields
-    with torch.cuda.device(device):
-        return dict(zip(fields, torch.ops.snv2.gpu_device(), strict=True))
 
 
 def _input_buffer(shape: Shape, dtype: torch.dtype, device: Any, pixels: Pixels | None) -> Tensor:
@@ -190,13 +181,13 @@ class GpuRunner(_GraphRunner):
         self.plan, self._shape, self._operators = plan, shape, OPERATORS[backend]
         self._scale = list(pixels.scale) if pixels else []
         self._shift = list(pixels.shift) if pixels else []
-        self._device = device_fields(device)
+        self._device = gpu.current_device(device)
         self.launches()  # raises where the device cannot run this shape
         super().__init__(plan, shape, device, pixels)
 
     def _allocate_workspace(self) -> list[Tensor]:
         n, _, h, w = self._shape
-        size = _native.gpu_workspace_bytes(self.plan.words.numpy(), n, h, w, self._device)
+        size = gpu.workspace_bytes(self.plan.words, n, h, w, self._device)
         device = self.plan.weights.device
         return [torch.empty(size + WORKSPACE_SLACK, dtype=torch.uint8, device=device)]
 
@@ -216,7 +207,7 @@ class GpuRunner(_GraphRunner):
             ValueError: if it cannot run on this device.
         """
         n, _, h, w = self._shape
-        described = _native.describe_network(self.plan.words.numpy(), n, h, w, self._device)
+        described = gpu.launches(self.plan.words, n, h, w, self._device)
         return tuple(Launch(**launch) for launch in described)
 
 

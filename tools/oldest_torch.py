@@ -20,6 +20,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import nanobind
+
+from snv2_kernels.libraries import FOLDER
+
 ROOT = Path(__file__).resolve().parents[1]
 BINDINGS = ROOT / "csrc" / "torch"
 CACHE = ROOT / "build" / "oldest-torch"
@@ -28,11 +32,10 @@ HEADERS = (
     "torch/csrc/stable/",
     "torch/csrc/inductor/aoti_torch/",
     "torch/headeronly/",
-    "pybind11/",
 )
 # Mangled names of the C++ library: where libtorch has copies of some, the linker takes those.
 STD = re.compile(r"_Z[A-Z]{0,3}?S[tabsiod]")
-# Files of the stable ABI; all others bind Python and see nothing of torch but its pybind11.
+# Files of the stable ABI; all others bind Python and see nothing of torch.
 STABLE = ("ops.cpp", "emulated_ops.cpp", "cuda_ops.cpp")
 
 
@@ -108,9 +111,10 @@ def python_include(program: Path) -> Path:
 def check_compile(source: Path, includes: list[Path]) -> str:
     """Complaints of the compiler about one file; empty if it compiles."""
     defines = [f"-DTORCH_TARGET_VERSION={target()[0]}", "-DUSE_CUDA"]
+    limited = ["-DPy_LIMITED_API=0x030C0000"]  # as nanobind_add_module(STABLE_ABI) compiles it
     command = [
         os.environ.get("CXX", "c++"), "-std=c++17", "-fsyntax-only",
-        *(defines if source.name in STABLE else ()), f"-I{ROOT / 'csrc'}",
+        *(defines if source.name in STABLE else limited), f"-I{ROOT / 'csrc'}",
         f"-I{ROOT / 'csrc/include'}", *(f"-isystem{path}" for path in includes), str(source),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -152,7 +156,7 @@ def main() -> int:
     includes = [headers / "include"]
     sources = [BINDINGS / name for name in STABLE]
     try:
-        includes.append(python_include(python()))
+        includes += [python_include(python()), Path(nanobind.include_dir())]
         sources = sorted(BINDINGS.glob("*.cpp"))
         release += f", Python {PYTHON}"
     except Missing as reason:
@@ -164,7 +168,7 @@ def main() -> int:
             failed |= bool(complaint)
             print(f"{source.relative_to(ROOT)}: {complaint or f'compiles with {release}'}")
     for name in ("libsnv2_torch.so", "libsnv2_cuda.so"):
-        library = ROOT / "snv2_kernels" / name
+        library = FOLDER / name
         if not library.is_file():
             print(f"left out: {name}: not built")
             continue

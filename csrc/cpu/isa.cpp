@@ -8,7 +8,7 @@
 
 namespace snv2::cpu {
 
-#if defined(__aarch64__)
+#if defined(SNV2_HAVE_NEON)
 namespace neon {
 extern const Kernels kTable;
 }
@@ -19,13 +19,17 @@ extern const Kernels kTable;
 }
 namespace base = portable;
 #endif
-#if defined(SNV2_HAVE_X86)
+#if defined(SNV2_HAVE_AVX2)
 namespace avx2 {
 extern const Kernels kTable;
 }
+#endif
+#if defined(SNV2_HAVE_AVX512)
 namespace avx512 {
 extern const Kernels kTable;
 }
+#endif
+#if defined(SNV2_HAVE_AVX512_BF16)
 namespace avx512_bf16 {
 extern const MapKernels<BFloat16> kMapKernels;
 }
@@ -35,7 +39,7 @@ namespace {
 
 constexpr int kMaxTables = 4;
 
-#if defined(SNV2_HAVE_X86)
+#if defined(SNV2_HAVE_AVX512_BF16)
 // AVX-512 in all but the maps of bfloat16.
 const Kernels& avx512_bf16_table() {
   static const Kernels table = [] {
@@ -54,16 +58,23 @@ struct Available {
   int count = 0;
 
   Available() {
-#if defined(SNV2_HAVE_X86)
+#if defined(__x86_64__)
     __builtin_cpu_init();
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                          __builtin_cpu_supports("f16c");
-    if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      if (__builtin_cpu_supports("avx512bf16")) add(&avx512_bf16_table());
-      add(&avx512::kTable);
-    }
+    [[maybe_unused]] const bool has_avx2 = __builtin_cpu_supports("avx2") &&
+                                           __builtin_cpu_supports("fma") &&
+                                           __builtin_cpu_supports("f16c");
+    [[maybe_unused]] const bool has_avx512 =
+        has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if defined(SNV2_HAVE_AVX512_BF16)
+    if (has_avx512 && __builtin_cpu_supports("avx512bf16")) add(&avx512_bf16_table());
+#endif
+#if defined(SNV2_HAVE_AVX512)
+    if (has_avx512) add(&avx512::kTable);
+#endif
+#if defined(SNV2_HAVE_AVX2)
     if (has_avx2) add(&avx2::kTable);
+#endif
 #endif
     add(&base::kTable);
   }

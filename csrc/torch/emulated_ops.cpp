@@ -1,6 +1,7 @@
 // The ops of the backend cuda-emulated: the CUDA kernels on CPU tensors. A namespace of their own,
 // since the dispatcher knows one kernel for each op and device.
 #define SNV2_GPU emulated
+#include "emulator/emulator.h"
 #include "gpu_ops.h"
 
 namespace {
@@ -18,14 +19,49 @@ struct Emulated : GpuKernels {
   }
 };
 
+void set_device(std::vector<int64_t> fields) {
+  const gpu::Device device = device_of(fields);
+  gpu::set_device(device);
+  gpu::set_tuning(device.tuning);
+}
+
+// What launches of this thread did, in the order of snv2_kernels.emulator.COUNTERS.
+std::vector<int64_t> counters() {
+  const snv2::emulator::Counters c = snv2::emulator::counters();
+  return {c.launches,
+          c.ctas,
+          c.global_load_bytes,
+          c.global_store_bytes,
+          c.global_load_sectors,
+          c.global_store_sectors,
+          c.minimum_load_bytes,
+          c.minimum_store_bytes,
+          c.shared_accesses,
+          c.shared_wavefronts,
+          c.bank_conflicts,
+          c.mma,
+          c.barriers,
+          c.shared_bytes};
+}
+
+void reset_counters() { snv2::emulator::reset_counters(); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(snv2_emulated, m) {
   define_ops(m);
   define_gpu_ops(m);
   define_gpu_tools(m);
+  m.def("set_device(int[] device) -> ()");
+  m.def("counters() -> int[]");
+  m.def("reset_counters() -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(snv2_emulated, CPU, m) { implement_gpu_ops<Emulated>(m); }
 
-STABLE_TORCH_LIBRARY_IMPL(snv2_emulated, CompositeExplicitAutograd, m) { implement_gpu_tools(m); }
+STABLE_TORCH_LIBRARY_IMPL(snv2_emulated, CompositeExplicitAutograd, m) {
+  implement_gpu_tools(m);
+  m.impl("set_device", TORCH_BOX(&set_device));
+  m.impl("counters", TORCH_BOX(&counters));
+  m.impl("reset_counters", TORCH_BOX(&reset_counters));
+}

@@ -5,13 +5,17 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "checked_plans.h"
-#include "gpu_device.h"
 #include "ops.h"
+#include "snv2/cuda.h"
 
 namespace snv2::binding::SNV2_GPU {
+
+namespace gpu = snv2::SNV2_GPU;
 
 struct GpuKernels {
   static constexpr auto cat_shuffle = &gpu::cat_shuffle;
@@ -223,7 +227,17 @@ void gpu_network_out(const Tensor& x, const Tensor& weights, const Tensor& param
                    part.size, gpu::current_device(), backend.where);
 }
 
-// The current device as numbers; see gpu_device.h for their names.
+inline std::vector<int64_t> values_of(const gpu::Device& d) {
+  return {d.sms,     d.shared_per_sm,  d.shared_per_cta,      d.reserved_per_cta, d.l2_bytes,
+          d.cluster, d.tuning.columns, d.tuning.rows_per_cta, d.tuning.weights,   d.tuning.images};
+}
+
+// v has one value for each that values_of() gives.
+inline gpu::Device device_from(const std::vector<int64_t>& v) {
+  return {v[0], v[1], v[2], v[3], v[4], v[5], {v[6], v[7], v[8], v[9]}};
+}
+
+// The current device as numbers, in the order of snv2_kernels.gpu.DEVICE_FIELDS.
 inline std::vector<int64_t> gpu_device() { return values_of(gpu::current_device()); }
 
 // Choices for all launches of networks from now on, 0 where the rule holds.
@@ -231,11 +245,65 @@ inline void gpu_tune(int64_t columns, int64_t rows_per_cta, int64_t weights, int
   gpu::set_tuning({columns, rows_per_cta, weights, images});
 }
 
+// Planning, for networks that are not run now. `device` is what gpu_device() tells, or empty for the
+// current one.
+inline gpu::Device device_of(const std::vector<int64_t>& device) {
+  if (device.empty()) return gpu::current_device();
+  const size_t fields = values_of({}).size();
+  STD_TORCH_CHECK(device.size() == fields, "device must have ", fields, " numbers, got ",
+                  device.size());
+  return device_from(device);
+}
+
+inline int64_t gpu_workspace_bytes(const Tensor& plan_words, int64_t batch, int64_t height,
+                                   int64_t width, std::vector<int64_t> device) {
+  return gpu::workspace_bytes(checked_plan<GpuPlan>(plan_words), batch, height, width,
+                              device_of(device));
+}
+
+// The launches of a network: names of kernels, a line each, and the numbers of each LaunchInfo in
+// the order of snv2_kernels.gpu.LAUNCH_NUMBERS.
+inline std::tuple<std::string, std::vector<int64_t>> gpu_launches(const Tensor& plan_words,
+                                                                  int64_t batch, int64_t height,
+                                                                  int64_t width,
+                                                                  std::vector<int64_t> device) {
+  const GpuPlan& plan = checked_plan<GpuPlan>(plan_words);
+  const gpu::Device where = device_of(device);
+  int64_t count = 0;
+  gpu::describe_network(plan, batch, height, width, where, nullptr, 0, count);
+  std::vector<gpu::LaunchInfo> infos(static_cast<size_t>(count));
+  gpu::describe_network(plan, batch, height, width, where, infos.data(), count, count);
+  std::string names;
+  std::vector<int64_t> numbers;
+  for (const gpu::LaunchInfo& i : infos) {
+    names.append(i.kernel).push_back('\n');
+    numbers.insert(numbers.end(),
+                   {i.step, i.ctas, i.threads, i.shared_bytes, i.columns, int64_t{i.resident},
+                    i.cluster, i.launches, i.read_bytes, i.written_bytes, i.weight_bytes,
+                    i.multiply_adds});
+  }
+  return {names, numbers};
+}
+
+// Names of the cases, a line each, and for each the words that it takes and gives.
+inline std::tuple<std::string, std::vector<int64_t>> conformance_cases() {
+  std::string names;
+  std::vector<int64_t> words;
+  for (const gpu::ConformanceCase* c = gpu::conformance_cases(); c->name != nullptr; ++c) {
+    names.append(c->name).push_back('\n');
+    words.insert(words.end(), {c->in_words, c->out_words});
+  }
+  return {names, words};
+}
+
 template <class Library>
 void define_gpu_tools(Library& m) {
   m.def(kConformanceSchema);
+  m.def("conformance_cases() -> (str, int[])");
   m.def("gpu_device() -> int[]");
   m.def("gpu_tune(int columns=0, int rows_per_cta=0, int weights=0, int images=0) -> ()");
+  m.def("gpu_workspace_bytes(Tensor plan, int batch, int height, int width, int[] device) -> int");
+  m.def("gpu_launches(Tensor plan, int batch, int height, int width, int[] device) -> (str, int[])");
 }
 
 template <class Backend, class Library>
@@ -247,11 +315,14 @@ void implement_gpu_ops(Library& m) {
   m.impl("conformance", TORCH_BOX(&conformance<Backend>));
 }
 
-// Of the ops that take no tensors.
+// Of the ops that take no map.
 template <class Library>
 void implement_gpu_tools(Library& m) {
+  m.impl("conformance_cases", TORCH_BOX(&conformance_cases));
   m.impl("gpu_device", TORCH_BOX(&gpu_device));
   m.impl("gpu_tune", TORCH_BOX(&gpu_tune));
+  m.impl("gpu_workspace_bytes", TORCH_BOX(&gpu_workspace_bytes));
+  m.impl("gpu_launches", TORCH_BOX(&gpu_launches));
 }
 
 }  // namespace snv2::binding::SNV2_GPU

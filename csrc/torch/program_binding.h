@@ -1,6 +1,6 @@
 // snv2_kernels._native.Program.
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include <nanobind/nanobind.h>
 
-void bind_program(pybind11::module_& m);
+void bind_program(nanobind::module_& m);

@@ -1,16 +1,17 @@
 // snv2_kernels._native.Snapshot: has a module tree changed since its weights were packed?
 //
 // It is asked before every forward of a fused module, about some 5000 objects (x1.0), so it uses
-// the C API directly. Where dicts have versions (Python 3.11) only those are compared, and the
-// objects in them when one has moved; elsewhere identities are. Only version counters and addresses
-// of tensors go through PyTorch. The forward before has thrown all of them out of the inner caches,
-// and one by one they would cost a miss each; so their lines are asked for first.
+// the C API directly. Python 3.11 numbers the states of dicts and classes: there only those are
+// compared, and the objects in dicts when one has moved. Later ones, for all of which there is one
+// binary, tell no such numbers: identities are compared. Only version counters and addresses of
+// tensors go through PyTorch. The forward before has thrown all of them out of the inner caches, and
+// one by one they would cost a miss each; so their lines are asked for first.
 //
 // The root owns its snapshot, so the snapshot must not own the root, nor the root's dict: a module
 // that was dropped would live until the garbage collector finds the cycle. The root is passed in.
 #include "watch.h"
 
-#include <pybind11/stl.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -18,59 +19,138 @@
 #include <utility>
 #include <vector>
 
-namespace py = pybind11;
+namespace nb = nanobind;
 
 namespace {
 
 // Takes a new reference to an int, or null with a Python error set.
 int64_t to_int(PyObject* value) {
-  if (value == nullptr) throw py::error_already_set();
+  if (value == nullptr) throw nb::python_error();
   const int64_t result = PyLong_AsLongLong(value);
   Py_DECREF(value);
-  if (result == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  if (result == -1 && PyErr_Occurred() != nullptr) throw nb::python_error();
   return result;
 }
 
-#if PY_VERSION_HEX < 0x030C0000
-constexpr bool kDictsHaveVersions = true;
+// SNV2_PUBLIC_API: as on later Pythons, for tests.
+#if PY_VERSION_HEX < 0x030C0000 && !defined(SNV2_PUBLIC_API)
+constexpr bool kStatesHaveVersions = true;
 
 // No two states of any two dicts have the same.
-uint64_t version_of(const py::dict& dict) {
+uint64_t version_of(const nb::dict& dict) {
   return reinterpret_cast<const PyDictObject*>(dict.ptr())->ma_version_tag;
 }
-#else
-constexpr bool kDictsHaveVersions = false;
 
-uint64_t version_of(const py::dict&) { return 0; }
+// The states of classes. One is given another version when it, or a class that it derives from, is
+// changed.
+class Classes {
+ public:
+  void add(nb::handle type) {
+    // A look-up gives the class a version, if it had none.
+    nb::getattr(type, "forward", nb::none());
+    types_.push_back(reinterpret_cast<const PyTypeObject*>(type.ptr()));
+    versions_.push_back(types_.back()->tp_version_tag);
+  }
+  bool hold() const {
+    for (size_t i = 0; i < types_.size(); ++i) {
+      if (types_[i]->tp_version_tag != versions_[i]) return false;
+    }
+    return true;
+  }
+  int traverse(visitproc, void*) const { return 0; }
+  void clear() {}
+
+ private:
+  std::vector<const PyTypeObject*> types_;
+  std::vector<unsigned int> versions_;
+};
+#else
+constexpr bool kStatesHaveVersions = false;
+
+uint64_t version_of(const nb::dict&) { return 0; }
+
+class Classes {
+ public:
+  void add(nb::handle type) {
+    orders_.emplace_back(nb::borrow(type), type.attr("__mro__"));
+    for (nb::handle each : orders_.back().second) {
+      // Classes of C do not change.
+      const bool fixed =
+          !(PyType_GetFlags(reinterpret_cast<PyTypeObject*>(each.ptr())) & Py_TPFLAGS_HEAPTYPE);
+      const auto known = [each](const Contents& c) { return c.type.is(each); };
+      if (fixed || std::any_of(contents_.begin(), contents_.end(), known)) continue;
+      Contents contents{nb::borrow(each), each.attr("__dict__").attr("values")(), {}};
+      for (nb::handle value : contents.view) contents.values.push_back(nb::borrow(value));
+      contents_.push_back(std::move(contents));
+    }
+  }
+  bool hold() const {
+    for (const auto& [type, order] : orders_) {
+      if (!type.attr("__mro__").is(order)) return false;
+    }
+    for (const Contents& c : contents_) {
+      size_t count = 0;
+      for (nb::handle value : c.view) {
+        if (count == c.values.size() || !c.values[count++].is(value)) return false;
+      }
+      if (count != c.values.size()) return false;
+    }
+    return true;
+  }
+  int traverse(visitproc visit, void* arg) const {
+    for (const auto& [type, order] : orders_) {
+      Py_VISIT(type.ptr());
+      Py_VISIT(order.ptr());
+    }
+    for (const Contents& c : contents_) {
+      Py_VISIT(c.type.ptr());
+      Py_VISIT(c.view.ptr());
+      for (const nb::object& value : c.values) Py_VISIT(value.ptr());
+    }
+    return 0;
+  }
+  void clear() {
+    std::vector<std::pair<nb::object, nb::object>>().swap(orders_);
+    std::vector<Contents>().swap(contents_);
+  }
+
+ private:
+  struct Contents {
+    nb::object type, view;
+    std::vector<nb::object> values;
+  };
+  std::vector<std::pair<nb::object, nb::object>> orders_;  // a class and its __mro__
+  std::vector<Contents> contents_;                         // of these classes and their bases
+};
 #endif
 
 // Keeps the C functions behind attributes of tensors: no lookup, for hundreds of them.
 class TensorAccess {
  public:
-  TensorAccess() : base_(py::module_::import("torch._C").attr("TensorBase")) {
-    const py::object getter = base_.attr("_version"), method = base_.attr("data_ptr");
-    if (Py_TYPE(getter.ptr()) != &PyGetSetDescr_Type ||
-        Py_TYPE(method.ptr()) != &PyMethodDescr_Type) {
-      throw py::type_error("torch: expected TensorBase._version and data_ptr of the C API");
-    }
-    version_ = reinterpret_cast<PyGetSetDescrObject*>(getter.ptr())->d_getset;
-    data_ptr_ = reinterpret_cast<PyMethodDescrObject*>(method.ptr())->d_method;
+  TensorAccess()
+      : base_(nb::module_::import_("torch._C").attr("TensorBase")),
+        version_(base_.attr("_version")),
+        data_ptr_(base_.attr("data_ptr")),
+        get_(reinterpret_cast<descrgetfunc>(
+            PyType_GetSlot(Py_TYPE(version_.ptr()), Py_tp_descr_get))) {
+    if (get_ == nullptr) throw nb::type_error("torch: expected TensorBase._version of the C API");
   }
 
-  void check(const py::object& tensor) const {
-    if (!py::isinstance(tensor, base_)) throw py::type_error("tensors: expected tensors");
+  void check(const nb::object& tensor) const {
+    if (!nb::isinstance(tensor, base_)) throw nb::type_error("tensors: expected tensors");
   }
-  int64_t version(const py::object& tensor) const {
-    return to_int(version_->get(tensor.ptr(), version_->closure));
+  int64_t version(const nb::object& tensor) const {
+    return to_int(
+        get_(version_.ptr(), tensor.ptr(), reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()))));
   }
-  int64_t address(const py::object& tensor) const {
-    return to_int(data_ptr_->ml_meth(tensor.ptr(), nullptr));
+  int64_t address(const nb::object& tensor) const {
+    PyObject* const arguments[] = {tensor.ptr()};
+    return to_int(PyObject_Vectorcall(data_ptr_.ptr(), arguments, 1, nullptr));
   }
 
  private:
-  py::object base_;
-  const PyGetSetDef* version_ = nullptr;
-  const PyMethodDef* data_ptr_ = nullptr;
+  nb::object base_, version_, data_ptr_;
+  descrgetfunc get_;
 };
 
 // Version counters and addresses of tensors, and the contents of those that move unseen: batch norm
@@ -78,9 +158,9 @@ class TensorAccess {
 class Stamps {
  public:
   // bytes: of each tensor, how many of its memory are compared.
-  Stamps(const std::vector<py::object>& tensors, const std::vector<int64_t>& bytes)
+  Stamps(const std::vector<nb::object>& tensors, const std::vector<int64_t>& bytes)
       : bytes_(bytes) {
-    if (bytes.size() != tensors.size()) throw py::value_error("bytes: expected one per tensor");
+    if (bytes.size() != tensors.size()) throw nb::value_error("bytes: expected one per tensor");
     size_t total = 0;
     for (size_t i = 0; i < tensors.size(); ++i) {
       access_.check(tensors[i]);
@@ -104,7 +184,7 @@ class Stamps {
     }
   }
 
-  bool hold(const std::vector<py::object>& tensors) const {
+  bool hold(const std::vector<nb::object>& tensors) const {
     if (tensors.size() != versions_.size()) return false;
     for (size_t i = 0; i < tensors.size(); ++i) {
       if (access_.version(tensors[i]) != versions_[i]) return false;
@@ -130,121 +210,114 @@ class Stamps {
   std::vector<char> contents_;
 };
 
-// A class is given another version when it, or one that it derives from, is changed.
-unsigned int version_of(const PyTypeObject* type) { return type->tp_version_tag; }
-
 class Snapshot {
  public:
   // modules: all of the tree, the root first; registries: their dicts of parameters, buffers and
   // submodules; tensors: the parameters and buffers; bytes: see Stamps; hooks: registries of hooks;
   // modes: attributes of the children whose training flag matters.
-  Snapshot(const std::vector<py::object>& modules, std::vector<py::dict> registries,
-           std::vector<py::object> tensors, const std::vector<int64_t>& bytes,
-           std::vector<py::dict> hooks, std::vector<py::dict> modes)
+  Snapshot(const std::vector<nb::object>& modules, std::vector<nb::dict> registries,
+           std::vector<nb::object> tensors, const std::vector<int64_t>& bytes,
+           std::vector<nb::dict> hooks, std::vector<nb::dict> modes)
       : children_(modules.begin() + 1, modules.end()),
         registries_(std::move(registries)),
         tensors_(std::move(tensors)),
         hooks_(std::move(hooks)),
         modes_(std::move(modes)),
         stamps_(tensors_, bytes) {
-    for (const py::object& module : modules) {
-      PyTypeObject* type = Py_TYPE(module.ptr());
-      types_.push_back(type);
-      // A look-up gives the class a version, if it had none.
-      py::getattr(reinterpret_cast<PyObject*>(type), "forward", py::none());
-      type_versions_.push_back(version_of(type));
+    for (const nb::object& module : modules) {
+      const nb::handle type = module.type();
+      const bool known = std::find(types_.begin(), types_.end(), type.ptr()) != types_.end();
+      types_.push_back(type.ptr());
+      if (!known) classes_.add(type);
     }
-    for (const py::object& child : children_) attributes_.push_back(dict_of(child));
-    const py::object& root = modules.front();
-    const py::dict attributes = dict_of(root);
+    for (const nb::object& child : children_) attributes_.push_back(dict_of(child));
+    const nb::object& root = modules.front();
+    const nb::dict attributes = dict_of(root);
     for_each_value(attributes, [this](PyObject* value) {
-      values_.push_back(py::reinterpret_borrow<py::object>(value));
+      values_.push_back(nb::borrow<nb::object>(value));
       return true;
     });
     look_at_dicts(attributes);
     collect_lines(root);
   }
 
-  bool holds(const py::object& root) {
+  bool holds(const nb::object& root) {
     prefetch();
-    if (!same_type(root, 0)) return false;
+    if (root.type().ptr() != types_[0]) return false;
     for (size_t i = 0; i < children_.size(); ++i) {
-      if (!same_type(children_[i], i + 1)) return false;
+      if (children_[i].type().ptr() != types_[i + 1]) return false;
     }
-    const py::dict attributes = dict_of(root);
+    if (!classes_.hold()) return false;
+    const nb::dict attributes = dict_of(root);
     if (!dicts_rest(attributes)) {
       if (!values_hold(attributes)) return false;
-      if (kDictsHaveVersions) look_at_dicts(attributes);
+      if (kStatesHaveVersions) look_at_dicts(attributes);
     }
     return stamps_.hold(tensors_);
   }
 
-  bool runs_plain(const py::object& root) const {
+  bool runs_plain(const nb::object& root) const {
     return dicts_rest(dict_of(root)) ? runs_plain_ : finds_plain();
   }
 
   // For the garbage collector.
   int traverse(visitproc visit, void* arg) const {
     for (const auto* objects : {&children_, &tensors_, &values_}) {
-      for (const py::object& object : *objects) Py_VISIT(object.ptr());
+      for (const nb::object& object : *objects) Py_VISIT(object.ptr());
     }
     for (const auto* dicts : {&registries_, &hooks_, &modes_, &attributes_}) {
-      for (const py::dict& dict : *dicts) Py_VISIT(dict.ptr());
+      for (const nb::dict& dict : *dicts) Py_VISIT(dict.ptr());
     }
-    return 0;
+    return classes_.traverse(visit, arg);
   }
   void clear() {
+    classes_.clear();
     // What is let go may run code that asks again: no vector is emptied in place.
     for (auto* objects : {&children_, &tensors_, &values_}) {
-      std::vector<py::object>().swap(*objects);
+      std::vector<nb::object>().swap(*objects);
     }
     for (auto* dicts : {&registries_, &hooks_, &modes_, &attributes_}) {
-      std::vector<py::dict>().swap(*dicts);
+      std::vector<nb::dict>().swap(*dicts);
     }
   }
 
  private:
-  static py::dict dict_of(const py::object& module) {
-    return py::reinterpret_borrow<py::dict>(module.attr("__dict__"));
-  }
-
-  bool same_type(const py::object& module, size_t i) const {
-    const PyTypeObject* type = Py_TYPE(module.ptr());
-    return type == types_[i] && version_of(type) == type_versions_[i];
+  static nb::dict dict_of(const nb::object& module) {
+    return nb::borrow<nb::dict>(module.attr("__dict__"));
   }
 
   // Whether no dict has changed at all since look_at_dicts(). If not, nothing need have.
-  bool dicts_rest(const py::dict& attributes) const {
-    if (!kDictsHaveVersions || version_of(attributes) != root_version_) return false;
+  bool dicts_rest(const nb::dict& attributes) const {
+    if (!kStatesHaveVersions || version_of(attributes) != root_version_) return false;
     size_t i = 0;
     for (const auto* dicts : {&registries_, &attributes_, &hooks_}) {
-      for (const py::dict& dict : *dicts) {
+      for (const nb::dict& dict : *dicts) {
         if (version_of(dict) != dict_versions_[i++]) return false;
       }
     }
     return true;
   }
 
-  void look_at_dicts(const py::dict& attributes) {
+  void look_at_dicts(const nb::dict& attributes) {
     root_version_ = version_of(attributes);
     dict_versions_.clear();
     for (const auto* dicts : {&registries_, &attributes_, &hooks_}) {
-      for (const py::dict& dict : *dicts) dict_versions_.push_back(version_of(dict));
+      for (const nb::dict& dict : *dicts) dict_versions_.push_back(version_of(dict));
     }
     runs_plain_ = finds_plain();
   }
 
   bool finds_plain() const {
-    for (const py::dict& dict : hooks_) {
+    for (const nb::dict& dict : hooks_) {
       if (PyDict_Size(dict.ptr()) > 0) return true;
     }
-    for (const py::dict& attributes : modes_) {
+    for (const nb::dict& attributes : modes_) {
       if (PyDict_GetItemWithError(attributes.ptr(), training_.ptr()) == Py_True) return true;
     }
     return false;
   }
 
-  bool values_hold(const py::dict& attributes) const {
+  bool values_hold(const nb::dict& attributes) const {
     size_t count = 0;
     const bool same = for_each_value(attributes, [&](PyObject* value) {
       return count < values_.size() && value == values_[count++].ptr();
@@ -255,23 +328,23 @@ class Snapshot {
   // Values of all registries, and of all attributes but the mode and a fused module's own weights.
   // Stops at the first for which f is false.
   template <class F>
-  bool for_each_value(const py::dict& attributes, const F& f) const {
+  bool for_each_value(const nb::dict& attributes, const F& f) const {
     PyObject* value = nullptr;
-    for (const py::dict& dict : registries_) {
+    for (const nb::dict& dict : registries_) {
       Py_ssize_t position = 0;
       while (PyDict_Next(dict.ptr(), &position, nullptr, &value)) {
         if (!f(value)) return false;
       }
     }
     if (!for_each_attribute(attributes, f)) return false;
-    for (const py::dict& dict : attributes_) {
+    for (const nb::dict& dict : attributes_) {
       if (!for_each_attribute(dict, f)) return false;
     }
     return true;
   }
 
   template <class F>
-  bool for_each_attribute(const py::dict& attributes, const F& f) const {
+  bool for_each_attribute(const nb::dict& attributes, const F& f) const {
     PyObject* key = nullptr;
     PyObject* value = nullptr;
     Py_ssize_t position = 0;
@@ -290,33 +363,22 @@ class Snapshot {
   }
 
   // Addresses are only hints: a prefetch of memory that has gone does nothing.
-  void collect_lines(const py::object& root) {
-    for (const py::object& tensor : tensors_) {
+  void collect_lines(const nb::object& root) {
+    for (const nb::object& tensor : tensors_) {
       add_lines(tensor.ptr(), 64);
       // A TensorImpl begins with a table, a count, and pointers to its storage and, among others,
       // its version counter.
-      auto* const* words = static_cast<void**>(PyLong_AsVoidPtr(tensor.attr("_cdata").ptr()));
+      const nb::object address = tensor.attr("_cdata");
+      auto* const* words = static_cast<void**>(PyLong_AsVoidPtr(address.ptr()));
       add_lines(words, 192);
       for (int i = 2; i < 6; ++i) add_lines(words[i], i == 2 ? 96 : 16);
     }
     stamps_.each_content([this](const void* data, int64_t bytes) { add_lines(data, bytes); });
-    for (const py::object& module : children_) add_lines(module.ptr(), 16);
-    add_lines(dict_of(root).ptr(), sizeof(PyDictObject));
+    for (const nb::object& module : children_) add_lines(module.ptr(), 16);
+    add_lines(dict_of(root).ptr(), kLine);
     for (const auto* dicts : {&registries_, &attributes_, &hooks_}) {
-      for (const py::dict& dict : *dicts) add_lines(dict.ptr(), sizeof(PyDictObject));
+      for (const nb::dict& dict : *dicts) add_lines(dict.ptr(), kLine);
     }
-    if (kDictsHaveVersions) return sort_lines();
-    for (const auto* dicts : {&registries_, &attributes_}) {
-      for (const py::dict& dict : *dicts) {
-        const auto* object = reinterpret_cast<PyDictObject*>(dict.ptr());
-        add_lines(object->ma_keys, 512);
-        if (object->ma_values != nullptr) add_lines(object->ma_values, 256);
-      }
-    }
-    sort_lines();
-  }
-
-  void sort_lines() {
     std::sort(lines_.begin(), lines_.end());
     lines_.erase(std::unique(lines_.begin(), lines_.end()), lines_.end());
   }
@@ -327,66 +389,66 @@ class Snapshot {
 
   static constexpr uintptr_t kLine = 64;
 
-  static py::str interned(const char* name) {
-    return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name));
+  static nb::str interned(const char* name) {
+    return nb::steal<nb::str>(PyUnicode_InternFromString(name));
   }
 
-  std::vector<py::object> children_;
-  std::vector<py::dict> registries_;
-  std::vector<py::object> tensors_;
-  std::vector<py::dict> hooks_;
-  std::vector<py::dict> modes_;
-  std::vector<py::dict> attributes_;  // of each child
-  std::vector<PyTypeObject*> types_;  // of the root and each child
-  std::vector<unsigned int> type_versions_;
-  std::vector<py::object> values_;       // of registries and attributes
+  std::vector<nb::object> children_;
+  std::vector<nb::dict> registries_;
+  std::vector<nb::object> tensors_;
+  std::vector<nb::dict> hooks_;
+  std::vector<nb::dict> modes_;
+  std::vector<nb::dict> attributes_;  // of each child
+  std::vector<const PyObject*> types_;  // of the root and each child
+  Classes classes_;
+  std::vector<nb::object> values_;       // of registries and attributes
   std::vector<uint64_t> dict_versions_;  // of registries, attributes, hooks
   uint64_t root_version_ = 0;            // of its attributes
   bool runs_plain_ = false;              // when they were looked at
   Stamps stamps_;
   std::vector<const char*> lines_;  // that holds() and runs_plain() read
   // Attribute names are interned, so that keys compare as pointers.
-  py::str training_ = interned("training");
-  py::str packed_state_ = interned("_packed_state");
+  nb::str training_ = interned("training");
+  nb::str packed_state_ = interned("_packed_state");
 };
 
 // Null while the object is being made.
 Snapshot* snapshot_of(PyObject* object) {
-  auto held = reinterpret_cast<py::detail::instance*>(object)->get_value_and_holder();
-  return held.holder_constructed() ? held.value_ptr<Snapshot>() : nullptr;
+  return nb::inst_ready(object) ? nb::inst_ptr<Snapshot>(object) : nullptr;
 }
 
-void let_collector_in(PyHeapTypeObject* heap_type) {
-  PyTypeObject* type = &heap_type->ht_type;
-  type->tp_flags |= Py_TPFLAGS_HAVE_GC;
-  type->tp_traverse = [](PyObject* object, visitproc visit, void* arg) {
-    Py_VISIT(Py_TYPE(object));
-    const Snapshot* snapshot = snapshot_of(object);
-    return snapshot == nullptr ? 0 : snapshot->traverse(visit, arg);
-  };
-  type->tp_clear = [](PyObject* object) {
-    if (Snapshot* snapshot = snapshot_of(object)) snapshot->clear();
-    return 0;
-  };
+int traverse_snapshot(PyObject* object, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(object));
+  const Snapshot* snapshot = snapshot_of(object);
+  return snapshot == nullptr ? 0 : snapshot->traverse(visit, arg);
 }
+
+int clear_snapshot(PyObject* object) {
+  if (Snapshot* snapshot = snapshot_of(object)) snapshot->clear();
+  return 0;
+}
+
+PyType_Slot collected[] = {{Py_tp_traverse, reinterpret_cast<void*>(traverse_snapshot)},
+                           {Py_tp_clear, reinterpret_cast<void*>(clear_snapshot)},
+                           {0, nullptr}};
 
 }  // namespace
 
-void bind_snapshot(py::module_& m) {
-  py::class_<Stamps>(m, "Stamps", "States of tensors; see snv2_kernels.nn.watch.")
-      .def(py::init<const std::vector<py::object>&, const std::vector<int64_t>&>(),
-           py::arg("tensors"), py::arg("bytes"))
-      .def("hold", &Stamps::hold, py::arg("tensors"),
+void bind_snapshot(nb::module_& m) {
+  nb::class_<Stamps>(m, "Stamps", "States of tensors; see snv2_kernels.nn.watch.")
+      .def(nb::init<const std::vector<nb::object>&, const std::vector<int64_t>&>(),
+           nb::arg("tensors"), nb::arg("bytes"))
+      .def("hold", &Stamps::hold, nb::arg("tensors"),
            "Whether these tensors are in the same memory, at the same versions, and unchanged in "
            "the bytes that are compared.");
-  py::class_<Snapshot>(m, "Snapshot", "A state of a module tree; see snv2_kernels.nn.watch.",
-                       py::custom_type_setup(let_collector_in))
-      .def(py::init<const std::vector<py::object>&, std::vector<py::dict>, std::vector<py::object>,
-                    const std::vector<int64_t>&, std::vector<py::dict>, std::vector<py::dict>>(),
-           py::kw_only(), py::arg("modules"), py::arg("registries"), py::arg("tensors"),
-           py::arg("bytes"), py::arg("hooks"), py::arg("modes"))
-      .def("holds", &Snapshot::holds, py::arg("root"),
+  nb::class_<Snapshot>(m, "Snapshot", "A state of a module tree; see snv2_kernels.nn.watch.",
+                       nb::type_slots(collected))
+      .def(nb::init<const std::vector<nb::object>&, std::vector<nb::dict>, std::vector<nb::object>,
+                    const std::vector<int64_t>&, std::vector<nb::dict>, std::vector<nb::dict>>(),
+           nb::kw_only(), nb::arg("modules"), nb::arg("registries"), nb::arg("tensors"),
+           nb::arg("bytes"), nb::arg("hooks"), nb::arg("modes"))
+      .def("holds", &Snapshot::holds, nb::arg("root"),
            "Whether no class, tensor, submodule or attribute has changed.")
-      .def("runs_plain", &Snapshot::runs_plain, py::arg("root"),
+      .def("runs_plain", &Snapshot::runs_plain, nb::arg("root"),
            "Whether there are hooks, or one of the modes is train().");
 }

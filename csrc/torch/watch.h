@@ -1,5 +1,5 @@
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include <nanobind/nanobind.h>
 
-void bind_snapshot(pybind11::module_& m);
+void bind_snapshot(nanobind::module_& m);

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from snv2_kernels import _native
+from snv2_kernels import _native, gpu
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.ops import KERNEL_DTYPES, OPERATORS, run_plan
@@ -23,12 +23,11 @@ from snv2_kernels.packing import (
     TritonPlanBuilder,
 )
 from snv2_kernels.packing.units import Unsupported
-from snv2_kernels.runners import device_fields
 
 __all__ = ["PlannedModule", "plan_element"]
 
 P_co = TypeVar("P_co", covariant=True)
-_gpu_fields = functools.cache(device_fields)
+_gpu_fields = functools.cache(gpu.current_device)
 
 
 def plan_element(dtype: torch.dtype) -> torch.dtype:
@@ -137,7 +136,7 @@ class PlannedModule(FusedModule):
     def _covers(self, weights: Plan | GpuPlan | TritonPlan, x: Tensor) -> bool:
         if not isinstance(weights, GpuPlan):
             return True
-        fields = _gpu_fields(x.device) if x.is_cuda else device_fields(x.device)
+        fields = _gpu_fields(x.device) if x.is_cuda else gpu.current_device(x.device)
         return weights.covers(x.shape[0], x.shape[2], x.shape[3], fields)
 
     def _run(self, weights: Plan | GpuPlan | TritonPlan, x: Tensor, backend: str) -> Any:

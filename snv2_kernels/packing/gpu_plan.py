@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snv2_kernels import _native
+from snv2_kernels import _native, gpu
 from snv2_kernels.packing.common import BasePlan
 from snv2_kernels.packing.planes import CALLERS_MAP, IDENTITY, NO_BUFFER, NO_RESULT, TILE_ROWS
 
@@ -140,12 +140,12 @@ class GpuPlan(BasePlan):
 
     def covers(self, batch: int, height: int, width: int, device: dict[str, int]) -> bool:
         """Whether the kernels can run this input on a device: a few rows of a unit's map must fit
-        in its shared memory. ``device`` is from :func:`snv2_kernels.runners.device_fields`."""
+        in its shared memory. ``device`` is from :func:`snv2_kernels.gpu.current_device`."""
         key = (batch, height, width, *device.values())
         covered = self._covered.get(key)
         if covered is None:
             try:
-                _native.describe_network(self.words.numpy(), batch, height, width, device)
+                gpu.launches(self.words, batch, height, width, device)
                 covered = True
             except ValueError:
                 covered = False
