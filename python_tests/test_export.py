@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 import snv2_kernels as snv2
-from snv2_kernels.testing import max_error
 from snv2_kernels.libraries import library
+from snv2_kernels.testing import max_error
 
 PACKAGE = Path(snv2.__file__).parent
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from _cases import DTYPES, draw, plain_and_input, small_network
-from conftest import instruction_set
+from conftest import instruction_set, needs_emulator
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
@@ -47,7 +47,9 @@ def photograph(n: int, h: int, w: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", ["cpu", "cpu-portable", "cuda-emulated"])
+@pytest.mark.parametrize(
+    "backend", ["cpu", "cpu-portable", pytest.param("cuda-emulated", marks=needs_emulator)]
+)
 def test_equals_the_engine(path: Path, backend: str, dtype: torch.dtype) -> None:
     name, _, isa = backend.partition("-p")
     with instruction_set("portable" if isa else _native.cpu_isa()), snv2.use_backend(name):
@@ -190,6 +192,7 @@ def test_inputs_that_do_not_fit(path: Path, x: Any, message: str) -> None:
         snv2.Program(path)(x)
 
 
+@needs_emulator
 def test_plans_that_are_missing(tmp_path: Path) -> None:
     snv2.save_program(small_network(), tmp_path / "net.snv2", SHAPE)
     program = snv2.Program(tmp_path / "net.snv2")

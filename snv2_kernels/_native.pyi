@@ -31,6 +31,7 @@ def workspace_bytes(
     width: int,
     threads: int,
 ) -> int: ...
+
 class Program:
     """``snv2::Program``; arrays are views of its memory."""
 

@@ -135,7 +135,7 @@ SNV2_INLINE Vec max_relu(Vec a, Vec b) {
 }
 
 // Larger of any two; a NaN passes through.
-SNV2_INLINE Vec max_any(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; }
+SNV2_INLINE Vec max_any(Vec a, Vec b) { return ((a > b) | (a != a)) ? a : b; }
 
 // e^v for v that is not above zero, to about an ulp, or zero where that is no normal number. A NaN
 // passes through.

@@ -245,8 +245,8 @@ inline void gpu_tune(int64_t columns, int64_t rows_per_cta, int64_t weights, int
   gpu::set_tuning({columns, rows_per_cta, weights, images});
 }
 
-// Planning, for networks that are not run now. `device` is what gpu_device() tells, or empty for the
-// current one.
+// Planning, for networks that are not run now. `device` is what gpu_device() tells, or empty for
+// the current one.
 inline gpu::Device device_of(const std::vector<int64_t>& device) {
   if (device.empty()) return gpu::current_device();
   const size_t fields = values_of({}).size();
@@ -277,10 +277,9 @@ inline std::tuple<std::string, std::vector<int64_t>> gpu_launches(const Tensor& 
   std::vector<int64_t> numbers;
   for (const gpu::LaunchInfo& i : infos) {
     names.append(i.kernel).push_back('\n');
-    numbers.insert(numbers.end(),
-                   {i.step, i.ctas, i.threads, i.shared_bytes, i.columns, int64_t{i.resident},
-                    i.cluster, i.launches, i.read_bytes, i.written_bytes, i.weight_bytes,
-                    i.multiply_adds});
+    numbers.insert(numbers.end(), {i.step, i.ctas, i.threads, i.shared_bytes, i.columns,
+                                   int64_t{i.resident}, i.cluster, i.launches, i.read_bytes,
+                                   i.written_bytes, i.weight_bytes, i.multiply_adds});
   }
   return {names, numbers};
 }
@@ -303,7 +302,8 @@ void define_gpu_tools(Library& m) {
   m.def("gpu_device() -> int[]");
   m.def("gpu_tune(int columns=0, int rows_per_cta=0, int weights=0, int images=0) -> ()");
   m.def("gpu_workspace_bytes(Tensor plan, int batch, int height, int width, int[] device) -> int");
-  m.def("gpu_launches(Tensor plan, int batch, int height, int width, int[] device) -> (str, int[])");
+  m.def(
+      "gpu_launches(Tensor plan, int batch, int height, int width, int[] device) -> (str, int[])");
 }
 
 template <class Backend, class Library>

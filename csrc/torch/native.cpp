@@ -45,8 +45,8 @@ int64_t workspace_bytes(const Words& plan, int64_t weight_count, int64_t batch, 
 }
 
 int64_t run_multiply_adds(int64_t count, bool bfloat16) {
-  return snv2::cpu::run_multiply_adds(
-      count, bfloat16 ? snv2::DType::kBFloat16 : snv2::DType::kFloat32);
+  return snv2::cpu::run_multiply_adds(count,
+                                      bfloat16 ? snv2::DType::kBFloat16 : snv2::DType::kFloat32);
 }
 
 // By the address of the weights: how often and for how many nanoseconds.
@@ -85,7 +85,8 @@ NB_MODULE(_native, m) {
         "Instruction set in use: avx512_bf16, avx512, avx2, neon or portable.");
   m.def("cpu_has_bfloat16", &snv2::cpu::has_bfloat16,
         "Whether the instruction set in use runs plans for bfloat16.");
-  m.def("set_cpu_isa", &set_isa, "name"_a, "Switch the instruction set of this process, for tests.");
+  m.def("set_cpu_isa", &set_isa, "name"_a,
+        "Switch the instruction set of this process, for tests.");
   m.def("available_cpu_isas", &available_isas, "Instruction sets of this machine, best first.");
   m.def("workspace_bytes", &workspace_bytes, "plan"_a, "weight_count"_a, "batch"_a, "height"_a,
         "width"_a, "threads"_a, "Bytes of workspace the CPU backend needs to run a plan.");

@@ -4,8 +4,8 @@
 // the C API directly. Python 3.11 numbers the states of dicts and classes: there only those are
 // compared, and the objects in dicts when one has moved. Later ones, for all of which there is one
 // binary, tell no such numbers: identities are compared. Only version counters and addresses of
-// tensors go through PyTorch. The forward before has thrown all of them out of the inner caches, and
-// one by one they would cost a miss each; so their lines are asked for first.
+// tensors go through PyTorch. The forward before has thrown all of them out of the inner caches,
+// and one by one they would cost a miss each; so their lines are asked for first.
 //
 // The root owns its snapshot, so the snapshot must not own the root, nor the root's dict: a module
 // that was dropped would live until the garbage collector finds the cycle. The root is passed in.
@@ -398,7 +398,7 @@ class Snapshot {
   std::vector<nb::object> tensors_;
   std::vector<nb::dict> hooks_;
   std::vector<nb::dict> modes_;
-  std::vector<nb::dict> attributes_;  // of each child
+  std::vector<nb::dict> attributes_;    // of each child
   std::vector<const PyObject*> types_;  // of the root and each child
   Classes classes_;
   std::vector<nb::object> values_;       // of registries and attributes
