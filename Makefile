@@ -196,8 +196,17 @@ clean:
 	rm -rf build dist out $(VENV)
 
 $(VENV)/.torch:
-	$(PYTHON) -m venv $(VENV)
+	[ -d $(VENV) ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(TORCH)
+	touch $@
+
+# Meanwhile pip fetches PyTorch.
+$(VENV)/.core: CMakeLists.txt $(NATIVE)
+	[ -d $(VENV) ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(BUILD_TOOLS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(BUILD) -G Ninja \
+	  -DSNV2_CPU_ISAS=native -DSNV2_EMULATOR=OFF -DCMAKE_BUILD_TYPE=Release
+	$(BIN)/cmake --build $(BUILD) --target snv2_cpu
 	touch $@
 
 # The package in place, by kernels for $(1), with the emulator or not ($(2)): a line for each file as
@@ -211,7 +220,9 @@ define install_package
 endef
 
 SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
-$(RUNNABLE): $(VENV)/.torch $(SOURCES)
+$(RUNNABLE): $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(MAKE) -j2 $(VENV)/.torch $(VENV)/.core
 	$(call install_package,native,OFF,bench)
 
 # torchvision and pytorchcv are references of tests; without their own choice of torch, and with

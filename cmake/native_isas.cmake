@@ -1,4 +1,5 @@
-# The instruction sets beside the base that are the best on this machine, as the compiler knows it.
+# The instruction set that is the best for float32 on this machine, as the compiler knows it, and no
+# other: half of what is compiled for all machines.
 execute_process(
   COMMAND ${CMAKE_CXX_COMPILER} -march=native -dM -E -x c++ /dev/null
   OUTPUT_VARIABLE native_macros RESULT_VARIABLE native_failed)
@@ -16,12 +17,8 @@ function(snv2_all_native result)
 endfunction()
 snv2_all_native(has_avx2 AVX2 FMA F16C)
 snv2_all_native(has_avx512 AVX2 FMA F16C AVX512F AVX512BW AVX512DQ AVX512VL)
-snv2_all_native(has_bf16 AVX512BF16)
 if(has_avx512)
-  list(APPEND isas avx512)
-  if(has_bf16)
-    list(APPEND isas avx512_bf16)
-  endif()
+  set(isas avx512)
 elseif(has_avx2)
-  list(APPEND isas avx2)
+  set(isas avx2)
 endif()

@@ -12,12 +12,11 @@ namespace snv2::cpu {
 namespace neon {
 extern const Kernels kTable;
 }
-namespace base = neon;
-#else
+#endif
+#if defined(SNV2_HAVE_PORTABLE)
 namespace portable {
 extern const Kernels kTable;
 }
-namespace base = portable;
 #endif
 #if defined(SNV2_HAVE_AVX2)
 namespace avx2 {
@@ -76,7 +75,15 @@ struct Available {
     if (has_avx2) add(&avx2::kTable);
 #endif
 #endif
-    add(&base::kTable);
+#if defined(SNV2_HAVE_NEON)
+    add(&neon::kTable);
+#endif
+#if defined(SNV2_HAVE_PORTABLE)
+    add(&portable::kTable);
+#endif
+    if (count == 0) {
+      throw std::runtime_error("snv2: built for the machine that built it, and not for this one");
+    }
   }
 
   void add(const Kernels* table) {
