@@ -206,7 +206,7 @@ $(VENV)/.core: CMakeLists.txt $(NATIVE)
 	$(BIN)/pip install $(BUILD_TOOLS)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(BUILD) -G Ninja \
 	  -DSNV2_CPU_ISAS=native -DSNV2_EMULATOR=OFF -DCMAKE_BUILD_TYPE=Release
-	$(BIN)/cmake --build $(BUILD) --target snv2_cpu
+	env -u MAKEFLAGS $(BIN)/cmake --build $(BUILD) --target snv2_cpu
 	touch $@
 
 # The package in place, by kernels for $(1), with the emulator or not ($(2)): a line for each file as
