@@ -125,9 +125,9 @@ test-sanitize: $(INSTALLED)
 test-tsan: $(INSTALLED)
 	$(BIN)/cmake -S . -B build/tsan -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DSNV2_TESTS=ON -DSNV2_EMULATOR=ON -DSNV2_SANITIZE=thread $(DEBUG)
-	$(BIN)/cmake --build build/tsan --target emulator_tests
+	$(BIN)/cmake --build build/tsan --target emulator_tests pool_tests
 	$$(setarch -R true 2>/dev/null && echo setarch -R) \
-	  $(CTEST) build/tsan -L emulator
+	  $(CTEST) build/tsan -L 'emulator|pool'
 
 # The CPU kernels in NEON, and a network from a file that this machine makes. Needs Debian's
 # g++-aarch64-linux-gnu and qemu-user.

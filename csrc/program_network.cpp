@@ -1,96 +1,24 @@
 #include <algorithm>
 #include <cmath>
-#include <condition_variable>
 #include <mutex>
 #include <stdexcept>
-#include <thread>
 
 #include "program_memory.h"
 #include "snv2/cpu.h"
 #include "snv2/network.h"
+#include "snv2/pool.h"
 
 namespace snv2 {
 namespace {
 
 constexpr int64_t kMostThreads = 1024;
 
-// Threads that sleep between calls. The caller is one of them.
-class Pool {
- public:
-  explicit Pool(int64_t threads) {
-    try {
-      for (int64_t i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
-    } catch (...) {
-      stop();
-      throw;
-    }
-  }
-  Pool(const Pool&) = delete;
-  ~Pool() { stop(); }
-
-  ParallelFor parallel_for() {
-    ParallelFor pool;
-    pool.threads = static_cast<int64_t>(workers_.size()) + 1;
-    pool.context = this;
-    pool.run = [](void* context, int64_t count, ParallelFor::Body body, void* arg) {
-      static_cast<Pool*>(context)->run(count, body, arg);
-    };
-    return pool;
-  }
-
- private:
-  void run(int64_t count, ParallelFor::Body body, void* arg) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    body_ = body, arg_ = arg, next_ = 0, count_ = count, left_ = count;
-    more_.notify_all();
-    take(lock);
-    done_.wait(lock, [this] { return left_ == 0; });
-  }
-
-  // Calls bodies until each has been begun.
-  void take(std::unique_lock<std::mutex>& lock) {
-    while (next_ < count_) {
-      const int64_t i = next_++;
-      lock.unlock();
-      body_(arg_, i);
-      lock.lock();
-      if (--left_ == 0) done_.notify_one();
-    }
-  }
-
-  void work() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    for (;;) {
-      more_.wait(lock, [this] { return stopped_ || next_ < count_; });
-      if (stopped_) return;
-      take(lock);
-    }
-  }
-
-  void stop() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      stopped_ = true;
-    }
-    more_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
-
-  std::mutex mutex_;
-  std::condition_variable more_, done_;
-  bool stopped_ = false;
-  ParallelFor::Body body_ = nullptr;
-  void* arg_ = nullptr;
-  int64_t next_ = 0, count_ = 0, left_ = 0;  // bodies to begin, and to end
-  std::vector<std::thread> workers_;
-};
-
 int64_t checked_threads(int64_t threads) {
   if (threads < 0 || threads > kMostThreads) {
     throw std::invalid_argument("threads: expected 0 to " + std::to_string(kMostThreads) +
                                 ", got " + std::to_string(threads));
   }
-  return threads != 0 ? threads : std::max<int64_t>(1, std::thread::hardware_concurrency());
+  return threads != 0 ? threads : usable_cores();
 }
 
 std::string text(const FeatureMap& map) {
@@ -119,7 +47,6 @@ struct Scratch {
 struct Network::State {
   std::shared_ptr<const Program> program;
   std::mutex in_use;
-  std::unique_ptr<Pool> pool;  // null: the caller's
   ParallelFor parallel_for;
   Scratch workspace, image;
   std::vector<float> levels;  // [C, 256]: what each byte becomes
@@ -193,9 +120,7 @@ int64_t Network::threads() const { return state_->parallel_for.threads; }
 
 void Network::set_threads(int64_t threads) {
   const auto lock = state_->enter();
-  auto pool = std::make_unique<Pool>(checked_threads(threads));
-  state_->parallel_for = pool->parallel_for();
-  state_->pool = std::move(pool);
+  state_->parallel_for = shared_pool(checked_threads(threads));
 }
 
 void Network::set_threads(const ParallelFor& parallel_for) {
@@ -205,7 +130,6 @@ void Network::set_threads(const ParallelFor& parallel_for) {
                                 std::to_string(parallel_for.threads));
   }
   state_->parallel_for = parallel_for;
-  state_->pool.reset();
 }
 
 int64_t Network::workspace_bytes(DType dtype, int64_t batch, int64_t height, int64_t width) const {

@@ -8,22 +8,19 @@
 // other, the first one does everything.
 #pragma once
 
-#include <atomic>
+#include <chrono>
 #include <cstdint>
-#include <thread>
 
+#include "cpu/wait.h"
 #include "snv2/types.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace snv2::cpu {
 
 // What the members share: for each part the last step for which it has been taken, then the number
 // of parts that are finished, of all steps. Zero at the start.
 struct TeamCounter {
-  std::atomic<int64_t> value{0};
+  Word value{0};
+  Word sleepers{0};  // members that wait for it asleep
   char rest_of_cache_line[56];
 };
 constexpr int64_t team_counters(int64_t threads) { return threads + 1; }
@@ -48,41 +45,54 @@ class Team {
     }
     ++step_;
     finished_ += count;
-    std::atomic<int64_t>& done = counters_[threads].value;
     for (int64_t k = 0; k < count; ++k) {
       const int64_t i = (member + k) % count;
       if (!claim(counters_[i].value)) continue;
+      const Finish when_done{*this};
       f(i);
-      done.fetch_add(1, std::memory_order_acq_rel);
     }
-    for (int64_t tries = 0; done.load(std::memory_order_acquire) < finished_; ++tries) {
-      if (tries < kSpins) {
-        pause();
-      } else {
-        std::this_thread::yield();  // to the one whose part it is
-      }
-    }
+    wait();
   }
 
  private:
-  static constexpr int64_t kSpins = 256;  // about ten microseconds
+  // Long enough for what parts differ in time.
+  static constexpr std::chrono::microseconds kLastPart{100};
 
-  bool claim(std::atomic<int64_t>& last) const {
-    int64_t seen = last.load(std::memory_order_relaxed);
+  // Of a part that throws too, for which the others would wait for ever.
+  struct Finish {
+    const Team& team;
+    ~Finish() { team.finish(); }
+  };
+
+  bool claim(Word& last) const {
+    uint32_t seen = last.load(std::memory_order_relaxed);
     return seen < step_ && last.compare_exchange_strong(seen, step_, std::memory_order_acq_rel);
   }
 
-  static void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
+  void finish() const {
+    TeamCounter& done = counters_[threads];
+    if (done.value.fetch_add(1) + 1 == finished_ && done.sleepers.load() != 0) {
+      wake_all(done.value);
+    }
+  }
+
+  // The count wraps around.
+  bool is_finished(uint32_t done) const { return static_cast<int32_t>(done - finished_) >= 0; }
+
+  void wait() const {
+    TeamCounter& done = counters_[threads];
+    for (Spin spin(kLastPart); !is_finished(done.value.load(std::memory_order_acquire));) {
+      if (spin.again()) continue;
+      done.sleepers.fetch_add(1);
+      const uint32_t seen = done.value.load();
+      if (!is_finished(seen)) sleep_while(done.value, seen);
+      done.sleepers.fetch_sub(1);
+    }
   }
 
   TeamCounter* counters_ = nullptr;
-  int64_t step_ = 0;
-  int64_t finished_ = 0;  // parts of this step and all before
+  uint32_t step_ = 0;
+  uint32_t finished_ = 0;  // parts of this step and all before
 };
 
 }  // namespace snv2::cpu

@@ -47,7 +47,7 @@ SNV2_C_API const char* snv2_version(void);
 /* What went wrong in this thread's last call that failed; valid until the next one. */
 SNV2_C_API const char* snv2_error(void);
 
-/* A network from a file, or NULL. threads 0: as many as this machine runs at once. */
+/* A network from a file, or NULL. threads 0: as many as this process may use. */
 SNV2_C_API snv2_network* snv2_load(const char* path, int threads);
 
 /* The same from memory, which is read in place where it is aligned to 64 bytes: it must neither

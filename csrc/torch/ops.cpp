@@ -1,26 +1,52 @@
 // The PyTorch ops of the CPU backend, through the stable ABI of torch 2.11 and newer.
 #include "ops.h"
 
+#include <cstdlib>
+#include <string>
 #include <vector>
 
 #include "checked_plans.h"
 #include "snv2/cpu.h"
+#include "snv2/pool.h"
 #include "thread_memory.h"
+
+#if defined(__linux__)
+// Of the OpenMP library that torch brings, if it does.
+extern "C" __attribute__((weak)) int omp_in_parallel();
+#else
+constexpr int (*omp_in_parallel)() = nullptr;
+#endif
 
 namespace {
 
 using namespace snv2::binding;
 using snv2::PlanResult;
 
-// Torch's own pool.
-snv2::ParallelFor torch_pool() {
-  snv2::ParallelFor pool;
-  pool.threads = torch::stable::get_num_threads();
-  pool.run = [](void*, int64_t count, snv2::ParallelFor::Body body, void* arg) {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(arg, i);
-    });
-  };
+// Torch's threads in the place of ours, if the environment variable SNV2_POOL asks for them.
+bool uses_torch_pool() {
+  static const std::string name = [] {
+    const char* const value = std::getenv("SNV2_POOL");
+    return std::string(value != nullptr && *value != 0 ? value : "own");
+  }();
+  STD_TORCH_CHECK(name == "own" || name == "torch", "SNV2_POOL: expected own or torch, got ", name);
+  return name == "torch";
+}
+
+void run_in_torch_pool(void*, int64_t count, snv2::ParallelFor::Body body, void* arg) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(arg, i);
+  });
+}
+
+// As many threads as torch would use, but not its own, whose callers wait for all of them awake.
+// Inside one of its parallel regions, that is the calling thread alone.
+snv2::ParallelFor pool() {
+  snv2::ParallelFor pool = snv2::shared_pool(torch::stable::get_num_threads());
+  if (omp_in_parallel != nullptr && omp_in_parallel() != 0) {
+    pool.run = nullptr;
+  } else if (uses_torch_pool()) {
+    pool.run = run_in_torch_pool;
+  }
   return pool;
 }
 
@@ -33,7 +59,7 @@ struct Cpu {
   static constexpr auto dw_conv3x3_backward = &snv2::cpu::dw_conv3x3_backward;
   static constexpr auto split_dw_cat_shuffle_backward = &snv2::cpu::split_dw_cat_shuffle_backward;
 
-  snv2::ParallelFor where = torch_pool();
+  snv2::ParallelFor where = pool();
 
   explicit Cpu(const Tensor&) {}
 
@@ -61,12 +87,11 @@ snv2::FeatureMap result_of(const Tensor& out, snv2::Layout layout) {
 
 void run_network(const snv2::Plan& plan, const Tensor& x, const Tensor& weights, void* workspace,
                  int64_t workspace_bytes, const std::vector<Tensor>& results, snv2::Layout layout) {
-  const auto pool = torch_pool();
   std::vector<snv2::FeatureMap> maps;
   for (const Tensor& out : results) maps.push_back(result_of(out, layout));
   snv2::cpu::run_network(plan, static_cast<const float*>(weights.const_data_ptr()),
                          map_of(x, layout), maps.data(), static_cast<int64_t>(maps.size()),
-                         workspace, workspace_bytes, pool);
+                         workspace, workspace_bytes, pool());
 }
 
 // The results of a plan in new memory.

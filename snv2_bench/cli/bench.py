@@ -16,6 +16,7 @@ from snv2_bench.cli.common import (
     AMOUNT,
     DTYPES,
     INTERRUPTED,
+    LOAD,
     THREADS,
     WIDTHS,
     measure,
@@ -41,6 +42,7 @@ from snv2_bench.cli.summary import label_of, summary_of, summary_table, versus_l
 from snv2_bench.cli.weights import WeightsError, load_model, width_of
 from snv2_bench.floor import least_bytes, measure_floor, multiply_adds
 from snv2_bench.layers import layer_times
+from snv2_bench.load import busy_processes
 from snv2_bench.peers import PEERS
 from snv2_bench.startup import first_results
 from snv2_kernels.engine import Engine
@@ -120,6 +122,10 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
     help="Timed calls of each peer.",
 )  # fmt: skip
 @click.option(
+    "--load", default=0, show_default=True, type=LOAD, metavar="N",
+    help="Keep N other processes busy meanwhile, each with one thread.",
+)  # fmt: skip
+@click.option(
     "--image", metavar="PATH",
     help="Use this picture as the input, or with `sample` a photograph that comes with "
     "matplotlib; by default the input is random.",
@@ -155,6 +161,7 @@ def bench(
     size: int,
     threads: tuple[int, ...],
     repeats: int,
+    load: int,
     image: str | None,
     weights: str | None,
     layers: bool,
@@ -170,8 +177,8 @@ def bench(
     takes the images of a batch one by one. The floor is the longer of two times: that of the
     multiply-adds at what the kernels' instruction set multiplies and adds in registers, in as many
     threads and in float32, or for bf16 in that where it can; and that of input and weights at the
-    rate of copies in caches. Both rates are measured in the same run. Ctrl-C keeps what has been
-    measured.
+    rate of copies in caches. Both rates are measured in the same run, before busy processes start.
+    Ctrl-C keeps what has been measured.
     """
     if compare is not None:
         show_comparison(*compare)
@@ -180,8 +187,8 @@ def bench(
     try:
         settings = {
             "widths": widths, "batches": batches, "dtypes": dtypes, "peers": peers, "size": size,
-            "threads": threads or (before,), "repeats": repeats, "image": image,
-            "weights": weights, "layers": layers, "startup": startup,
+            "threads": threads or (before,), "repeats": repeats, "load": load,
+            "image": image, "weights": weights, "layers": layers, "startup": startup,
         }  # fmt: skip
         result = _run(settings, json_path)
     finally:
@@ -225,8 +232,11 @@ def _run(settings: dict[str, Any], json_path: str | None) -> Result:
             write_result(result, json_path)
 
     keys = ("batches", "dtypes", "threads")
+    load = settings["load"]
+    if load > 0:
+        console.print(f"under load: {_busy(load)}, on {result['machine']['usable_cores']} cores")
     try:
-        with progress() as bar:
+        with busy_processes(load), progress() as bar:
             for case in itertools.product(models, *(settings[key] for key in keys)):
                 width, batch, dtype, threads = case
                 torch.set_num_threads(threads)
@@ -247,6 +257,10 @@ def _run(settings: dict[str, Any], json_path: str | None) -> Result:
     return result
 
 
+def _busy(load: int) -> str:
+    return f"{load} busy process{'es' if load > 1 else ''}"
+
+
 def _time_case(
     result: Result, case: tuple[str, int, str, int], model: nn.Module, x: Tensor,
     floor: Floor, settings: dict[str, Any], bar: Progress,
@@ -264,7 +278,9 @@ def _time_case(
         rows = rows_of(comparison.rows.values(), case, bound, floor_ms)
         result["rows"] += rows
         console.print()
-        console.print(table_of(rows, label_of(case)))
+        load = settings["load"]
+        beside = f", beside {_busy(load)}" if load > 0 else ""
+        console.print(table_of(rows, label_of(case) + beside))
         console.print(versus_line(rows) or "")
     if settings["layers"]:
         try:

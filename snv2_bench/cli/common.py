@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from snv2_bench.benchmarking import Turns
 
 __all__ = [
-    "AMOUNT", "DTYPES", "FORMATS", "INTERRUPTED", "THREADS", "WIDTHS", "measure", "output",
-    "output_file", "progress",
+    "AMOUNT", "DTYPES", "FORMATS", "INTERRUPTED", "LOAD", "THREADS", "WIDTHS", "measure",
+    "output", "output_file", "progress",
 ]  # fmt: skip
 
 WIDTHS: dict[str, Callable[..., models.ShuffleNetV2]] = {
@@ -36,6 +36,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 # Of images, pixels and calls: more overflows, or takes longer than anybody waits.
 AMOUNT = click.IntRange(1, 1 << 20)
 THREADS = click.IntRange(1, 1024)
+LOAD = click.IntRange(0, 1024)
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 _FILE_COLUMNS = 160

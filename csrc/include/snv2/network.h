@@ -28,7 +28,7 @@ struct Images {
 // One call at a time; several networks may share a program, whose weights are then in memory once.
 class SNV2_API Network {
  public:
-  // `threads` 0: as many as this machine runs at once. All throw as Program does.
+  // `threads` 0: as many as usable_cores(). All throw as Program does.
   static Network load(const std::string& path, int64_t threads = 0);
   static Network view(const void* data, size_t size, int64_t threads = 0);
   explicit Network(std::shared_ptr<const Program> program, int64_t threads = 0);
@@ -38,9 +38,9 @@ class SNV2_API Network {
 
   const Program& program() const;
   int64_t threads() const;
-  // Threads of its own, which sleep between calls. The calling thread is one of them.
+  // The calling thread and others of shared_pool() (snv2/pool.h), which sleep between calls.
   void set_threads(int64_t threads);
-  // Runs in the caller's threads from now on; its own end.
+  // Runs in the caller's threads from now on.
   void set_threads(const ParallelFor& parallel_for);
 
   // Bytes of memory that a run of this shape and dtype works in.

@@ -74,7 +74,7 @@ struct Depthwise3x3Gradients {
 //   weight = scale s,  scale = sum of weight s,  shift = the last sum.
 inline constexpr int64_t kDepthwiseSums = 10;
 
-// The caller's thread pool; the library owns no threads. `run` calls body(arg, i) once for
+// A thread pool: the library's (snv2/pool.h) or the caller's. `run` calls body(arg, i) once for
 // each i in [0, count), in any order, on any threads, and returns when all calls have.
 struct ParallelFor {
   using Body = void (*)(void* arg, int64_t i);
