@@ -25,7 +25,8 @@ DEBUG := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-g1 -O1"
 CTEST := $(BIN)/ctest --output-on-failure -j $(shell nproc 2>/dev/null || echo 2) --test-dir
 CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: run wheels test-wheels test test-python test-slow test-cpp test-cuda-build test-sanitize test-tsan \
+.PHONY: run wheels test-wheels test test-python test-slow test-examples test-cpp \
+  test-cuda-build test-sanitize test-tsan \
   test-aarch64 test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
   bench-emulator cuda cuda-all lint format bench report clean
 
@@ -59,6 +60,19 @@ test-python: $(INSTALLED)
 # Networks at their full size on the emulator, and the cases that `make test` leaves out on Triton.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto -m $(or $(MARKS),slow) $(TESTS)
+
+# Programs of examples/ with Ray, Jupyter and Triton Inference Server, which the extra `examples` has
+# but for the server: that is some binaries in a folder, with a numpy of their own. One by one, since
+# each has workers of its own.
+TRITON_SERVER := build/triton-server
+
+test-examples: $(INSTALLED)
+	$(BIN)/pip install $$($(BIN)/python -c 'import tomllib; print(*tomllib.load( \
+	  open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["examples"])')
+	test -d $(TRITON_SERVER) || $(BIN)/pip install --target $(TRITON_SERVER) --no-deps \
+	  nvidia-pytriton==0.7.0 "numpy<2"
+	SNV2_TRITON_SERVER=$(CURDIR)/$(TRITON_SERVER) OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 \
+	  $(BIN)/python -m pytest -m examples python_tests/test_examples.py
 
 test-cpp: $(INSTALLED)
 	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_TESTS=ON -DSNV2_EMULATOR=ON

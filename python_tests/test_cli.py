@@ -513,13 +513,27 @@ def test_bench_takes_the_network_of_the_weights(
     assert [row["width"] for row in written["rows"]] == [name]
 
 
+@pytest.mark.gpu
+def test_bench_on_a_gpu(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    peers = ["--peer", "eager", "--peer", "cuda_graph", "--peer", "fused", "--peer", "engine"]
+    result = run(*_SMALL, "--device", "cuda", *peers, "--json", path)
+    assert result.exit_code == 0, result.output
+    written = json.loads(path.read_text())
+    assert written["machine"]["device"] == torch.cuda.get_device_name()
+    assert [row["floor_share"] for row in written["rows"]] == 4 * [None]
+    assert run(*_SMALL, "--device", "cuda", "--layers").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [("--image", "missing.png", "no such file"), ("--plot", "out.xyz", "expected an ending"),
      ("--json", "nowhere/out.json", "no such directory"), ("--width", "x9", "x0.5"),
      ("--weights", "missing.pth", "does not exist"), ("--weights", __file__, "not a state_dict"),
      ("--batch", 0, "0"), ("--batch", 10**20, "range"), ("--threads", 10**5, "range"),
-     ("--dtype", "int8", "fp16"), ("--peer", "tensorrt", "onnxruntime")],
+     ("--dtype", "int8", "fp16"), ("--peer", "tensorrt", "onnxruntime"),
+     ("--peer", "cuda_graph", "on cpu"), ("--device", "meta", "expected cpu or cuda"),
+     ("--device", "cuda:99", "no such GPU")],
 )  # fmt: skip
 def test_bench_option_errors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str, value: object, message: str

@@ -56,6 +56,18 @@ def test_classify(state_file: Path, picture: Path) -> None:
     assert torch.tensor(probabilities).allclose(expected.values[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda:99", "no such GPU"), ("tpu", "expected cpu or cuda")]
+)
+def test_classify_on_no_such_device(
+    state_file: Path, picture: Path, device: str, message: str
+) -> None:
+    result = run("classify", "--device", device, "--weights", state_file, picture)
+    assert result.exit_code == 2
+    assert f"--device': {device}: " in result.output
+    assert message in result.output
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK"])
 @pytest.mark.parametrize("size", [(300, 251), (251, 300), (224, 400), (60, 75)])
 @pytest.mark.parametrize("resize", [256, 232])

@@ -126,7 +126,7 @@ def test_goes_on_without_what_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [("--device", "tpu", "expected cpu or cuda"), ("--device", "meta", "expected cpu or cuda"),
-     ("--device", "cuda:99", "no such GPU"), ("--peer", "cuda_graph", "on cpu"),
+     ("--device", "cuda:99", "no such GPU; "), ("--peer", "cuda_graph", "on cpu"),
      ("--json", "nowhere/out.json", "no such directory"), ("--plot", "file/plots", "ot a dir"),
      ("--threads", 0, "0"), ("--repeats", 0, "0"), ("--size", 0, "0")],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -268,7 +269,7 @@ def test_another_number_of_threads(batch: int) -> None:
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (torch.zeros(1, 3, 37, 45), ValueError, r"x: expected shape \(2, 3, 37, 45\)"),
+        (torch.zeros(3, 3, 37, 45), ValueError, r"or fewer images, got \(3, .*x\.split\(2\)"),
         (torch.zeros(2, 3, 37, 46), ValueError, r"x: expected shape \(2, 3, 37, 45\)"),
         (torch.zeros(2, 1, 37, 45), ValueError, r"x: expected shape \(2, 3, 37, 45\)"),
         (torch.zeros(3, 37, 45), ValueError, "x: expected 4 dimensions"),
@@ -321,8 +322,24 @@ def test_float64_model() -> None:
 def test_device_without_kernels(device: str) -> None:
     if device != "meta" and snv2.backends()["cuda"].startswith("ok"):
         pytest.skip("there are kernels for it")
-    with pytest.raises(RuntimeError, match=f"device: .*{device}"):
+    reason = "kernels run on" if device == "meta" else re.escape(snv2.backends()["cuda"])
+    with pytest.raises(RuntimeError, match=f"device: .*{device}.*{reason}"):
         small_engine(device=device)
+
+
+def test_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index beyond the last GPU was an assertion of torch's."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(RuntimeError, match="device: there is no cuda:2; CUDA devices here: 2"):
+        small_engine(device="cuda:2")
+
+
+def test_backend_without_kernels() -> None:
+    with (
+        snv2.use_backend("reference"),
+        pytest.raises(RuntimeError, match="device: the backend 'reference', which is set for cpu"),
+    ):
+        small_engine()
 
 
 def test_cpu_device() -> None:
@@ -388,6 +405,7 @@ def test_use_inside_use() -> None:
     with _Reenters(engine) as mode:
         out = engine(x)
     assert "in use" in str(mode.error)
+    assert "engine.clone()" in str(mode.error)
     assert torch.equal(out, expected)
     assert torch.equal(engine(x), expected)
 

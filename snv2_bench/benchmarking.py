@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from snv2_bench.peers import PEERS, Unavailable
+from snv2_bench.peers import Unavailable, peers_of
 from snv2_kernels.testing import float64_reference, max_error
 
 if TYPE_CHECKING:
@@ -210,12 +210,13 @@ class Comparison(Turns):
     Args:
         model: in ``eval()`` mode, in the dtype of ``x``.
         x: [N, 3, H, W].
-        peers: names from :data:`~snv2_bench.peers.PEERS`.
+        peers: names from :func:`~snv2_bench.peers.peers_of` of the device of ``x``.
         bound: the largest error that an output may have.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, peers: Sequence[str], bound: float) -> None:
         super().__init__(x.device)
+        ways = peers_of(x.device)
         self.exact = exact = float64_reference(model)(x)
         for name in peers:
-            self.add(name, functools.partial(PEERS[name], model, x), lambda: exact, bound)
+            self.add(name, functools.partial(ways[name], model, x), lambda: exact, bound)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.backends import check_backend, resolve
+from snv2_kernels.backends import DEVICES, backends, check_backend, resolve
 from snv2_kernels.fuse import fuse
 from snv2_kernels.nn.planned import PlannedModule, plan_element
 from snv2_kernels.nn.watch import why_plain
@@ -114,8 +114,11 @@ class Engine:
     """A network, stage or unit frozen for fast inference at a fixed input shape.
 
     Weights are packed and all memory is planned when the engine is made; a call allocates
-    nothing. Later changes of ``model`` do not show. Numerically it is ``fuse(model)``. An engine
-    can be copied and pickled; it is made again where it is read, on a machine like this one.
+    nothing. Later changes of ``model`` do not show. Numerically it is ``fuse(model)``.
+
+    An engine serves one thread. :meth:`clone` makes one for each other thread, which shares the
+    weights. An engine can also be copied and pickled, weights and all; it is made again where it
+    is read, on a machine like this one.
 
     On a GPU a call replays one CUDA graph on the current stream, which reads :attr:`input`: write
     images there and pass it, and nothing is copied. Calls on several streams must wait for each
@@ -125,7 +128,7 @@ class Engine:
         model: in ``eval()`` mode; a model whose whole forward :func:`snv2_kernels.fuse`
             recognises. Of one that :func:`snv2_kernels.load_onnx` has made, ``normalization`` and
             ``tail`` run as they are, before and after.
-        input_shape: [N, C, H, W].
+        input_shape: [N, C, H, W]. N is the most images that a call takes.
         device: defaults to the parameters' device.
         dtype: of input and output, float32, float16 or bfloat16; defaults to the parameters'.
             Weights are packed from the parameters as they are, without rounding them first.
@@ -138,7 +141,7 @@ class Engine:
 
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
-        RuntimeError: if no kernel backend is there for ``device``.
+        RuntimeError: if no kernel backend is there for ``device``, with the reason.
     """
 
     def __init__(
@@ -160,9 +163,10 @@ class Engine:
         self._device = packed.device if device is None else _checked_device(device)
         if self._dtype not in KERNEL_DTYPES:
             raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype!r}")
+        _check_gpu(self._device)
         self._backend = resolve(self._device, "auto")
         if self._backend not in fused.kernel_backends:
-            raise RuntimeError(f"device: no kernel backend is available for {self._device}")
+            raise RuntimeError(f"device: {_why_no_kernels(self._device, self._backend)}")
         if self._device == torch.device("cuda"):
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._shape = checked_shape(input_shape, packed.in_channels, self._dtype)
@@ -202,7 +206,6 @@ class Engine:
                 raise
             kind = type(error) if isinstance(error, RuntimeError) else MemoryError  # as torch's
             raise kind(f"input_shape: {self._shape} takes too much memory: {error}") from None
-        self._tapped = dict(zip(self._tap_names, self._runner.results, strict=False))
         read = self._runner.input
         self._input = read if self._before is None else torch.zeros_like(read)
 
@@ -218,7 +221,7 @@ class Engine:
             raise ValueError(f"input_shape: {shape} does not run fused: {error}") from None
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_lock", "_runner", "_tapped", "_input")
+        made = ("_lock", "_runner", "_input")
         return {name: value for name, value in vars(self).items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -231,12 +234,26 @@ class Engine:
             )
         self._start()
 
+    def clone(self) -> Engine:
+        """Make an engine for another thread, which shares the weights and has memory of its own.
+
+        Both give the same to the bit, and may run at once. This engine may be in use meanwhile. On
+        a CPU the clone's memory is planned for as many threads as PyTorch uses in the thread that
+        makes it.
+        """
+        made = type(self).__new__(type(self))
+        vars(made).update(self.__getstate__())
+        made._start()
+        return made
+
     def __call__(self, x: Tensor) -> Any:
-        """The output for ``x``, in a buffer that the next call overwrites.
+        """Compute the output for ``x``, in a buffer that the next call overwrites.
 
         Args:
-            x: of the engine's shape and dtype; any strides (a copy is made unless contiguous).
-                With ``normalize`` uint8 [N, H, W, C].
+            x: of the engine's shape and dtype, or fewer images; any strides (a copy is made unless
+                contiguous). With ``normalize`` uint8 [N, H, W, C]. Of n images less than N the
+                results are views of the buffers' first n. On a CPU just these are computed; on a
+                GPU the graph always computes N.
 
         Returns:
             What the model returns, with ``taps`` that and ``{name: map}``; maps in logical order.
@@ -247,15 +264,22 @@ class Engine:
         """
         self._check_input(x)
         if not self._lock.acquire(blocking=False):
-            raise RuntimeError("this engine is in use; make one engine for each thread")
+            raise RuntimeError(
+                "this engine is in use in another thread; make one for each with engine.clone()"
+            )
         try:
             with torch.no_grad():
-                self._runner(x if self._before is None else self._before(x).to(self._dtype))
-                output = self._returned.filled(tuple(self._runner.results[len(self._tapped) :]))
+                results = self._runner(
+                    x if self._before is None else self._before(x).to(self._dtype)
+                )
+                output = self._returned.filled(tuple(results[len(self._tap_names) :]))
                 output = output if self._after is None else self._after(output)
         finally:
             self._lock.release()
-        return (output, {name: self._tapped[name] for name in self._taps}) if self._taps else output
+        if not self._taps:
+            return output
+        tapped = dict(zip(self._tap_names, results, strict=False))
+        return output, {name: tapped[name] for name in self._taps}
 
     def _check_input(self, x: Any) -> None:
         buffer = self._input
@@ -264,7 +288,7 @@ class Engine:
         if self._pixels is None:
             check_feature_map(x)
         if x.shape != buffer.shape:
-            raise ValueError(f"x: expected shape {tuple(buffer.shape)}, got {tuple(x.shape)}")
+            _check_fewer_images(x, buffer)
         if x.dtype != buffer.dtype:
             raise TypeError(f"x: expected {buffer.dtype}, got {x.dtype}")
         if x.device != self._device:
@@ -274,7 +298,8 @@ class Engine:
 
     @property
     def input(self) -> Tensor:
-        """A buffer of the engine's that fits as ``x``. On a GPU any other ``x`` is copied to it."""
+        """A buffer of the engine's that fits as ``x``, and so do its first images. On a GPU any
+        other ``x`` is copied to it."""
         return self._input
 
     @property
@@ -347,6 +372,37 @@ def _check_mode_and_hooks(model: nn.Module) -> None:
     ):
         if hooks:
             raise ValueError(f"model: it has {kind}, which an engine does not run; remove them")
+
+
+def _check_gpu(device: torch.device) -> None:
+    """Refuse a GPU that is not there, which torch would complain of in many ways."""
+    if device.type != "cuda" or (device.index or 0) < (count := torch.cuda.device_count()):
+        return
+    found = (
+        f"there is no {device}; CUDA devices here: {count}" if count else _why_no_kernels(device)
+    )
+    raise RuntimeError(f"device: {found}")
+
+
+def _why_no_kernels(device: torch.device, chosen: str = "reference") -> str:
+    states = backends()
+    fitting = [name for name in ("cpu", "cuda", "triton") if DEVICES[name] == device.type]
+    if any(states[name].startswith("ok") for name in fitting):
+        return f"the backend {chosen!r}, which is set for {device}, does not run this model"
+    reasons = [f"{name}: {states[name]}" for name in fitting] or ["kernels run on cpu and cuda"]
+    return f"no kernel backend is available for {device} ({'; '.join(reasons)})"
+
+
+def _check_fewer_images(x: Tensor, buffer: Tensor) -> None:
+    most, expected = buffer.shape[0], tuple(buffer.shape)
+    if x.shape[1:] != buffer.shape[1:]:
+        fewer = " or fewer images" if most > 1 else ""
+        raise ValueError(f"x: expected shape {expected}{fewer}, got {tuple(x.shape)}")
+    if x.shape[0] > most:
+        raise ValueError(
+            f"x: expected shape {expected} or fewer images, got {tuple(x.shape)};"
+            f" pass x.split({most}) one by one, or make an engine for {x.shape[0]} images"
+        )
 
 
 def _frozen(module: nn.Module | None, device: torch.device) -> nn.Module | None:

@@ -1,7 +1,8 @@
 """How an engine runs its plan on each backend: the memory, and one call.
 
 A runner has ``input``, a buffer for what the engine is given, ``results``, which a call fills:
-feature maps that were asked for, and the output last; and ``workspace``, all other memory.
+feature maps that were asked for, and the output last; and ``workspace``, all other memory. A call
+may be of fewer images than these hold; it returns the results' first images.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ def _input_buffer(shape: Shape, dtype: torch.dtype, device: Any, pixels: Pixels 
     return torch.zeros((n, h, w, c), dtype=torch.uint8, device=device)
 
 
+def _first(tensors: list[Tensor], images: int) -> list[Tensor]:
+    """Views of the first images of each tensor; the tensors themselves where these are all."""
+    return [t if t.shape[0] == images else t[:images] for t in tensors]
+
+
 class _Conversion:
     """Pixels on the CPU, by torch, into memory of its own."""
 
@@ -73,9 +79,10 @@ class _Conversion:
 
     def __call__(self, image: Tensor) -> Tensor:
         """[N, C, H, W] from [N, H, W, C]."""
-        self._exact.copy_(image.permute(0, 3, 1, 2)).mul_(self._scale).add_(self._shift)
+        exact, rounded = _first([self._exact, self._rounded], image.shape[0])
+        exact.copy_(image.permute(0, 3, 1, 2)).mul_(self._scale).add_(self._shift)
         # Of the same dtype they are one tensor.
-        return self._rounded.copy_(self._exact)
+        return rounded.copy_(exact)
 
 
 class CpuRunner:
@@ -102,16 +109,16 @@ class CpuRunner:
         with torch.inference_mode(False):
             self.workspace = [empty_floats(size // 4)]
 
-    def __call__(self, x: Tensor) -> None:
+    def __call__(self, x: Tensor) -> list[Tensor]:
         if torch.get_num_threads() != self.threads:
             self._allocate_workspace()
         if self._convert is not None:
             x = self._convert(x)
         elif not x.is_contiguous():
-            x = self.input.copy_(x)
-        torch.ops.snv2.network_out(
-            x, self.plan.weights, self.plan.words, *self.workspace, self.results
-        )
+            x = self.input[: x.shape[0]].copy_(x)
+        results = _first(self.results, x.shape[0])
+        torch.ops.snv2.network_out(x, self.plan.weights, self.plan.words, *self.workspace, results)
+        return results
 
     @property
     def arrays(self) -> tuple[Tensor, ...]:
@@ -123,7 +130,8 @@ class CpuRunner:
 
 class _GraphRunner:
     """On a GPU one graph, replayed on the current stream: it reads ``input``, where anything else
-    is copied first. Elsewhere (on the emulator, in Triton's interpreter) one op call."""
+    is copied first, and computes all images of it. Elsewhere (on the emulator, in Triton's
+    interpreter) one op call."""
 
     def __init__(
         self, plan: GpuPlan | TritonPlan, shape: Shape, device: torch.device, pixels: Pixels | None
@@ -141,7 +149,7 @@ class _GraphRunner:
     def _allocate_workspace(self) -> list[Tensor]:
         raise NotImplementedError
 
-    def _launch(self, x: Tensor) -> None:
+    def _launch(self, x: Tensor, results: list[Tensor]) -> None:
         raise NotImplementedError
 
     @torch.no_grad()
@@ -151,20 +159,24 @@ class _GraphRunner:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                self._launch(self.input)  # kernels are loaded now, which a capture does not allow
+                # Kernels are loaded now, which a capture does not allow.
+                self._launch(self.input, self.results)
             torch.cuda.current_stream().wait_stream(side)
             # Other threads may go on using the GPU.
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                self._launch(self.input)
+                self._launch(self.input, self.results)
         return graph
 
-    def __call__(self, x: Tensor) -> None:
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        results = _first(self.results, x.shape[0])
+        (read,) = _first([self.input], x.shape[0])
         if self.graph is None:
-            self._launch(x if x.is_contiguous() else self.input.copy_(x))
-            return
-        if x.data_ptr() != self.input.data_ptr() or x.stride() != self.input.stride():
-            self.input.copy_(x)
+            self._launch(x if x.is_contiguous() else read.copy_(x), results)
+            return results
+        if x.data_ptr() != read.data_ptr() or x.stride() != read.stride():
+            read.copy_(x)
         self.graph.replay()
+        return results
 
 
 class GpuRunner(_GraphRunner):
@@ -191,9 +203,9 @@ class GpuRunner(_GraphRunner):
         device = self.plan.weights.device
         return [torch.empty(size + WORKSPACE_SLACK, dtype=torch.uint8, device=device)]
 
-    def _launch(self, x: Tensor) -> None:
+    def _launch(self, x: Tensor, results: list[Tensor]) -> None:
         self._operators.gpu_network_out(
-            x, *self.plan.arrays, *self.workspace, self.results, self._scale, self._shift
+            x, *self.plan.arrays, *self.workspace, results, self._scale, self._shift
         )
 
     @property
@@ -229,11 +241,11 @@ class TritonRunner(_GraphRunner):
         n, _, h, w = self._shape
         return list(allocate(self.plan.weights, self.plan.steps, n, h, w).tensors)
 
-    def _launch(self, x: Tensor) -> None:
+    def _launch(self, x: Tensor, results: list[Tensor]) -> None:
         if self._affine:
             x = x.permute(0, 3, 1, 2)
         self._operators.network_out(
-            x, *self.plan.arrays, self.plan.step_words, self.workspace, self.results, self._affine
+            x, *self.plan.arrays, self.plan.step_words, self.workspace, results, self._affine
         )
 
     @property

@@ -14,11 +14,14 @@ import torch
 from snv2_bench.benchmarking import Comparison, one_line, wrong_output
 from snv2_bench.cli.common import (
     AMOUNT,
+    DEVICE,
     DTYPES,
     INTERRUPTED,
     LOAD,
     THREADS,
     WIDTHS,
+    checked_peers,
+    exact_products,
     measure,
     output,
     output_file,
@@ -43,7 +46,7 @@ from snv2_bench.cli.weights import WeightsError, load_model, width_of
 from snv2_bench.floor import least_bytes, measure_floor, multiply_adds
 from snv2_bench.layers import layer_times
 from snv2_bench.load import busy_processes
-from snv2_bench.peers import PEERS
+from snv2_bench.peers import GPU_PEERS, PEERS, peers_of
 from snv2_bench.startup import first_results
 from snv2_kernels.engine import Engine
 from snv2_kernels.nn.planned import plan_element
@@ -108,14 +111,15 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
     type=AMOUNT, help="Images in a call. May be repeated.",
 )  # fmt: skip
 @_several("dtype", list(DTYPES), ["fp32"], "Type of weights and activations.")
-@_several("peer", list(PEERS), list(PEERS), "A way to run the network.")
+@_several("peer", list(PEERS | GPU_PEERS), [], "A way to run the network; by default all.")
+@DEVICE
 @click.option(
     "--size", default=224, show_default=True, type=AMOUNT,
     help="Height and width of the input.",
 )  # fmt: skip
 @click.option(
     "--threads", multiple=True, type=THREADS,
-    help="Threads; by default as many as PyTorch uses. May be repeated.",
+    help="Threads on the CPU; by default as many as PyTorch uses. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--repeats", default=30, show_default=True, type=AMOUNT,
@@ -158,6 +162,7 @@ def bench(
     batches: tuple[int, ...],
     dtypes: tuple[str, ...],
     peers: tuple[str, ...],
+    device: torch.device,
     size: int,
     threads: tuple[int, ...],
     repeats: int,
@@ -179,15 +184,23 @@ def bench(
     threads and in float32, or for bf16 in that where it can; and that of input and weights at the
     rate of copies in caches. Both rates are measured in the same run, before busy processes start.
     Ctrl-C keeps what has been measured.
+
+    On a GPU a time is the mean of calls that follow each other, and there is no floor.
     """
     if compare is not None:
         show_comparison(*compare)
         return
+    gpu = device.type == "cuda"
+    if gpu and (layers or startup):
+        option = "--layers" if layers else "--startup"
+        raise click.BadParameter(f"measures on the CPU alone, not on {device}", param_hint=option)
     before = torch.get_num_threads()
     try:
         settings = {
-            "widths": widths, "batches": batches, "dtypes": dtypes, "peers": peers, "size": size,
-            "threads": threads or (before,), "repeats": repeats, "load": load,
+            "widths": widths, "batches": batches, "dtypes": dtypes,
+            "peers": checked_peers(peers, device, list(peers_of(device))), "device": device,
+            "size": size, "threads": (not gpu and threads) or (before,), "repeats": repeats,
+            "load": load,
             "image": image, "weights": weights, "layers": layers, "startup": startup,
         }  # fmt: skip
         result = _run(settings, json_path)
@@ -206,13 +219,17 @@ def _run(settings: dict[str, Any], json_path: str | None) -> Result:
     """
     console = output()
     models = _models(settings["widths"], settings["weights"])
-    result = new_result(settings | {"widths": tuple(models)})
+    device: torch.device = settings["device"]
+    result = new_result(settings | {"widths": tuple(models), "device": str(device)})
     images = _images(settings["image"], settings["size"], max(settings["batches"]))
     names = (f"{name} {version}" for name, version in result["versions"].items())
     size = settings["size"]
-    console.print(f"{result['machine']['cpu']}, {size} x {size}, {', '.join(names)}")
+    gpu = device.type == "cuda"
+    where = torch.cuda.get_device_name(device) if gpu else result["machine"]["cpu"]
+    result["machine"]["device"] = where
+    console.print(f"{where}, {size} x {size}, {', '.join(names)}")
     # What each dtype is multiplied in.
-    elements = {name: plan_element(DTYPES[name]) for name in settings["dtypes"]}
+    elements = {} if gpu else {name: plan_element(DTYPES[name]) for name in settings["dtypes"]}
     floors = {
         (threads, name): measure_floor(threads, element)
         for threads in settings["threads"]
@@ -236,13 +253,13 @@ def _run(settings: dict[str, Any], json_path: str | None) -> Result:
     if load > 0:
         console.print(f"under load: {_busy(load)}, on {result['machine']['usable_cores']} cores")
     try:
-        with busy_processes(load), progress() as bar:
+        with busy_processes(load), progress() as bar, exact_products(device):
             for case in itertools.product(models, *(settings[key] for key in keys)):
                 width, batch, dtype, threads = case
                 torch.set_num_threads(threads)
-                model, x = models[width], images[:batch].to(DTYPES[dtype])
-                floor = floors[threads, dtype]
-                _time_case(result, case, model, x, floor, settings, bar)
+                model, x = models[width], images[:batch].to(device, DTYPES[dtype])
+                least = floors.get((threads, dtype))
+                _time_case(result, case, model, x, least, settings, bar)
                 save()
             if settings["startup"]:
                 _start_peers(result, settings, bar)
@@ -263,18 +280,19 @@ def _busy(load: int) -> str:
 
 def _time_case(
     result: Result, case: tuple[str, int, str, int], model: nn.Module, x: Tensor,
-    floor: Floor, settings: dict[str, Any], bar: Progress,
+    floor: Floor | None, settings: dict[str, Any], bar: Progress,
 ) -> None:  # fmt: skip
     """Add one case to the result and print it, as far as it gets."""
     _, _, dtype, _ = case
     console = output()
-    model = copy.deepcopy(model).to(DTYPES[dtype])
+    model = copy.deepcopy(model).to(x.device, DTYPES[dtype])
     bound = upper_bound("network", DTYPES[dtype])
     comparison = Comparison(model, x, settings["peers"], bound)
     try:
         measure(comparison, settings["repeats"], bar, label_of(case))
     finally:
-        floor_ms = floor.least_ms(multiply_adds(model, x), least_bytes(model, x))
+        work = multiply_adds(model, x), least_bytes(model, x)
+        floor_ms = None if floor is None else floor.least_ms(*work)
         rows = rows_of(comparison.rows.values(), case, bound, floor_ms)
         result["rows"] += rows
         console.print()
@@ -282,7 +300,7 @@ def _time_case(
         beside = f", beside {_busy(load)}" if load > 0 else ""
         console.print(table_of(rows, label_of(case) + beside))
         console.print(versus_line(rows) or "")
-    if settings["layers"]:
+    if settings["layers"] and floor is not None:
         try:
             _time_layers(
                 result, case, model, x, floor, settings["repeats"], comparison.exact, bound

@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import nn
 
 import snv2_kernels
-from snv2_bench.cli.common import WIDTHS, output
+from snv2_bench.cli.common import DEVICE, WIDTHS, output
 from snv2_bench.cli.images import (
     ImageError,
     authors_pixels,
@@ -83,7 +83,10 @@ def scores_layer(model: nn.Module, weights: str | None) -> nn.Linear:
     "--width", type=click.Choice(list(WIDTHS)),
     help="Width of the network; by default that of the weights, or x1.0.",
 )  # fmt: skip
-def classify(images: tuple[str, ...], weights: str | None, width: str | None) -> None:
+@DEVICE
+def classify(
+    images: tuple[str, ...], weights: str | None, width: str | None, device: torch.device
+) -> None:
     """Show the five likeliest classes of each IMAGE.
 
     Images are resized, cropped and normalised as for torchvision's weights, for weights in the
@@ -91,13 +94,13 @@ def classify(images: tuple[str, ...], weights: str | None, width: str | None) ->
     is 1 if an image cannot be read or has no finite scores; the others are classified.
     """
     model = load_model(weights, width) if weights else published_model(width or "x1.0")
-    fused = snv2_kernels.fuse(model)
+    fused = snv2_kernels.fuse(model.to(device))
     names = class_names(scores_layer(model, weights).out_features)
     resize = 256 if takes_authors_pixels(model) else resize_of(width_of(model))
     pixels, has_softmax = _pixels_of(model), _ends_with_softmax(model)
 
     def scores(image: Image) -> Tensor:
-        found = cast("Tensor", fused(pixels(image, resize, _CROP)[None])[0])
+        found = cast("Tensor", fused(pixels(image, resize, _CROP)[None].to(device))[0])
         return found.log() if has_softmax else found
 
     show_classes(images, scores, names)

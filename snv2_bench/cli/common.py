@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from snv2_bench.cli.errors import is_special
-from snv2_kernels import models
+from snv2_bench.peers import peers_of
+from snv2_kernels import backends, models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from snv2_bench.benchmarking import Turns
 
 __all__ = [
-    "AMOUNT", "DTYPES", "FORMATS", "INTERRUPTED", "LOAD", "THREADS", "WIDTHS", "measure",
-    "output", "output_file", "progress",
+    "AMOUNT", "DEVICE", "DTYPES", "FORMATS", "INTERRUPTED", "LOAD", "THREADS", "WIDTHS",
+    "checked_peers", "exact_products", "measure", "output", "output_file", "progress",
 ]  # fmt: skip
 
 WIDTHS: dict[str, Callable[..., models.ShuffleNetV2]] = {
@@ -40,6 +42,51 @@ LOAD = click.IntRange(0, 1024)
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 _FILE_COLUMNS = 160
+
+
+def _device(context: click.Context, parameter: click.Parameter, name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise click.BadParameter(f"{name}: expected cpu or cuda, or cuda:1 and so on") from None
+    if device.type not in ("cpu", "cuda"):
+        raise click.BadParameter(f"{name}: expected cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        why = f"there are {count}" if count else f"its backend is {backends()['cuda']}"
+        raise click.BadParameter(f"{name}: there is no such GPU; {why}")
+    return device
+
+
+DEVICE = click.option(
+    "--device", default="cpu", show_default=True, callback=_device,
+    help="Where to run: cpu, cuda or cuda:1.",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Multiply float32 as such on a GPU, where cuDNN measures its kernels first."""
+    if device.type != "cuda":
+        yield
+        return
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+    with torch.cuda.device(device), flags:
+        yield
+
+
+def checked_peers(peers: Sequence[str], device: torch.device, default: Sequence[str]) -> list[str]:
+    """The peers that were asked for, or the default ones.
+
+    Raises:
+        click.BadParameter: if one does not run on the device.
+    """
+    for peer in peers:
+        if peer not in peers_of(device):
+            expected = ", ".join(peers_of(device))
+            raise click.BadParameter(
+                f"{peer}: expected one of {expected} on {device}", param_hint="--peer"
+            )
+    return list(peers or default)
 
 
 def output() -> Console:

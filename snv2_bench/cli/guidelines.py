@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from snv2_bench.cli.common import AMOUNT
-from snv2_bench.cli.tables import checked_peers, run_and_write, table_options
+from snv2_bench.cli.common import AMOUNT, checked_peers
+from snv2_bench.cli.tables import run_and_write, table_options
 from snv2_bench.guidelines.cases import TABLES, guideline_groups
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from snv2_bench.cli.page_parts import (
 )
 from snv2_bench.cli.summary import CASE, case_of, cases_of, label_of
 from snv2_bench.floor import Floor
-from snv2_bench.peers import OURS, PEERS
+from snv2_bench.peers import GPU_PEERS, OURS, PEERS
 from snv2_bench.startup import PHASES
 
 if TYPE_CHECKING:
@@ -362,7 +362,7 @@ def _origin(files: Sequence[tuple[str, Result]]) -> Section:
     used = {row["peer"] for _, result in files for row in result.get("rows", [])}
     ways = [
         [Cell(name), Cell(re.sub(r":\w+:|`", "", inspect.getdoc(make) or ""))]
-        for name, make in PEERS.items()
+        for name, make in (PEERS | GPU_PEERS).items()
         if name in used
     ]
     if ways:

@@ -63,9 +63,9 @@ def _in_case(case: Sequence[Any], rest: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_of(
-    measurements: Iterable[Measurement], case: Sequence[Any], bound: float, floor_ms: float
+    measurements: Iterable[Measurement], case: Sequence[Any], bound: float, floor_ms: float | None
 ) -> list[Row]:
-    """The rows of one case: width, batch, dtype, threads."""
+    """The rows of one case: width, batch, dtype, threads; the floor is known of a CPU."""
     measurements = list(measurements)
     eager = next((m.median for m in measurements if m.peer == "eager"), None)
     _, batch, _, _ = case
@@ -81,7 +81,7 @@ def rows_of(
             "median_ms": m.median,
             "percentiles_ms": m.percentiles(),
             "images_per_s": batch / m.median * 1e3 if m.median else None,
-            "floor_share": floor_ms / m.median if m.median else None,
+            "floor_share": floor_ms / m.median if floor_ms and m.median else None,
             "speedup": eager / m.median if eager and m.median else None,
             "paired": {o.peer: m.paired(o) for o in others} if m.samples and m.peer in OURS else {},
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,8 +13,10 @@ from rich.text import Text
 
 from snv2_bench.cli.common import (
     AMOUNT,
+    DEVICE,
     INTERRUPTED,
     THREADS,
+    exact_products,
     measure,
     output,
     output_file,
@@ -25,29 +26,17 @@ from snv2_bench.cli.files import write_result
 from snv2_bench.cli.results import new_result
 from snv2_bench.cli.rule import upper_bound
 from snv2_bench.cli.tables_plot import plot_ratios
-from snv2_bench.peers import GPU_PEERS, PEERS, peers_of
+from snv2_bench.peers import GPU_PEERS, PEERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable
 
     from snv2_bench.cli.schema import Result
     from snv2_bench.guidelines.cases import Group
 
-__all__ = ["checked_peers", "run_and_write", "table_options"]
+__all__ = ["run_and_write", "table_options"]
 
 _REPEATS, _QUICK_REPEATS = 30, 5
-
-
-def _device(context: click.Context, parameter: click.Parameter, name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise click.BadParameter(f"{name}: expected cpu or cuda, or cuda:1 and so on") from None
-    if device.type not in ("cpu", "cuda"):
-        raise click.BadParameter(f"{name}: expected cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise click.BadParameter(f"{name}: there is no such GPU")
-    return device
 
 
 def _folder(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
@@ -72,10 +61,7 @@ def table_options(quick: str) -> Callable[[Any], Any]:
         quick: what the option of that name leaves out.
     """
     options = [
-        click.option(
-            "--device", default="cpu", show_default=True, callback=_device,
-            help="Where to run: cpu, cuda or cuda:1.",
-        ),
+        DEVICE,
         click.option(
             "--threads", multiple=True, default=[1], show_default=True,
             type=THREADS, help="Threads on the CPU. May be repeated.",
@@ -110,32 +96,6 @@ def table_options(quick: str) -> Callable[[Any], Any]:
         return command
 
     return decorate
-
-
-@contextlib.contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
-    """On a GPU float32 is multiplied as such, and cuDNN measures its kernels."""
-    if device.type != "cuda":
-        yield
-        return
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
-    with torch.cuda.device(device), flags:
-        yield
-
-
-def checked_peers(peers: Sequence[str], device: torch.device, default: Sequence[str]) -> list[str]:
-    """The peers that were asked for.
-
-    Raises:
-        click.BadParameter: if one does not run on the device.
-    """
-    for peer in peers:
-        if peer not in peers_of(device):
-            expected = ", ".join(peers_of(device))
-            raise click.BadParameter(
-                f"{peer}: expected one of {expected} on {device}", param_hint="--peer"
-            )
-    return list(peers or default)
 
 
 def run_and_write(
@@ -183,7 +143,7 @@ def _run(
     batch = settings["batch"]
     console.print(f"{where}, batch {batch}, float32, torch {result['versions']['torch']}")
     try:
-        with progress() as bar, _exact_products(device):
+        with progress() as bar, exact_products(device):
             for threads in (torch.get_num_threads(),) if gpu else settings["threads"]:
                 torch.set_num_threads(threads)
                 suffix = "" if gpu else f", {threads} thread{'s' if threads > 1 else ''}"
