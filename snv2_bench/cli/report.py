@@ -32,6 +32,7 @@ def render(files: list[tuple[str, Result]]) -> str:
 
     from snv2_bench.cli.page import sections_of
     from snv2_bench.cli.page_parts import Chart, Fold, Table
+    from snv2_bench.peers import OURS
 
     bundle = importlib.resources.files("itables") / "html" / "dt_bundle.js"
     environment = jinja2.Environment(
@@ -43,7 +44,8 @@ def render(files: list[tuple[str, Result]]) -> str:
     page = environment.get_template("report.html.j2")
     # In base64, since the bundle has characters that are none of HTML's.
     datatables = base64.b64encode(bundle.read_bytes()).decode("ascii")
-    return page.render(sections=sections_of(files), files=files, datatables=datatables) + "\n"
+    made = page.render(sections=sections_of(files), files=files, ours=OURS, datatables=datatables)
+    return f"{made}\n"
 
 
 @click.command()
