@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from snv2_bench.cli.plot import draw_bars
@@ -50,6 +51,7 @@ _BAR, _NAME, _GAP = 13.0, 18.0, 8.0  # points that a bar, a name above bars, a g
 # Okabe and Ito's colours, which differ to every eye, on white as on black.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a000", "#8a8f98")
 _MARKERS = "osD^vPX*"
+_MARGIN = 8.0  # points beside bars, where half of the axis' first number stands
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "snv2", "text.parse_math": False, "font.size": _TEXT,
     "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
@@ -105,7 +107,8 @@ def _groups(
     lines = math.ceil(len(names) / columns)
     height = pitch * lines + _GAP
     size = (_WIDTH * columns, (height + 5.5 * _TEXT) / 72)
-    panels = Figure(figsize=size, layout="constrained").subplots(1, columns, squeeze=False)[0]
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=_MARGIN / 72))
+    panels = figure.subplots(1, columns, squeeze=False)[0]
     tops = pitch * (np.arange(len(names)) % lines)
     for index, (name, top) in enumerate(zip(names, tops, strict=True)):
         axes = panels[index // lines]
@@ -155,7 +158,7 @@ def ratios_chart(cases: Sequence[Mapping[str, Any]], columns: int = 1) -> Figure
                 )  # fmt: skip
                 _write_ratios(axes, ratios[here], at[here], (ratios + error[1])[here])
         for axes in panels:
-            axes.axvline(1, color=_INK, linewidth=1, linestyle=":")
+            axes.axvline(1, color=_INK, linewidth=1, linestyle=":", alpha=0.6)
             axes.set_xlim(0, 1.2 * longest)  # the numbers need room
             axes.set_xlabel("times as fast as the fastest other way")
         _legend(panels[0], 2)
@@ -332,7 +335,7 @@ def guideline_chart(rows: Sequence[Guideline]) -> Figure:
             at = places + _BAR * number
             axes.barh(at, lengths, _BAR - 2, color=colour, label=name)
             _write_ratios(axes, lengths, at, lengths)
-        axes.axvline(1, color=_INK, linewidth=1, linestyle=":")
+        axes.axvline(1, color=_INK, linewidth=1, linestyle=":", alpha=0.6)
         axes.margins(x=0.15)
         axes.set_xlim(left=0)
         axes.set_xlabel(f"speed beside {settings[0]}")
