@@ -28,7 +28,7 @@ CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*
 .PHONY: run wheels test-wheels test test-python test-slow test-examples test-cpp \
   test-cuda-build test-sanitize test-tsan \
   test-aarch64 test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
-  bench-emulator cuda cuda-all lint format bench report clean
+  bench-emulator cuda cuda-all lint format bench report docs clean
 
 run: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
 	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last \
@@ -199,6 +199,10 @@ out/gpu.json: $(INSTALLED) benchmarks/predict.py
 report: $(INSTALLED)
 	$(BIN)/snv2 report benchmarks/results/*.json -o out/report.html
 	$(BIN)/python tools/readme_table.py
+
+# The documentation as a site, in out/site. Links to what is not there are errors.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # How long a million operations of a warp take on the emulator.
 bench-emulator: $(INSTALLED)

@@ -153,7 +153,8 @@ def cat_shuffle(a: Tensor, b: Tensor, backend: str | None = None) -> Tensor:
     ``y[:, 2 * i + 1] = b[:, i]``.
 
     Args:
-        a, b: [N, C, H, W], the same shape, dtype and device.
+        a: [N, C, H, W], the even channels of the result.
+        b: the odd ones, of the same shape, dtype and device.
         backend: see :mod:`snv2_kernels.backends`.
 
     Returns:
@@ -193,7 +194,8 @@ def dw_conv3x3(
     Args:
         x: [N, C, H, W].
         weight: [C, 1, 3, 3], of x's dtype or float32.
-        scale, shift: [C], of x's dtype or float32, as :func:`snv2_kernels.fold_bn` gives them.
+        scale: [C], of x's dtype or float32, as :func:`snv2_kernels.fold_bn` gives it.
+        shift: as ``scale``.
         stride: 1 or 2.
         relu: apply a ReLU last.
         backend: see :mod:`snv2_kernels.backends`.
@@ -227,7 +229,8 @@ def split_dw_cat_shuffle(
     Args:
         x: [N, C, H, W], C even.
         weight: [C / 2, 1, 3, 3], of x's dtype or float32.
-        scale, shift: [C / 2], of x's dtype or float32.
+        scale: [C / 2], of x's dtype or float32.
+        shift: as ``scale``.
         backend: see :mod:`snv2_kernels.backends`.
 
     Returns:

@@ -112,7 +112,7 @@ def readme(text: str, written: str) -> str:
 
 def picture(path: Path, result: Result) -> str:
     """The chart of all cases, which names the result that it shows."""
-    drawn = charts.svg(charts.ratios_chart(result["summary"]["cases"]), "results")
+    drawn = charts.svg(charts.ratios_chart(result["summary"]["cases"], columns=2), "results")
     head, tail = drawn.split(">", 1)
     return f"{head}><desc>{path.name}, {result['date']}</desc>{STYLE}{tail}"
 

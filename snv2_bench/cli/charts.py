@@ -1,18 +1,21 @@
 """Charts of a result as SVG that stands inside a page.
 
 Text stays text, and what is neither line nor bar has the colour of the page's text, so that one
-picture serves light and dark pages.
+picture serves light and dark pages. A chart is as wide as a phone, where a point of it is a pixel:
+its text is readable there, and on a wide page charts stand side by side.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from snv2_bench.cli.plot import draw_bars
@@ -42,15 +45,19 @@ __all__ = [
 ]
 
 _INK = "#010203"  # replaced by the colour of the text around
-_WIDTH = 5.2
+_WIDTH = 5.0  # inches: 360 points
+_TEXT = 12.5  # points
+_BAR, _NAME, _GAP = 13.0, 18.0, 8.0  # points that a bar, a name above bars, a gap below are high
 # Okabe and Ito's colours, which differ to every eye, on white as on black.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a000", "#8a8f98")
 _MARKERS = "osD^vPX*"
+_MARGIN = 8.0  # points beside bars, where half of the axis' first number stands
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "snv2", "text.parse_math": False, "font.size": 10,
+    "svg.fonttype": "none", "svg.hashsalt": "snv2", "text.parse_math": False, "font.size": _TEXT,
     "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "xtick.color": _INK,
     "ytick.color": _INK, "axes.facecolor": "none", "figure.facecolor": "none",
     "legend.framealpha": 0, "axes.spines.top": False, "axes.spines.right": False,
+    "legend.handlelength": 1.2, "legend.columnspacing": 1.2, "legend.borderpad": 0,
 }  # fmt: skip
 
 
@@ -83,13 +90,56 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
 
 
-def ratios_chart(cases: Sequence[Mapping[str, Any]]) -> Figure:
+def _legend(axes: Axes, columns: int) -> None:
+    """A legend above the axes, with room of its own."""
+    axes.figure.legend(loc="outside upper left", ncols=columns)
+
+
+def _groups(
+    names: Sequence[str], bars: int, columns: int = 1
+) -> tuple[list[Axes], np.ndarray[Any, Any]]:
+    """Axes in points for groups of bars, each below its name, which may be as long as the chart.
+
+    Returns:
+        The axes, one for each column, and where the middle of each group's first bar is.
+    """
+    pitch = _NAME + _BAR * bars + _GAP
+    lines = math.ceil(len(names) / columns)
+    height = pitch * lines + _GAP
+    size = (_WIDTH * columns, (height + 5.5 * _TEXT) / 72)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=_MARGIN / 72))
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    tops = pitch * (np.arange(len(names)) % lines)
+    for index, (name, top) in enumerate(zip(names, tops, strict=True)):
+        axes = panels[index // lines]
+        axes.annotate(name, (0, top + _NAME - 3), xycoords=axes.get_yaxis_transform(), va="bottom")
+    for axes in panels:
+        axes.set_ylim(height, -_GAP)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+    return panels.tolist(), tops + _NAME + _BAR / 2
+
+
+def _write_ratios(
+    axes: Axes, ratios: Iterable[float], places: Iterable[float], ends: Iterable[float]
+) -> None:
+    """Ratios as text behind the ends of their bars; nothing for NaN."""
+    for ratio, place, end in zip(ratios, places, ends, strict=True):
+        if not np.isnan(ratio):
+            axes.annotate(
+                f"{ratio:.2f}x", (end, place), xytext=(4, 0), textcoords="offset points",
+                va="center",
+            )  # fmt: skip
+
+
+def ratios_chart(cases: Sequence[Mapping[str, Any]], columns: int = 1) -> Figure:
     """Ours against the fastest other in every case of a summary."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(1.0 + 0.42 * len(cases))
-        places = np.arange(len(cases))
+        names = [f"{label_of([c[k] for k in CASE])}, vs {c['fastest_peer']}" for c in cases]
+        panels, places = _groups(names, len(OURS), columns)
+        longest = 1.0
+        lines = math.ceil(len(cases) / columns)
         for number, peer in enumerate(OURS):
-            at = places + 0.36 * (number - 0.5)
             ratios = np.array([case["speedup"].get(peer, np.nan) for case in cases])
             spread = [
                 [case["paired"].get(peer, {}).get(p, ratio) for p in ("p10", "p90")]
@@ -98,25 +148,30 @@ def ratios_chart(cases: Sequence[Mapping[str, Any]]) -> Figure:
             low, high = np.array(spread).T
             error = np.clip([ratios - low, high - ratios], 0, None)
             colour = {"engine": _COLOURS[2], "fused": _COLOURS[4]}[peer]
-            axes.barh(
-                at, ratios, 0.36, xerr=error, color=colour, ecolor=_INK, capsize=2, label=peer
-            )
-        axes.axvline(1, color=_INK, linewidth=1)
-        axes.set_yticks(places)
-        axes.set_yticklabels(
-            [f"{label_of([c[k] for k in CASE])}\nvs {c['fastest_peer']}" for c in cases], fontsize=8
-        )
-        axes.invert_yaxis()
-        axes.set_xlabel("times as fast as the fastest other way")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-    return figure
+            at = places + _BAR * number
+            longest = np.nanmax([longest, *(ratios + error[1])])
+            for column, axes in enumerate(panels):
+                here = slice(column * lines, (column + 1) * lines)
+                axes.barh(
+                    at[here], ratios[here], _BAR - 2, xerr=error[:, here], color=colour,
+                    ecolor=_INK, capsize=2, label="" if column else peer,
+                )  # fmt: skip
+                _write_ratios(axes, ratios[here], at[here], (ratios + error[1])[here])
+        for axes in panels:
+            axes.axvline(1, color=_INK, linewidth=1, linestyle=":", alpha=0.6)
+            axes.set_xlim(0, 1.2 * longest)  # the numbers need room
+            axes.set_xlabel("times as fast as the fastest other way")
+        _legend(panels[0], 2)
+    return cast("Figure", panels[0].figure)
 
 
 def bars_chart(rows: Sequence[Row]) -> Figure:
     """Milliseconds of one case."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(0.8 + 0.3 * len(rows))
-        draw_bars(axes, rows, ink=_INK)
+        draw_bars(axes, rows, ink=_INK, size=_TEXT, room=1.9)
+        axes.tick_params("y", length=0)
+        axes.locator_params("x", nbins=5)
         axes.set_xlabel("ms (median; whiskers p10 to p90)")
     return figure
 
@@ -124,7 +179,7 @@ def bars_chart(rows: Sequence[Row]) -> Figure:
 def throughput_chart(rows: Sequence[Row]) -> Figure:
     """Images a second against the batch."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(3.6)
+        figure, axes = _figure(4.8)
         for number, (peer, colour) in enumerate(_colours(row["peer"] for row in rows).items()):
             timed = [row for row in rows if row["peer"] == peer and row["images_per_s"]]
             axes.plot(
@@ -136,22 +191,26 @@ def throughput_chart(rows: Sequence[Row]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("batch")
         axes.set_ylabel("images/s")
-        axes.legend(fontsize=8, ncols=2)
+        _legend(axes, 2)
     return figure
 
 
 def _stack(
-    axes: Axes, labels: Sequence[str], parts: Mapping[str, Sequence[float]], size: float = 8
+    axes: Axes, places: Sequence[float], parts: Mapping[str, Sequence[float]], height: float = 0.8
 ) -> None:
-    """Horizontal bars of parts, the first label on top."""
-    start = np.zeros(len(labels))
+    """Horizontal bars of parts."""
+    start = np.zeros(len(places))
     for (name, values), colour in zip(parts.items(), _COLOURS, strict=False):
-        axes.barh(range(len(labels)), values, left=start, color=colour, label=name)
+        axes.barh(places, values, height, left=start, color=colour, label=name)
         start = start + np.array(values)
-    axes.set_yticks(range(len(labels)))
-    axes.set_yticklabels(labels, fontsize=size)
+    _legend(axes, 3 if len(parts) > 4 else 2)
+
+
+def _names(axes: Axes, names: Sequence[str]) -> None:
+    """Short names at the left of bars at 0, 1, 2..., the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params("y", length=0)
     axes.invert_yaxis()
-    axes.figure.legend(loc="outside upper center", ncols=4, fontsize=8)
 
 
 def kinds_chart(cases: Sequence[Layers]) -> Figure:
@@ -166,11 +225,12 @@ def kinds_chart(cases: Sequence[Layers]) -> Figure:
         for kind in kinds
     }
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(1.4 + 0.3 * len(cases))
-        _stack(axes, [label_of([case[k] for k in CASE]) for case in cases], parts)  # type: ignore[literal-required]
+        names = [label_of([case[k] for k in CASE]) for case in cases]  # type: ignore[literal-required]
+        (axes,), places = _groups(names, 1)
+        _stack(axes, places.tolist(), parts, _BAR)
         axes.set_xlim(0, 100)
         axes.set_xlabel("% of the engine's time")
-    return figure
+    return cast("Figure", axes.figure)
 
 
 def steps_chart(kernels: Sequence[Kernel]) -> Figure:
@@ -183,8 +243,10 @@ def steps_chart(kernels: Sequence[Kernel]) -> Figure:
         parts["floor"].append(least)
         parts["beyond the floor"].append(taken - least)
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(1.0 + 0.2 * len(steps))
-        _stack(axes, steps, parts)
+        figure, axes = _figure(1.0 + 0.25 * len(steps))
+        _stack(axes, range(len(steps)), parts)
+        _names(axes, steps)
+        axes.locator_params("x", nbins=5)
         axes.set_xlabel("ms")
     return figure
 
@@ -198,7 +260,7 @@ def roofline_chart(cases: Sequence[Layers], floor: Floor) -> Figure:
         if k["multiply_adds"] and k["moved_bytes"] and k["ms"] > 0
     ]
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(4.6)
+        figure, axes = _figure(5.4)
         intensity = [k["multiply_adds"] / k["moved_bytes"] for k in kernels]
         span = np.geomspace(min(intensity, default=0.1) / 2, max(intensity, default=100) * 2, 200)
         peak = floor["multiply_adds_per_s"] / 1e9
@@ -221,8 +283,8 @@ def roofline_chart(cases: Sequence[Layers], floor: Floor) -> Figure:
         axes.set_xlabel("multiply-adds for each byte that has to be moved")
         axes.set_ylabel("G multiply-adds/s")
         axes.annotate(f"peak: {peak:.0f} G/s", (span[-1], peak), xytext=(0, 4),
-                      textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
-        axes.legend(fontsize=8, loc="lower right")
+                      textcoords="offset points", ha="right")  # fmt: skip
+        _legend(axes, 2)
     return figure
 
 
@@ -231,8 +293,9 @@ def startup_chart(rows: Sequence[Startup]) -> Figure:
     rows = [row for row in rows if row["median_ms"] is not None]
     parts = {p: [row["phases_ms"].get(p, 0) / 1e3 for row in rows] for p in PHASES}
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(1.1 + 0.3 * len(rows))
-        _stack(axes, [row["peer"] for row in rows], parts, size=10)
+        figure, axes = _figure(1.2 + 0.3 * len(rows))
+        _stack(axes, range(len(rows)), parts)
+        _names(axes, [row["peer"] for row in rows])
         axes.set_xlabel("seconds")
     return figure
 
@@ -241,7 +304,7 @@ def memory_chart(rows: Sequence[Startup]) -> Figure:
     """Resident memory beyond PyTorch and the model."""
     known = [(row["peer"], row["memory_mb"]) for row in rows if row["memory_mb"]]
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(1.1 + 0.36 * len(known))
+        figure, axes = _figure(1.1 + 0.42 * len(known))
         places = np.arange(len(known))
         for shift, field, name, colour in (
             (-0.2, "to_first_result", "up to the first result", _COLOURS[1]),
@@ -249,11 +312,10 @@ def memory_chart(rows: Sequence[Startup]) -> Figure:
         ):
             values = [memory[field] or 0 for _, memory in known]  # type: ignore[literal-required]
             axes.barh(places + shift, values, 0.4, color=colour, label=name)
-        axes.set_yticks(places)
-        axes.set_yticklabels([peer for peer, _ in known])
-        axes.invert_yaxis()
+        _names(axes, [peer for peer, _ in known])
+        axes.locator_params("x", nbins=5)
         axes.set_xlabel("MB")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=2, fontsize=8)
+        _legend(axes, 2)
     return figure
 
 
@@ -266,24 +328,25 @@ def guideline_chart(rows: Sequence[Guideline]) -> Figure:
             series.setdefault("paper", {})[row["setting"]] = row["paper_ratio"]
         series.setdefault(row["peer"], {})[row["setting"]] = row["ratio"]
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(3.0)
-        width = 0.8 / len(series)
+        (axes,), places = _groups(settings, len(series))
         for number, (name, ratios) in enumerate(series.items()):
-            at = np.arange(len(settings)) + width * (number - (len(series) - 1) / 2)
-            heights = [ratios.get(setting) or 0 for setting in settings]
+            lengths = [ratios.get(setting) or math.nan for setting in settings]
             colour = _COLOURS[-1] if name == "paper" else _COLOURS[number % 7]
-            axes.bar(at, heights, width, color=colour, label=name)
-        axes.axhline(1, color=_INK, linewidth=1)
-        axes.set_xticks(range(len(settings)), settings, fontsize=8)
-        axes.set_ylabel(f"speed beside {settings[0]}")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, fontsize=8)
-    return figure
+            at = places + _BAR * number
+            axes.barh(at, lengths, _BAR - 2, color=colour, label=name)
+            _write_ratios(axes, lengths, at, lengths)
+        axes.axvline(1, color=_INK, linewidth=1, linestyle=":", alpha=0.6)
+        axes.margins(x=0.15)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"speed beside {settings[0]}")
+        _legend(axes, 3)
+    return cast("Figure", axes.figure)
 
 
 def table8_chart(rows: Sequence[Table8]) -> Figure:
     """Speed against multiply-adds; a marker for each peer, a colour for each model."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(4.2)
+        figure, axes = _figure(5.4)
         timed = [row for row in rows if row["per_s"] and row["multiply_adds"]]
         markers = {
             p: _MARKERS[i % 8] for i, p in enumerate(dict.fromkeys(r["peer"] for r in timed))
@@ -302,5 +365,5 @@ def table8_chart(rows: Sequence[Table8]) -> Figure:
         _logarithmic(axes.xaxis, axes.yaxis)
         axes.set_xlabel("million multiply-adds")
         axes.set_ylabel("images/s")
-        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+        _legend(axes, 1)
     return figure

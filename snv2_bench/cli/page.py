@@ -17,6 +17,7 @@ from snv2_bench.cli.page_parts import (
     Fold,
     Section,
     Table,
+    Tile,
     case_cells,
     count,
     groups_of,
@@ -50,6 +51,12 @@ def _where(result: Result) -> str:
 # Summary --------------------------------------------------------------------------------------
 
 
+def _beside_eager(result: Result, peer: str) -> float | None:
+    rows = result.get("rows", [])
+    ratios = [row["speedup"] for row in rows if row["peer"] == peer and row["speedup"]]
+    return statistics.geometric_mean(ratios) if ratios else None
+
+
 def words_of(result: Result) -> list[str]:
     """Who is faster and by how much, a sentence for each of ours."""
     summary = result.get("summary", {})
@@ -74,11 +81,9 @@ def words_of(result: Result) -> list[str]:
             f"to {high['speedup'][peer]:.2f} ({label_of(case_of(high))}, against "
             f"{high['fastest_peer']})."
         )
-        eager = [r["speedup"] for r in result.get("rows", []) if r["peer"] == peer and r["speedup"]]
-        if eager:
-            said[-1] += (
-                f" Against eager PyTorch it is {statistics.geometric_mean(eager):.2f} times."
-            )
+        eager = _beside_eager(result, peer)
+        if eager is not None:
+            said[-1] += f" Against eager PyTorch it is {eager:.2f} times."
         shares = [
             row["floor_share"]
             for row in result.get("rows", [])
@@ -107,7 +112,12 @@ def _summary(result: Result, name: str) -> Iterator[Section]:
     means = ", ".join(
         f"{peer} {ratio:.2f}" for peer, ratio in result["summary"]["geometric_mean"].items()
     )
-    section.parts.append(
+    for peer, ratio in result["summary"]["geometric_mean"].items():
+        section.tiles.append(Tile(f"{ratio:.2f}x", f"{NAMES[peer]} beside the fastest other way"))
+        eager = _beside_eager(result, peer)
+        if eager is not None:
+            section.tiles.append(Tile(f"{eager:.2f}x", f"{NAMES[peer]} beside eager PyTorch"))
+    section.aside.append(
         section.chart(
             charts.ratios_chart(cases),
             f"Bars of how many times as fast as the fastest other way ours are in {len(cases)} "
@@ -124,10 +134,13 @@ def _summary(result: Result, name: str) -> Iterator[Section]:
         rows.append(row)
     headings = [*CASE, "fastest other", "its median, ms"]
     for peer in OURS:
-        headings += [NAMES[peer], f"{NAMES[peer]}: p10 - p90 of rounds"]
-    section.parts.append(
-        table_of("Ours against the fastest other way, case by case", headings, rows)
-    )
+        headings += [NAMES[peer], f"{NAMES[peer]}, p10 - p90"]
+    section.beside.append(
+        table_of(
+            "Ours against the fastest other way, case by case", headings, rows,
+            chief=NAMES["fused"], titles=CASE,
+        )
+    )  # fmt: skip
     yield section
 
 
@@ -162,7 +175,9 @@ def _times(result: Result, name: str) -> Iterator[Section]:
         *CASE, "peer", "error", "median, ms", "p10 - p90, ms", "p99, ms", "images/s",
         "beside eager", "of floor", "samples", "not measured because",
     )  # fmt: skip
-    section.parts.append(table_of("Every way in every case", headings, cells))
+    section.parts.append(
+        table_of("Every way in every case", headings, cells, "median, ms", ("peer",))
+    )
     for key, group in groups_of(rows, ("width", "dtype", "threads")):
         if len({row["batch"] for row in group}) >= _CURVE:
             width, dtype, threads = key
@@ -199,12 +214,12 @@ def _layers(result: Result, name: str) -> Iterator[Section]:
         "A kernel's floor is the longer time of its multiply-adds and its bytes. "
         '"no kernel" is waiting for other threads and what runs between kernels.'
     )
-    section.parts.append(
+    section.aside.append(
         section.chart(
             charts.kinds_chart(cases), _kinds_alt(cases), "Shares of the time by kind of kernel."
         )
     )
-    section.parts.append(
+    section.beside.append(
         table_of(
             "By kind of kernel",
             (
@@ -218,6 +233,8 @@ def _layers(result: Result, name: str) -> Iterator[Section]:
                 "ms beyond",
             ),
             [row for case in cases for row in _added(case, "kernel")],
+            "ms",
+            ("kernel",),
         )
     )
     for floor in result.get("floor", []):
@@ -237,6 +254,8 @@ def _layers(result: Result, name: str) -> Iterator[Section]:
             "By step",
             (*CASE, "step", "ms", "of the time", "M multiply-adds", "MB", "of floor", "ms beyond"),
             list(_added(case, "step")),
+            "ms",
+            ("step",),
         )
         chart = section.chart(
             charts.steps_chart(case["kernels"]),
@@ -299,7 +318,7 @@ def _startup(result: Result, name: str) -> Iterator[Section]:
     if timed:
         alt = ", ".join(f"{row['peer']} {(row['median_ms'] or 0) / 1e3:.1f}" for row in timed)
         figure = charts.startup_chart(rows)
-        section.parts.append(
+        section.aside.append(
             section.chart(
                 figure, f"Seconds to the first result: {alt}.", "Time to the first result."
             )
@@ -307,7 +326,7 @@ def _startup(result: Result, name: str) -> Iterator[Section]:
     known = [(row["peer"], row["memory_mb"]) for row in rows if row["memory_mb"]]
     if known:
         alt = ", ".join(f"{peer} {memory['to_first_result'] or 0:.0f}" for peer, memory in known)
-        section.parts.append(
+        section.aside.append(
             section.chart(
                 charts.memory_chart(rows),
                 f"MB up to the first result: {alt}; the table has those of later calls.",
@@ -332,7 +351,9 @@ def _startup(result: Result, name: str) -> Iterator[Section]:
         "peer", "first result, s", "least - most, s", *(f"{p}, s" for p in phases),
         "MB before", "MB to first result", "MB in calls", "processes", "not measured because",
     )  # fmt: skip
-    section.parts.append(table_of(f"Start and memory, {label}", headings, cells))
+    section.parts.append(
+        table_of(f"Start and memory, {label}", headings, cells, "first result, s", ("peer",))
+    )
     yield section
 
 
@@ -366,7 +387,7 @@ def _origin(files: Sequence[tuple[str, Result]]) -> Section:
         if name in used
     ]
     if ways:
-        section.parts.append(table_of("The ways to run the network", ("peer", "what it is"), ways))
+        section.parts.append(Table("The ways to run the network", ("peer", "what it is"), ways))
     return section
 
 

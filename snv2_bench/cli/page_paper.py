@@ -74,7 +74,12 @@ def guidelines(result: Result, name: str) -> Iterator[Section]:
         "a second in the paper",
         "not measured because",
     )  # fmt: skip
-    section.parts.append(table_of("Guidelines beside the paper's numbers", headings, cells))
+    section.parts.append(
+        table_of(
+            "Guidelines beside the paper's numbers", headings, cells, "ratio here",
+            ("table", "setting", "peer"),
+        )
+    )  # fmt: skip
     yield section
 
 
@@ -88,7 +93,7 @@ def table8(result: Result, name: str) -> Iterator[Section]:
         "devices, so that ratios compare and speeds do not."
     )
     if any(row["per_s"] and row["multiply_adds"] for row in rows):
-        section.parts.append(
+        section.aside.append(
             section.chart(
                 charts.table8_chart(rows),
                 "Images per second against multiply-adds for each network and way; the table has "
@@ -113,7 +118,12 @@ def table8(result: Result, name: str) -> Iterator[Section]:
         "beside eager", "ratio here",
         "a second in the paper", "ratio in the paper", "not measured because",
     )  # fmt: skip
-    section.parts.append(table_of("Table 8 beside the paper's numbers", headings, cells))
+    section.beside.append(
+        table_of(
+            "Table 8 beside the paper's numbers", headings, cells, "median, ms",
+            ("model", "size", "peer"),
+        )
+    )  # fmt: skip
     yield section
 
 
@@ -141,5 +151,10 @@ def gpu(result: Result, name: str) -> Iterator[Section]:
         "kernel", "shape", "dtype", "batch", "M multiply-adds", "least bytes", "described bytes",
         "counted bytes", "counted over least",
     )  # fmt: skip
-    section.parts.append(table_of("Bytes of global memory", headings, cells))
+    section.parts.append(
+        table_of(
+            "Bytes of global memory", headings, cells, "counted bytes",
+            ("kernel", "shape", "dtype"),
+        )
+    )  # fmt: skip
     yield section

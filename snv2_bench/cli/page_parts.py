@@ -22,6 +22,7 @@ __all__ = [
     "Fold",
     "Section",
     "Table",
+    "Tile",
     "case_cells",
     "count",
     "groups_of",
@@ -30,6 +31,9 @@ __all__ = [
     "table_of",
     "text",
 ]
+
+
+_SETTINGS = (*CASE, "device", "input")
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
+    """Rows of cells; on a narrow page a block for each row, headed by its titles and chief cell."""
+
     caption: str
     headings: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    chief: str = ""  # heading of the number that a reader looks for; none in a list of facts
+    titles: Sequence[str] = ()  # headings that say what a row is about
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,14 @@ class Chart:
     svg: str
     alt: str  # in its place for those who do not see it
     caption: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number in large type, and what it is."""
+
+    value: str
+    what: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,10 @@ class Section:
     name: str  # unique on the page
     title: str
     words: list[str] = field(default_factory=list)
-    parts: list[Table | Chart | Fold] = field(default_factory=list)
+    tiles: list[Tile] = field(default_factory=list)
+    aside: list[Chart] = field(default_factory=list)  # at the side of words and `beside`
+    beside: list[Table] = field(default_factory=list)
+    parts: list[Table | Chart | Fold] = field(default_factory=list)  # as wide as the page
 
     def chart(self, figure: Figure, alt: str, caption: str) -> Chart:
         """A chart of this section; ids in it begin with the section's name."""
@@ -95,13 +114,16 @@ def span(percentiles: Percentiles, form: str, low: str = "p10", high: str = "p90
     return Cell(text, percentiles[low])
 
 
-def table_of(caption: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
-    """A table without the columns of a case, or of reasons, that say the same in every row."""
+def table_of(
+    caption: str, headings: Sequence[str], rows: Sequence[Sequence[Cell]],
+    chief: str, titles: Sequence[str],
+) -> Table:  # fmt: skip
+    """A table without the columns of settings, or of reasons, that say the same in every row."""
     said = []
     keep = []
     for index, heading in enumerate(headings):
         texts = {row[index].text for row in rows}
-        dull = texts == {""} or (heading in CASE and len(texts) == 1)
+        dull = texts == {""} or (heading in _SETTINGS and len(texts) == 1)
         if dull and texts != {""}:
             said.append(f"{heading} {texts.pop()}")
         if not dull:
@@ -110,6 +132,8 @@ def table_of(caption: str, headings: Sequence[str], rows: Sequence[Sequence[Cell
         f"{caption} ({', '.join(said)})" if said else caption,
         [headings[index] for index in keep],
         [[row[index] for index in keep] for row in rows],
+        chief,
+        titles,
     )
 
 

@@ -62,8 +62,18 @@ def plot(result: Result, path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def draw_bars(axes: Any, rows: Sequence[Row], ink: str = "black") -> None:
-    """Bars of the peers of one case: medians, and whiskers from p10 to p90."""
+def draw_bars(
+    axes: Any, rows: Sequence[Row], ink: str = "black", size: float = 8, room: float = 1.4
+) -> None:
+    """Bars of the peers of one case: medians, and whiskers from p10 to p90.
+
+    Args:
+        axes: where to draw.
+        rows: of the case.
+        ink: colour of the whiskers.
+        size: of the numbers behind the bars, in points.
+        room: what the axes span over the longest bar; the numbers stand in the rest.
+    """
     peers = [row["peer"] for row in rows]
     medians = [row["median_ms"] or 0.0 for row in rows]
     colours = ["tab:green" if row["peer"] in OURS else "tab:grey" for row in rows]
@@ -75,12 +85,12 @@ def draw_bars(axes: Any, rows: Sequence[Row], ink: str = "black") -> None:
     axes.barh(peers, medians, xerr=spread, color=colours, ecolor=ink, capsize=2)
     axes.invert_yaxis()
     longest = max((end + over for end, over in zip(medians, spread[1], strict=True)), default=0)
-    axes.set_xlim(0, 1.4 * longest or 1)  # the labels need room
+    axes.set_xlim(0, room * longest or 1)
     for position, (row, median) in enumerate(zip(rows, medians, strict=True)):
         label = f"{median:,.2f}" if row["reason"] is None else "not measured"
         if row["speedup"] is not None:
             label += f" ({row['speedup']:.2f}x)"
         axes.annotate(
             label, (median + spread[1][position], position), xytext=(4, 0),
-            textcoords="offset points", va="center", fontsize=8,
+            textcoords="offset points", va="center", fontsize=size,
         )  # fmt: skip

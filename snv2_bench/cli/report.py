@@ -12,9 +12,10 @@ import click
 from snv2_bench.cli.files import read_result
 
 if TYPE_CHECKING:
+    from snv2_bench.cli.page_parts import Section
     from snv2_bench.cli.schema import Result
 
-__all__ = ["render", "report"]
+__all__ = ["page_of", "render", "report"]
 
 _EXTRA = 'pip install "snv2_kernels[report]"'
 
@@ -28,10 +29,17 @@ def render(files: list[tuple[str, Result]]) -> str:
     Raises:
         ImportError: if a package of the extra ``report`` is missing.
     """
+    from snv2_bench.cli.page import sections_of
+
+    return page_of(files, sections_of(files))
+
+
+def page_of(files: list[tuple[str, Result]], sections: list[Section]) -> str:
+    """The page of sections that were made of these files."""
     import jinja2
 
-    from snv2_bench.cli.page import sections_of
     from snv2_bench.cli.page_parts import Chart, Fold, Table
+    from snv2_bench.peers import OURS
 
     bundle = importlib.resources.files("itables") / "html" / "dt_bundle.js"
     environment = jinja2.Environment(
@@ -43,7 +51,8 @@ def render(files: list[tuple[str, Result]]) -> str:
     page = environment.get_template("report.html.j2")
     # In base64, since the bundle has characters that are none of HTML's.
     datatables = base64.b64encode(bundle.read_bytes()).decode("ascii")
-    return page.render(sections=sections_of(files), files=files, datatables=datatables) + "\n"
+    made = page.render(sections=sections, files=files, ours=OURS, datatables=datatables)
+    return f"{made}\n"
 
 
 @click.command()

@@ -126,7 +126,8 @@ class ShuffleNetV2Large(nn.Module):
         stages_repeats: units in stages 2 to 5; the first of stages 3, 4 and 5 has stride 2.
         stages_out_channels: channels after stages 2 to 5 and conv6.
         num_classes: outputs of ``fc``.
-        squeeze, residual: of each :class:`LargeUnit`.
+        squeeze: whether each :class:`LargeUnit` has squeeze-and-excite.
+        residual: whether each has a shortcut.
 
     Shapes: [N, 3, H, W] -> [N, num_classes].
 
