@@ -35,7 +35,7 @@ run: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
 	  --peer compile --peer fused --peer engine
 
 # The source distribution, and from it the wheel of this Python, into dist/. Python 3.12 and newer
-# share one: make wheels PYTHON=python3.12 VENV=build/venv-3.12
+# share one: make wheels PYTHON=python3.13 VENV=build/venv-3.13
 BUILD_TOOLS := "scikit-build-core>=1.0" "nanobind>=3.0" "cmake>=3.26" ninja
 wheels: $(VENV)/.torch
 	$(BIN)/pip install $(BUILD_TOOLS) build "auditwheel; sys_platform == 'linux'" \
@@ -44,7 +44,7 @@ wheels: $(VENV)/.torch
 	$(BIN)/python -m build --no-isolation --sdist --outdir dist .
 	$(BIN)/pip wheel -v --no-build-isolation --no-deps --wheel-dir build/wheels \
 	  $(addprefix -C ,$(WHEEL_OPTIONS)) dist/*.tar.gz
-	$(BIN)/python tools/finish_wheels.py build/wheels dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/finish_wheels.py build/wheels dist
 
 # Both installed in an environment of their own, without this checkout.
 test-wheels: wheels
