@@ -108,9 +108,7 @@ def test_commands_keep_to_the_width(tmp_path: Path, width: int) -> None:
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     write_result(a_result(), before)
     changed = a_result(2.0)
-    changed["machine"]["cpu"] = (
-        "A CPU of a name that goes on and on for sixty columns or more"
-    )
+    changed["machine"]["cpu"] = "A CPU of a name that goes on and on for sixty columns or more"
     write_result(changed, after)
     compared = run("compare", before, after, columns=width)
     about = run("info", columns=width)
