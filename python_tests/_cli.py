@@ -17,12 +17,12 @@ from snv2_bench.cli.common import WIDTHS  # noqa: E402
 from snv2_kernels.testing import randomize_  # noqa: E402
 
 
-def run(*arguments: object) -> Any:
+def run(*arguments: object, columns: int = 200) -> Any:
     """The result of a command; only an exit may end it, never another exception.
 
     It runs in one thread, since tests that run at once share the cores.
     """
-    runner = click_testing.CliRunner(env={"COLUMNS": "200"})
+    runner = click_testing.CliRunner(env={"COLUMNS": str(columns)})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

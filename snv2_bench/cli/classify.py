@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 import click
 import torch
-from rich.table import Table
 from rich.text import Text
 from torch import nn
 
 import snv2_kernels
 from snv2_bench.cli.common import DEVICE, WIDTHS, output
+from snv2_bench.cli.fitted import FittedTable
 from snv2_bench.cli.images import (
     ImageError,
     authors_pixels,
@@ -144,10 +144,10 @@ def show_classes(
         sys.exit(1)
 
 
-def _table(probabilities: Tensor, names: Sequence[str]) -> Table:
-    table = Table()
-    table.add_column("class")
-    table.add_column("probability", justify="right")
+def _table(probabilities: Tensor, names: Sequence[str]) -> FittedTable:
+    table = FittedTable()
+    table.add_texts("class")
+    table.add_numbers("probability")
     top = probabilities.topk(min(_TOP, len(names)))
     for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
         table.add_row(Text(names[index]), f"{probability:.2%}")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 from snv2_bench.cli.common import output
 from snv2_bench.cli.files import read_result
+from snv2_bench.cli.fitted import FittedTable
 from snv2_bench.cli.summary import case_of, label_of
 from snv2_bench.peers import OURS
 
@@ -163,9 +163,8 @@ def show_comparison(before_path: str, after_path: str) -> None:
         f"A: {click.format_filename(before_path)}\nB: {click.format_filename(after_path)}"
     )
     if found.setups:
-        table = Table(title="measured differently", title_justify="left")
-        for heading in ("", "A", "B"):
-            table.add_column(heading, overflow="fold")
+        table = FittedTable("measured differently")
+        table.add_texts("", "A", "B")
         for setup in found.setups:
             table.add_row(*setup)
         console.print()
@@ -191,13 +190,11 @@ def show_comparison(before_path: str, after_path: str) -> None:
     )
 
 
-def _table_of(changes: Iterable[Change]) -> Table:
-    table = Table(title="A's median over B's: above 1 B is faster", title_justify="left")
-    for heading in ("", "case", "peer"):
-        table.add_column(heading)
-    for heading in ("A ms", "B ms", "ratio"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+def _table_of(changes: Iterable[Change]) -> FittedTable:
+    table = FittedTable("A's median over B's: above 1 B is faster")
+    table.add_texts("", "case", "peer")
+    table.add_numbers("A ms", "B ms", "ratio")
+    table.add_texts("")
     for change in changes:
         times = (f"{ms:.3f}" for ms in (change.before_ms, change.after_ms))
         table.add_row(*change.key, *times, f"{change.ratio:.2f}x", change.verdict)

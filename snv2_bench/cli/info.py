@@ -7,15 +7,15 @@ from rich.table import Table
 import snv2_kernels
 from snv2_bench.cli.common import output
 from snv2_bench.cli.environment import isa_note, machine, versions
+from snv2_bench.cli.fitted import FittedTable
 from snv2_kernels import cuda_kernels
 
 __all__ = ["info"]
 
 
-def _backends() -> Table:
-    table = Table(title="backends", title_justify="left")
-    table.add_column("backend")
-    table.add_column("status")
+def _backends() -> FittedTable:
+    table = FittedTable("backends")
+    table.add_texts("backend", "status")
     for name, status in snv2_kernels.backends().items():
         table.add_row(name, status, style="green" if status.startswith("ok") else "dim")
     return table
@@ -38,16 +38,13 @@ def _occupancy(kernel: cuda_kernels.Kernel) -> tuple[str, str]:
     return str(found.ctas), f"{found.warps} of {found.max_warps}"
 
 
-def _kernels(build: cuda_kernels.Build) -> Table:
-    table = Table(
-        title=f"CUDA kernels for {', '.join(build.targets)}, compiled by nvcc {build.nvcc}; "
-        "occupancy at the launch bounds, with no dynamic shared memory",
-        title_justify="left",
+def _kernels(build: cuda_kernels.Build) -> FittedTable:
+    table = FittedTable(
+        f"CUDA kernels for {', '.join(build.targets)}, compiled by nvcc {build.nvcc}; "
+        "occupancy at the launch bounds, with no dynamic shared memory"
     )
-    table.add_column("kernel", overflow="fold")
-    table.add_column("arch")
-    for name in ("registers", "shared, B", "spills, B", "threads/CTA", "CTAs/SM", "warps/SM"):
-        table.add_column(name, justify="right")
+    table.add_texts("kernel", "arch")
+    table.add_numbers("registers", "shared, B", "spills, B", "threads/CTA", "CTAs/SM", "warps/SM")
     for kernel in build.kernels:
         spills = kernel.spill_stores + kernel.spill_loads
         table.add_row(
@@ -79,6 +76,8 @@ def info(kernels: bool) -> None:
         return
     host, version = machine(), versions()
     about = Table.grid(padding=(0, 2))
+    about.add_column(no_wrap=True)
+    about.add_column(overflow="fold")
     about.add_row("CPU", str(host["cpu"]))
     about.add_row("cores", f"{host['cores']}, of which this process may use {host['usable_cores']}")
     about.add_row("torch threads", str(torch.get_num_threads()))

@@ -8,12 +8,12 @@ import statistics
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from rich.table import Table
 from rich.text import Text
 
 from snv2_bench.benchmarking import percentiles_of
 from snv2_bench.cli.environment import commit, machine, peer_versions, versions
 from snv2_bench.cli.files import SCHEMA
+from snv2_bench.cli.fitted import FittedTable
 from snv2_bench.cli.summary import CASE
 from snv2_bench.layers import Layer
 from snv2_bench.peers import OURS
@@ -89,15 +89,14 @@ def rows_of(
     return rows
 
 
-def table_of(rows: list[Row], title: str) -> Table:
+def table_of(rows: list[Row], title: str) -> FittedTable:
     """Rows of one case as a table."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("peer")
+    table = FittedTable(title)
+    table.add_texts("peer")
     headings = ("error", "median ms", "p10 - p90 ms", "p99 ms", "images/s", "of floor", "vs eager")
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table.add_numbers(*headings)
     if any(row["reason"] for row in rows):
-        table.add_column("not measured because")
+        table.add_texts("not measured because")
     for row in rows:
         cells = [row["peer"], _maybe(row["error"], "{:.1e}".format)]
         if row["reason"] is None:
@@ -134,14 +133,13 @@ def layers_of(
     return cast("Layers", _in_case(case, {"kernels": kernels}))
 
 
-def layers_tables_of(layers: Layers, title: str) -> Iterator[Table]:
+def layers_tables_of(layers: Layers, title: str) -> Iterator[FittedTable]:
     """The layers of one case, added up for each kind of kernel and for each step."""
     whole = sum(kernel["ms"] for kernel in layers["kernels"])
     for key in ("kernel", "step"):
-        table = Table(title=f"engine, {title}: by {key}", title_justify="left")
-        table.add_column(key)
-        for heading in ("ms", "of the time", "of floor", "ms beyond it"):
-            table.add_column(heading, justify="right")
+        table = FittedTable(f"engine, {title}: by {key}")
+        table.add_texts(key)
+        table.add_numbers("ms", "of the time", "of floor", "ms beyond it")
         rows = cast("list[dict[str, Any]]", layers["kernels"])
         for name in dict.fromkeys(row[key] for row in rows):
             members = [row for row in rows if row[key] == name]
@@ -170,15 +168,14 @@ def startup_of(results: Sequence[FirstResult], peer: str, case: Sequence[Any]) -
     return cast("Startup", _in_case(case, row))
 
 
-def startup_table_of(rows: Sequence[Startup], title: str) -> Table:
+def startup_table_of(rows: Sequence[Startup], title: str) -> FittedTable:
     """Seconds to the first result and resident memory, a line for each peer."""
-    table = Table(title=f"first result in a fresh process, {title}", title_justify="left")
-    table.add_column("peer")
+    table = FittedTable(f"first result in a fresh process, {title}")
+    table.add_texts("peer")
     phases = [p for p in PHASES if any(p in row["phases_ms"] for row in rows)]
-    for heading in ("seconds", *phases, "MB to first result", "MB in calls"):
-        table.add_column(heading, justify="right")
+    table.add_numbers("seconds", *phases, "MB to first result", "MB in calls")
     if any(row["reason"] for row in rows):
-        table.add_column("not measured because")
+        table.add_texts("not measured because")
     for row in rows:
         memory = row["memory_mb"]
         table.add_row(

@@ -6,8 +6,7 @@ import itertools
 import statistics
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from rich.table import Table
-
+from snv2_bench.cli.fitted import FittedTable
 from snv2_bench.peers import OURS
 
 if TYPE_CHECKING:
@@ -102,15 +101,11 @@ def versus_line(rows: Sequence[Row]) -> str | None:
     return f"vs fastest peer ({versus['fastest_peer']}): {ours}"
 
 
-def summary_table(summary: Summary) -> Table:
+def summary_table(summary: Summary) -> FittedTable:
     """The summary as a table."""
-    table = Table(title="speed against the fastest peer", title_justify="left")
-    for heading in CASE:
-        table.add_column(heading)
-    table.add_column("fastest peer")
-    table.add_column("its median ms", justify="right")
-    for peer in OURS:
-        table.add_column(peer, justify="right")
+    table = FittedTable("speed against the fastest peer")
+    table.add_texts(*CASE, "fastest peer")
+    table.add_numbers("its median ms", *OURS)
 
     def ratios(speedup: dict[str, float]) -> list[str]:
         return [f"{speedup[peer]:.2f}x" if peer in speedup else "-" for peer in OURS]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 import torch
-from rich.table import Table
 from rich.text import Text
 
 from snv2_bench.cli.common import (
@@ -23,6 +22,7 @@ from snv2_bench.cli.common import (
     progress,
 )
 from snv2_bench.cli.files import write_result
+from snv2_bench.cli.fitted import FittedTable
 from snv2_bench.cli.results import new_result
 from snv2_bench.cli.rule import upper_bound
 from snv2_bench.cli.tables_plot import plot_ratios
@@ -178,20 +178,17 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _table(rows: list[dict[str, Any]], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    names = list(_names(rows[0]))
-    for heading in names:
-        table.add_column(heading)
+def _table(rows: list[dict[str, Any]], title: str) -> FittedTable:
+    table = FittedTable(title)
+    table.add_texts(*_names(rows[0]))
     headings = ["error", "median ms", "p10 - p90 ms", "a second", "ratio"]
     paper = any(row["paper_per_s"] for row in rows)
     headings += ["paper's", "its ratio"] if paper else []
     compared = len({row["peer"] for row in rows}) > 1
     headings += ["vs eager"] if compared else []
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table.add_numbers(*headings)
     if any(row["reason"] for row in rows):
-        table.add_column("not measured because")
+        table.add_texts("not measured because")
     for row in rows:
         percentiles = row["percentiles_ms"]
         spread = f"{percentiles['p10']:.3f} - {percentiles['p90']:.3f}" if percentiles else "-"

@@ -6,12 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 from rich.text import Text
 
 from snv2_bench.benchmarking import one_line
 from snv2_bench.cli.cases import all_cases
 from snv2_bench.cli.common import DTYPES, output, progress
+from snv2_bench.cli.fitted import FittedTable
 from snv2_bench.cli.rule import allowed_error, describe_rule
 from snv2_kernels import _native
 from snv2_kernels.backends import NAMES, check_backend
@@ -54,12 +54,10 @@ def verify(backend: str, quick: bool) -> None:
     """
     console = output()
     cases = all_cases(backend, quick)
-    table = Table()
-    for heading in ("case", "dtype", "format"):
-        table.add_column(heading)
-    for heading in ("error", "eager", "bound"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+    table = FittedTable()
+    table.add_texts("case", "dtype", "format")
+    table.add_numbers("error", "eager", "bound")
+    table.add_texts("")
     failures = 0
     with progress() as bar:
         for case in bar.track(cases, description="verify"):
