@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import http.client
 import json
-import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +41,8 @@ import snv2_kernels as snv2
 
 MOST_BYTES = 4 << 20  # of a body
 MOST_PICTURES = 8  # of a batch
-MOST_WAITING = 64  # requests of a replica; beyond that Serve answers 503
+# Serve's own limits: requests that a replica works on, and that wait for one. It refuses more.
+LIMITS = {"max_ongoing_requests": 4 * MOST_PICTURES, "max_queued_requests": 8 * MOST_PICTURES}
 
 HOST = "127.0.0.1"
 
@@ -82,7 +84,7 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-@serve.deployment(max_ongoing_requests=MOST_WAITING)
+@serve.deployment(**LIMITS)
 class Batched(Classifier):
     """The engine, for as many pictures as wait."""
 
@@ -103,7 +105,7 @@ class Batched(Classifier):
         return list(await asyncio.to_thread(self._scores, batch))
 
 
-@serve.deployment(max_ongoing_requests=MOST_WAITING)
+@serve.deployment(**LIMITS)
 class Plain(Classifier):
     """The eager model, for one picture at a time: what the other is measured against."""
 
@@ -111,11 +113,11 @@ class Plain(Classifier):
         torch.set_num_threads(threads)
         self.model = load_network(weights)
 
-    @torch.inference_mode()
     async def scores(self, pixels: np.ndarray) -> torch.Tensor:
         x = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
         x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-        return self.model(x)[0]
+        with torch.inference_mode():
+            return self.model(x)[0]
 
 
 def post(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[int, Any]:
@@ -190,7 +192,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         start(options.port, options.weights, options.replicas, options.threads, plain=measured)
         if not measured:
-            signal.sigwait([signal.SIGINT, signal.SIGTERM])
+            print(f"http://{HOST}:{options.port}/classify, until Ctrl-C", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
             return
         with TemporaryDirectory() as folder:
             bodies = [path.read_bytes() for path in draw_pictures(Path(folder), 16)]

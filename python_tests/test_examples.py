@@ -33,8 +33,10 @@ MODELS = EXAMPLES / "triton_server" / "models"
 def example(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports a module of the examples, as Python does for a script there."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests they would starve
-    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))  # of Ray's workers
+    # Beside other programs its workers would starve, and many at once its start times out.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_enable_worker_prestart", "0")
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES), prepend=os.pathsep)  # of Ray's workers
     monkeypatch.syspath_prepend(str(EXAMPLES / "triton_server"))
     monkeypatch.syspath_prepend(str(EXAMPLES))
     return importlib.import_module
