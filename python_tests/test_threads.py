@@ -80,6 +80,37 @@ def test_several_callers_at_once_share_the_threads() -> None:
         assert _pool_threads() <= len(os.sched_getaffinity(0)) - 1
 
 
+def test_a_call_in_a_parallel_region_of_openmp_runs_alone() -> None:
+    """The region has a thread for each processor already."""
+    done = _python(
+        """
+    import ctypes, os, pathlib, torch
+    import snv2_kernels as snv2
+    openmp = ctypes.CDLL(torch._C.__file__)
+    if not hasattr(openmp, "GOMP_parallel") or not os.path.exists("/proc/self/task"):
+        os._exit(77)
+    torch.set_num_threads(2)
+    engine = snv2.Engine(snv2.models.shufflenet_v2_x0_5().eval(), (1, 3, 64, 64))
+    x = torch.randn(1, 3, 64, 64)
+    def workers():
+        names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+        return names.count("snv2\\n")
+    inside = []
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def region(_):
+        if openmp.omp_get_thread_num() == 0:
+            inside.append((engine(x).clone(), workers()))
+    openmp.GOMP_parallel(region, None, 2, 0)
+    assert inside[0][1] == 0, inside[0][1]
+    assert torch.equal(engine(x), inside[0][0])
+    assert workers() == min(2, len(os.sched_getaffinity(0))) - 1
+"""
+    )
+    if done.returncode == 77:
+        pytest.skip("torch has another OpenMP, or the system no /proc")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_child_runs_in_threads_of_its_own() -> None:
     """As a worker of a DataLoader does, and as a child forked during a call."""
