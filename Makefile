@@ -31,8 +31,8 @@ CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*
   bench-emulator cuda cuda-all lint format bench report docs clean
 
 run: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
-	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last \
-	  --peer compile --peer fused --peer engine
+	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last --peer frozen \
+	  --peer fused --peer engine
 
 # The source distribution, and from it the wheel of this Python, into dist/. Python 3.12 and newer
 # share one: make wheels PYTHON=python3.13 VENV=build/venv-3.13
@@ -215,10 +215,15 @@ clean:
 
 $(VENV)/.torch:
 	[ -d $(VENV) ] || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(TORCH)
+	$(BIN)/pip install --no-compile $(TORCH)
 	touch $@
 
-# Meanwhile pip fetches PyTorch.
+# What `make run` needs beside the package. Python compiles of it what is imported.
+$(VENV)/.packages: $(VENV)/.torch pyproject.toml
+	$(BIN)/python tools/requirements.py bench | $(BIN)/pip install --no-compile -r /dev/stdin
+	touch $@
+
+# The kernels, while pip fetches those.
 $(VENV)/.core: CMakeLists.txt $(NATIVE)
 	[ -d $(VENV) ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(BUILD_TOOLS)
@@ -233,14 +238,14 @@ define install_package
 	$(BIN)/pip install $(BUILD_TOOLS)
 	$(BIN)/pip install -v --no-build-isolation --no-deps \
 	  -C cmake.define.SNV2_CPU_ISAS=$(1) -C cmake.define.SNV2_EMULATOR=$(2) -e .
-	$(BIN)/pip install "snv2_kernels[$(3)]"
+	$(BIN)/python tools/requirements.py $(3) | $(BIN)/pip install -r /dev/stdin
 	touch $(RUNNABLE)
 endef
 
 SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
 $(RUNNABLE): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(MAKE) -j2 $(VENV)/.torch $(VENV)/.core
+	$(MAKE) -j2 $(VENV)/.packages $(VENV)/.core
 	$(call install_package,native,OFF,bench)
 
 # torchvision and pytorchcv are references of tests; without their own choice of torch, and with
