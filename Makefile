@@ -31,7 +31,7 @@ CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*
   bench-emulator cuda cuda-all lint format bench report docs clean
 
 run: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
-	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last --peer frozen \
+	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last --peer jit \
 	  --peer fused --peer engine
 
 # The source distribution, and from it the wheel of this Python, into dist/. Python 3.12 and newer
