@@ -32,7 +32,7 @@ CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*
 
 run: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
 	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last --peer jit \
-	  --peer fused --peer engine
+	  --peer fused --peer engine --repeats 10
 
 # The source distribution, and from it the wheel of this Python, into dist/. Python 3.12 and newer
 # share one: make wheels PYTHON=python3.13 VENV=build/venv-3.13
@@ -233,12 +233,10 @@ $(VENV)/.core: CMakeLists.txt $(NATIVE)
 	touch $@
 
 # The package in place, by kernels for $(1), with the emulator or not ($(2)): a line for each file as
-# it is compiled. Then what its extra $(3) asks for. What builds stays there, for tests of C++.
+# it is compiled. What builds stays there, for tests of C++.
 define install_package
-	$(BIN)/pip install $(BUILD_TOOLS)
 	$(BIN)/pip install -v --no-build-isolation --no-deps \
 	  -C cmake.define.SNV2_CPU_ISAS=$(1) -C cmake.define.SNV2_EMULATOR=$(2) -e .
-	$(BIN)/python tools/requirements.py $(3) | $(BIN)/pip install -r /dev/stdin
 	touch $(RUNNABLE)
 endef
 
@@ -246,11 +244,13 @@ SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
 $(RUNNABLE): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(MAKE) -j2 $(VENV)/.packages $(VENV)/.core
-	$(call install_package,native,OFF,bench)
+	$(call install_package,native,OFF)
 
 # torchvision and pytorchcv are references of tests; without their own choice of torch, and with
 # the one package that torchvision imports.
 $(INSTALLED): $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --no-deps $(TORCHVISION) $(PYTORCHCV)
-	$(call install_package,all,ON,dev)
+	$(BIN)/pip install $(BUILD_TOOLS)
+	$(call install_package,all,ON)
+	$(BIN)/python tools/requirements.py dev | $(BIN)/pip install -r /dev/stdin
 	touch $@
