@@ -17,6 +17,7 @@ from _cases import (
     each_drop_in,
     in_turn,
     norms,
+    ops_called,
     plain_and_input,
     small_network,
 )
@@ -27,6 +28,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import snv2_kernels as snv2
 from snv2_kernels.graph import op
+from snv2_kernels.nn import fused
 from snv2_kernels.nn.watch import beside
 from snv2_kernels.testing import float64_reference, max_error
 
@@ -398,3 +400,20 @@ def test_autocast_gradients() -> None:
     expected = torch.autograd.grad(expected, list(plain.parameters()), weights)
     actual = torch.autograd.grad(out, list(module.parameters()), weights)
     assert all(map(torch.equal, actual, expected))
+
+
+def test_a_dynamo_that_does_not_read_fused_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11's: the call stays out of the graph, fused, and the layers around it are in it."""
+    monkeypatch.setattr(fused, "_beside_graph", torch.compiler.disable(fused._run_eager))
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, 1), snv2.models.InvertedResidual(24, 48, 2), nn.ReLU()
+    ).eval()
+    x = draw(1, 3, 9, 9)
+    torch.compiler.reset()
+    compiled = torch.compile(snv2.fuse(model), backend="aot_eager")
+    with torch.no_grad():
+        assert max_error(compiled(x), model(x)) < 1e-5
+        assert "snv2::network" in ops_called(compiled, x)
+    torch.compiler.reset()
+    with pytest.raises(RuntimeError, match="disable"):
+        torch.compile(snv2.fuse(model), backend="aot_eager", fullgraph=True)(x)

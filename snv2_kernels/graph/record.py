@@ -287,7 +287,7 @@ class _Calls:
         if isinstance(x, Tensor) and x.dim() == 4:
             self._recording.channels[name] = int(x.shape[1])
         given = None if kwargs else self._recorder.made_by(x)
-        self._open[name] = given, next(reversed(self._recording.graph.nodes))
+        self._open[name] = given, next(iter(reversed(self._recording.graph.nodes)))
 
     def _end(self, name: str, _: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         calls = self._recording.calls

@@ -153,6 +153,19 @@ def _is_exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
+def _run_eager(module: FusedModule, x: Tensor) -> Any:
+    return module._eager(x)
+
+
+# What Dynamo reads of a fused forward, that of torch 2.11 refuses: modules and enumerations as
+# constants. There the call stays out of its graph. (To disable it imports the whole compiler.)
+_beside_graph = (
+    torch.compiler.disable(_run_eager, reason="fused modules are traced from torch 2.13 on")
+    if torch.__version__ < "2.13"
+    else None
+)
+
+
 class FusedModule(nn.Module):
     """Base class; a subclass also derives from the plain module whose place it takes.
 
@@ -297,6 +310,8 @@ class FusedModule(nn.Module):
         dynamo = torch.compiler.is_dynamo_compiling()
         if dynamo == _is_exporting() or inside_transform() or why_plain(self):
             return self._plain(x)
+        if dynamo and _beside_graph is not None:
+            return _beside_graph(self, x)
         if resolve(x.device, self._backend) in self.kernel_backends:
             try:
                 return self._in_graph(x) if dynamo else self._exported(x)
