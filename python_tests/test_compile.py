@@ -403,7 +403,7 @@ def test_autocast_gradients() -> None:
 
 
 def test_a_dynamo_that_does_not_read_fused_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch 2.11's: the call stays out of the graph, fused, and the layers around it are in it."""
+    """As torch 2.11's: the call stays out of the graph, and is fused."""
     monkeypatch.setattr(fused, "_beside_graph", torch.compiler.disable(fused._run_eager))
     model = nn.Sequential(
         nn.Conv2d(3, 24, 1), snv2.models.InvertedResidual(24, 48, 2), nn.ReLU()

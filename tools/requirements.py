@@ -1,6 +1,6 @@
 """Prints what an extra of pyproject.toml asks for, a requirement a line, for pip's ``-r``.
 
-``python tools/requirements.py EXTRA`` needs nothing that is not in Python, and no installed package.
+``python tools/requirements.py EXTRA`` needs nothing but Python.
 """
 
 from __future__ import annotations
