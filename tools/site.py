@@ -28,9 +28,20 @@ PAGES = {
     "README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
 }  # fmt: skip
-FOLDERS = {"benchmarks/results/relatives": "benchmarks.md"}
+# Pages that stand for folders, and for what they say themselves.
+FOLDERS = {
+    "benchmarks/results/relatives": "benchmarks.md",
+    "examples": "examples.md",
+    "examples/cpp": "examples.md",
+    "examples/triton_server/README.md": "examples.md",
+}
 DATA = sorted(ROOT.glob("benchmarks/results/**/*.json"))
-EXAMPLES = sorted((ROOT / "examples").rglob("*.*"))
+LANGUAGES = {".cpp": "cpp", ".c": "c", ".py": "python", ".txt": "cmake", ".pbtxt": "", ".ipynb": ""}
+EXAMPLES = sorted(
+    path
+    for path in (ROOT / "examples").rglob("*.*")
+    if path.suffix in LANGUAGES and "__pycache__" not in path.parts
+)
 REPORT = "report.html"
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?([^<]+)</code>")
@@ -83,11 +94,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     written = LINK.sub(rewrite, markdown)
     if name == "examples.md":
         for path in EXAMPLES:
-            language = {".cpp": "cpp", ".c": "c", ".py": "python", ".txt": "cmake"}
-            written += (
-                f"\n## {path.relative_to(ROOT).as_posix()}\n\n"
-                f"```{language.get(path.suffix, '')}\n{path.read_text()}```\n"
-            )
+            if path.suffix != ".ipynb":
+                written += (
+                    f"\n## {path.relative_to(ROOT).as_posix()}\n\n"
+                    f"```{LANGUAGES[path.suffix]}\n{path.read_text()}```\n"
+                )
     return written
 
 
