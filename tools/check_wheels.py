@@ -36,7 +36,7 @@ def main() -> None:
     run("pip", "install", "-q", "--no-deps", "--no-index", "--find-links", dist, "snv2_kernels")
     run("pip", "install", "-q", "snv2_kernels[cli]", *PACKAGES)
     run("snv2", "info")
-    run("snv2", "verify", "--backend", "cpu")
+    run("snv2", "verify", "--quick", "--backend", "cpu")
     # The program pytest, unlike the module, leaves the working directory out of sys.path.
     tests = [ROOT / "python_tests" / name for name in TESTS]
     run("pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", *tests)
