@@ -46,7 +46,7 @@ wheels: $(VENV)/.torch
 	  $(addprefix -C ,$(WHEEL_OPTIONS)) dist/*.tar.gz
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/finish_wheels.py build/wheels dist
 
-# Both installed in an environment of their own, without this checkout.
+# The wheel installed in an environment of its own, without this checkout.
 test-wheels: wheels
 	$(BIN)/python tools/check_wheels.py dist $(TORCH)
 
@@ -67,8 +67,7 @@ test-slow: $(INSTALLED)
 TRITON_SERVER := build/triton-server
 
 test-examples: $(INSTALLED)
-	$(BIN)/pip install $$($(BIN)/python -c 'import tomllib; print(*tomllib.load( \
-	  open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["examples"])')
+	$(BIN)/python tools/requirements.py examples | $(BIN)/pip install -r /dev/stdin
 	test -d $(TRITON_SERVER) || $(BIN)/pip install --target $(TRITON_SERVER) --no-deps \
 	  nvidia-pytriton==0.7.0 "numpy<2"
 	SNV2_TRITON_SERVER=$(CURDIR)/$(TRITON_SERVER) OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 \

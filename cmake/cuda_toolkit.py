@@ -1,4 +1,4 @@
-"""Finds nvcc.
+"""Finds nvcc and the CUDA runtime beside it.
 
 As a program it prints nvcc and cudart's static library, a line each, or says on standard error
 what is missing and exits with 1. CMakeLists.txt and the Makefile ask it too, so that there is one

@@ -1,4 +1,4 @@
-"""What the examples share: pictures as bytes, the network that sees them, and pictures to try.
+"""Pictures for the examples: reads them as bytes, makes some to try, and the network that sees them.
 
 `snv2_bench.cli.images` has torchvision's preprocessing to the pixel; this is the short form.
 """

@@ -10,11 +10,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from snv2_kernels import _native
+from snv2_kernels.libraries import FOLDER
 
 __all__ = ["LIMITS", "Build", "Kernel", "Limits", "Occupancy", "occupancy", "read_build", "targets"]
 
-TABLE = Path(_native.__file__).parent / "cuda_kernels.json"
+TABLE = FOLDER / "cuda_kernels.json"
 
 _WARP = 32
 _MAX_THREADS = 1024  # of a CTA

@@ -16,7 +16,7 @@ std::string text_of(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// Of text like "150000 100000", the time in each period; "max" or -1 is no limit.
+// Returns the cores of text like "150000 100000", the time in each period; "max" or -1 is no limit.
 int64_t cores_of(const std::string& quota_and_period) {
   std::istringstream text(quota_and_period);
   int64_t quota = 0, period = 0;

@@ -58,7 +58,7 @@ class Team {
   // Long enough for what parts differ in time.
   static constexpr std::chrono::microseconds kLastPart{100};
 
-  // Of a part that throws too, for which the others would wait for ever.
+  // Counts a part as finished when it ends, also by throwing: the others would wait for ever.
   struct Finish {
     const Team& team;
     ~Finish() { team.finish(); }

@@ -25,7 +25,7 @@ void set_device(std::vector<int64_t> fields) {
   gpu::set_tuning(device.tuning);
 }
 
-// What launches of this thread did, in the order of snv2_kernels.emulator.COUNTERS.
+// Returns what launches of this thread did, in the order of snv2_kernels.emulator.COUNTERS.
 std::vector<int64_t> counters() {
   const snv2::emulator::Counters c = snv2::emulator::counters();
   return {c.launches,

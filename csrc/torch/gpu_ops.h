@@ -315,7 +315,7 @@ void implement_gpu_ops(Library& m) {
   m.impl("conformance", TORCH_BOX(&conformance<Backend>));
 }
 
-// Of the ops that take no map.
+// Registers the ops that take no map.
 template <class Library>
 void implement_gpu_tools(Library& m) {
   m.impl("conformance_cases", TORCH_BOX(&conformance_cases));

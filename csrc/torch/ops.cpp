@@ -11,7 +11,7 @@
 #include "thread_memory.h"
 
 #if defined(__linux__)
-// Of the OpenMP library that torch brings, if it does.
+// A function of the OpenMP library that torch brings; null where it brings none.
 extern "C" __attribute__((weak)) int omp_in_parallel();
 #else
 constexpr int (*omp_in_parallel)() = nullptr;
