@@ -1,4 +1,4 @@
-"""Pictures for the examples: reads them as bytes, makes some to try, and the network that sees them.
+"""Pictures for the examples, read as bytes or made, and the network that sees them.
 
 `snv2_bench.cli.images` has torchvision's preprocessing to the pixel; this is the short form.
 """
