@@ -7,11 +7,11 @@
 //   multiplies them, into a ring of pixels                        MID  [mid][ring]
 //   convolves the rows that are complete                          DW   [mid][rows of pixels]
 //   multiplies those, and stores planes or the caller's tensor.
-// Steps begin on 32-byte sectors, not on rows, so that planes are read in whole sectors and
-// products have no ragged columns. The ring keeps what the next rows need, less than the rows of a
-// window: inside a range nothing is read or computed twice; two ranges that meet inside an image
-// both read up to as many rows around the cut, less one. X is dead once MID is made, and DW takes
-// its place.
+// Rows have their padding everywhere, so that blocks of 8 pixels are whole, aligned and of one row;
+// a step is some rows or a part of one. What padding holds is convolved with nothing, and products
+// keep their columns apart. The ring keeps what the next rows need, less than the rows of a window:
+// inside a range nothing is read or computed twice; two ranges that meet inside an image both read
+// up to as many rows around the cut, less one. X is dead once MID is made, and DW takes its place.
 //
 // Weights lie in shared memory for the whole march where they fit beside two CTAs (Resident). Where
 // they do not, the CTAs of a cluster march together, each with its share of the rows of both
@@ -41,23 +41,25 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   // Beside the first product a piece has no second one: else its branch is whole.
   const bool projects = !kPartial || (kBare && branch.pw2 != nullptr);
   const Memory<T> m = memory_of<T, Act, kBare>(params, branch);
-  const int width = params.width, depth = params.in_channels;
-  const int ring = params.ring, columns = params.columns;
+  const int depth = params.in_channels;
+  const int pitch = params.row, ring = params.ring, columns = params.columns;
   const int reach = params.template reach_of<Act>();
 
-  // The range, in output rows, and the pixels it reads.
+  // The range, in output rows, and the elements of a plane that it reads, which count from the
+  // first one.
   const int all_rows = params.batch * params.out_height;
   int row = cta * params.rows_per_cta;
   const int row_end = all_rows - row < params.rows_per_cta ? all_rows : row + params.rows_per_cta;
   const int row_start = first_row<kStride>(row, params.height, params.out_height, reach);
-  // Pixels count from `start`, at or less than a sector before the first row.
-  const int64_t start = int64_t{row_start} * width / kSectorPixels<T> * kSectorPixels<T>;
-  const int lead = static_cast<int>(int64_t{row_start} * width - start);
+  const int64_t start = int64_t{row_start} * pitch;
   const int end =
-      (rows_needed<kStride>(row_end, params.height, params.out_height, reach) - row_start) * width +
-      lead;
-  const auto blocks_from = [&](int done) {
-    return ((end - done < columns ? end - done : columns) + kBlock - 1) / kBlock;
+      (rows_needed<kStride>(row_end, params.height, params.out_height, reach) - row_start) * pitch;
+  // Steps end where rows do: after some, or after one that takes several.
+  const int stretch = columns < pitch ? pitch : columns;
+  const int rows_of_stretch = columns < pitch ? 1 : columns / pitch;
+  const auto step_of = [&](int done, int left) {
+    const int count = columns < left ? columns : left;
+    return end - done < count ? end - done : count;
   };
 
   // Load what stays.
@@ -81,12 +83,10 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   load_words(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
   load_words(m.in_table, params.in_table, depth);
   if (!kCaller || params.out != nullptr) load_words(m.out_table, branch.out_table, branch.out);
-  // Columns beyond the results of a step are multiplied and thrown away.
-  zero_row(m.dw, static_cast<int>(shared_rows<T>(branch.depth)) * m.dw_pitch);
   grid_dependents_launch();
   grid_dependency_wait();
   if constexpr (Mode::kCluster && !kShared) {
-    sync_cluster();  // DW is zero before others write to it
+    sync_cluster_reads();  // the others have begun
   } else {
     sync_threads();
   }
@@ -96,41 +96,53 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       zero_row(m.x + depth * m.x_pitch, m.x_pitch);
     }
   };
-  const auto start_load = [&](int done, int at) {
-    const int blocks = blocks_from(done), wrap = kBare ? ring : columns;
+  const auto start_load = [&](int done, int rows_done, int left, int blocks, int at) {
+    const int wrap = kBare ? ring : columns;
     if (!kCaller || params.in_planes) {
       // The projection convolves X itself, and so each CTA of a cluster loads its share alone.
       load_planes(params, m, m.in_table + (kBare ? branch.first_depth : 0),
                   kBare ? branch.mid : depth, start + done, blocks, kBare ? at : 0, wrap);
     } else {
-      load_tensor(params, m, start + done, blocks, kBare ? at : 0, wrap);
+      load_tensor(params, m, row_start + rows_done, stretch - left, blocks, kBare ? at : 0, wrap);
     }
     zero_x();
     cp_async_commit();
   };
+  int left = stretch;  // elements to the end of the step's rows
+  int rows_in = 0;     // whole rows before it
+  int count = step_of(0, left);
+  // The image and the row there of the next output row.
+  int image = row / params.out_height, local = row - image * params.out_height;
   Held<T> held;
   if constexpr (kShared) {
     zero_x();
-    fetch(params, m, start, blocks_from(0), rank, held);
+    fetch(params, m, start, count / kBlock, rank, held);
     cp_async_wait<0>();
     sync_cluster();
-    hand_out(params, m, blocks_from(0), rank, held);
+    hand_out(params, m, count / kBlock, rank, held);
     sync_cluster();
   } else {
-    start_load(0, 0);
+    start_load(0, 0, left, count / kBlock, 0);
   }
 
-  int ring_at = 0;  // place of pixel `done` in the ring
-  for (int done = 0; done < end; done += columns) {
-    const int blocks = blocks_from(done);
-    const int next = done + columns;
+  int ring_at = 0;  // place of element `done` in the ring
+  for (int done = 0; done < end;) {
+    const int blocks = count / kBlock;
+    const int next = done + count;
     bool more = next < end;  // to load
-    int next_at = ring_at + columns;
+    int next_at = ring_at + count;
     if (next_at >= ring) next_at -= ring;
+    left -= count;
+    if (left == 0) {
+      left = stretch;
+      rows_in += rows_of_stretch;
+    }
+    count = step_of(next, left);
+    const int next_blocks = count / kBlock;
     int complete = row_end;
     if (more) {
-      const int rows = next > lead ? (next - lead) / width : 0;
-      complete = rows_complete<kStride>(row_start + rows, params.height, params.out_height, reach);
+      complete =
+          rows_complete<kStride>(row_start + rows_in, params.height, params.out_height, reach);
       if (complete > row_end) complete = row_end;
     }
     if constexpr (!kShared) {
@@ -163,9 +175,9 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       sync_threads();
       if (more) {
         if constexpr (kShared) {
-          fetch(params, m, start + next, blocks_from(next), rank, held);
+          fetch(params, m, start + next, next_blocks, rank, held);
         } else if (params.prefetch) {
-          start_load(next, next_at);
+          start_load(next, rows_in, left, next_blocks, next_at);
           more = false;
         }
       }
@@ -174,18 +186,17 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
     // The rows that are complete now.
     while (row < complete) {
       const int rows = complete - row < params.step_rows ? complete - row : params.step_rows;
-      const int64_t first = int64_t{row} * params.out_width;
-      Pixels pixels;
-      pixels.base = first / kSectorPixels<T> * kSectorPixels<T>;
-      pixels.begin = static_cast<int>(first - pixels.base);
-      pixels.end = pixels.begin + rows * params.out_width;
-      const int dw_blocks = (pixels.end + kBlock - 1) / kBlock;
+      const int64_t first = int64_t{row} * params.out_row;
+      const int dw_blocks = rows * params.out_row / kBlock;
 
-      // Depthwise convolution.
+      // Depthwise convolution. What lies in the ring ends at element `next`, at `next_at`.
+      const int center = image * params.height + local * kStride - row_start;
+      int place = next_at - (next - center * pitch);
+      if (place < 0) place += ring;
       convolve_rows<T, kStride, Act, kBare && kPartial>(
           params, branch, kBare ? m.x : m.mid, kBare ? m.x_pitch : m.mid_pitch,
           m.dw + branch.first_depth * m.dw_pitch, m.dw_pitch, m.dw_weights,
-          Rows{row_start, lead, row, rows, pixels.begin});
+          Rows{rows, local, place});
       if (branch.depth % kTileDepth<T> != 0) {
         zero_row(m.dw + branch.depth * m.dw_pitch, m.dw_pitch);
       }
@@ -194,7 +205,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
         sync_cluster_reads();
         if (projects) hand_out_dw(params, m, branch, dw_blocks, rank);
         if (kShared && more && params.prefetch) {
-          hand_out(params, m, blocks_from(next), rank, held);
+          hand_out(params, m, next_blocks, rank, held);
           more = false;
         }
         sync_cluster();
@@ -207,7 +218,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
         activate<Act>(acc, branch.pw2_after, branch.out, tile,
                       [&](int row) { return load(m.pw2_bias + row); });
         if (!kCaller || params.out != nullptr) {
-          store_planes<T, Act>(params, m, acc, branch.out, tile, block, count, pixels);
+          store_planes<T, Act>(params, m, acc, branch.out, tile, block, count, first);
         }
         if (kCaller && params.result != nullptr) {
           for_each_pair<T, Act>(
@@ -220,7 +231,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       };
       const Operand<T> x{m.dw, m.dw_pitch, branch.depth};
       if (!projects) {
-        store_rows(params, m, branch, dw_blocks, pixels);
+        store_rows(params, m, branch, dw_blocks, first);
       } else if constexpr (Mode::kResident) {
         product<Mode>(m.pw2, branch.out, x, dw_blocks, use);
       } else {
@@ -228,20 +239,22 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       }
       sync_threads();
       if (kCaller && params.result != nullptr) {
-        store_result(params, m, branch, pixels, rank);
+        store_result(params, m, branch, image, local, rows, rank);
         sync_threads();
       }
       row += rows;
+      for (local += rows; local >= params.out_height; local -= params.out_height) ++image;
     }
+    done = next;
     ring_at = next_at;
     if (more) {
       if constexpr (kShared) {
         sync_cluster_reads();
         zero_x();
-        hand_out(params, m, blocks_from(next), rank, held);
+        hand_out(params, m, next_blocks, rank, held);
         sync_cluster();
       } else {
-        start_load(next, next_at);
+        start_load(next, rows_in, left, next_blocks, next_at);
       }
     }
   }

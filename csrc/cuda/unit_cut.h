@@ -8,6 +8,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cuda/unit_load.h"
 #include "snv2/cuda.h"
@@ -27,9 +28,9 @@ enum class Weights : int64_t { kResident = 1, kDirect = 2, kClustered = 3 };
 struct Shape {
   int64_t in, mid, proj, out;
   int64_t batch, height, width, out_height, out_width;
+  int64_t row, out_row;    // with their padding
   bool in_planes, result;  // the map is read from planes; the caller's tensor is written
   int64_t size;
-  int64_t sector;
   int64_t dw_floats[2];  // of a channel, in the parameters of either branch
   int64_t reach;         // of the larger window
   bool any;              // activations and windows
@@ -59,17 +60,19 @@ struct Cut {
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
+// Rows of a matrix that a CTA of a cluster has at most.
+inline int64_t share_rows(int64_t rows, int64_t cluster) {
+  return std::min(rows, ceil_div(ceil_div(rows, kTileRows), cluster) * kTileRows);
+}
+
 // Places one branch in shared memory, and returns the bytes it takes.
 template <class T>
 int64_t place(const Shape& s, Cut& c, bool projection) {
   const bool bare = projection || !s.expand, project = projection || s.project;
-  // The largest share of a CTA.
-  const auto share = [&](int64_t rows) {
-    return std::min(rows, ceil_div(ceil_div(rows, kTileRows), c.cluster) * kTileRows);
-  };
+  const auto share = [&](int64_t rows) { return share_rows(rows, c.cluster); };
   const int64_t depth = projection ? s.in : s.mid;
   const int64_t mid = share(depth), out = share(projection ? s.proj : s.out);
-  const int64_t dw_pitch = shared_pitch(dw_columns<T>(c.step_rows, s.out_width));
+  const int64_t dw_pitch = shared_pitch(c.step_rows * s.out_row);
   const int64_t x =
       bare ? mid * shared_pitch(c.ring) : shared_rows<T>(s.in) * shared_pitch(c.columns);
   const int64_t dw = shared_rows<T>(depth) * dw_pitch;
@@ -97,18 +100,23 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
   return at;
 }
 
+// Rows of a step, or of the steps that a row takes.
+inline int64_t stretch_rows(const Shape& s, int64_t columns) {
+  return std::max<int64_t>(columns / s.row, 1);
+}
+
 // Output rows that the steps of a march complete at most, starting at the top of an image.
 template <int kStride>
 int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
   int64_t most = 1, before = 0;
-  for (int64_t pixels = columns, step = 0; before < rows_per_cta && step < 64; ++step) {
+  for (int64_t step = 1; before < rows_per_cta && step <= 64; ++step) {
     const int64_t complete = std::min<int64_t>(
         rows_per_cta,
-        rows_complete<kStride>(static_cast<int>(pixels / s.width), static_cast<int>(s.height),
-                               static_cast<int>(s.out_height), static_cast<int>(s.reach)));
+        rows_complete<kStride>(static_cast<int>(step * stretch_rows(s, columns)),
+                               static_cast<int>(s.height), static_cast<int>(s.out_height),
+                               static_cast<int>(s.reach)));
     most = std::max(most, complete - before);
     before = complete;
-    pixels += columns;
   }
   return std::min(most, rows_per_cta);
 }
@@ -116,7 +124,7 @@ int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
 // Rows of each CTA (or cluster) for an even load of the GPU; whole images where that costs little.
 inline int64_t rows_for(const Shape& s, const Device& device, int64_t slots) {
   // A kernel counts the pixels of its range in 31 bits.
-  const int64_t most = std::clamp<int64_t>((int64_t{1} << 29) / s.width, 1, s.rows());
+  const int64_t most = std::clamp<int64_t>((int64_t{1} << 29) / s.row, 1, s.rows());
   if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, most);
   const int64_t rows = std::min(ceil_div(s.rows(), slots), most);
   const int64_t images = round_up(rows, s.out_height);
@@ -134,17 +142,13 @@ inline int64_t slots_of(const Shape& s, const Device& device, const Cut& c, int6
 template <class T, int kStride>
 void complete(const Shape& s, const Device& device, Cut& c) {
   const bool clustered = c.weights == Weights::kClustered;
-  // Less than a window's rows are kept, no more than an image has, and all places are multiples of
-  // what divides a row and a sector.
-  int64_t common = s.sector;
-  while (s.width % common != 0) common /= 2;
-  const int64_t kept = std::min(2 * s.reach + 1, s.height);
-  c.ring = round_up(c.columns + kept * s.width - common, kBlock);
+  // Beside a step's rows those that their windows reach back to, no more than an image has.
+  c.ring = (stretch_rows(s, c.columns) + std::min(2 * s.reach, s.height - 1)) * s.row;
   const int64_t blocks = c.columns / kBlock;
   const auto fits = [&](int64_t ctas) {
     c.rows_per_cta = rows_for(s, device, slots_of(s, device, c, ctas));
     c.step_rows = rows_of_step<kStride>(s, c.columns, c.rows_per_cta);
-    const int64_t most = (kBlock * Direct<T, kStride>::kBlocks - s.sector + 1) / s.out_width;
+    const int64_t most = kBlock * Direct<T, kStride>::kBlocks / s.out_row;
     c.split = c.weights == Weights::kDirect && c.step_rows > std::max<int64_t>(most, 1);
     if (c.split) c.step_rows = std::max<int64_t>(most, 1);
     c.shared_bytes = 0;
@@ -153,9 +157,11 @@ void complete(const Shape& s, const Device& device, Cut& c) {
     }
     return c.shared_bytes <= device.shared_per_cta &&
            ctas * (c.shared_bytes + device.reserved_per_cta) <= device.shared_per_sm &&
-           s.in * blocks <= kMaxDividend &&
-           (!clustered || round_up(ceil_div(s.in, c.cluster), kRowsTogether<T>) * blocks * 8 <=
-                              kRowsTogether<T> * kHeld<T> * kUnitThreads);
+           s.in * blocks <= kMaxDividend && s.row + c.columns <= kMaxDividend &&
+           std::max(s.mid, s.in) * s.out_row <= kMaxDividend * kBlock &&
+           c.step_rows * s.out_row <= kMaxDividend &&
+           (!clustered || round_up(ceil_div(s.in, c.cluster), kGroupChannels<T>) * blocks * 8 <=
+                              kGroupChannels<T> * kHeld<T> * kUnitThreads);
   };
   c.ctas_per_sm = 0;
   for (int64_t ctas = s.ctas_per_sm(c.weights); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
@@ -169,25 +175,43 @@ void complete(const Shape& s, const Device& device, Cut& c) {
   c.ctas = ceil_div(s.rows(), c.rows_per_cta);
 }
 
+// Columns that steps may have, from `most` down to `least`, or the only ones there are: of whole
+// rows, then of equal parts of a row.
+inline std::vector<int64_t> widths_of_step(const Shape& s, int64_t most, int64_t least) {
+  std::vector<int64_t> widths;
+  const auto add = [&](int64_t columns) {
+    if (columns > most || (columns < least && !widths.empty())) return;
+    if (widths.empty() || columns < widths.back()) widths.push_back(columns);
+  };
+  for (int64_t rows = most / s.row; rows >= 1; --rows) add(rows * s.row);
+  for (int64_t parts = 2; parts <= s.row / kBlock; ++parts) {
+    add(round_up(ceil_div(s.row, parts), kBlock));
+  }
+  return widths;
+}
+
 // Tries cuts of `c`'s weights and cluster from wide steps to narrow ones. Weights in shared memory:
 // the first that leaves an SM room for most CTAs. From L2, where each step reads them all: a second
 // CTA, which hides latency, is worth a third of the width.
 template <class T, int kStride>
 Cut widest(const Shape& s, const Device& device, const Cut& c) {
+  constexpr int64_t kSector = 32 / static_cast<int64_t>(sizeof(T));  // pixels
   const bool direct = c.weights == Weights::kDirect, forced = device.tuning.columns != 0;
   const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm(c.weights)));
-  const int64_t range = round_up((rows * kStride + 2 * s.reach) * s.width + s.sector - 1, s.sector);
+  const int64_t range = (rows * kStride + 2 * s.reach) * s.row;
   const int64_t most = std::min(direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns, range);
-  const int64_t least = std::min(direct ? s.sector : kNarrowStep, range);
+  const int64_t least = std::min(direct ? kSector : kNarrowStep, range);
   const auto worth = [&](const Cut& cut) {
     return cut.ctas_per_sm == 0 ? 0 : (cut.ctas_per_sm + 1) * (direct ? cut.columns : 1);
   };
   Cut best;
-  for (int64_t columns = most; columns >= least; columns -= s.sector) {
+  const int64_t wanted = round_up(device.tuning.columns, kBlock);
+  for (const int64_t columns :
+       forced ? widths_of_step(s, wanted, wanted) : widths_of_step(s, most, least)) {
     Cut next = c;
-    next.columns = forced ? round_up(device.tuning.columns, s.sector) : columns;
+    next.columns = columns;
     complete<T, kStride>(s, device, next);
-    if (next.split && columns > 2 * s.sector && !forced) continue;
+    if (next.split && columns > 2 * kSector && !forced) continue;
     if (worth(next) > worth(best)) best = next;
     if ((best.ctas_per_sm == s.ctas_per_sm(c.weights) && !direct) || forced) break;
   }
@@ -212,7 +236,7 @@ Cut choose(const Shape& s, const Device& device) {
     const Cut c = with(Weights::kResident, 1);
     if (c.ctas_per_sm == s.ctas_per_sm(c.weights) || device.tuning.weights != 0) {
       best = c;
-    } else if (c.rows_per_cta * s.out_width >= kLongMarch * c.columns) {
+    } else if (c.rows_per_cta * s.out_row >= kLongMarch * c.columns) {
       lonely = c;
     }
   }

@@ -39,20 +39,18 @@ struct Place {
   int row, column;
 };
 template <class T>
-constexpr int kRowsTogether = 16 / static_cast<int>(sizeof(T));
-template <class T>
 SNV2_DEVICE Place place_of(int i, int group, int blocks) {
-  constexpr int kRows = kRowsTogether<T>, kVector = 16 / static_cast<int>(sizeof(T));
+  constexpr int kRows = kGroupChannels<T>, kVector = 16 / static_cast<int>(sizeof(T));
   const int block = i / 8 - group * blocks;
   return {group * kRows + i % 8 % kRows, block * kBlock + i % 8 / kRows * kVector};
 }
 template <class T>
 SNV2_DEVICE int places_of(int rows, int blocks) {
-  return (rows + kRowsTogether<T> - 1) / kRowsTogether<T> * blocks * 8;
+  return (rows + kGroupChannels<T> - 1) / kGroupChannels<T> * blocks * 8;
 }
 
-// Starts the copy of `blocks` blocks of pixels of the planes in `table`, from pixel `from` of all
-// images on, to columns `at`, at + 1, ... of X. In a ring a block is never cut.
+// Starts the copy of `blocks` blocks of pixels of the planes in `table`, from element `from` of the
+// planes on, to columns `at`, at + 1, ... of X. In a ring a block is never cut.
 template <class T>
 SNV2_DEVICE void load_planes(const UnitParams<T>& params, const Memory<T>& m, Shared<int32_t> table,
                              int rows, int64_t from, int blocks, int at, int wrap) {
@@ -69,25 +67,29 @@ SNV2_DEVICE void load_planes(const UnitParams<T>& params, const Memory<T>& m, Sh
   }
 }
 
-// The same from the caller's tensor, whatever its strides; pixels beyond the last are zero.
+// The same from the caller's tensor, whatever its strides, from column `column0` of row `row0` of
+// all images on; padding is zero.
 template <class T>
-SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, int64_t from,
+SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, int row0, int column0,
                              int blocks, int at, int wrap) {
-  const int plane = params.height * params.width, columns = blocks * kBlock;
-  const int64_t image0 = from / plane, first = from - image0 * plane;
+  const int columns = blocks * kBlock;
+  const int image0 = row0 / params.height, y0 = row0 - image0 * params.height;
   const bool along_pixels = params.in_pixel == 1;
   const int outer = along_pixels ? params.in_channels : columns;
   const int inner = along_pixels ? columns : params.in_channels;
   for (int o = warp_of_cta(); o < outer; o += kUnitWarps) {
     for (int i = lane_of_warp(); i < inner; i += kWarp) {
       const int row = along_pixels ? o : i, pixel = along_pixels ? i : o;
-      int64_t image = image0, place = first + pixel;
-      while (place >= plane) place -= plane, ++image;
+      const int rows = params.by_row.divide(column0 + pixel);
+      const int x_of_pixel = column0 + pixel - rows * params.row;
+      int64_t image = image0;
+      int y = y0 + rows;
+      while (y >= params.height) y -= params.height, ++image;
       T value = rounded<T>(0.0f);
-      if (image < params.batch) {
-        value =
-            load(Global<const T>{params.in} + (load(m.in_table + row) * params.in_channel +
-                                               image * params.in_image + place * params.in_pixel));
+      if (x_of_pixel < params.width) {
+        value = load(Global<const T>{params.in} +
+                     (load(m.in_table + row) * params.in_channel + image * params.in_image +
+                      y * params.in_row + x_of_pixel * params.in_pixel));
       }
       int column = at + pixel;
       if (column >= wrap) column -= wrap;

@@ -35,9 +35,10 @@ struct Direct {
   static constexpr int kAhead = sizeof(T) == 4 ? 1 : 2 * kStride;
 };
 
-// Pixels in a sector: steps, and columns of results, begin on them.
+// Channels that eight lanes take where each has a vector of a row: their vectors lie in different
+// banks (shared_pitch).
 template <class T>
-constexpr int kSectorPixels = 32 / static_cast<int>(sizeof(T));
+constexpr int kGroupChannels = 16 / static_cast<int>(sizeof(T));
 
 // Where a branch's parts lie, in bytes from the start of shared memory; X is at 0. The weights
 // follow pw2's bias: a warp that makes two rows of tiles reads the bias of both, and throws away
@@ -61,6 +62,8 @@ struct Branch {
   int first_depth;   // row of DW that is row 0 of MID
   int first_result;  // row of the unit's whole result that is row 0 of this branch's
   Places at;
+  int groups;  // of kGroupChannels channels that are convolved, of the CTA that has most
+  Divisor by_groups;
   After pw1_after, dw_after, pw2_after;  // these three for kernels of any activation
   int window, dilation;
 
@@ -73,26 +76,28 @@ struct Branch {
 template <class T>
 struct UnitParams {
   const T* in;  // planes, or the caller's tensor
-  int64_t in_channel, in_image, in_pixel;
+  int64_t in_channel, in_image, in_row, in_pixel;
   bool in_planes;
   T* out;  // planes, or null
   int64_t out_pitch;
   T* result;  // the caller's, or null
-  int64_t result_channel, result_image, result_pixel;
+  int64_t result_channel, result_image, result_row, result_pixel;
   const int32_t* in_table;      // [in]
   const int32_t* result_table;  // [result_channels], see GpuStep
   int in_channels;
   int result_channels;
   Branch<T> branches[2];                            // main, projection
   int batch, height, width, out_height, out_width;  // rows of all images: below 2^31
+  int row, out_row;                                 // elements of a row, with its padding
   int rows_per_cta;                                 // output rows
-  int columns;                                      // of a step
-  int ring;                                         // columns of MID, at the projection of X
-  int step_rows;                                    // output rows convolved at a time
+  int columns;        // of a step, which is some whole rows or a part of one
+  int ring;           // columns of MID, at the projection of X: whole rows
+  int step_rows;      // output rows convolved at a time
   bool prefetch;      // X and DW are apart: the next X is loaded while DW is in use
   int cluster;        // CTAs
   Divisor by_blocks;  // of a row of X
-  int reach;          // of the windows, for kernels of any activation
+  Divisor by_row, by_out_width;
+  int reach;  // of the windows, for kernels of any activation
 
   // Rows above and below that an output row needs.
   template <class Act>
@@ -100,12 +105,6 @@ struct UnitParams {
     return Act::kAny ? reach : 1;
   }
 };
-
-// Columns of DW: a step's rows begin anywhere in a sector.
-template <class T>
-constexpr int64_t dw_columns(int64_t step_rows, int64_t out_width) {
-  return step_rows * out_width + kSectorPixels<T> - 1;
-}
 
 // Arithmetic of rows ----------------------------------------------------------------------------
 
@@ -165,7 +164,7 @@ SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& br
   m.out_table = m.in_table + params.in_channels;
   m.x_pitch = static_cast<int>(shared_pitch(kBare ? params.ring : params.columns));
   m.mid_pitch = static_cast<int>(shared_pitch(params.ring));
-  m.dw_pitch = static_cast<int>(shared_pitch(dw_columns<T>(params.step_rows, params.out_width)));
+  m.dw_pitch = static_cast<int>(shared_pitch(params.step_rows * params.out_row));
   return m;
 }
 

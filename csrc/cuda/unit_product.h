@@ -56,13 +56,6 @@ SNV2_DEVICE void for_each_pair(const float (&acc)[kTiles][kBlocks][4], Shared<fl
   }
 }
 
-// Pixels of the results of a step: columns count from `base`, on a sector; the pixels from `begin`
-// to `end` are results.
-struct Pixels {
-  int64_t base;
-  int begin, end;  // columns
-};
-
 SNV2_DEVICE uint32_t word_of(Vector<half_t, 2> v) {
   return v.values[0].bits | static_cast<uint32_t>(v.values[1].bits) << 16;
 }
@@ -70,32 +63,19 @@ SNV2_DEVICE uint32_t word_of(Vector<bfloat16_t, 2> v) {
   return v.values[0].bits | static_cast<uint32_t>(v.values[1].bits) << 16;
 }
 
-template <int N, class T>
-SNV2_DEVICE void store_columns(Global<T> at, const Vector<T, N>& v, int column,
-                               const Pixels& pixels) {
-  if (column >= pixels.begin && column + N <= pixels.end) {
-    store_vector<N>(at, v);
-    return;
-  }
-  for (int i = 0; i < N; ++i) {
-    if (column + i >= pixels.begin && column + i < pixels.end) store(at + i, v.values[i]);
-  }
-}
-
-// Stores a block of results to planes. In 16 bits the four lanes that share a row exchange their
-// pairs, until each has one of four blocks whole: 64 bytes of a plane in one instruction. In
-// float32 their pairs are a sector as they are.
+// Stores a block of results to planes, whose columns begin with element `first`. In 16 bits the
+// four lanes that share a row exchange their pairs, until each has one of four blocks whole: 64
+// bytes of a plane in one instruction. In float32 their pairs are a sector as they are.
 template <class T, class Act, int kTiles, int kBlocks>
 SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
                               const float (&acc)[kTiles][kBlocks][4], int rows, int tile, int block,
-                              int count, const Pixels& pixels) {
+                              int count, int64_t first) {
   const int t = lane_of_warp() % 4;
-  const Global<T> out = Global<T>{params.out} + pixels.base;
+  const Global<T> out = Global<T>{params.out} + first;
   if constexpr (sizeof(T) == 4) {
     for_each_pair<T, Act>(acc, m.pw2_bias, rows, tile, count, [&](int row, int j, auto pair) {
       const int column = (block + j) * kBlock + 2 * t;
-      store_columns<2>(out + (load(m.out_table + row) * params.out_pitch + column), pair, column,
-                       pixels);
+      store_vector<2>(out + (load(m.out_table + row) * params.out_pitch + column), pair);
     });
   } else {
 #pragma unroll
@@ -133,8 +113,7 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
           }
           const int column = (block + j0 + t) * kBlock;
           if (row < rows && j0 + t < count) {
-            store_columns<8>(out + (load(m.out_table + row) * params.out_pitch + column), line,
-                             column, pixels);
+            store_vector<8>(out + (load(m.out_table + row) * params.out_pitch + column), line);
           }
         }
       }
@@ -145,27 +124,27 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
 // Stores the rows of DW that a branch without a second product ends in.
 template <class T>
 SNV2_DEVICE void store_rows(const UnitParams<T>& params, const Memory<T>& m,
-                            const Branch<T>& branch, int blocks, const Pixels& pixels) {
+                            const Branch<T>& branch, int blocks, int64_t first) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const Global<T> out = Global<T>{params.out} + pixels.base;
+  const Global<T> out = Global<T>{params.out} + first;
   const int places = places_of<T>(branch.mid, blocks);
   for (int i = static_cast<int>(threadIdx.x); i < places; i += kUnitThreads) {
     const Place place = place_of<T>(i, i / 8 / blocks, blocks);
     if (place.row >= branch.mid) continue;
     const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;
-    store_columns<kVector>(out + (load(m.out_table + place.row) * params.out_pitch + place.column),
-                           load_vector<kVector>(m.dw + at), place.column, pixels);
+    store_vector<kVector>(out + (load(m.out_table + place.row) * params.out_pitch + place.column),
+                          load_vector<kVector>(m.dw + at));
   }
 }
 
-// Writes the caller's tensor in logical order: the rows of this branch's result that lie in shared
-// memory, and what passes through, which CTAs of a cluster share. Nothing does beside a projection.
+// Writes `rows` rows of the caller's tensor, from row `local0` of an image on, in logical order:
+// the rows of this branch's result that lie in shared memory, and what passes through, which CTAs
+// of a cluster share. Nothing does beside a projection.
 template <class T>
 SNV2_DEVICE void store_result(const UnitParams<T>& params, const Memory<T>& m,
-                              const Branch<T>& branch, const Pixels& pixels, int rank) {
-  const int plane = params.out_height * params.out_width, count = pixels.end - pixels.begin;
-  const int64_t begin = pixels.base + pixels.begin;
-  const int64_t image0 = begin / plane, first = begin - image0 * plane;
+                              const Branch<T>& branch, int64_t image0, int local0, int rows,
+                              int rank) {
+  const int count = rows * params.out_width;
   const bool along_pixels = params.result_pixel == 1;
   const int outer = along_pixels ? params.result_channels : count;
   const int inner = along_pixels ? count : params.result_channels;
@@ -174,20 +153,23 @@ SNV2_DEVICE void store_result(const UnitParams<T>& params, const Memory<T>& m,
       const int channel = along_pixels ? o : i, pixel = along_pixels ? i : o;
       const int32_t entry = load(Global<const int32_t>{params.result_table} + channel);
       const int row = entry - branch.first_result;
-      int64_t image = image0, place = first + pixel;
-      while (place >= plane) place -= plane, ++image;
+      const int line = params.by_out_width.divide(pixel), x = pixel - line * params.out_width;
+      int64_t image = image0;
+      int y = local0 + line;
+      while (y >= params.out_height) y -= params.out_height, ++image;
       T value;
       if (entry >= 0 && row >= 0 && row < branch.out) {
-        value = load(m.result + (row * m.dw_pitch + pixels.begin + pixel));
+        value = load(m.result + (row * m.dw_pitch + line * params.out_row + x));
       } else if (entry < 0 && channel % params.cluster == rank) {
-        value =
-            load(Global<const T>{params.in} + ((-1 - int64_t{entry}) * params.in_channel +
-                                               image * params.in_image + place * params.in_pixel));
+        value = load(Global<const T>{params.in} +
+                     ((-1 - int64_t{entry}) * params.in_channel + image * params.in_image +
+                      y * params.in_row + x * params.in_pixel));
       } else {
         continue;
       }
-      store(Global<T>{params.result} + (channel * params.result_channel +
-                                        image * params.result_image + place * params.result_pixel),
+      store(Global<T>{params.result} +
+                (channel * params.result_channel + image * params.result_image +
+                 y * params.result_row + x * params.result_pixel),
             value);
     }
   }

@@ -343,15 +343,19 @@ snv2_add_mutant(unit_past_the_ring
 
 snv2_add_mutant(unit_with_the_next_tap
   FILE cuda/unit_convolve.h OF cuda/unit.cu IN gpu_units CASES stages_match
-  TEXT "window_[tap / kWindow][p * kStride + tap % kWindow]"
-  BECOMES "window_[tap % kWindow][p * kStride + tap / kWindow]"
+  TEXT "taps_[kRow * 3 + tap]" BECOMES "taps_[tap * 3 + kRow]"
+  EXPECT "is off by")
+
+snv2_add_mutant(unit_that_convolves_padding
+  FILE cuda/unit_convolve.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "at + w * kOfWord + i < ring.width" BECOMES "at + w * kOfWord + i < ring.row"
   EXPECT "is off by")
 
 # Any activations and windows ----------------------------------------------------------------
 
 snv2_add_mutant(any_unit_with_a_short_ring TYPE half_t
   FILE cuda/unit_cut.h OF cuda/unit_any.cu IN gpu_units CASES any_windows
-  TEXT "std::min(2 * s.reach + 1, s.height)" BECOMES "std::min(2 * s.reach, s.height)"
+  TEXT "std::min(2 * s.reach, s.height - 1)" BECOMES "std::min(2 * s.reach - 1, s.height - 1)"
   EXPECT "is off by")
 
 snv2_add_mutant(any_unit_that_forgets_dilation TYPE any
@@ -368,8 +372,7 @@ snv2_add_mutant(any_unit_with_the_next_slope TYPE any
 
 snv2_add_mutant(piece_of_the_next_column
   FILE cuda/unit_convolve.h OF cuda/unit_piece.cu IN gpu_pieces CASES pieces_match
-  TEXT "ring.pixel(line, place, (first + p) * kStride)"
-  BECOMES "ring.pixel(line, place, (first + p) * kStride + 1)"
+  TEXT "values[p * kStride % kPixels]" BECOMES "values[(p * kStride + 1) % kPixels]"
   EXPECT "is off by")
 
 snv2_add_mutant(piece_that_stores_the_rows_of_another_cta
@@ -393,10 +396,10 @@ snv2_add_mutant(piece_without_barrier_before_it_stores RACE
 
 snv2_add_mutant(gate_without_barrier_after_the_means RACE
   FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
-  TEXT [[static_cast<float>(plane)));
+  TEXT [[(1.0f / params.pixels));
   }
   sync_threads();
-]] BECOMES [[static_cast<float>(plane)));
+]] BECOMES [[(1.0f / params.pixels));
   }
 ]]
   EXPECT "shared memory: read at gate.cu" "nobody wrote")
@@ -441,7 +444,7 @@ snv2_add_mutant(shortcut_without_layers_that_does_not_wait
 
 snv2_add_mutant(copy_that_stays_in_its_image
   FILE cuda/copy.cu OF cuda/copy.cu IN gpu_pieces CASES pieces_match
-  TEXT "place -= params.plane, ++image;" BECOMES "place -= params.plane;"
+  TEXT "image = y / params.height;" BECOMES "image = row0 / params.height;"
   EXPECT "copy.cu")
 
 # Ends of networks ---------------------------------------------------------------------------
@@ -474,6 +477,11 @@ snv2_add_mutant(head_that_waits_for_too_few
     if (first == 0) {
 ]]
   EXPECT "cp_async_wait is missing")
+
+snv2_add_mutant(head_that_averages_padding
+  FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES head_matches
+  TEXT "2 * t + c < columns" BECOMES "2 * t + c < kBlock"
+  EXPECT "not")
 
 snv2_add_mutant(head_without_barrier_after_a_stage RACE
   FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES head_matches
