@@ -205,7 +205,11 @@ SNV2_DEVICE void compute_gates(const GateParams<T>& params, const Share<T>& shar
     for (int part = 0; part < params.parts; ++part) sum += load(partial + (part * rows + r));
     for (int other = 0; other < ranks; ++other) {
       const Shared<float> to = sums + (rank * rows + r);
-      store(kCluster ? remote(to, other) : to, sum);
+      if constexpr (kCluster) {
+        store(remote(to, other), sum);
+      } else {
+        store(to, sum);
+      }
     }
   }
   if constexpr (kCluster) {

@@ -54,13 +54,13 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   const int64_t start = int64_t{row_start} * pitch;
   const int end =
       (rows_needed<kStride>(row_end, params.height, params.out_height, reach) - row_start) * pitch;
-  // Steps end where rows do: after some, or after one that takes several.
-  const int stretch = columns < pitch ? pitch : columns;
-  const int rows_of_stretch = columns < pitch ? 1 : columns / pitch;
-  const auto step_of = [&](int done, int left) {
-    const int count = columns < left ? columns : left;
-    return end - done < count ? end - done : count;
+  // Columns of the step that begins with element `done`. It ends where its rows do, or its row.
+  const auto columns_from = [&](int done) {
+    const int left = params.stretch - done % params.stretch;
+    const int most = columns < left ? columns : left;
+    return end - done < most ? end - done : most;
   };
+  const auto rows_before = [&](int done) { return done / params.stretch * params.stretch_rows; };
 
   // Load what stays.
   if constexpr (Mode::kResident) {
@@ -96,53 +96,42 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       zero_row(m.x + depth * m.x_pitch, m.x_pitch);
     }
   };
-  const auto start_load = [&](int done, int rows_done, int left, int blocks, int at) {
-    const int wrap = kBare ? ring : columns;
+  const auto start_load = [&](int done, int at) {
+    const int blocks = columns_from(done) / kBlock, wrap = kBare ? ring : columns;
     if (!kCaller || params.in_planes) {
       // The projection convolves X itself, and so each CTA of a cluster loads its share alone.
       load_planes(params, m, m.in_table + (kBare ? branch.first_depth : 0),
                   kBare ? branch.mid : depth, start + done, blocks, kBare ? at : 0, wrap);
     } else {
-      load_tensor(params, m, row_start + rows_done, stretch - left, blocks, kBare ? at : 0, wrap);
+      load_tensor(params, m, row_start + rows_before(done), done % params.stretch, blocks,
+                  kBare ? at : 0, wrap);
     }
     zero_x();
     cp_async_commit();
   };
-  int left = stretch;  // elements to the end of the step's rows
-  int rows_in = 0;     // whole rows before it
-  int count = step_of(0, left);
-  // The image and the row there of the next output row.
-  int image = row / params.out_height, local = row - image * params.out_height;
-  Held<T> held;
+  [[maybe_unused]] Held<T> held(params, rank);
   if constexpr (kShared) {
     zero_x();
-    fetch(params, m, start, count / kBlock, rank, held);
+    held.fetch(params, m, start, columns_from(0) / kBlock);
     cp_async_wait<0>();
     sync_cluster();
-    hand_out(params, m, count / kBlock, rank, held);
+    held.hand_out(params, m, columns_from(0) / kBlock);
     sync_cluster();
   } else {
-    start_load(0, 0, left, count / kBlock, 0);
+    start_load(0, 0);
   }
 
   int ring_at = 0;  // place of element `done` in the ring
   for (int done = 0; done < end;) {
-    const int blocks = count / kBlock;
+    const int count = columns_from(done), blocks = count / kBlock;
     const int next = done + count;
     bool more = next < end;  // to load
     int next_at = ring_at + count;
     if (next_at >= ring) next_at -= ring;
-    left -= count;
-    if (left == 0) {
-      left = stretch;
-      rows_in += rows_of_stretch;
-    }
-    count = step_of(next, left);
-    const int next_blocks = count / kBlock;
     int complete = row_end;
     if (more) {
-      complete =
-          rows_complete<kStride>(row_start + rows_in, params.height, params.out_height, reach);
+      complete = rows_complete<kStride>(row_start + rows_before(next), params.height,
+                                        params.out_height, reach);
       if (complete > row_end) complete = row_end;
     }
     if constexpr (!kShared) {
@@ -159,12 +148,8 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       const auto use = [&](auto& acc, int tile, int block, int count) {
         activate<Act>(acc, branch.pw1_after, branch.mid, tile,
                       [&](int row) { return load(m.pw1_bias + row); });
-        for_each_pair<T, Act>(
-            acc, m.pw1_bias, branch.mid, tile, count, [&](int r, int j, auto pair) {
-              store_vector<2>(
-                  m.mid + (r * m.mid_pitch + ring_column(block + j) + lane_of_warp() % 4 * 2),
-                  pair);
-            });
+        store_lines<T, Act>(m.mid, m.mid_pitch, acc, m.pw1_bias, branch.mid, tile, count,
+                            [&](int j) { return ring_column(block + j); });
       };
       const Operand<T> x{m.x, m.x_pitch, depth};
       if constexpr (Mode::kResident) {
@@ -175,9 +160,9 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       sync_threads();
       if (more) {
         if constexpr (kShared) {
-          fetch(params, m, start + next, next_blocks, rank, held);
+          held.fetch(params, m, start + next, columns_from(next) / kBlock);
         } else if (params.prefetch) {
-          start_load(next, rows_in, left, next_blocks, next_at);
+          start_load(next, next_at);
           more = false;
         }
       }
@@ -190,6 +175,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       const int dw_blocks = rows * params.out_row / kBlock;
 
       // Depthwise convolution. What lies in the ring ends at element `next`, at `next_at`.
+      const int image = row / params.out_height, local = row - image * params.out_height;
       const int center = image * params.height + local * kStride - row_start;
       int place = next_at - (next - center * pitch);
       if (place < 0) place += ring;
@@ -205,7 +191,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
         sync_cluster_reads();
         if (projects) hand_out_dw(params, m, branch, dw_blocks, rank);
         if (kShared && more && params.prefetch) {
-          hand_out(params, m, next_blocks, rank, held);
+          held.hand_out(params, m, columns_from(next) / kBlock);
           more = false;
         }
         sync_cluster();
@@ -221,12 +207,8 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
           store_planes<T, Act>(params, m, acc, branch.out, tile, block, count, first);
         }
         if (kCaller && params.result != nullptr) {
-          for_each_pair<T, Act>(
-              acc, m.pw2_bias, branch.out, tile, count, [&](int r, int j, auto pair) {
-                store_vector<2>(
-                    m.result + (r * m.dw_pitch + (block + j) * kBlock + lane_of_warp() % 4 * 2),
-                    pair);
-              });
+          store_lines<T, Act>(m.result, m.dw_pitch, acc, m.pw2_bias, branch.out, tile, count,
+                              [&](int j) { return (block + j) * kBlock; });
         }
       };
       const Operand<T> x{m.dw, m.dw_pitch, branch.depth};
@@ -243,7 +225,6 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
         sync_threads();
       }
       row += rows;
-      for (local += rows; local >= params.out_height; local -= params.out_height) ++image;
     }
     done = next;
     ring_at = next_at;
@@ -251,10 +232,10 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       if constexpr (kShared) {
         sync_cluster_reads();
         zero_x();
-        hand_out(params, m, next_blocks, rank, held);
+        held.hand_out(params, m, columns_from(next) / kBlock);
         sync_cluster();
       } else {
-        start_load(next, rows_in, left, next_blocks, next_at);
+        start_load(next, next_at);
       }
     }
   }

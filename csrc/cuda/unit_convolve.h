@@ -75,9 +75,10 @@ class Sliding {
     }
   }
 
-  // Moves to an output row: the next one, or any if `fresh`. It is centred on input row `center` of
-  // its image, at `place`.
-  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool fresh) {
+  // Calls emit(results) for an output row: the next one, or any if `fresh`. It is centred on input
+  // row `center` of its image, at `place`.
+  template <class Emit>
+  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool fresh, const Emit& emit) {
     if (fresh) {
 #pragma unroll
       for (int p = 0; p < kPixels; ++p) upper_[p] = 0.0f;
@@ -95,18 +96,19 @@ class Sliding {
       read(place);
       add<1>(middle_, upper_);
     }
-    if (center + 1 < ring.height) {
+    const bool more = center + 1 < ring.height;
+    if (more) {
       read(ring.moved(place, 1));
-      add<2>(sums_, middle_);
+      add<2>(middle_, middle_);
+    }
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) middle_[p] += taps_[kTaps];
+    emit(middle_);
+    if (more) {
       if constexpr (kStride == 1) add<1>(middle_, upper_);
       start_upper();
-    } else {
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) sums_[p] = middle_[p];
     }
   }
-  // The result of pixel p of the lane's.
-  SNV2_DEVICE float result(int p) const { return sums_[p] + taps_[kTaps]; }
 
  private:
   static constexpr int kTaps = 9;
@@ -157,8 +159,7 @@ class Sliding {
   int left_, right_;  // elements from the lane's vector to its neighbours', or 0
   uint32_t left_mask_, right_mask_, mask_[kWords];
   float x_[kPixels * kStride + 2];
-  // Sums of the next row but one, of the next row, and of this one.
-  float upper_[kPixels], middle_[kPixels], sums_[kPixels];
+  float upper_[kPixels], middle_[kPixels];  // sums of two rows of results
 };
 
 // Any window and dilation.
@@ -176,10 +177,10 @@ class Dilated {
     line_ = line;
     first_ = first;
   }
-  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool) {
+  template <class Emit>
+  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool, const Emit& emit) {
     const int half = window_ / 2;
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) sums_[p] = 0.0f;
+    float sums[kPixels] = {};
     for (int ky = 0; ky < window_; ++ky) {
       const int by = (ky - half) * dilation_;
       if (center + by < 0 || center + by >= ring.height) continue;
@@ -191,18 +192,20 @@ class Dilated {
           const int column = (first_ + p) * kStride + (kx - half) * dilation_;
           const int clamped = column < 0 ? 0 : column < ring.width ? column : ring.width - 1;
           const float value = to_float(load(line + clamped));
-          sums_[p] = multiply_add(tap, column == clamped ? value : 0.0f, sums_[p]);
+          sums[p] = multiply_add(tap, column == clamped ? value : 0.0f, sums[p]);
         }
       }
     }
+    const float shift = load(weights_ + window_ * window_);
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) sums[p] += shift;
+    emit(sums);
   }
-  SNV2_DEVICE float result(int p) const { return sums_[p] + load(weights_ + window_ * window_); }
 
  private:
   int window_, dilation_, first_;
   Shared<float> weights_;
   Shared<T> line_;
-  float sums_[kPixels];
 };
 
 // No window: the pixel itself.
@@ -218,18 +221,22 @@ class Point {
     line_ = line + there;
     next_ = there + kPixels < ring.row ? kPixels : 0;
   }
-  SNV2_DEVICE void row(const Ring&, int, int place, bool) {
-    vectors_[0] = load_vector<kPixels>(line_ + place);
-    if constexpr (kStride == 2) vectors_[1] = load_vector<kPixels>(line_ + (place + next_));
-  }
-  SNV2_DEVICE float result(int p) const {
-    return to_float(vectors_[p * kStride / kPixels].values[p * kStride % kPixels]);
+  template <class Emit>
+  SNV2_DEVICE void row(const Ring&, int, int place, bool, const Emit& emit) {
+    Vector<T, kPixels> vectors[kStride];
+    vectors[0] = load_vector<kPixels>(line_ + place);
+    if constexpr (kStride == 2) vectors[1] = load_vector<kPixels>(line_ + (place + next_));
+    float pixels[kPixels];
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      pixels[p] = to_float(vectors[p * kStride / kPixels].values[p * kStride % kPixels]);
+    }
+    emit(pixels);
   }
 
  private:
   Shared<T> line_;
-  int next_;
-  Vector<T, kPixels> vectors_[kStride];
+  int next_;  // elements to the second vector, or 0
 };
 
 template <class T, int N>
@@ -284,14 +291,18 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
     int local = rows.local, place = rows.place;
     for (int r = 0; r < end; ++r) {
       if (r >= begin) {
-        window.row(ring, local * kStride, place, r == begin || local == 0);
-        float y[kPixels];
+        window.row(ring, local * kStride, place, r == begin || local == 0,
+                   [&](const float (&results)[kPixels]) {
+                     float y[kPixels];
 #pragma unroll
-        for (int p = 0; p < kPixels; ++p) {
-          y[p] = window.result(p);
-          if constexpr (Act::kAny) y[p] = activated(branch.dw_after.kind, y[p], slope);
-        }
-        if (stores) store_vector<kPixels>(to + r * params.out_row, rounded_vector<T>(y));
+                     for (int p = 0; p < kPixels; ++p) {
+                       y[p] = results[p];
+                       if constexpr (Act::kAny) y[p] = activated(branch.dw_after.kind, y[p], slope);
+                     }
+                     if (stores) {
+                       store_vector<kPixels>(to + r * params.out_row, rounded_vector<T>(y));
+                     }
+                   });
       }
       if (++local < params.out_height) {
         place = ring.moved(place, kStride);

@@ -161,7 +161,7 @@ void complete(const Shape& s, const Device& device, Cut& c) {
            std::max(s.mid, s.in) * s.out_row <= kMaxDividend * kBlock &&
            c.step_rows * s.out_row <= kMaxDividend &&
            (!clustered || round_up(ceil_div(s.in, c.cluster), kGroupChannels<T>) * blocks * 8 <=
-                              kGroupChannels<T> * kHeld<T> * kUnitThreads);
+                              kGroupChannels<T> * Held<T>::kMost * kUnitThreads);
   };
   c.ctas_per_sm = 0;
   for (int64_t ctas = s.ctas_per_sm(c.weights); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {

@@ -155,6 +155,8 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   main.at = c.places[0];
   projection.at = c.places[1];
   params.columns = static_cast<int>(c.columns);
+  params.stretch_rows = static_cast<int>(stretch_rows(s, c.columns));
+  params.stretch = params.stretch_rows * params.row;
   params.ring = static_cast<int>(c.ring);
   params.step_rows = static_cast<int>(c.step_rows);
   params.rows_per_cta = static_cast<int>(c.rows_per_cta);

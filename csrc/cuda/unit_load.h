@@ -100,50 +100,56 @@ SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, in
 
 // Between the CTAs of a cluster -----------------------------------------------------------------
 
-// A CTA's share of X on its way from memory to all CTAs: a run of rows.
+// A CTA's share of X, a run of rows, on its way from memory to all CTAs.
 template <class T>
-constexpr int kHeld = sizeof(T) == 4 ? 6 : 8;  // vectors of a thread
+class Held {
+ public:
+  static constexpr int kMost = 4;  // vectors of a thread
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
-template <class T>
-struct Held {
-  Vector<T, 16 / sizeof(T)> vectors[kHeld<T>];
-};
-
-// Calls f(n, row, first column) for the vectors that this thread has of its CTA's share of X.
-template <class T, class F>
-SNV2_DEVICE void for_each_held(const UnitParams<T>& params, int blocks, int rank, const F& f) {
-  const int begin = params.in_channels * rank / params.cluster;
-  const int end = params.in_channels * (rank + 1) / params.cluster;
+  SNV2_DEVICE Held(const UnitParams<T>& params, int rank) {
+    const int begin = params.in_channels * rank / params.cluster;
+    const int end = params.in_channels * (rank + 1) / params.cluster;
 #pragma unroll
-  for (int n = 0; n < kHeld<T>; ++n) {
-    const int i = static_cast<int>(threadIdx.x) + n * kUnitThreads;
-    const Place place = place_of<T>(i, params.by_blocks.divide(i / 8), params.columns / kBlock);
-    if (begin + place.row < end && place.column < blocks * kBlock) {
-      f(n, begin + place.row, place.column);
+    for (int n = 0; n < kMost; ++n) {
+      const int i = static_cast<int>(threadIdx.x) + n * kUnitThreads;
+      const Place place = place_of<T>(i, params.by_blocks.divide(i / 8), params.columns / kBlock);
+      const int row = begin + place.row;
+      places_[n] = row << kBits | (row < end ? place.column : kNever);
     }
   }
-}
-
-template <class T>
-SNV2_DEVICE void fetch(const UnitParams<T>& params, const Memory<T>& m, int64_t from, int blocks,
-                       int rank, Held<T>& held) {
-  const Global<const T> pixels = Global<const T>{params.in} + from;
-  for_each_held(params, blocks, rank, [&](int n, int row, int column) {
-    held.vectors[n] =
-        load_vector<16 / sizeof(T)>(pixels + (load(m.in_table + row) * params.in_channel + column));
-  });
-}
-
-template <class T>
-SNV2_DEVICE void hand_out(const UnitParams<T>& params, const Memory<T>& m, int blocks, int rank,
-                          const Held<T>& held) {
-  for (int r = 0; r < params.cluster; ++r) {
-    const Shared<T> x = remote(m.x, r);
-    for_each_held(params, blocks, rank, [&](int n, int row, int column) {
-      store_vector<16 / sizeof(T)>(x + (row * m.x_pitch + column), held.vectors[n]);
-    });
+  // Starts the loads of `blocks` blocks of columns, from element `from` of the planes on.
+  SNV2_DEVICE void fetch(const UnitParams<T>& params, const Memory<T>& m, int64_t from,
+                         int blocks) {
+    const Global<const T> pixels = Global<const T>{params.in} + from;
+#pragma unroll
+    for (int n = 0; n < kMost; ++n) {
+      if (column(n) >= blocks * kBlock) continue;
+      const int64_t plane = load(m.in_table + (places_[n] >> kBits));
+      vectors_[n] = load_vector<kVector>(pixels + (plane * params.in_channel + column(n)));
+    }
   }
-}
+  SNV2_DEVICE void hand_out(const UnitParams<T>& params, const Memory<T>& m, int blocks) const {
+    int at[kMost];
+#pragma unroll
+    for (int n = 0; n < kMost; ++n) at[n] = (places_[n] >> kBits) * m.x_pitch + column(n);
+    for (int r = 0; r < params.cluster; ++r) {
+      const Remote<T> x = remote(m.x, r);
+#pragma unroll
+      for (int n = 0; n < kMost; ++n) {
+        if (column(n) < blocks * kBlock) store_vector<kVector>(x + at[n], vectors_[n]);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kBits = 12, kNever = (1 << kBits) - 1;  // more than a step's columns
+
+  SNV2_DEVICE int column(int n) const { return places_[n] & kNever; }
+
+  int places_[kMost];  // row and column of X; the column is kNever beyond the share
+  Vector<T, kVector> vectors_[kMost];
+};
 
 // Copies this CTA's rows of DW to the others.
 template <class T>

@@ -31,8 +31,8 @@ template <class T, int kStride>
 struct Direct {
   static constexpr bool kResident = false, kCluster = false;
   static constexpr int kTiles = 1, kCtasPerSm = 2;
-  static constexpr int kBlocks = sizeof(T) == 4 ? 8 : 24 - 8 * kStride;
-  static constexpr int kAhead = sizeof(T) == 4 ? 1 : 2 * kStride;
+  static constexpr int kBlocks = sizeof(T) == 4 || kStride == 2 ? 8 : 14;
+  static constexpr int kAhead = sizeof(T) == 4 ? 1 : kStride;
 };
 
 // Channels that eight lanes take where each has a vector of a row: their vectors lie in different
@@ -90,7 +90,9 @@ struct UnitParams {
   int batch, height, width, out_height, out_width;  // rows of all images: below 2^31
   int row, out_row;                                 // elements of a row, with its padding
   int rows_per_cta;                                 // output rows
-  int columns;        // of a step, which is some whole rows or a part of one
+  int columns;  // of a step, which is some whole rows or a part of one
+  int stretch;  // elements of those rows, and how many rows
+  int stretch_rows;
   int ring;           // columns of MID, at the projection of X: whole rows
   int step_rows;      // output rows convolved at a time
   bool prefetch;      // X and DW are apart: the next X is loaded while DW is in use

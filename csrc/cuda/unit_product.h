@@ -33,25 +33,39 @@ SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, co
   }
 }
 
-// Pairs of neighbouring pixels of a block of results, rounded: f(row, block, pair) for rows that
-// exist, with pair at column 2t of the block.
-template <class T, class Act, int kTiles, int kBlocks, class F>
-SNV2_DEVICE void for_each_pair(const float (&acc)[kTiles][kBlocks][4], Shared<float> bias, int rows,
-                               int tile, int count, const F& f) {
+// Two neighbouring results, finished and rounded.
+template <class T, class Act>
+SNV2_DEVICE Vector<T, 2> finished_pair(float a, float b, float bias) {
+  const float low = Act::finish(a, bias), high = Act::finish(b, bias);
+  if constexpr (sizeof(T) == 4) {
+    return {{low, high}};
+  } else {
+    return rounded_pair<T>(low, high);
+  }
+}
+
+// Stores a block of results, rounded, to rows of pixels in shared memory. column_of: of a block.
+template <class T, class Act, int kTiles, int kBlocks, class ColumnOf>
+SNV2_DEVICE void store_lines(Shared<T> lines, int pitch, const float (&acc)[kTiles][kBlocks][4],
+                             Shared<float> bias, int rows, int tile, int count,
+                             const ColumnOf& column_of) {
+  const int first = tile * 16 + lane_of_warp() / 4;
+  float biases[2 * kTiles];
 #pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
+  for (int i = 0; i < 2 * kTiles; ++i) {
+    biases[i] = first + i * 8 < rows ? load(bias + (first + i * 8)) : 0.0f;
+  }
+  const Shared<T> line = lines + (first * pitch + lane_of_warp() % 4 * 2);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = (tile + i) * 16 + half * 8 + lane_of_warp() / 4;
-      if (row >= rows) continue;
-      const float b = load(bias + row);
+  for (int j = 0; j < kBlocks; ++j) {
+    if (j >= count) break;
+    const Shared<T> to = line + column_of(j);
 #pragma unroll
-      for (int j = 0; j < kBlocks; ++j) {
-        if (j >= count) break;
-        f(row, j,
-          Vector<T, 2>{{rounded<T>(Act::finish(acc[i][j][2 * half], b)),
-                        rounded<T>(Act::finish(acc[i][j][2 * half + 1], b))}});
-      }
+    for (int i = 0; i < 2 * kTiles; ++i) {
+      if (first + i * 8 >= rows) continue;
+      const float (&of)[4] = acc[i / 2][j];
+      store_vector<2>(to + i * 8 * pitch,
+                      finished_pair<T, Act>(of[i % 2 * 2], of[i % 2 * 2 + 1], biases[i]));
     }
   }
 }
@@ -73,10 +87,21 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
   const int t = lane_of_warp() % 4;
   const Global<T> out = Global<T>{params.out} + first;
   if constexpr (sizeof(T) == 4) {
-    for_each_pair<T, Act>(acc, m.pw2_bias, rows, tile, count, [&](int row, int j, auto pair) {
-      const int column = (block + j) * kBlock + 2 * t;
-      store_vector<2>(out + (load(m.out_table + row) * params.out_pitch + column), pair);
-    });
+#pragma unroll
+    for (int i = 0; i < 2 * kTiles; ++i) {
+      const int row = tile * 16 + i * 8 + lane_of_warp() / 4;
+      if (row >= rows) continue;
+      const float b = load(m.pw2_bias + row);
+      const Global<T> line =
+          out + (load(m.out_table + row) * params.out_pitch + block * kBlock + 2 * t);
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) {
+        if (j >= count) break;
+        const float (&of)[4] = acc[i / 2][j];
+        store_vector<2>(line + j * kBlock,
+                        finished_pair<T, Act>(of[i % 2 * 2], of[i % 2 * 2 + 1], b));
+      }
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
@@ -90,9 +115,8 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
           uint32_t words[4];
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            words[j] =
-                word_of(Vector<T, 2>{{rounded<T>(Act::finish(acc[i][j0 + j][2 * half], b)),
-                                      rounded<T>(Act::finish(acc[i][j0 + j][2 * half + 1], b))}});
+            const float (&of)[4] = acc[i][j0 + j];
+            words[j] = word_of(finished_pair<T, Act>(of[2 * half], of[2 * half + 1], b));
           }
 #pragma unroll
           for (int bit = 1; bit < 4; bit *= 2) {

@@ -38,6 +38,9 @@ struct Shared {
   }
 };
 
+template <class T>
+using Remote = Shared<T>;
+
 inline Shared<unsigned char> shared_memory() { return {emulator::shared_memory()}; }
 
 // Global and shared memory ------------------------------------------------------------------

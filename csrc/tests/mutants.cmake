@@ -302,7 +302,7 @@ snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
       // Second product.
 ]] BECOMES [[      }
 ]]
-  EXPECT "shared memory: race: write at unit_convolve.h" "read by" "mma.h")
+  EXPECT "shared memory: read at mma.h" "nobody wrote")
 
 snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -310,7 +310,7 @@ snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
         sync_cluster_reads();
 ]] BECOMES [[        // All are past their first product and the second one before it.
 ]]
-  EXPECT "shared memory: race" "unit_convolve.h" "unit_load.h")
+  EXPECT "shared memory: read at unit_load.h" "nobody wrote")
 
 snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -322,7 +322,7 @@ snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
         sync_threads();
       }
 ]]
-  EXPECT "shared memory: race" "unit_load.h" "mma.h")
+  EXPECT "shared memory: read at mma.h" "nobody wrote")
 
 snv2_add_mutant(unit_that_does_not_wait_for_its_input
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -379,7 +379,7 @@ snv2_add_mutant(piece_that_stores_the_rows_of_another_cta
   FILE cuda/unit_product.h OF cuda/unit_piece.cu IN gpu_pieces CASES pieces_match
   TEXT "const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;"
   BECOMES "const int at = place.row * m.dw_pitch + place.column;"
-  EXPECT "is off by")
+  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
 
 snv2_add_mutant(piece_without_barrier_before_it_stores RACE
   FILE cuda/unit.h OF cuda/unit_piece.cu IN gpu_pieces CASES pieces_match
@@ -392,7 +392,7 @@ snv2_add_mutant(piece_without_barrier_before_it_stores RACE
 
       // Second product.
 ]]
-  EXPECT "shared memory: race" "unit_convolve.h")
+  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
 
 snv2_add_mutant(gate_without_barrier_after_the_means RACE
   FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
