@@ -62,6 +62,9 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   };
   const auto rows_before = [&](int done) { return done / params.stretch * params.stretch_rows; };
 
+  // The next kernel's CTAs may wait beside these: all wait for what others write.
+  grid_dependents_launch();
+
   // Load what stays.
   if constexpr (Mode::kResident) {
     if constexpr (!kBare) {
@@ -72,18 +75,19 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       load_matrix(m.pw2, branch.pw2,
                   static_cast<int>(packed_elements(branch.out, branch.depth, dtype_of<T>())));
     }
-    cp_async_commit();
   }
   if constexpr (!kBare) {
-    load_words(m.pw1_bias, branch.pw1_bias, static_cast<int>(padded_rows(branch.mid)));
+    load_words<4>(m.pw1_bias, branch.pw1_bias, static_cast<int>(padded_rows(branch.mid)));
   }
   if (projects) {
-    load_words(m.pw2_bias, branch.pw2_bias, static_cast<int>(padded_rows(branch.out)));
+    load_words<4>(m.pw2_bias, branch.pw2_bias, static_cast<int>(padded_rows(branch.out)));
   }
-  load_words(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
-  load_words(m.in_table, params.in_table, depth);
-  if (!kCaller || params.out != nullptr) load_words(m.out_table, branch.out_table, branch.out);
-  grid_dependents_launch();
+  load_words<4>(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
+  if (!kCaller || params.out != nullptr) load_words<1>(m.out_table, branch.out_table, branch.out);
+  cp_async_commit();
+  for (int i = static_cast<int>(threadIdx.x); i < depth; i += unit_threads()) {
+    store(m.in_table + i, load(Global<const int32_t>{params.in_table} + i));
+  }
   grid_dependency_wait();
   if constexpr (Mode::kCluster && !kShared) {
     sync_cluster_reads();  // the others have begun
@@ -241,12 +245,15 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   }
 }
 
-// A unit at an edge of a network has what it needs for both kinds of map, and an SM to itself. So
-// has one of any activations with its weights in L2, whose 128 columns in registers leave no room
-// beside them.
+// Threads of a CTA at most. A unit at an edge of a network has what it needs for both kinds of map,
+// and registers for no more. So has one of any activations with its weights in L2, whose columns in
+// registers leave no room beside them.
+template <class Mode, class Act, bool kCaller>
+constexpr int kThreadsOfUnit =
+    kCaller || (Act::kAny && !Mode::kResident) ? kUnitThreads : kMostUnitThreads;
+
 template <class T, int kStride, class Mode, class Act, bool kCaller>
-__global__ void __launch_bounds__(kUnitThreads,
-                                  kCaller || (Act::kAny && !Mode::kResident) ? 1 : Mode::kCtasPerSm)
+__global__ void __launch_bounds__((kThreadsOfUnit<Mode, Act, kCaller>), 1)
     unit_kernel(UnitParams<T> params) {
   if constexpr (kStride == 2) {
     if (blockIdx.y == 1) {
@@ -259,7 +266,7 @@ __global__ void __launch_bounds__(kUnitThreads,
 // A piece of a unit: of its main branch, and if that has no first product, of the projection beside
 // it.
 template <class T, int kStride, class Mode, bool kBare>
-__global__ void __launch_bounds__(kUnitThreads, Mode::kResident ? Mode::kCtasPerSm : 1)
+__global__ void __launch_bounds__((kThreadsOfUnit<Mode, AnyActivation, false>), 1)
     piece_kernel(UnitParams<T> params) {
   march<T, kStride, Mode, AnyActivation, false, kBare, true>(params, params.branches[blockIdx.y]);
 }

@@ -269,10 +269,10 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
   const int tasks = (items + kGroups - 1) / kGroups;
   // Warps without a task of their own share those of others by rows.
   int shift = 0;
-  while ((tasks << (shift + 1)) <= kUnitWarps && (2 << shift) <= rows.count) ++shift;
+  while ((tasks << (shift + 1)) <= unit_warps() && (2 << shift) <= rows.count) ++shift;
 
   const int lane = lane_of_warp() % kLanes;
-  for (int job = warp_of_cta(); job < tasks << shift; job += kUnitWarps) {
+  for (int job = warp_of_cta(); job < tasks << shift; job += unit_warps()) {
     const int wanted_item = (job >> shift) * kGroups + lane_of_warp() / kLanes;
     const int item = wanted_item < items ? wanted_item : items - 1;
     const int block = branch.by_groups.divide(item);

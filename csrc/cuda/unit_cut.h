@@ -52,6 +52,7 @@ struct Cut {
   bool prefetch = false;
   int64_t columns = 0, ring = 0, step_rows = 0, rows_per_cta = 0;
   int64_t ctas = 0;  // of each branch, or clusters
+  int64_t threads = kUnitThreads;
   int64_t ctas_per_sm = 0;
   int64_t shared_bytes = 0;
   bool split = false;  // results of a step are more than the columns that read a weight once
@@ -121,21 +122,46 @@ int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
   return std::min(most, rows_per_cta);
 }
 
-// Rows of each CTA (or cluster) for an even load of the GPU; whole images where that costs little.
-inline int64_t rows_for(const Shape& s, const Device& device, int64_t slots) {
-  // A kernel counts the pixels of its range in 31 bits.
-  const int64_t most = std::clamp<int64_t>((int64_t{1} << 29) / s.row, 1, s.rows());
-  if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, most);
-  const int64_t rows = std::min(ceil_div(s.rows(), slots), most);
-  const int64_t images = round_up(rows, s.out_height);
-  return images <= most && images * 8 <= rows * 9 ? images : rows;
-}
-
 // CTAs (or clusters) of one branch that run at once. An eighth of the SMs may be left over where a
 // large cluster has to find its SMs in one part of the GPU.
 inline int64_t slots_of(const Shape& s, const Device& device, const Cut& c, int64_t ctas_per_sm) {
   const int64_t sms = c.cluster > 2 ? device.sms * 7 / 8 : device.sms;
   return std::max<int64_t>(sms * ctas_per_sm / (c.cluster * s.branches()), 1);
+}
+
+// Instructions of a warp, in products of 16 x 8 x 16, that a CTA of `rows` rows executes, about.
+template <class T, int kStride>
+double work_of(const Shape& s, const Cut& c, int64_t rows) {
+  constexpr double kProduct = sizeof(T) == 4 ? 64 : 4, kResults = 1 / 2.0, kLoad = 1 / 25.0;
+  const double in_rows = static_cast<double>(std::min(rows, s.out_height) * kStride +
+                                             std::min(2 * s.reach, s.height - 1));
+  const double images = static_cast<double>(std::max<int64_t>(rows / s.out_height, 1));
+  const double first = s.expand ? static_cast<double>(s.in * s.mid) : 0;
+  const double second = s.project ? static_cast<double>(s.mid * s.out) : 0;
+  const double in_pixels = images * in_rows * static_cast<double>(s.row);
+  const double out_pixels = static_cast<double>(rows * s.out_row);
+  return (kProduct / 2048 * (first * in_pixels + second * out_pixels) +
+          kResults * static_cast<double>(s.mid) * out_pixels + kLoad * (first + second)) /
+         static_cast<double>(c.cluster);
+}
+
+// Rows of each CTA (or cluster), of which an SM has room for `ctas`, for an even load of the GPU;
+// whole images where that costs little. CTAs that have an SM to themselves read fewer rows twice,
+// and others hide their waits: which is better, the work tells.
+template <class T, int kStride>
+int64_t rows_for(const Shape& s, const Device& device, const Cut& c, int64_t ctas) {
+  constexpr double kAlone = 1.15;
+  // A kernel counts the pixels of its range in 31 bits.
+  const int64_t most = std::clamp<int64_t>((int64_t{1} << 29) / s.row, 1, s.rows());
+  if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, most);
+  const auto for_slots = [&](int64_t per_sm) {
+    const int64_t rows = std::min(ceil_div(s.rows(), slots_of(s, device, c, per_sm)), most);
+    const int64_t images = round_up(rows, s.out_height);
+    return images <= most && images * 8 <= rows * 9 ? images : rows;
+  };
+  const int64_t together = for_slots(ctas), alone = for_slots(1);
+  const double both = static_cast<double>(ctas) * work_of<T, kStride>(s, c, together);
+  return kAlone * work_of<T, kStride>(s, c, alone) < both ? alone : together;
 }
 
 // Fills in a cut of given weights, cluster and columns; ctas_per_sm stays 0 if it does not fit.
@@ -146,7 +172,10 @@ void complete(const Shape& s, const Device& device, Cut& c) {
   c.ring = (stretch_rows(s, c.columns) + std::min(2 * s.reach, s.height - 1)) * s.row;
   const int64_t blocks = c.columns / kBlock;
   const auto fits = [&](int64_t ctas) {
-    c.rows_per_cta = rows_for(s, device, slots_of(s, device, c, ctas));
+    c.rows_per_cta = rows_for<T, kStride>(s, device, c, ctas);
+    c.ctas = ceil_div(s.rows(), c.rows_per_cta);
+    const bool alone = ctas == 1 || c.ctas <= slots_of(s, device, c, 1);
+    c.threads = alone && s.ctas_per_sm(c.weights) > 1 ? kMostUnitThreads : kUnitThreads;
     c.step_rows = rows_of_step<kStride>(s, c.columns, c.rows_per_cta);
     const int64_t most = kBlock * Direct<T, kStride>::kBlocks / s.out_row;
     c.split = c.weights == Weights::kDirect && c.step_rows > std::max<int64_t>(most, 1);
@@ -161,7 +190,7 @@ void complete(const Shape& s, const Device& device, Cut& c) {
            std::max(s.mid, s.in) * s.out_row <= kMaxDividend * kBlock &&
            c.step_rows * s.out_row <= kMaxDividend &&
            (!clustered || round_up(ceil_div(s.in, c.cluster), kGroupChannels<T>) * blocks * 8 <=
-                              kGroupChannels<T> * Held<T>::kMost * kUnitThreads);
+                              kGroupChannels<T> * Held<T>::kMost * c.threads);
   };
   c.ctas_per_sm = 0;
   for (int64_t ctas = s.ctas_per_sm(c.weights); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
@@ -172,7 +201,6 @@ void complete(const Shape& s, const Device& device, Cut& c) {
       break;
     }
   }
-  c.ctas = ceil_div(s.rows(), c.rows_per_cta);
 }
 
 // Columns that steps may have, from `most` down to `least`, or the only ones there are: of whole
@@ -197,7 +225,7 @@ template <class T, int kStride>
 Cut widest(const Shape& s, const Device& device, const Cut& c) {
   constexpr int64_t kSector = 32 / static_cast<int64_t>(sizeof(T));  // pixels
   const bool direct = c.weights == Weights::kDirect, forced = device.tuning.columns != 0;
-  const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm(c.weights)));
+  const int64_t rows = rows_for<T, kStride>(s, device, c, s.ctas_per_sm(c.weights));
   const int64_t range = (rows * kStride + 2 * s.reach) * s.row;
   const int64_t most = std::min(direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns, range);
   const int64_t least = std::min(direct ? kSector : kNarrowStep, range);

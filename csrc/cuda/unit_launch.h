@@ -24,7 +24,7 @@ void describe_unit(const UnitParams<T>& params, const Shape& s, const Cut& c, La
   info.kernel = names[s.expand && s.project][kStride - 1];
   info.ctas = c.ctas * s.branches() * c.cluster;
   info.cluster = c.cluster;
-  info.threads = kUnitThreads;
+  info.threads = c.threads;
   info.shared_bytes = c.shared_bytes;
   info.columns = c.columns;
   info.resident = c.weights != Weights::kDirect;
@@ -220,7 +220,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   Launch config;
   config.grid_x = static_cast<uint32_t>(c.ctas * c.cluster);
   config.grid_y = static_cast<uint32_t>(s.branches());
-  config.threads = kUnitThreads;
+  config.threads = static_cast<uint32_t>(c.threads);
   config.cluster = static_cast<uint32_t>(c.cluster);
   config.shared_bytes = c.shared_bytes;
   config.overlaps = call.overlaps;

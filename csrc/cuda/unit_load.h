@@ -11,21 +11,28 @@ namespace snv2::SNV2_GPU {
 template <class T>
 SNV2_DEVICE void load_matrix(Shared<T> to, const T* from, int elements) {
   constexpr int kVector = 16 / sizeof(T);
-  for (int i = static_cast<int>(threadIdx.x) * kVector; i < elements; i += kUnitThreads * kVector) {
+  for (int i = static_cast<int>(threadIdx.x) * kVector; i < elements;
+       i += unit_threads() * kVector) {
     cp_async<kVector>(to + i, Global<const T>{from} + i);
   }
 }
 
-template <class T>
+// The same of words; those of kVector are aligned together on both sides.
+template <int kVector, class T>
 SNV2_DEVICE void load_words(Shared<T> to, const T* from, int count) {
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kUnitThreads) {
-    store(to + i, load(Global<const T>{from} + i));
+  static_assert(sizeof(T) == 4);
+  const int whole = count / kVector * kVector, thread = static_cast<int>(threadIdx.x);
+  for (int i = thread * kVector; i < whole; i += unit_threads() * kVector) {
+    cp_async<kVector>(to + i, Global<const T>{from} + i);
+  }
+  if (kVector > 1 && whole + thread < count) {
+    cp_async<1>(to + (whole + thread), Global<const T>{from} + (whole + thread));
   }
 }
 
 template <class T>
 SNV2_DEVICE void zero_row(Shared<T> row, int count) {
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kUnitThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += unit_threads()) {
     store(row + i, rounded<T>(0.0f));
   }
 }
@@ -57,7 +64,7 @@ SNV2_DEVICE void load_planes(const UnitParams<T>& params, const Memory<T>& m, Sh
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const Global<const T> pixels = Global<const T>{params.in} + from;
   const int all = params.columns / kBlock, places = places_of<T>(rows, all);
-  for (int i = static_cast<int>(threadIdx.x); i < places; i += kUnitThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < places; i += unit_threads()) {
     const Place place = place_of<T>(i, params.by_blocks.divide(i / 8), all);
     if (place.row >= rows || place.column >= blocks * kBlock) continue;
     int column = at + place.column;
@@ -77,7 +84,7 @@ SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, in
   const bool along_pixels = params.in_pixel == 1;
   const int outer = along_pixels ? params.in_channels : columns;
   const int inner = along_pixels ? columns : params.in_channels;
-  for (int o = warp_of_cta(); o < outer; o += kUnitWarps) {
+  for (int o = warp_of_cta(); o < outer; o += unit_warps()) {
     for (int i = lane_of_warp(); i < inner; i += kWarp) {
       const int row = along_pixels ? o : i, pixel = along_pixels ? i : o;
       const int rows = params.by_row.divide(column0 + pixel);
@@ -112,7 +119,7 @@ class Held {
     const int end = params.in_channels * (rank + 1) / params.cluster;
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {
-      const int i = static_cast<int>(threadIdx.x) + n * kUnitThreads;
+      const int i = static_cast<int>(threadIdx.x) + n * unit_threads();
       const Place place = place_of<T>(i, params.by_blocks.divide(i / 8), params.columns / kBlock);
       const int row = begin + place.row;
       places_[n] = row << kBits | (row < end ? place.column : kNever);
@@ -157,7 +164,7 @@ SNV2_DEVICE void hand_out_dw(const UnitParams<T>& params, const Memory<T>& m,
                              const Branch<T>& branch, int blocks, int rank) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const int places = places_of<T>(branch.mid, blocks);
-  for (int i = static_cast<int>(threadIdx.x); i < places; i += kUnitThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < places; i += unit_threads()) {
     const Place place = place_of<T>(i, i / 8 / blocks, blocks);
     if (place.row >= branch.mid) continue;
     const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;

@@ -9,28 +9,32 @@
 
 namespace snv2::SNV2_GPU {
 
-constexpr int kUnitThreads = 256;
-constexpr int kUnitWarps = kUnitThreads / kWarp;
+// Threads of a CTA beside another one on its SM, and of one that has an SM to itself: as many
+// registers in both cases.
+constexpr int kUnitThreads = 256, kMostUnitThreads = 512;
 
-// How warps share a product, where the matrix is, and how many CTAs an SM must have room for.
+SNV2_DEVICE int unit_threads() { return static_cast<int>(blockDim.x); }
+SNV2_DEVICE int unit_warps() { return unit_threads() / kWarp; }
+
+// How warps share a product, and where the matrix is.
 struct Resident {
   static constexpr bool kResident = true, kCluster = false;
-  static constexpr int kTiles = 2, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
+  static constexpr int kTiles = 2, kBlocks = 4, kAhead = 1;
 };
 // Of float32 in a piece's first product, where two rows of tiles do not fit in the registers.
 struct ResidentNarrow {
   static constexpr bool kResident = true, kCluster = false;
-  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
+  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1;
 };
 struct Clustered {
   static constexpr bool kResident = true, kCluster = true;
-  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
+  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1;
 };
 // Registers bound the blocks, and stride 2 has both branches in one kernel.
 template <class T, int kStride>
 struct Direct {
   static constexpr bool kResident = false, kCluster = false;
-  static constexpr int kTiles = 1, kCtasPerSm = 2;
+  static constexpr int kTiles = 1;
   static constexpr int kBlocks = sizeof(T) == 4 || kStride == 2 ? 8 : 14;
   static constexpr int kAhead = sizeof(T) == 4 ? 1 : kStride;
 };

@@ -19,7 +19,7 @@ SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, co
   const int tile_row = (x.depth + kTileDepth<T> - 1) / kTileDepth<T> * kTileElements<T>;
   const int row_blocks = (row_tiles + kTiles - 1) / kTiles;
   const int column_blocks = (blocks + kBlocks - 1) / kBlocks;
-  for (int b = warp_of_cta(); b < row_blocks * column_blocks; b += kUnitWarps) {
+  for (int b = warp_of_cta(); b < row_blocks * column_blocks; b += unit_warps()) {
     const int tile = b % row_blocks * kTiles, block = b / row_blocks * kBlocks;
     const int count = blocks - block < kBlocks ? blocks - block : kBlocks;
     P at[kTiles];
@@ -152,7 +152,7 @@ SNV2_DEVICE void store_rows(const UnitParams<T>& params, const Memory<T>& m,
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const Global<T> out = Global<T>{params.out} + first;
   const int places = places_of<T>(branch.mid, blocks);
-  for (int i = static_cast<int>(threadIdx.x); i < places; i += kUnitThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < places; i += unit_threads()) {
     const Place place = place_of<T>(i, i / 8 / blocks, blocks);
     if (place.row >= branch.mid) continue;
     const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;
@@ -172,7 +172,7 @@ SNV2_DEVICE void store_result(const UnitParams<T>& params, const Memory<T>& m,
   const bool along_pixels = params.result_pixel == 1;
   const int outer = along_pixels ? params.result_channels : count;
   const int inner = along_pixels ? count : params.result_channels;
-  for (int o = warp_of_cta(); o < outer; o += kUnitWarps) {
+  for (int o = warp_of_cta(); o < outer; o += unit_warps()) {
     for (int i = lane_of_warp(); i < inner; i += kWarp) {
       const int channel = along_pixels ? o : i, pixel = along_pixels ? i : o;
       const int32_t entry = load(Global<const int32_t>{params.result_table} + channel);

@@ -355,7 +355,7 @@ snv2_add_mutant(unit_that_convolves_padding
 
 snv2_add_mutant(any_unit_with_a_short_ring TYPE half_t
   FILE cuda/unit_cut.h OF cuda/unit_any.cu IN gpu_units CASES any_windows
-  TEXT "std::min(2 * s.reach, s.height - 1)" BECOMES "std::min(2 * s.reach - 1, s.height - 1)"
+  TEXT "(stretch_rows(s, c.columns) + std::min(2 * s.reach," BECOMES "(stretch_rows(s, c.columns) + std::min(2 * s.reach - 1,"
   EXPECT "is off by")
 
 snv2_add_mutant(any_unit_that_forgets_dilation TYPE any
