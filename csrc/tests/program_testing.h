@@ -86,7 +86,17 @@ struct SmallNetwork {
   int64_t words(int64_t channels) const { return snv2::ceil_div(channels, packer.planes()); }
   snv2::Layer layer(int64_t outputs, int64_t depth) {
     snv2::Layer packed{};
-    packed.weights = packer.add_weights(random(outputs * depth, 0.3f), random(outputs));
+    std::vector<float> weights = random(outputs * depth, 0.3f);
+    if (packer.element == DType::kBFloat16) {
+      // A word of bfloat16 is a pair: of the same number, which is about what the word is.
+      for (float& weight : weights) {
+        uint32_t word;
+        std::memcpy(&word, &weight, sizeof word);
+        word = word >> 16 | (word & 0xffff0000u);
+        std::memcpy(&weight, &word, sizeof word);
+      }
+    }
+    packed.weights = packer.add_weights(weights, random(outputs));
     return packed;
   }
 

@@ -255,6 +255,8 @@ class _Writer:
             own = [row for row in rows if row >= 0 and folded.groups[row] == group]
             read = [i for i, column in enumerate(columns) if column // depth == group]
             if own:
+                if read[0] % in_word or len(read) % in_word:
+                    raise Unsupported("groups of which two have channels in one word of bfloat16")
                 blocks += [len(own), read[0] // in_word, len(read) // in_word]
                 within = [columns[i] - group * depth for i in read]
                 packed.append(_product(folded, own, within, element))
