@@ -56,8 +56,13 @@ class Sliding {
   // Starts with the results from column `first` on of the channel whose ring is `line`.
   SNV2_DEVICE void start(const Branch<T>&, Shared<float> weights, const Ring& ring, Shared<T> line,
                          int first) {
+    // In pairs, which lie in different banks for all channels of a warp.
 #pragma unroll
-    for (int i = 0; i < kTaps + 1; ++i) taps_[i] = load(weights + i);
+    for (int i = 0; i < kTaps + 1; i += 2) {
+      const Vector<float, 2> pair = load_vector<2>(weights + i);
+      taps_[i] = pair.values[0];
+      taps_[i + 1] = pair.values[1];
+    }
     // Results that are padding may lie beyond the row.
     const int at = first * kStride, there = at < ring.row ? at : 0;
     line_ = line + there;
