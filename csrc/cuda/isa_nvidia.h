@@ -377,9 +377,6 @@ SNV2_DEVICE uint32_t to_tf32(float value) {
   return bits;
 }
 
-// As torch's: NaN stays NaN.
-SNV2_DEVICE float relu(float value) { return value < 0.0f ? 0.0f : value; }
-
 // Both within two units in the last place; so much the emulator's are apart from them.
 SNV2_DEVICE float exponential(float x) { return expf(x); }
 // Of 2^-126 to 2^126.
@@ -396,6 +393,9 @@ SNV2_DEVICE float max_nan(float a, float b) {
   return a > b || a != a ? a : b;
 #endif
 }
+
+// As torch's: NaN stays NaN.
+SNV2_DEVICE float relu(float value) { return max_nan(value, 0.0f); }
 
 #if __CUDA_ARCH__ >= 800
 #define SNV2_MAX_NAN(T, TYPE)                                                      \

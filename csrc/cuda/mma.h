@@ -54,8 +54,7 @@ constexpr int64_t shared_rows(int64_t depth) {
 SNV2_DEVICE int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarp; }
 SNV2_DEVICE int warp_of_cta() { return warp_uniform(static_cast<int>(threadIdx.x) / kWarp); }
 
-constexpr int kFewBlocks = 4;  // of columns, that are multiplied in one go
-constexpr int kChain = 8;      // tiles of float32 that are added up on their own
+constexpr int kChain = 8;  // tiles of float32 that are added up on their own
 
 // One tile of a packed matrix, in registers.
 template <class T>
@@ -119,35 +118,34 @@ class Tiles {
     for (int i = 0; i < kTiles; ++i) next_[i] = matrix[i];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      if (k < deep) load(k);
+      if (k < deep) load(tiles_[k]);
     }
   }
   // The next tiles, those of place `at` = 0, 1, ... kAhead - 1, 0, ...
   SNV2_DEVICE void take(Tile<T> (&to)[kTiles], int at) {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) to[i] = tiles_[at][i];
-    // Loading the last tile again is quicker than asking, but from memory it would be traffic.
-    if (std::is_same_v<P, Shared<T>> || left_ > 0) load(at);
+    if (left_ > 0) load(tiles_[at]);
   }
-
- private:
-  SNV2_DEVICE void load(int at) {
+  // Loads the next tiles; after the last ones those again, which is quicker than asking.
+  SNV2_DEVICE void load(Tile<T> (&to)[kTiles]) {
     const int step = --left_ > 0 ? kTileElements<T> : 0;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      load_tile(tiles_[at][i], next_[i]);
+      load_tile(to[i], next_[i]);
       next_[i] = next_[i] + step;
     }
   }
 
-  Tile<T> tiles_[kAhead][kTiles];
+ private:
+  Tile<T> tiles_[kAhead > 0 ? kAhead : 1][kTiles];
   P next_[kTiles];
   int left_;  // tiles from next_ on
 };
 
 // The rows of a map that one tile of the matrix is multiplied with, as ldmatrix names them: lanes
 // 16 and up name rows of the second block of a pair, if there is one.
-template <int kBlocks, class T>
+template <class T>
 class OperandRows {
  public:
   SNV2_DEVICE OperandRows(const Operand<T>& x, int deep, int blocks)
@@ -163,12 +161,10 @@ class OperandRows {
     here_ = --left_ > 0 ? line_ : last_;
     line_ = line_ + step_;
   }
-  // Two registers of either block of a pair.
+  // Two registers of either block of a pair, of which the first is there.
   SNV2_DEVICE void load(uint32_t (&b)[4], int pair) const {
     const Shared<T> second = here_ + lane_of_warp() / 16 * kBlock;
-    // Where there are few, none is left out, and the first stands for what is not there.
-    const int block = kBlocks > kFewBlocks || 2 * pair < blocks_ ? 2 * pair : 0;
-    ldmatrix<4, true>(b, (block + 1 < blocks_ ? second : here_) + block * kBlock);
+    ldmatrix<4, true>(b, (2 * pair + 1 < blocks_ ? second : here_) + 2 * pair * kBlock);
   }
 
  private:
@@ -176,43 +172,78 @@ class OperandRows {
   int step_, left_, blocks_;
 };
 
+template <int kTiles, int kBlocks, class T>
+SNV2_DEVICE void multiply_pair(float (&acc)[kTiles][kBlocks][4], const Tile<T> (&a)[kTiles],
+                               const uint32_t (&b)[4], int pair) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const uint32_t block[2] = {b[2 * j], b[2 * j + 1]};
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) mma(acc[i][2 * pair + j], a[i], block);
+  }
+}
+
+// By a matrix in shared memory. What two tiles take is in registers: while one is multiplied, the
+// next is loaded.
+template <class T, int kTiles>
+SNV2_DEVICE void multiply_shared(float (&acc)[kTiles][4][4], const Shared<T> (&matrix)[kTiles],
+                                 const Operand<T>& x, int deep, int blocks) {
+  Tiles<0, T, Shared<T>, kTiles> tiles(matrix, deep);
+  OperandRows<T> rows(x, deep, blocks);
+  const bool both = blocks > 2;
+  Tile<T> a[2][kTiles];
+  uint32_t b[2][2][4] = {};
+  const auto load = [&](int at) {
+    tiles.load(a[at]);
+    rows.move();
+    rows.load(b[at][0], 0);
+    if (both) rows.load(b[at][1], 1);
+  };
+  const auto multiply = [&](int at) {
+    multiply_pair(acc, a[at], b[at][0], 0);
+    if (both) multiply_pair(acc, a[at], b[at][1], 1);
+  };
+  load(0);
+#pragma unroll 1
+  for (int left = deep / 2; left > 0; --left) {
+    load(1);
+    multiply(0);
+    load(0);
+    multiply(1);
+  }
+  if (deep % 2 != 0) multiply(0);
+}
+
 // acc += matrix[tiles of rows] x operand[all rows][blocks of columns]. `matrix` is at the first
 // tile of each of the kTiles rows of tiles; the operand's `rows` is at the first block. Blocks of
-// acc from `blocks` on are of no use. Loads of the matrix run kAhead tiles ahead of their use.
+// acc from `blocks` on are of no use. Loads of a matrix in global memory run kAhead tiles ahead.
 template <int kAhead, class T, class P, int kTiles, int kBlocks>
 SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kTiles],
                           const Operand<T>& x, int blocks) {
   static_assert(kBlocks % 2 == 0);
   const int deep = (x.depth + kTileDepth<T> - 1) / kTileDepth<T>;
-  Tiles<kAhead, T, P, kTiles> tiles(matrix, deep);
-  OperandRows<kBlocks, T> rows(x, deep, blocks);
-  for (int k0 = 0; k0 < deep; k0 += kAhead) {
+  if constexpr (std::is_same_v<P, Shared<T>>) {
+    multiply_shared(acc, matrix, x, deep, blocks);
+  } else {
+    Tiles<kAhead, T, P, kTiles> tiles(matrix, deep);
+    OperandRows<T> rows(x, deep, blocks);
+    for (int k0 = 0; k0 < deep; k0 += kAhead) {
 #pragma unroll
-    for (int ahead = 0; ahead < kAhead; ++ahead) {
-      if (k0 + ahead >= deep) break;
-      Tile<T> a[kTiles];
-      tiles.take(a, ahead);
-      rows.move();
-      // A group's rows are loaded while the group before it is multiplied.
-      constexpr int kGroup = kBlocks <= kFewBlocks ? kBlocks : 2;
-      uint32_t b[2][kGroup / 2][4];
-      const auto load_group = [&](int j0) {
+      for (int ahead = 0; ahead < kAhead; ++ahead) {
+        if (k0 + ahead >= deep) break;
+        Tile<T> a[kTiles];
+        tiles.take(a, ahead);
+        rows.move();
+        // A pair's rows are loaded while the pair before it is multiplied.
+        uint32_t b[2][4];
+        rows.load(b[0], 0);
 #pragma unroll
-        for (int pair = 0; pair < kGroup / 2; ++pair) {
-          rows.load(b[j0 / kGroup % 2][pair], j0 / 2 + pair);
-        }
-      };
-      load_group(0);
-#pragma unroll
-      for (int j0 = 0; j0 < kBlocks; j0 += kGroup) {
-        if (j0 >= blocks) break;
-        if (j0 + kGroup < kBlocks && j0 + kGroup < blocks) load_group(j0 + kGroup);
-#pragma unroll
-        for (int j = 0; j < kGroup; ++j) {
-          const uint32_t (&pair)[4] = b[j0 / kGroup % 2][j / 2];
-          const uint32_t block[2] = {pair[j % 2 * 2], pair[j % 2 * 2 + 1]};
-#pragma unroll
-          for (int i = 0; i < kTiles; ++i) mma(acc[i][j0 + j], a[i], block);
+        for (int pair = 0; pair < kBlocks / 2; ++pair) {
+          if (pair > 0 && 2 * pair >= blocks) break;
+          if (pair + 1 < kBlocks / 2 && 2 * pair + 2 < blocks) {
+            rows.load(b[(pair + 1) % 2], pair + 1);
+          }
+          multiply_pair(acc, a, b[pair % 2], pair);
         }
       }
     }

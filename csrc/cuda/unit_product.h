@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/unit_load.h"
 #include "cuda/unit_params.h"
@@ -19,8 +20,11 @@ SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, co
   const int tile_row = (x.depth + kTileDepth<T> - 1) / kTileDepth<T> * kTileElements<T>;
   const int row_blocks = (row_tiles + kTiles - 1) / kTiles;
   const int column_blocks = (blocks + kBlocks - 1) / kBlocks;
+  // Exact for what fits in shared memory, and a tenth of a division.
+  const float by_row_blocks = reciprocal(static_cast<float>(row_blocks));
   for (int b = warp_of_cta(); b < row_blocks * column_blocks; b += unit_warps()) {
-    const int tile = b % row_blocks * kTiles, block = b / row_blocks * kBlocks;
+    const int column = static_cast<int>((static_cast<float>(b) + 0.5f) * by_row_blocks);
+    const int tile = (b - column * row_blocks) * kTiles, block = column * kBlocks;
     const int count = blocks - block < kBlocks ? blocks - block : kBlocks;
     P at[kTiles];
     for (int i = 0; i < kTiles; ++i) {
@@ -33,14 +37,16 @@ SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, co
   }
 }
 
-// Two neighbouring results, finished and rounded.
+// Two neighbouring results, finished and rounded. Rounding does not change what ReLU does, which
+// takes both at once then.
 template <class T, class Act>
 SNV2_DEVICE Vector<T, 2> finished_pair(float a, float b, float bias) {
-  const float low = Act::finish(a, bias), high = Act::finish(b, bias);
   if constexpr (sizeof(T) == 4) {
-    return {{low, high}};
+    return {{Act::finish(a, bias), Act::finish(b, bias)}};
+  } else if constexpr (std::is_same_v<Act, Relu>) {
+    return max_nan(rounded_pair<T>(a + bias, b + bias), Vector<T, 2>{});
   } else {
-    return rounded_pair<T>(low, high);
+    return rounded_pair<T>(Act::finish(a, bias), Act::finish(b, bias));
   }
 }
 
