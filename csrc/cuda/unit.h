@@ -40,7 +40,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       Mode::kCluster ? share_of<T, Act>(whole, params.in_channels, rank, params.cluster) : whole;
   // Beside the first product a piece has no second one: else its branch is whole.
   const bool projects = !kPartial || (kBare && branch.pw2 != nullptr);
-  const Memory<T> m = memory_of<T, Act, kBare>(params, branch);
+  const Memory<T> m = memory_of<T>(whole.at);
   const int depth = params.in_channels;
   const int pitch = params.row, ring = params.ring, columns = params.columns;
   const int reach = params.template reach_of<Act>();
@@ -56,7 +56,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       (rows_needed<kStride>(row_end, params.height, params.out_height, reach) - row_start) * pitch;
   // Columns of the step that begins with element `done`. It ends where its rows do, or its row.
   const auto columns_from = [&](int done) {
-    const int left = params.stretch - done % params.stretch;
+    const int left = columns < pitch ? pitch - done % pitch : columns;
     const int most = columns < left ? columns : left;
     return end - done < most ? end - done : most;
   };
@@ -68,19 +68,17 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   // Load what stays.
   if constexpr (Mode::kResident) {
     if constexpr (!kBare) {
-      load_matrix(m.pw1, branch.pw1,
-                  static_cast<int>(packed_elements(branch.mid, depth, dtype_of<T>())));
+      load_matrix(m.pw1, branch.pw1, packed_count<T>(branch.mid, depth));
     }
     if (projects) {
-      load_matrix(m.pw2, branch.pw2,
-                  static_cast<int>(packed_elements(branch.out, branch.depth, dtype_of<T>())));
+      load_matrix(m.pw2, branch.pw2, packed_count<T>(branch.out, branch.depth));
     }
   }
   if constexpr (!kBare) {
-    load_words<4>(m.pw1_bias, branch.pw1_bias, static_cast<int>(padded_rows(branch.mid)));
+    load_words<4>(m.pw1_bias, branch.pw1_bias, (branch.mid + 15) / 16 * 16);
   }
   if (projects) {
-    load_words<4>(m.pw2_bias, branch.pw2_bias, static_cast<int>(padded_rows(branch.out)));
+    load_words<4>(m.pw2_bias, branch.pw2_bias, (branch.out + 15) / 16 * 16);
   }
   load_words<4>(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
   if (!kCaller || params.out != nullptr) load_words<1>(m.out_table, branch.out_table, branch.out);

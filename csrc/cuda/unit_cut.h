@@ -74,14 +74,18 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
   const int64_t depth = projection ? s.in : s.mid;
   const int64_t mid = share(depth), out = share(projection ? s.proj : s.out);
   const int64_t dw_pitch = shared_pitch(c.step_rows * s.out_row);
-  const int64_t x =
-      bare ? mid * shared_pitch(c.ring) : shared_rows<T>(s.in) * shared_pitch(c.columns);
+  const int64_t mid_pitch = shared_pitch(c.ring),
+                x_pitch = bare ? mid_pitch : shared_pitch(c.columns);
+  const int64_t x = (bare ? mid : shared_rows<T>(s.in)) * x_pitch;
   const int64_t dw = shared_rows<T>(depth) * dw_pitch;
   Places& places = c.places[projection ? 1 : 0];
+  places.x_pitch = static_cast<int>(x_pitch);
+  places.mid_pitch = static_cast<int>(mid_pitch);
+  places.dw_pitch = static_cast<int>(dw_pitch);
   int64_t at = 0;
-  const auto take = [&](int64_t bytes) {
+  const auto take = [&](int64_t bytes, int64_t unit = 16) {
     const int64_t here = at;
-    at += round_up(bytes, 16);
+    at = round_up(at + bytes, unit);
     return static_cast<int>(here);
   };
   if (bare || c.prefetch) {
@@ -90,14 +94,16 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
   } else {
     places.dw = take(std::max(x, dw) * s.size);
   }
-  places.mid = take(bare ? 0 : mid * shared_pitch(c.ring) * s.size);
+  places.mid = take(bare ? 0 : mid * mid_pitch * s.size);
   places.result = take(s.result ? out * dw_pitch * s.size : 0);
-  const int64_t weights = (bare ? 0 : packed_elements(mid, s.in, dtype_of<T>())) +
-                          (project ? packed_elements(out, depth, dtype_of<T>()) : 0);
-  const int64_t pw1_bias = bare ? 0 : padded_rows(mid);
-  places.parameters = take((pw1_bias + mid * s.dw_floats[projection] + s.in + out) * 4);
+  places.pw1_bias = take(bare ? 0 : padded_rows(mid) * 4);
+  places.dw_weights = take(mid * s.dw_floats[projection] * 4, 4);
+  places.in_table = take(s.in * 4, 4);
+  places.out_table = take(out * 4);
   places.pw2_bias = take(padded_rows(out) * 4);
-  places.weights = take(c.weights != Weights::kDirect ? weights * s.size : 0);
+  const bool shared = c.weights != Weights::kDirect;
+  places.pw1 = take(shared && !bare ? packed_elements(mid, s.in, dtype_of<T>()) * s.size : 0);
+  places.pw2 = take(shared && project ? packed_elements(out, depth, dtype_of<T>()) * s.size : 0);
   return at;
 }
 

@@ -7,6 +7,12 @@
 
 namespace snv2::SNV2_GPU {
 
+// Elements of a packed matrix.
+template <class T>
+SNV2_DEVICE int packed_count(int rows, int depth) {
+  return (rows + 15) / 16 * ((depth + kTileDepth<T> - 1) / kTileDepth<T>)*kTileElements<T>;
+}
+
 // Starts the copy of a packed matrix, by all threads.
 template <class T>
 SNV2_DEVICE void load_matrix(Shared<T> to, const T* from, int elements) {

@@ -14,7 +14,7 @@ namespace snv2::SNV2_GPU {
 constexpr int kUnitThreads = 256, kMostUnitThreads = 512;
 
 SNV2_DEVICE int unit_threads() { return static_cast<int>(blockDim.x); }
-SNV2_DEVICE int unit_warps() { return unit_threads() / kWarp; }
+SNV2_DEVICE int unit_warps() { return static_cast<int>(blockDim.x / unsigned{kWarp}); }
 
 // How warps share a product, and where the matrix is.
 struct Resident {
@@ -44,11 +44,14 @@ struct Direct {
 template <class T>
 constexpr int kGroupChannels = 16 / static_cast<int>(sizeof(T));
 
-// Where a branch's parts lie, in bytes from the start of shared memory; X is at 0. The weights
-// follow pw2's bias: a warp that makes two rows of tiles reads the bias of both, and throws away
-// the results of a row that does not exist.
+// Where a branch's parts lie, in bytes from the start of shared memory; X is at 0. In a cluster as
+// the largest share of a CTA needs. The weights follow pw2's bias: a warp that makes two rows of
+// tiles reads the bias of both, and throws away the results of a row that does not exist.
 struct Places {
-  int mid, dw, result, parameters, pw2_bias, weights;
+  int mid, dw, result;
+  int pw1_bias, dw_weights, in_table, out_table, pw2_bias;
+  int pw1, pw2;
+  int x_pitch, mid_pitch, dw_pitch;  // elements
 };
 
 // One of the two branches; in a cluster, what a CTA has of it. Those of a piece are alike.
@@ -148,29 +151,24 @@ struct Memory {
   int x_pitch, mid_pitch, dw_pitch;
 };
 
-// kBare: a branch without pw1.
-template <class T, class Act, bool kBare>
-SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& branch) {
+template <class T>
+SNV2_DEVICE Memory<T> memory_of(const Places& at) {
   const Shared<unsigned char> base = shared_memory();
   Memory<T> m;
   m.x = base.template as<T>();
-  m.mid = (base + branch.at.mid).template as<T>();
-  m.dw = (base + branch.at.dw).template as<T>();
-  m.result = (base + branch.at.result).template as<T>();
-  m.pw1 = m.pw2 = (base + branch.at.weights).template as<T>();
-  if (!kBare) {
-    m.pw2 =
-        m.pw1 + static_cast<int>(packed_elements(branch.mid, params.in_channels, dtype_of<T>()));
-  }
-  m.pw2_bias = (base + branch.at.pw2_bias).template as<float>();
-  m.pw1_bias = m.dw_weights = (base + branch.at.parameters).template as<float>();
-  if (!kBare) m.dw_weights = m.pw1_bias + static_cast<int>(padded_rows(branch.mid));
-  m.in_table =
-      (m.dw_weights + branch.mid * branch.template dw_floats<Act>()).template as<int32_t>();
-  m.out_table = m.in_table + params.in_channels;
-  m.x_pitch = static_cast<int>(shared_pitch(kBare ? params.ring : params.columns));
-  m.mid_pitch = static_cast<int>(shared_pitch(params.ring));
-  m.dw_pitch = static_cast<int>(shared_pitch(params.step_rows * params.out_row));
+  m.mid = (base + at.mid).template as<T>();
+  m.dw = (base + at.dw).template as<T>();
+  m.result = (base + at.result).template as<T>();
+  m.pw1 = (base + at.pw1).template as<T>();
+  m.pw2 = (base + at.pw2).template as<T>();
+  m.pw1_bias = (base + at.pw1_bias).template as<float>();
+  m.dw_weights = (base + at.dw_weights).template as<float>();
+  m.pw2_bias = (base + at.pw2_bias).template as<float>();
+  m.in_table = (base + at.in_table).template as<int32_t>();
+  m.out_table = (base + at.out_table).template as<int32_t>();
+  m.x_pitch = at.x_pitch;
+  m.mid_pitch = at.mid_pitch;
+  m.dw_pitch = at.dw_pitch;
   return m;
 }
 
