@@ -117,7 +117,7 @@ SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, in
 template <class T>
 class Held {
  public:
-  static constexpr int kMost = 4;  // vectors of a thread
+  static constexpr int kMost = 3;  // vectors of a thread
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
   SNV2_DEVICE Held(const UnitParams<T>& params, int rank) {
