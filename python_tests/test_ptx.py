@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from _cases import draw, small_network
+from _cases import DTYPES, FP32_BOUND, draw, small_network
 from _ptx import NAME, SEED, instructions, needs_ptx, operators
+from conftest import needs_emulator
 from torch import Tensor
 
 import snv2_kernels as snv2
+from snv2_kernels.ops import OPERATORS
+from snv2_kernels.testing import max_error
 
 pytestmark = needs_ptx
 
@@ -69,6 +72,11 @@ def as_before() -> Iterator[None]:
     operators().set_seed(SEED)
 
 
+def test_all_kernels_can_be_read() -> None:
+    """Also those that no test launches."""
+    assert operators().read_kernels() > 200
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(network: Callable[[], Tensor], fault: str) -> None:
     kernel, texts, said = FAULTS[fault]
@@ -99,6 +107,21 @@ def test_what_gpus_leave_open_changes_nothing(network: Callable[[], Tensor], wei
     for seed in range(1, 5):
         operators().set_seed(seed)
         assert torch.equal(network(), expected), seed
+
+
+@needs_emulator
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights", [0, CLUSTERED])
+def test_the_emulator_agrees(dtype: torch.dtype, weights: int) -> None:
+    """Products are summed in another order, and rounded to the dtype."""
+    outs = []
+    for backend in (NAME, "cuda-emulated"):
+        OPERATORS[backend].gpu_tune(weights=weights)
+        with torch.no_grad():
+            fused = snv2.fuse(small_network(), backend=backend).to(dtype)
+            outs.append(fused(draw(2, 3, 64, 64, dtype=dtype)))
+        OPERATORS[backend].gpu_tune()
+    assert max_error(*outs) <= max(FP32_BOUND, torch.finfo(dtype).eps)
 
 
 def test_counts_of_lines_add_up(network: Callable[[], Tensor]) -> None:

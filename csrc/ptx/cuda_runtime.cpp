@@ -84,15 +84,21 @@ class Runtime {
     return found->second;
   }
   Kernel& kernel(Function& function) {
-    std::unique_ptr<Module>& module = function.binary->module;
-    if (module == nullptr) {
-      std::string text = ptx_of(function.binary->data);
-      for (const Replacement& replacement : replacements_) replacement.apply(text);
-      module = parse_module(std::move(text));
-    }
-    const auto found = module->kernels.find(function.name);
-    if (found == module->kernels.end()) throw Fault("there is no PTX of " + function.name);
+    Module& module = module_of(*function.binary);
+    const auto found = module.kernels.find(function.name);
+    if (found == module.kernels.end()) throw Fault("there is no PTX of " + function.name);
     return found->second;
+  }
+
+  int64_t read_all() {
+    int64_t count = 0;
+    for (const auto& binary : binaries_) {
+      for (auto& [name, kernel] : module_of(*binary).kernels) {
+        if (!kernel.decoded()) decode(kernel);
+        ++count;
+      }
+    }
+    return count;
   }
 
   int64_t replace(const Replacement& replacement) {
@@ -119,6 +125,15 @@ class Runtime {
   }
 
  private:
+  Module& module_of(Binary& binary) {
+    if (binary.module == nullptr) {
+      std::string text = ptx_of(binary.data);
+      for (const Replacement& replacement : replacements_) replacement.apply(text);
+      binary.module = parse_module(std::move(text));
+    }
+    return *binary.module;
+  }
+
   // A header of 16 bytes that tells its own size and that of all entries, each of which has one
   // too: its kind (1 is PTX), its sizes, and whether it is compressed.
   static std::string ptx_of(const unsigned char* data) {
@@ -241,6 +256,12 @@ void set_seed(uint32_t seed) {
   Runtime& runtime = Runtime::get();
   const std::lock_guard<std::mutex> lock(runtime.mutex);
   runtime.launcher.set_seed(seed);
+}
+
+int64_t read_kernels() {
+  Runtime& runtime = Runtime::get();
+  const std::lock_guard<std::mutex> lock(runtime.mutex);
+  return runtime.read_all();
 }
 
 int64_t replace_text(const std::string& kernel, const std::string& from, const std::string& to) {

@@ -175,10 +175,12 @@ class Decoder {
   void address(const Operand& o) {
     require(o.kind == Kind::kMemory);
     const Statement& s = *statement_;
-    instruction_.space = s.has("global")   ? Space::kGlobal
-                         : s.has("shared") ? Space::kShared
-                         : s.has("param")  ? Space::kParameter
-                                           : Space::kGeneric;
+    require(!s.has("shared::cluster") && !s.has("local") && !s.has("const"));
+    const bool shared = s.has("shared") || s.has("shared::cta");
+    instruction_.space = s.has("global")  ? Space::kGlobal
+                         : shared         ? Space::kShared
+                         : s.has("param") ? Space::kParameter
+                                          : Space::kGeneric;
     instruction_.a = o.reg >= 0 ? place_of(o.reg) : kNowhere;
     instruction_.wide_address = o.reg >= 0 && bytes_of(o.reg) == 8;
     instruction_.immediate = static_cast<int32_t>(o.number);

@@ -17,6 +17,10 @@ namespace snv2::ptx {
 // memory that nobody wrote, which lane's store is the last. With 0 all is in order.
 SNV2_API void set_seed(uint32_t seed);
 
+// Reads all kernels, which is else done when they are launched, and returns how many they are.
+// Throws std::runtime_error at an instruction that is not known.
+SNV2_API int64_t read_kernels();
+
 // Has kernels that contain `kernel` in their names run with each `from` in their PTX replaced, to
 // see that a fault is found. Returns how often it is there; an empty `kernel` takes all back.
 SNV2_API int64_t replace_text(const std::string& kernel, const std::string& from,

@@ -20,6 +20,8 @@ struct Interpreted : GpuKernels {
 
 void set_seed(int64_t seed) { snv2::ptx::set_seed(static_cast<uint32_t>(seed)); }
 
+int64_t read_kernels() { return snv2::ptx::read_kernels(); }
+
 int64_t replace_text(std::string kernel, std::string from, std::string to) {
   return snv2::ptx::replace_text(kernel, from, to);
 }
@@ -46,6 +48,7 @@ STABLE_TORCH_LIBRARY(snv2_ptx, m) {
   define_gpu_ops(m);
   define_gpu_tools(m);
   m.def("set_seed(int seed) -> ()");
+  m.def("read_kernels() -> int");
   m.def("replace_text(str kernel, str old, str new) -> int");
   m.def("launch_counts() -> (str, int[])");
   m.def("line_counts() -> (str, int[])");
@@ -57,6 +60,7 @@ STABLE_TORCH_LIBRARY_IMPL(snv2_ptx, CPU, m) { implement_gpu_ops<Interpreted>(m);
 STABLE_TORCH_LIBRARY_IMPL(snv2_ptx, CompositeExplicitAutograd, m) {
   implement_gpu_tools(m);
   m.impl("set_seed", TORCH_BOX(&set_seed));
+  m.impl("read_kernels", TORCH_BOX(&read_kernels));
   m.impl("replace_text", TORCH_BOX(&replace_text));
   m.impl("launch_counts", TORCH_BOX(&launch_counts));
   m.impl("line_counts", TORCH_BOX(&line_counts));
