@@ -105,9 +105,7 @@ test-cuda-build: $(INSTALLED)
 	  echo "left out: the CUDA build and its tests: $$missing"; fi
 
 # The kernels as nvcc's PTX, on an interpreter: its own tests, the instructions they execute, and
-# shared tests of kernels. Takes nvcc, and no GPU; SNV2_PTX_SEED draws the order of warps.
-PTX_TESTS := $(addprefix python_tests/,test_ptx.py test_executed_instructions.py \
-  test_conformance.py test_ops.py test_backward.py test_unit.py)
+# all shared tests of kernels. Takes nvcc, and no GPU; SNV2_PTX_SEED draws the order of warps.
 test-ptx: $(INSTALLED)
 	@if missing=$$($(BIN)/python cmake/cuda_toolkit.py 2>&1 >/dev/null); then \
 	  $(MAKE) test-ptx-with-nvcc; else echo "left out: the tests of PTX: $$missing"; fi
@@ -116,7 +114,7 @@ test-ptx-with-nvcc: $(INSTALLED)
 	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_EMULATOR=ON -DSNV2_PTX=ON
 	$(BIN)/cmake --build $(BUILD) --target snv2_ptx_torch
 	SNV2_PTX=$(CURDIR)/$(BUILD)/ptx OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -n auto -k "ptx or executed" $(PTX_TESTS)
+	  $(BIN)/python -m pytest -n auto -k "ptx or executed"
 
 define require_gpu
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("$@: no CUDA device")'
