@@ -105,7 +105,8 @@ test-cuda-build: $(INSTALLED)
 	  echo "left out: the CUDA build and its tests: $$missing"; fi
 
 # The kernels as nvcc's PTX, on an interpreter: its own tests, the instructions they execute, and
-# all shared tests of kernels. Takes nvcc, and no GPU; SNV2_PTX_SEED draws the order of warps.
+# all shared tests of kernels but those of compiled graphs. Takes nvcc, and no GPU; SNV2_PTX_SEED
+# draws the order of warps.
 test-ptx: $(INSTALLED)
 	@if missing=$$($(BIN)/python cmake/cuda_toolkit.py 2>&1 >/dev/null); then \
 	  $(MAKE) test-ptx-with-nvcc; else echo "left out: the tests of PTX: $$missing"; fi
@@ -114,7 +115,7 @@ test-ptx-with-nvcc: $(INSTALLED)
 	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_EMULATOR=ON -DSNV2_PTX=ON
 	$(BIN)/cmake --build $(BUILD) --target snv2_ptx_torch
 	SNV2_PTX=$(CURDIR)/$(BUILD)/ptx OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -n auto -k "ptx or executed"
+	  $(BIN)/python -m pytest -n auto -k "ptx or executed" --ignore python_tests/test_compile.py
 
 define require_gpu
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("$@: no CUDA device")'
