@@ -23,6 +23,12 @@ namespace snv2::SNV2_GPU {
 
 constexpr int kBlock = 8;  // columns of the smallest block
 
+// a / kUnit, rounded up, of what is not negative: a shift, where signed division takes four.
+template <int kUnit>
+SNV2_DEVICE int units_of(int a) {
+  return static_cast<int>((static_cast<unsigned>(a) + (kUnit - 1)) / unsigned{kUnit});
+}
+
 // Elements between rows of at least `columns` columns.
 constexpr int64_t shared_pitch(int64_t columns) { return (ceil_div(columns, kBlock) | 1) * kBlock; }
 
@@ -221,7 +227,7 @@ template <int kAhead, class T, class P, int kTiles, int kBlocks>
 SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kTiles],
                           const Operand<T>& x, int blocks) {
   static_assert(kBlocks % 2 == 0);
-  const int deep = (x.depth + kTileDepth<T> - 1) / kTileDepth<T>;
+  const int deep = units_of<kTileDepth<T>>(x.depth);
   if constexpr (std::is_same_v<P, Shared<T>>) {
     multiply_shared(acc, matrix, x, deep, blocks);
   } else {
@@ -256,7 +262,7 @@ template <int kAhead, class P, int kTiles, int kBlocks>
 SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kTiles],
                           const Operand<float>& x, int blocks) {
   constexpr int kDepth = kTileDepth<float>;
-  const int deep = (x.depth + kDepth - 1) / kDepth;
+  const int deep = units_of<kDepth>(x.depth);
   constexpr bool kShared = std::is_same_v<P, Shared<float>>;
   Tiles<kShared ? 1 : kAhead, float, P, kTiles> tiles(matrix, kShared ? 0 : deep);
   float part[kTiles][kBlocks][4] = {};

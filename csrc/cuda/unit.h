@@ -75,10 +75,10 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
     }
   }
   if constexpr (!kBare) {
-    load_words<4>(m.pw1_bias, branch.pw1_bias, (branch.mid + 15) / 16 * 16);
+    load_words<4>(m.pw1_bias, branch.pw1_bias, units_of<16>(branch.mid) * 16);
   }
   if (projects) {
-    load_words<4>(m.pw2_bias, branch.pw2_bias, (branch.out + 15) / 16 * 16);
+    load_words<4>(m.pw2_bias, branch.pw2_bias, units_of<16>(branch.out) * 16);
   }
   load_words<4>(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
   if (!kCaller || params.out != nullptr) load_words<1>(m.out_table, branch.out_table, branch.out);

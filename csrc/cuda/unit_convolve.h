@@ -72,11 +72,8 @@ class Sliding {
     right_mask_ = at + kPixels < ring.width ? ~0u : 0u;
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
-      mask_[w] = 0;
-#pragma unroll
-      for (int i = 0; i < kOfWord; ++i) {
-        if (at + w * kOfWord + i < ring.width) mask_[w] |= kOne << (i * (32 / kOfWord));
-      }
+      const int left = ring.width - (at + w * kOfWord);  // pixels from this word on
+      mask_[w] = left >= kOfWord ? ~0u : left > 0 ? kFirst : 0u;
     }
   }
 
@@ -119,7 +116,7 @@ class Sliding {
   static constexpr int kTaps = 9;
   static constexpr int kOfWord = 4 / static_cast<int>(sizeof(T));  // pixels
   static constexpr int kWords = 4 * kStride;
-  static constexpr uint32_t kOne = kOfWord == 2 ? 0xffffu : ~0u;  // mask of a pixel
+  static constexpr uint32_t kFirst = 0xffffu;  // mask of the first of two pixels
 
   // Reads the row at `place`, from the pixel left of the lane's on.
   SNV2_DEVICE void read(int place) {
@@ -271,7 +268,7 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
   const Ring ring{params.ring, params.row, params.width, params.height};
   // A CTA of a cluster may have less than most, or nothing.
   const int items = branch.mid > 0 ? branch.groups * (params.out_row / kBlock) : 0;
-  const int tasks = (items + kGroups - 1) / kGroups;
+  const int tasks = units_of<kGroups>(items);
   // Warps without a task of their own share those of others by rows.
   int shift = 0;
   while ((tasks << (shift + 1)) <= unit_warps() && (2 << shift) <= rows.count) ++shift;

@@ -10,7 +10,7 @@ namespace snv2::SNV2_GPU {
 // Elements of a packed matrix.
 template <class T>
 SNV2_DEVICE int packed_count(int rows, int depth) {
-  return (rows + 15) / 16 * ((depth + kTileDepth<T> - 1) / kTileDepth<T>)*kTileElements<T>;
+  return units_of<16>(rows) * units_of<kTileDepth<T>>(depth) * kTileElements<T>;
 }
 
 // Starts the copy of a packed matrix, by all threads.
@@ -59,7 +59,7 @@ SNV2_DEVICE Place place_of(int i, int group, int blocks) {
 }
 template <class T>
 SNV2_DEVICE int places_of(int rows, int blocks) {
-  return (rows + kGroupChannels<T> - 1) / kGroupChannels<T> * blocks * 8;
+  return units_of<kGroupChannels<T>>(rows) * blocks * 8;
 }
 
 // Starts the copy of `blocks` blocks of pixels of the planes in `table`, from element `from` of the

@@ -16,10 +16,9 @@ namespace snv2::SNV2_GPU {
 template <class Mode, class T, class P, class Use>
 SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, const Use& use) {
   constexpr int kTiles = Mode::kTiles, kBlocks = Mode::kBlocks;
-  const int row_tiles = (rows + 15) / 16;
-  const int tile_row = (x.depth + kTileDepth<T> - 1) / kTileDepth<T> * kTileElements<T>;
-  const int row_blocks = (row_tiles + kTiles - 1) / kTiles;
-  const int column_blocks = (blocks + kBlocks - 1) / kBlocks;
+  const int row_tiles = units_of<16>(rows);
+  const int tile_row = units_of<kTileDepth<T>>(x.depth) * kTileElements<T>;
+  const int row_blocks = units_of<kTiles>(row_tiles), column_blocks = units_of<kBlocks>(blocks);
   // Exact for what fits in shared memory, and a tenth of a division.
   const float by_row_blocks = reciprocal(static_cast<float>(row_blocks));
   for (int b = warp_of_cta(); b < row_blocks * column_blocks; b += unit_warps()) {

@@ -348,7 +348,7 @@ snv2_add_mutant(unit_with_the_next_tap
 
 snv2_add_mutant(unit_that_convolves_padding
   FILE cuda/unit_convolve.h OF cuda/unit.cu IN gpu_units CASES stages_match
-  TEXT "at + w * kOfWord + i < ring.width" BECOMES "at + w * kOfWord + i < ring.row"
+  TEXT "ring.width - (at + w * kOfWord)" BECOMES "ring.row - (at + w * kOfWord)"
   EXPECT "is off by")
 
 # Any activations and windows ----------------------------------------------------------------
