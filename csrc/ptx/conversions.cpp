@@ -1,4 +1,7 @@
 // Conversions between types, and moves.
+#include <cmath>
+#include <limits>
+
 #include "ptx/numbers.h"
 #include "ptx/operations.h"
 
@@ -25,6 +28,15 @@ struct Bfloat16ToFloat {
 };
 struct FloatToBfloat16 {
   static uint16_t of(float a) { return bfloat16_bits(a); }
+};
+// Toward zero, and the nearest there is of what does not fit; NaN is zero.
+struct FloatToInteger {
+  static int32_t of(float a) {
+    if (std::isnan(a)) return 0;
+    if (a >= 0x1p31f) return std::numeric_limits<int32_t>::max();
+    if (a < -0x1p31f) return std::numeric_limits<int32_t>::min();
+    return static_cast<int32_t>(a);
+  }
 };
 // b is the lower half.
 template <uint16_t (*kBits)(float)>
@@ -115,6 +127,7 @@ void add_conversions(Operations& all) {
   all["cvt.rn.bf16.f32"] = unary<uint16_t, float, FloatToBfloat16>;
   all["cvt.rn.f16x2.f32"] = binary<uint32_t, float, float, FloatsToPair<half_bits>>;
   all["cvt.rn.bf16x2.f32"] = binary<uint32_t, float, float, FloatsToPair<bfloat16_bits>>;
+  all["cvt.rzi.s32.f32"] = unary<int32_t, float, FloatToInteger>;
   all["cvt.rna.tf32.f32"] = unary<uint32_t, float, FloatToTf32>;
   for (const std::string kind : {"b", "u", "s"}) {
     all["mov." + kind + "16"] = unary<uint16_t, uint16_t, Convert<uint16_t, uint16_t>>;
