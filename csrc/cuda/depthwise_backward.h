@@ -6,35 +6,25 @@
 //   the convolution again, for the pixels of the gradient in and around the tile: it clears them,
 //   in shared memory, where the ReLU cut off; the inputs it has read are multiplied with the rest,
 //   grad_x, the same convolution turned round.
+// In both a thread marches down some rows of a column, and has three rows of three columns in
+// registers.
 //
-// Contiguous: lanes take neighbouring pixels, and a tile is the planes of one to eight channels:
-// one span of x, one of the gradient and two of grad_x, as in planes.h. Channels-last: lanes take
-// 32 neighbouring channels. A tile is an image if that fits, else, as in contiguous planes that do
+// Contiguous: lanes take neighbouring columns, and a tile is the planes of one to 32 channels: one
+// span of x, one of the gradient and two of grad_x. Channels-last: lanes take 32 neighbouring
+// channels. A tile is an image if that fits, else, as in contiguous planes that do
 // not fit, a block of pixels; it reads two rows and columns of x around it, and one of the
 // gradient, which its neighbours read too, from L2 as a rule.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 
-#include "cuda/line.h"
+#include "cuda/backward_block.h"
 #include "cuda/mma.h"
 #include "cuda/span.h"
 
 namespace snv2::SNV2_GPU {
-
-constexpr int64_t kMostPixels = 1 << 20;  // of a row or column: with halos they are int
-
-// Strides of a map in elements; main is where the convolution's channels begin.
-template <class T>
-struct Strided {
-  T* data;
-  int64_t main, image, channel, row, pixel;
-
-  SNV2_DEVICE int64_t at(int64_t n, int64_t c, int64_t y, int64_t x) const {
-    return n * image + c * channel + y * row + x * pixel;
-  }
-};
 
 template <class T>
 struct BackwardParams {
@@ -55,104 +45,6 @@ struct BackwardParams {
   int copy_x, copy_grad;          // elements of a copy, where tiles are no spans
   int grad_at, pass_at, main_at;  // in shared memory; x is at 0, pass and main are of grad_x
 };
-
-struct Extent {
-  int begin, end;
-
-  SNV2_DEVICE int size() const { return end - begin; }
-  SNV2_DEVICE bool has(int i) const { return i >= begin && i < end; }
-  SNV2_DEVICE int nearest(int i) const { return i < begin ? begin : i < end ? i : end - 1; }
-  SNV2_DEVICE Extent with_halo(int halo, int limit) const {
-    return {begin > halo ? begin - halo : 0, end + halo < limit ? end + halo : limit};
-  }
-  // Results of that stride whose middle tap is inside.
-  SNV2_DEVICE Extent results(int stride) const {
-    return {(begin + stride - 1) / stride, (end - 1) / stride + 1};
-  }
-};
-
-// Calls f(column, begin, end) for every step-th piece of a block: some rows of a column. There are
-// as many pieces to a column as make good use of the threads.
-template <class F>
-SNV2_DEVICE void for_pieces(int first, int step, const Extent& rows, const Extent& columns,
-                            const F& f) {
-  const int width = columns.size(), height = rows.size();
-  const int most = step / width < 1 ? 1 : step / width;
-  const int each = (height + most - 1) / most, pieces = (height + each - 1) / each;
-#pragma unroll 1
-  for (int i = first; i < width * pieces; i += step) {
-    const int piece = i / width, begin = piece * each;
-    f(columns.begin + i - piece * width, rows.begin + begin,
-      rows.begin + (begin + each < height ? begin + each : height));
-  }
-}
-
-// A block of a map in shared memory.
-template <class T>
-struct Block {
-  Shared<T> data;
-  Extent rows, columns;
-  int channel, pixel;  // strides
-
-  SNV2_DEVICE Shared<T> at(int c, int y, int x) const {
-    return data + (c * channel + ((y - rows.begin) * columns.size() + x - columns.begin) * pixel);
-  }
-};
-
-// Starts the copy of a block of pixels whose first channel is at `from`, N of kRoom channels by a
-// thread. `channels` is a multiple of N.
-template <int kRoom, int N, class T>
-SNV2_DEVICE void load_pixels(const Block<T>& to, const Strided<const T>& map, Global<const T> from,
-                             int channels) {
-  constexpr int kEach = kRoom / N, kStep = kThreads / kEach;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int first = thread / kEach, channel = thread % kEach * N;
-  if (channel >= channels) return;
-  const int across = to.columns.size(), pixels = to.rows.size() * across;
-  const int step_row = kStep / across, step_column = kStep % across;
-  const int64_t step = step_row * map.row + step_column * map.pixel;
-  const int64_t wrap = map.row - across * map.pixel;
-  int column = first % across;
-  Global<const T> source =
-      from + (map.at(0, 0, to.rows.begin + first / across, to.columns.begin + column) + channel);
-  Shared<T> result = to.data + (first * kRoom + channel);
-#pragma unroll 1
-  for (int i = first; i < pixels; i += kStep) {
-    if constexpr (N * sizeof(T) >= 4) {
-      cp_async<N>(result, source);
-    } else {
-      store(result, load(source));
-    }
-    result = result + kStep * kRoom;
-    column += step_column;
-    source = source + (column < across ? step : step + wrap);
-    column = column < across ? column : column - across;
-  }
-}
-template <int kRoom, class T>
-SNV2_DEVICE void load_pixels(const Block<T>& to, const Strided<const T>& map, Global<const T> from,
-                             int channels, int copy) {
-  constexpr int kWide = 16 / static_cast<int>(sizeof(T)), kWord = 4 / static_cast<int>(sizeof(T));
-  if (copy == kWide) {
-    load_pixels<kRoom, kWide>(to, map, from, channels);
-  } else if (copy == kWord) {
-    load_pixels<kRoom, kWord>(to, map, from, channels);
-  } else {
-    load_pixels<kRoom, 1>(to, map, from, channels);
-  }
-}
-
-// The same of one channel of a contiguous map: a warp takes a row.
-template <class T>
-SNV2_DEVICE void load_rows(const Block<T>& to, const Strided<const T>& map, Global<const T> from,
-                           int copy) {
-  const int width = to.columns.size();
-  for (int row = static_cast<int>(threadIdx.x) / kWarp; row < to.rows.size();
-       row += kThreads / kWarp) {
-    load_line(to.data + row * width, from + map.at(0, 0, to.rows.begin + row, to.columns.begin), 0,
-              width, width, copy);
-  }
-}
 
 // What a thread knows of its channel, the `channel`-th of the CTA. All threads call it.
 struct ChannelGradient {
@@ -232,71 +124,6 @@ struct BackwardTile {
   int channel, first, step;
 };
 
-// Three neighbouring columns of a channel of a block, row by row; zero outside of the map. The
-// columns beside it are read as the middle one, so that the lanes stay together. The one before it
-// may not be wanted.
-template <class T, bool kBefore = true>
-class ThreeColumns {
- public:
-  SNV2_DEVICE ThreeColumns(const Block<T>& block, int channel, int column, int row, int height,
-                           int width)
-      : at_(block.at(channel, row, column)),
-        pitch_(block.columns.size() * block.pixel),
-        row_(row),
-        height_(height),
-        left_(column > 0),
-        right_(column + 1 < width),
-        before_(left_ ? -block.pixel : 0),
-        after_(right_ ? block.pixel : 0) {}
-  SNV2_DEVICE bool left() const { return left_; }
-  SNV2_DEVICE bool right() const { return right_; }
-  SNV2_DEVICE void read_next(float (&values)[3]) {
-#pragma unroll
-    for (int i = 0; i < 3; ++i) values[i] = 0.0f;
-    if (static_cast<unsigned>(row_) < static_cast<unsigned>(height_)) {
-      float before = 0.0f;
-      if constexpr (kBefore) before = to_float(load(at_ + before_));
-      const float after = to_float(load(at_ + after_));
-      values[0] = left_ ? before : 0.0f;
-      values[1] = to_float(load(at_));
-      values[2] = right_ ? after : 0.0f;
-    }
-    at_ = at_ + pitch_;
-    ++row_;
-  }
-
- private:
-  Shared<T> at_;
-  int pitch_, row_, height_;
-  bool left_, right_;
-  int before_, after_;
-};
-
-// Three rows of three columns, of which one or two are new in each step.
-template <int kStride, class T>
-class Window {
- public:
-  float values[3][3];
-
-  // That of the result `row` comes first.
-  SNV2_DEVICE Window(const Block<T>& block, int channel, int column, int row, int height, int width)
-      : columns(block, channel, column, row * kStride - 1, height, width) {
-    columns.read_next(values[kStride == 1 ? 1 : 2]);
-    if constexpr (kStride == 1) columns.read_next(values[2]);
-  }
-  SNV2_DEVICE void next() {
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      values[0][i] = values[kStride][i];
-      if constexpr (kStride == 1) values[1][i] = values[2][i];
-    }
-    if constexpr (kStride == 2) columns.read_next(values[1]);
-    columns.read_next(values[2]);
-  }
-
-  ThreeColumns<T> columns;
-};
-
 // Clears the gradient where the ReLU cut off, and adds up.
 template <int kStride, class T>
 SNV2_DEVICE void cut_and_add(const BackwardTile<T>& tile, ChannelGradient& of, bool relu) {
@@ -338,64 +165,57 @@ SNV2_DEVICE void cut_and_add(const BackwardTile<T>& tile, ChannelGradient& of, b
   });
 }
 
-// Where the gradient of x goes, and what passes through comes from: pixels of a channel. Whole
-// planes are staged in shared memory.
-template <class T, bool kPassthrough>
-struct Results {
-  bool planes, pass_is_shared;
-  Shared<T> staged_main, staged_pass, shared_pass;
-  Global<T> main, pass;
-  Global<const T> global_pass;
-  int width, shared_row, shared_pixel;  // strides in shared memory: staged, and of the pass
-  int64_t row, pixel, global_row, global_pixel;  // in global memory: of the results, of the pass
+// Where the gradient of x goes, and where what passes through comes from: staged in shared memory
+// or not, and from there or not.
+template <class T, bool kPassthrough, bool kStaged, bool kSharedPass>
+class Results {
+ public:
+  template <class P>
+  struct Place {  // Shared or Global, and its strides
+    P at;
+    int64_t row, pixel;
 
-  // The same from another pixel on, given from where this begins.
-  SNV2_DEVICE Results at(int y, int x) const {
-    Results r = *this;
-    r.move(y, x);
-    return r;
-  }
-  SNV2_DEVICE void move(int y, int x) {
-    if (planes) {
-      staged_main = staged_main + (y * width + x);
-      staged_pass = staged_pass + (y * width + x);
-    } else {
-      main = main + (y * row + x * pixel);
-      pass = pass + (y * row + x * pixel);
-    }
-    if constexpr (kPassthrough) {
-      if (pass_is_shared) {
-        shared_pass = shared_pass + (y * shared_row + x * shared_pixel);
+    SNV2_DEVICE auto to(int y, int x) const {
+      if constexpr (kIsShared<P>) {
+        return at + (y * static_cast<int>(row) + x * static_cast<int>(pixel));
       } else {
-        global_pass = global_pass + (y * global_row + x * global_pixel);
+        return at + (y * row + x * pixel);
       }
+    }
+    SNV2_DEVICE void move(int y, int x) { at = to(y, x); }
+  };
+  template <class P>
+  static constexpr bool kIsShared = std::is_same_v<P, Shared<T>>;
+  using To = std::conditional_t<kStaged, Shared<T>, Global<T>>;
+  using From = std::conditional_t<kSharedPass, Shared<T>, Global<const T>>;
+
+  Place<To> main, pass;
+  Place<From> passed;
+
+  SNV2_DEVICE void move(int y, int x) {
+    main.move(y, x);
+    if constexpr (kPassthrough) {
+      pass.move(y, x);
+      passed.move(y, x);
     }
   }
   SNV2_DEVICE void put(int y, int x, T value) const {
-    T passed{};
-    if constexpr (kPassthrough) {
-      passed = pass_is_shared ? load(shared_pass) : load(global_pass);
-    }
-    if (planes) {
-      store(staged_main + (y * width + x), value);
-      if constexpr (kPassthrough) store(staged_pass + (y * width + x), passed);
-    } else {
-      store(main + (y * row + x * pixel), value);
-      if constexpr (kPassthrough) store(pass + (y * row + x * pixel), passed);
-    }
+    store(main.to(y, x), value);
+    if constexpr (kPassthrough) store(pass.to(y, x), load(passed.to(y, x)));
   }
 };
 
 // Writes the convolution turned round: the gradient of x. At stride 2 a result is part of two rows
 // and columns, and of one more after each.
-template <int kStride, class T, bool kPassthrough>
+template <int kStride, class T, class To>
 SNV2_DEVICE void turn_round(const BackwardTile<T>& tile, const ChannelGradient& of,
-                            const Results<T, kPassthrough>& results) {
+                            const To& results) {
   const auto scaled = [&](float sum) { return rounded<T>(sum * of.scale); };
   if constexpr (kStride == 1) {
     for_pieces(tile.first, tile.step, tile.rows, tile.columns, [&](int x, int begin, int end) {
       Window<1, T> window(tile.grad, tile.channel, x, begin, tile.height, tile.width);
-      auto to = results.at(begin, x);
+      To to = results;
+      to.move(begin, x);
 #pragma unroll 1
       for (int y = begin; y < end; ++y) {
         window.next();
@@ -417,7 +237,8 @@ SNV2_DEVICE void turn_round(const BackwardTile<T>& tile, const ChannelGradient& 
                  ThreeColumns<T, false> columns(tile.grad, tile.channel, x, begin, down, across);
                  float above[3], below[3];
                  columns.read_next(below);
-                 auto to = results.at(2 * begin, 2 * x);
+                 To to = results;
+                 to.move(2 * begin, 2 * x);
 #pragma unroll 1
                  for (int y = begin; y < end; ++y) {
 #pragma unroll
@@ -522,26 +343,33 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(BackwardParams<T>
         (memory + (params.pass_at + misalignment(out_pass, 16))).template as<T>();
     const Shared<T> staged_main =
         (memory + (params.main_at + misalignment(out_main, 16))).template as<T>();
-    Results<T, kPassthrough> results{};
-    results.planes = planes;
-    results.pass_is_shared = kChannelLanes || planes;
-    const int channel_at = tile.channel * tile.x.channel;
-    results.width = tile.width;
-    results.staged_main = staged_main + channel_at;
-    results.staged_pass = staged_pass + channel_at;
-    results.shared_row = pass.columns.size() * pass.pixel;
-    results.shared_pixel = pass.pixel;
-    results.shared_pass =
-        pass.data + (tile.channel * pass.channel - pass.rows.begin * results.shared_row -
-                     pass.columns.begin * pass.pixel);
-    results.main = out_main + params.grad_x.at(0, tile.channel, 0, 0);
-    results.pass = out_pass + params.grad_x.at(0, tile.channel, 0, 0);
-    results.row = params.grad_x.row;
-    results.pixel = kChannelLanes ? params.grad_x.pixel : 1;
-    results.global_pass = grad_pass + params.grad.at(0, tile.channel, 0, 0);
-    results.global_row = params.grad.row;
-    results.global_pixel = params.grad.pixel;
-    if (!idle) turn_round<kStride>(tile, of, results);
+    const int pass_row = pass.columns.size() * pass.pixel;
+    const Shared<T> passed = pass.data + (tile.channel * pass.channel - pass.rows.begin * pass_row -
+                                          pass.columns.begin * pass.pixel);
+    const auto global = [&](Global<T> to) { return to + params.grad_x.at(0, tile.channel, 0, 0); };
+    const int64_t row_to = params.grad_x.row, pixel_to = kChannelLanes ? params.grad_x.pixel : 1;
+    if (!idle && planes) {
+      const int at = tile.channel * tile.x.channel;
+      turn_round<kStride>(tile, of,
+                          Results<T, kPassthrough, true, true>{{staged_main + at, tile.width, 1},
+                                                               {staged_pass + at, tile.width, 1},
+                                                               {passed, pass_row, pass.pixel}});
+    } else if (!idle) {
+      if constexpr (kChannelLanes) {
+        turn_round<kStride>(
+            tile, of,
+            Results<T, kPassthrough, false, true>{{global(out_main), row_to, pixel_to},
+                                                  {global(out_pass), row_to, pixel_to},
+                                                  {passed, pass_row, pass.pixel}});
+      } else {
+        turn_round<kStride>(
+            tile, of,
+            Results<T, kPassthrough, false, false>{
+                {global(out_main), row_to, pixel_to},
+                {global(out_pass), row_to, pixel_to},
+                {grad_pass + params.grad.at(0, tile.channel, 0, 0), params.grad.row, 1}});
+      }
+    }
     sync_threads();
 
     // Store.

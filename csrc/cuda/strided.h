@@ -164,7 +164,8 @@ __global__ void __launch_bounds__(kColumnThreads) strided_kernel(StridedParams<T
       for (int skipped = 0; skipped < params.skip && plane0 + skipped < planes; ++skipped) {
         const int plane_of_lane = plane0 + lane_plane + skipped;
         const bool has_plane = plane_of_lane < planes;
-        const int channel = has_plane ? plane_of_lane : plane0 + skipped;
+        int channel = plane_of_lane;  // else, what the lanes beside it read
+        while (channel >= planes) channel -= params.skip;
         for (int column0 = 0; column0 < out_width; column0 += params.columns) {
           const bool wanted = has_plane && column0 + lane_column < out_width;
           const int column =

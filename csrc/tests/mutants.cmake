@@ -273,6 +273,35 @@ snv2_add_mutant(march_with_the_next_channel
   TEXT "main_(channel + (kPassthrough ?" BECOMES "main_(channel - 1 + (kPassthrough ?"
   EXPECT "wrong result")
 
+# Gradients ------------------------------------------------------------------------------------
+
+snv2_add_mutant(gradients_without_barrier_before_they_turn_round RACE
+  FILE cuda/depthwise_backward.h OF cuda/depthwise_backward.cu IN kernels CASES dw_conv3x3_backward/contiguous/plane
+  TEXT [[cut_and_add<kStride>(tile, of, params.relu);
+    sync_threads();
+]] BECOMES [[cut_and_add<kStride>(tile, of, params.relu);
+]]
+  EXPECT "shared memory: race" "depthwise_backward.h")
+
+snv2_add_mutant(gradients_without_the_last_row
+  FILE cuda/depthwise_backward.h OF cuda/depthwise_backward.cu IN kernels CASES dw_conv3x3_backward/contiguous/tiles
+  TEXT "row + 1 == tile.height" BECOMES "row + 2 >= tile.height"
+  EXPECT "wrong result: grad_weight")
+
+snv2_add_mutant(gradients_that_stay_in_a_row
+  FILE cuda/backward_block.h OF cuda/depthwise_backward.cu IN kernels CASES dw_conv3x3_backward/channels_last/blocks
+  TEXT "source + (column < across ? step : step + wrap);" BECOMES "source + (step + 0 * wrap);"
+  EXPECT "wrong result")
+
+snv2_add_mutant(gather_without_barrier RACE
+  FILE cuda/alternate.h OF cuda/cat_shuffle_backward.cu IN kernels CASES cat_shuffle_backward/contiguous
+  TEXT [[  sync_warp();
+
+  // Store.
+]] BECOMES [[  // Store.
+]]
+  EXPECT "shared memory")
+
 # Indices of 32 bits, in maps of more than 2^31 elements ---------------------------------------
 
 snv2_add_mutant(planes_of_32_bits TYPE half_t
@@ -289,7 +318,7 @@ snv2_add_mutant(strips_of_32_bits TYPE half_t
   EXPECT "global store" "outside all buffers")
 
 snv2_add_mutant(zip_of_32_bits
-  FILE cuda/cat_shuffle.cu OF cuda/cat_shuffle.cu IN kernels CASES channels_last/large
+  FILE cuda/cat_shuffle.h OF cuda/cat_shuffle.cu IN kernels CASES channels_last/large
   TEXT "Global<T>{params.out} + 2 * at;" BECOMES "Global<T>{params.out} + static_cast<int>(2 * at);"
   EXPECT "global store" "outside all buffers")
 
