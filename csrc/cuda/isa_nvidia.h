@@ -63,11 +63,6 @@ template <class T>
 SNV2_DEVICE void store(Shared<T> p, T value) {
   *p.pointer() = value;
 }
-// A store under a predicate: lanes that do not want it stay with the others.
-template <class T>
-SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
-  if (wanted) store(p, value);
-}
 template <class T>
 SNV2_DEVICE T load(Remote<T> p) {
   return *p.address;
@@ -145,6 +140,26 @@ SNV2_DEVICE void store_vector(Shared<T> p, const Vector<T, N>& value) {
 template <int N, class T>
 SNV2_DEVICE void store_vector(Remote<T> p, const Vector<T, N>& value) {
   detail::store_bits(p.address, value);
+}
+
+// A store under a predicate: lanes that do not want it stay with the others. Of a branch the
+// compiler may make two loops.
+template <class T>
+SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
+  typename detail::Bits<sizeof value>::type bits;
+  memcpy(&bits, &value, sizeof bits);
+  if constexpr (sizeof bits == 2) {
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u16 [%1], %2;}" ::"r"(
+                     static_cast<int>(wanted)),
+                 "r"(p.address), "h"(bits)
+                 : "memory");
+  } else {
+    static_assert(sizeof bits == 4);
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u32 [%1], %2;}" ::"r"(
+                     static_cast<int>(wanted)),
+                 "r"(p.address), "r"(bits)
+                 : "memory");
+  }
 }
 
 // Where p lies modulo `bytes`, a power of two.
