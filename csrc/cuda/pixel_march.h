@@ -39,8 +39,12 @@ struct PixelParameters {
     }
   }
 };
-constexpr int64_t pixel_parameters(int64_t channels) {
-  return 11 * channels + 3 * (channels / kWarp);
+constexpr int64_t pixel_parameters(int64_t channels) {  // bytes
+  return (11 * channels + 3 * (channels / kWarp)) * static_cast<int64_t>(sizeof(float));
+}
+// Of shared memory: two CTAs per SM, words between parameters not counted.
+constexpr int64_t pixel_shared(int64_t channels) {
+  return 96 * 1024 + 3 * (channels / kWarp) * static_cast<int64_t>(sizeof(float));
 }
 
 template <class T, bool kPassthrough, int kStride, int kChannels>

@@ -195,15 +195,13 @@ inline int64_t strip_rows(int64_t batch, int64_t out_height) {
 // Fills in the tiling; false if the rows do not fit.
 template <class T, bool kPassthrough, Main kMain, int kChannels>
 bool tile_pixels(PixelsParams<T>& params, int64_t& shared_bytes) {
-  constexpr int64_t kShared = 96 * 1024;  // two CTAs per SM
   const Operands<T>& op = params.op;
   const int64_t size = sizeof(T);
   const int64_t row = span_bytes(op.width * op.source_pixel * size);
   const int64_t out_row = span_bytes(op.out_width * op.channels * (kPassthrough ? 2 : 1) * size);
   const int64_t out_at = ring_rows(stride_of(kMain)) * row;
-  shared_bytes =
-      out_at + out_row + pixel_parameters(op.channels) * static_cast<int64_t>(sizeof(float));
-  if (shared_bytes > kShared || op.height > (1 << 28)) return false;
+  shared_bytes = out_at + out_row + pixel_parameters(op.channels);
+  if (shared_bytes > pixel_shared(op.channels) || op.height > (1 << 28)) return false;
   params.jobs = pixel_jobs<kChannels>(op);
   const auto vectors = [&](const T* data, int64_t elements) {
     return (reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(elements * size)) % 16 == 0;
@@ -295,13 +293,13 @@ __global__ void __launch_bounds__(kMostPixelThreads<kChannels>,
 // Fills in the tiling; false if not even one image fits.
 template <class T, bool kPassthrough, Main kMain, int kChannels>
 bool tile_images(ImagesParams<T>& params, int64_t& shared_bytes) {
-  constexpr int64_t kShared = 96 * 1024;  // two CTAs per SM
   constexpr int64_t kCtas = 2 * 132;
   const Operands<T>& op = params.op;
   const int64_t size = sizeof(T);
   const int64_t in = op.height * op.width * op.source_pixel * size, out = op.out_image * size;
-  const int64_t parameters = pixel_parameters(op.channels) * static_cast<int64_t>(sizeof(float));
-  const int64_t fit = (kShared - parameters - 2 * span_bytes(0) - 32) / (in + out);
+  const int64_t parameters = pixel_parameters(op.channels);
+  const int64_t spans = pixel_shared(op.channels) - parameters - 2 * span_bytes(0) - 32;
+  const int64_t fit = spans / (in + out);
   if (fit < 1) return false;
   const int64_t images = std::max<int64_t>(1, std::min(fit, op.batch / kCtas));
   params.images = static_cast<int>(images);
