@@ -18,18 +18,26 @@ struct Global {
   SNV2_DEVICE Global operator+(int64_t i) const { return {address + i}; }
 };
 
-// Shared memory's own addresses have 32 bits, half of a pointer's.
+// Bytes from the beginning of the CTA's dynamic shared memory, which is aligned to 16: half of a
+// pointer's. (As an address by itself nvcc takes minutes for some kernels.)
 template <class T>
 struct Shared {
-  uint32_t address;
+  uint32_t at;
   SNV2_DEVICE Shared operator+(int i) const {
-    return {address + static_cast<uint32_t>(i) * static_cast<uint32_t>(sizeof(T))};
+    return {at + static_cast<uint32_t>(i) * static_cast<uint32_t>(sizeof(T))};
   }
   template <class U>
   SNV2_DEVICE Shared<U> as() const {
-    return {address};
+    return {at};
   }
-  SNV2_DEVICE T* pointer() const { return static_cast<T*>(__cvta_shared_to_generic(address)); }
+  SNV2_DEVICE T* pointer() const {
+    extern __shared__ uint4 snv2_shared_memory[];
+    return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(snv2_shared_memory) + at);
+  }
+  // That instructions take.
+  SNV2_DEVICE uint32_t address() const {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer()));
+  }
 };
 
 // Shared memory of another CTA of the cluster.
@@ -39,11 +47,7 @@ struct Remote {
   SNV2_DEVICE Remote operator+(int i) const { return {address + i}; }
 };
 
-// The CTA's dynamic shared memory, aligned to 16 bytes.
-SNV2_DEVICE Shared<unsigned char> shared_memory() {
-  extern __shared__ uint4 snv2_shared_memory[];
-  return {static_cast<uint32_t>(__cvta_generic_to_shared(snv2_shared_memory))};
-}
+SNV2_DEVICE Shared<unsigned char> shared_memory() { return {0}; }
 
 // Global and shared memory ------------------------------------------------------------------
 
@@ -151,13 +155,13 @@ SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
   if constexpr (sizeof bits == 2) {
     asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u16 [%1], %2;}" ::"r"(
                      static_cast<int>(wanted)),
-                 "r"(p.address), "h"(bits)
+                 "r"(p.address()), "h"(bits)
                  : "memory");
   } else {
     static_assert(sizeof bits == 4);
     asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u32 [%1], %2;}" ::"r"(
                      static_cast<int>(wanted)),
-                 "r"(p.address), "r"(bits)
+                 "r"(p.address()), "r"(bits)
                  : "memory");
   }
 }
@@ -178,11 +182,11 @@ SNV2_DEVICE void cp_async(Shared<T> to, Global<const T> from) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
 #if __CUDA_ARCH__ >= 800
   if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;" ::"r"(to.address),
+    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;" ::"r"(to.address()),
                  "l"(from.address), "n"(kAt)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1 + %3], %2;" ::"r"(to.address),
+    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1 + %3], %2;" ::"r"(to.address()),
                  "l"(from.address), "n"(kBytes), "n"(kAt)
                  : "memory");
   }
@@ -305,7 +309,7 @@ SNV2_DEVICE Remote<T> remote(Shared<T> p, int rank) {
 template <int Matrices, bool Transposed = false, class T>
 SNV2_DEVICE void ldmatrix(uint32_t (&d)[Matrices], Shared<T> row) {
   static_assert(Matrices == 1 || Matrices == 2 || Matrices == 4);
-  const uint32_t address = row.address;
+  const uint32_t address = row.address();
 #define SNV2_LDMATRIX(TRANS)                                                                 \
   if constexpr (Matrices == 1) {                                                             \
     asm volatile("ldmatrix.sync.aligned.m8n8.x1" TRANS ".shared.b16 {%0}, [%1];"             \
