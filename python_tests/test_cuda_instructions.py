@@ -102,7 +102,7 @@ def _of(loops: dict[str, list[Loop]], *words: str) -> list[Loop]:
     [
         pytest.param(("columns_kernel", "6half_t"), 14, 12.5, id="fp16-rows-of-14"),
         pytest.param(("columns_kernel", "bfloat16_t"), 7, 17.5, id="bf16-rows-of-7"),
-        pytest.param(("columns_kernel", "If"), 7, 14.5, id="fp32-rows-of-7"),
+        pytest.param(("columns_kernel", "If"), 7, 14.7, id="fp32-rows-of-7"),
     ],
 )
 def test_row_of_the_convolution(
@@ -120,9 +120,9 @@ def test_row_of_the_convolution(
         pytest.param(("images_kernel", "6half_t"), 200, 2.1, id="channels-last-fp16"),
         pytest.param(("images_kernel", "bfloat16_t"), 200, 4.3, id="channels-last-stride-2-bf16"),
         pytest.param(("images_kernel", "If"), 100, 2.6, id="channels-last-fp32"),
-        pytest.param(("strided_kernel", "6half_t"), 10, 3.2, id="stride-2-fp16"),
-        pytest.param(("strided_kernel", "If"), 10, 3.6, id="stride-2-fp32"),
-        pytest.param(("backward_kernel", "Lb1ELi1ELb1"), 9, 5.0, id="gradients-channels-last"),
+        pytest.param(("strided_kernel", "6half_t"), 10, 3.9, id="stride-2-fp16"),
+        pytest.param(("strided_kernel", "If"), 10, 3.9, id="stride-2-fp32"),
+        pytest.param(("backward_kernel", "Lb1ELi1ELb1"), 9, 5.5, id="gradients-channels-last"),
         pytest.param(("backward_kernel", "Lb1ELi1ELb0"), 9, 6.8, id="gradients-contiguous"),
     ],
 )
@@ -140,7 +140,7 @@ def test_march_down_columns(
 @pytest.mark.parametrize(
     ("words", "elements", "most"),
     [  # eight planes, by 32 lanes
-        pytest.param(("spread_kernel", "It"), 8 * 49 / 32, 3.4, id="fp16-7x7"),
+        pytest.param(("spread_kernel", "It"), 8 * 49 / 32, 3.75, id="fp16-7x7"),
         pytest.param(("spread_kernel", "Ij"), 8 * 196 / 32, 1.35, id="fp16-14x14"),
     ],
 )

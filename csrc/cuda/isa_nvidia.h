@@ -19,13 +19,12 @@ struct Global {
 };
 
 // Bytes from the beginning of the CTA's dynamic shared memory, which is aligned to 16: half of a
-// pointer's. (As an address by itself nvcc takes minutes for some kernels.)
+// pointer's. (As an address by itself nvcc takes minutes for some kernels, and of an unsigned
+// number it does not put what is added into the instruction.)
 template <class T>
 struct Shared {
-  uint32_t at;
-  SNV2_DEVICE Shared operator+(int i) const {
-    return {at + static_cast<uint32_t>(i) * static_cast<uint32_t>(sizeof(T))};
-  }
+  int at;
+  SNV2_DEVICE Shared operator+(int i) const { return {at + i * static_cast<int>(sizeof(T))}; }
   template <class U>
   SNV2_DEVICE Shared<U> as() const {
     return {at};
