@@ -19,8 +19,7 @@ struct Global {
 };
 
 // Bytes from the beginning of the CTA's dynamic shared memory, which is aligned to 16: half of a
-// pointer's. (As an address by itself nvcc takes minutes for some kernels, and of an unsigned
-// number it does not put what is added into the instruction.)
+// pointer's. (Of an address that is a number by itself nvcc takes minutes for some kernels.)
 template <class T>
 struct Shared {
   int at;
