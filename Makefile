@@ -26,7 +26,7 @@ CTEST := $(BIN)/ctest --output-on-failure -j $(shell nproc 2>/dev/null || echo 2
 CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: run wheels test-wheels test test-python test-slow test-examples test-cpp \
-  test-cuda-build test-sanitize test-tsan \
+  test-cuda-build test-ptx test-ptx-with-nvcc test-sanitize test-tsan \
   test-aarch64 test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
   bench-emulator cuda cuda-all lint format bench report docs clean
 
@@ -103,6 +103,19 @@ test-cuda-build: $(INSTALLED)
 	@if missing=$$($(BIN)/python cmake/cuda_toolkit.py 2>&1 >/dev/null); then \
 	  $(MAKE) cuda CUDA_ARCHITECTURES="$(or $(built_for),90)"; else \
 	  echo "left out: the CUDA build and its tests: $$missing"; fi
+
+# The kernels as nvcc's PTX, on an interpreter: its own tests, the instructions they execute, and
+# all shared tests of kernels but those of compiled graphs. Takes nvcc, and no GPU; SNV2_PTX_SEED
+# draws the order of warps.
+test-ptx: $(INSTALLED)
+	@if missing=$$($(BIN)/python cmake/cuda_toolkit.py 2>&1 >/dev/null); then \
+	  $(MAKE) test-ptx-with-nvcc; else echo "left out: the tests of PTX: $$missing"; fi
+
+test-ptx-with-nvcc: $(INSTALLED)
+	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_EMULATOR=ON -DSNV2_PTX=ON
+	$(BIN)/cmake --build $(BUILD) --target snv2_ptx_torch
+	SNV2_PTX=$(CURDIR)/$(BUILD)/ptx OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n auto -k "ptx or executed" --ignore python_tests/test_compile.py
 
 define require_gpu
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("$@: no CUDA device")'

@@ -329,11 +329,12 @@ def ops_called(function: Callable[..., Any], *args: Any) -> list[str]:
     return recorder.names
 
 
+_FUSED = ("snv2::", "snv2_emulated::", "snv2_ptx::", "snv2_triton::")
+
+
 def _fused_calls(names: list[str]) -> int:
     """Fused ops among those that a forward reached; fails if it is a mixture."""
-    fused = [
-        name for name in names if name.startswith(("snv2::", "snv2_emulated::", "snv2_triton::"))
-    ]
+    fused = [name for name in names if name.startswith(_FUSED)]
     convolutions = [name for name in names if "conv" in name and name not in fused]
     assert not (fused and convolutions)
     assert len(fused) <= 1

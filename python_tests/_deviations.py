@@ -17,7 +17,7 @@ from snv2_kernels.testing import float64_reference, max_error, randomize_
 # What makes a plan whose maps have a dtype, by backend.
 BUILDERS: dict[str, Callable[[], Any]] = {
     "cpu": PlanBuilder, "cuda": GpuPlanBuilder, "cuda-emulated": GpuPlanBuilder,
-    "triton": TritonPlanBuilder,
+    "cuda-ptx": GpuPlanBuilder, "triton": TritonPlanBuilder,
 }  # fmt: skip
 
 

@@ -21,6 +21,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from _cases import case_id, in_turn
+from _ptx import NAME as CUDA_PTX
+from _ptx import PTX
 
 import snv2_kernels as snv2
 from snv2_bench.guidelines.networks import torchvision_models
@@ -182,7 +184,11 @@ def on_triton() -> Iterator[None]:
 
 # Wheels are without the emulator.
 needs_emulator = pytest.mark.skipif(not EMULATED, reason="the emulator was not built")
-GPU_BACKENDS = ["cuda-emulated"] * EMULATED + [pytest.param("cuda", marks=pytest.mark.gpu)]
+GPU_BACKENDS = [
+    *["cuda-emulated"] * EMULATED,
+    *[CUDA_PTX] * bool(PTX),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
 
 
 @contextlib.contextmanager

@@ -11,9 +11,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from _ptx import NAME as CUDA_PTX
+from _ptx import needs_ptx
 from numpy.typing import NDArray
 
 from snv2_kernels import emulator
+from snv2_kernels.ops import OPERATORS
 
 Words = NDArray[np.uint32]
 Halves = NDArray[np.uint16]
@@ -385,9 +388,9 @@ def mma_fragments(d: Floats) -> Floats:
 # Tests -----------------------------------------------------------------------------------------
 
 
-def run(index: int, words: Words) -> Words:
+def run(index: int, words: Words, backend: str = "cuda-emulated") -> Words:
     given = torch.from_numpy(words.view(np.int32).copy())
-    return torch.ops.snv2_emulated.conformance(given, index).numpy().view(np.uint32)
+    return OPERATORS[backend].conformance(given, index).numpy().view(np.uint32)
 
 
 def assert_same(name: str, actual: Words, expected: Words) -> None:
@@ -401,13 +404,14 @@ def assert_same(name: str, actual: Words, expected: Words) -> None:
     np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.parametrize("backend", ["cuda-emulated", pytest.param(CUDA_PTX, marks=needs_ptx)])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[name for name, _, _ in CASES])
-def test_instruction_does_as_documented(index: int, seed: int) -> None:
+def test_instruction_does_as_documented(index: int, seed: int, backend: str) -> None:
     name, in_words, out_words = CASES[index]
     words = draw_words(name, in_words, seed)
     assert words.shape == (in_words,)
-    actual = run(index, words)
+    actual = run(index, words, backend)
     assert actual.shape == (out_words,)
     if name.startswith("mma_"):
         a, b, c = mma_matrices(name, words)

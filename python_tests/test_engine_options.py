@@ -264,8 +264,9 @@ def test_report_of_launches(gpu_backend: str, dtype: torch.dtype) -> None:
     size = torch.finfo(dtype).bits // 8
     elements = 1280_000  # that the table in docs/design.md counts
     moved = (report.read_bytes + report.written_bytes) / (batch * size)
-    # The branches of a unit of stride 2 read their input each, and so do parts of the head.
-    assert elements < moved < 1.5 * elements
+    # The branches of a unit of stride 2 read their input each, and so do parts of the head. Rows of
+    # 28, 14 and 7 pixels are padded by a seventh.
+    assert elements < moved < 1.5 * 8 / 7 * elements
     assert report.weight_read_bytes > 0.7 * report.weight_bytes
     for kernel in report.kernels:
         assert kernel.ctas > 0

@@ -44,6 +44,11 @@ def one_sm() -> Iterator[None]:
     emulator.set_device(**before)
 
 
+def planes_bytes(batch: int, channels: int, height: int, width: int, dtype: torch.dtype) -> int:
+    """A map between steps, whose rows are padded to 8 pixels."""
+    return batch * channels * height * (-(-width // 8) * 8) * dtype.itemsize
+
+
 def stage_of(half: int, units: int) -> snv2.nn.Stage:
     stage = snv2.nn.Stage(*(snv2.nn.InvertedResidual(2 * half, 2 * half, 1) for _ in range(units)))
     return randomize_(stage).eval()
@@ -76,7 +81,7 @@ def test_unit_inside_a_stage_moves_its_map_once(half: int, size: int, batch: int
     dtype = torch.float16
     unit = inner_unit(half, size, batch, dtype)
     assert unit["launches"] == 1
-    maps = batch * 2 * half * size * size * dtype.itemsize
+    maps = planes_bytes(batch, 2 * half, size, size, dtype)
     weights = (2 * half * half + 9 * half) * dtype.itemsize
     moved = unit["global_load_bytes"] + unit["global_store_bytes"]
     assert moved <= 1.15 * (maps + weights), f"{moved / (maps + weights):.3f} of the least"
@@ -91,7 +96,7 @@ def test_unit_inside_a_stage_moves_its_map_once(half: int, size: int, batch: int
 )
 def test_unit_in_other_dtypes(half: int, size: int, batch: int, dtype: torch.dtype) -> None:
     unit = inner_unit(half, size, batch, dtype)
-    maps = batch * 2 * half * size * size * dtype.itemsize
+    maps = planes_bytes(batch, 2 * half, size, size, dtype)
     weights = (2 * half * half + 9 * half) * dtype.itemsize
     moved = unit["global_load_bytes"] + unit["global_store_bytes"]
     assert moved <= 1.15 * (maps + weights), f"{moved / (maps + weights):.3f} of the least"
@@ -125,7 +130,7 @@ def test_pieces_move_their_maps_once(half: int, size: int, batch: int) -> None:
     x = draw(batch, 2 * half, size, size, dtype=torch.float16)
     pieces = less(*(counted_deviant([pairs_unit(half) for _ in range(n)], x) for n in (3, 2)))
     assert pieces["launches"] == 3
-    maps = 3 * 2 * x.nbytes // 2
+    maps = 3 * planes_bytes(*x.shape, x.dtype)
     weights = 3 * (half * half + 9 * half) * x.itemsize
     moved = pieces["global_load_bytes"] + pieces["global_store_bytes"]
     assert moved <= 1.15 * (maps + weights), f"{moved / (maps + weights):.3f} of the least"
@@ -164,7 +169,7 @@ def test_gate_moves_its_map(
     gated = pairs_unit(half, SqueezeExcite(half))
     gate = less(*(counted_deviant([unit], x) for unit in (gated, pairs_unit(half))))
     assert gate["launches"] == 1
-    map_bytes = x.nbytes // 2
+    map_bytes = planes_bytes(*x.shape, dtype) // 2
     # The weights for each image, and once more in biases and tables.
     weights = batch * 2 * half * (half // 4) * x.itemsize
     assert gate["global_store_bytes"] == map_bytes
@@ -184,7 +189,7 @@ def test_shortcut_reads_its_planes_once(request: pytest.FixtureRequest, device: 
     request.getfixturevalue(device)
     half, batch = 64, 4
     x = draw(batch, 2 * half, 21, 20, dtype=torch.float16)
-    map_bytes, table = x.nbytes // 2, 4 * half * batch
+    map_bytes, table = planes_bytes(*x.shape, x.dtype) // 2, 4 * half * batch
     gates = SqueezeExcite(half), Shortcut(half), SqueezeExcite(half, adds_source=True)
     gated, added, both = (pairs_unit(half, gate) for gate in gates)
     behind = less(counted_deviant([both], x), counted_deviant([gated], x))
@@ -271,7 +276,7 @@ def test_two_ctas_of_stages_2_and_3_fit_an_sm(half: int, size: int, batch: int) 
         for kernel in build.kernels
         if "unit_kernel" in kernel.kernel and kernel.arch == "sm_90" and "half" in kernel.kernel
     ]
-    inner = [kernel for kernel in kernels if kernel.min_ctas == 2]  # those at the edges have one
+    inner = [kernel for kernel in kernels if kernel.max_threads == 512]  # others are at the edges
     assert inner
     for kernel in inner:
         fits = cuda_kernels.occupancy(

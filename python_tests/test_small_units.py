@@ -14,7 +14,7 @@ from snv2_kernels.ops import run_plan
 from snv2_kernels.packing.units import Unsupported
 
 # Each backend's; a draw takes it a millisecond, a few dozen, or as many hundreds.
-DRAWS = {"cpu": 36, "cuda-emulated": 16, "cuda": 48, "triton": 4}
+DRAWS = {"cpu": 36, "cuda-emulated": 16, "cuda-ptx": 8, "cuda": 48, "triton": 4}
 _IMAGES = 64  # one image of one pixel may be next to zero, or hit an error of zero
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)

@@ -524,27 +524,28 @@ def register_python_parts(namespace: str) -> None:
     _register_depthwise_gradient(namespace, "split_dw_cat_shuffle", _split_dw_cat_shuffle_reference)
 
 
-_LIBRARIES = ("snv2", "snv2_emulated") if EMULATED else ("snv2",)
-for _namespace in _LIBRARIES:
-    register_python_parts(_namespace)
-
-
 def _no_gradient(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError(
         "a plan has no gradient of its own; the modules in snv2_kernels.nn have"
     )
 
 
-for _name in ("network", "network_results"):
-    torch.library.register_autograd(f"snv2::{_name}", _no_gradient)
-for _namespace in _LIBRARIES:
-    for _name, _fake in (
+def register_gpu_parts(namespace: str) -> None:
+    """Fake kernels and gradients of a library of CUDA kernels."""
+    register_python_parts(namespace)
+    for name, fake in (
         ("gpu_network", _gpu_network_fake),
         ("gpu_network_results", _gpu_network_results_fake),
         ("gpu_network_out", _gpu_network_out_fake),
     ):
-        torch.library.register_fake(f"{_namespace}::{_name}", _fake)
-    for _name in ("gpu_network", "gpu_network_results"):
-        torch.library.register_autograd(f"{_namespace}::{_name}", _no_gradient)
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+    for name in ("gpu_network", "gpu_network_results"):
+        torch.library.register_autograd(f"{namespace}::{name}", _no_gradient)
+
+
+for _name in ("network", "network_results"):
+    torch.library.register_autograd(f"snv2::{_name}", _no_gradient)
+register_gpu_parts("snv2")
 if EMULATED:
+    register_gpu_parts("snv2_emulated")
     torch.library.register_fake("snv2_emulated::conformance", _conformance_fake)

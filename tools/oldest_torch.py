@@ -36,7 +36,7 @@ HEADERS = (
 # Mangled names of the C++ library: where libtorch has copies of some, the linker takes those.
 STD = re.compile(r"_Z[A-Z]{0,3}?S[tabsiod]")
 # Files of the stable ABI; all others bind Python and see nothing of torch.
-STABLE = ("ops.cpp", "emulated_ops.cpp", "cuda_ops.cpp")
+STABLE = ("ops.cpp", "emulated_ops.cpp", "ptx_ops.cpp", "cuda_ops.cpp")
 
 
 class Missing(Exception):

@@ -9,6 +9,7 @@
 #include "cuda/launch.h"
 #include "cuda/pixels.h"
 #include "cuda/planes.h"
+#include "cuda/strided.h"
 
 namespace snv2::SNV2_GPU {
 
@@ -68,6 +69,19 @@ bool launch_columns(const Operands<T>& op, const Buffers& buffers, Stream stream
   return launch_columns<kPassthrough, Columns<8, false, true, true>>(op, buffers, stream);
 }
 
+// False where planes are too large for it.
+template <class T>
+bool launch_strided(const Operands<T>& op, const Buffers& buffers, Stream stream) {
+  StridedParams<T> params{};
+  params.op = op;
+  int64_t shared_bytes = 0;
+  if (!tile_strided<T>(params, shared_bytes)) return false;
+  Launch config = launch_of(op.batch * params.tiles, shared_bytes, stream);
+  config.threads = kColumnThreads;
+  launch(config, buffers, strided_kernel<T>, params);
+  return true;
+}
+
 template <bool kPassthrough, Main kMain, class T>
 void launch_planes(const Operands<T>& op, const Buffers& buffers, Stream stream) {
   PlanesParams<T> params{};
@@ -80,23 +94,43 @@ void launch_planes(const Operands<T>& op, const Buffers& buffers, Stream stream)
          planes_kernel<T, kPassthrough, kMain>, params);
 }
 
-template <bool kPassthrough, Main kMain, class T>
+// Lanes of kChannels channels.
+template <bool kPassthrough, Main kMain, int kChannels, class T>
 void launch_pixels(const Operands<T>& op, const Buffers& buffers, Stream stream) {
   int64_t shared_bytes = 0;
+  const auto config = [&](int64_t tiles, int64_t jobs) {
+    Launch config = launch_of(tiles, shared_bytes, stream);
+    config.threads = static_cast<uint32_t>(pixel_threads<kChannels>(jobs));
+    return config;
+  };
   ImagesParams<T> images{};
   images.op = op;
-  if (tile_images<T, kPassthrough, kMain>(images, shared_bytes)) {
-    launch(launch_of(images.tiles, shared_bytes, stream), buffers,
-           images_kernel<T, kPassthrough, kMain>, images);
+  if (tile_images<T, kPassthrough, kMain, kChannels>(images, shared_bytes)) {
+    const PixelJobs& jobs = images.jobs;
+    launch(config(images.tiles, int64_t{jobs.lanes} * jobs.groups * images.strips * images.images),
+           buffers, images_kernel<T, kPassthrough, kMain, kChannels>, images);
     return;
   }
   PixelsParams<T> params{};
   params.op = op;
-  if (!tile_pixels<T, kPassthrough, kMain>(params, shared_bytes)) {
+  if (!tile_pixels<T, kPassthrough, kMain, kChannels>(params, shared_bytes)) {
     return launch_direct<kPassthrough, kMain>(op, true, buffers, stream);
   }
-  launch(launch_of(params.tiles, shared_bytes, stream), buffers,
-         pixels_kernel<T, kPassthrough, kMain>, params);
+  launch(config(params.tiles, int64_t{params.jobs.lanes} * params.jobs.groups), buffers,
+         pixels_kernel<T, kPassthrough, kMain, kChannels>, params);
+}
+
+template <bool kPassthrough, Main kMain, class T>
+void launch_pixels(const Operands<T>& op, const Buffers& buffers, Stream stream) {
+  if constexpr (sizeof(T) == 2) {
+    // Pairs of channels are words, and a warp of them takes as long as 5 / 3 of one of channels.
+    const bool words = op.channels % 2 == 0 && reinterpret_cast<uintptr_t>(op.source) % 4 == 0 &&
+                       reinterpret_cast<uintptr_t>(op.out) % (kPassthrough ? 8 : 4) == 0;
+    if (words && 5 * ceil_div(op.channels, 2 * kWarp) <= 3 * ceil_div(op.channels, kWarp)) {
+      return launch_pixels<kPassthrough, kMain, 2>(op, buffers, stream);
+    }
+  }
+  launch_pixels<kPassthrough, kMain, 1>(op, buffers, stream);
 }
 
 // The depthwise ops: x holds the main channels, and before them as many to pass through, if any.
@@ -128,6 +162,8 @@ void launch_depthwise(const FeatureMap& x, const Depthwise3x3& dw, bool with_rel
   if (x.layout == Layout::kContiguous) {
     if constexpr (kMain == Main::kStride1) {
       if (launch_columns<kPassthrough>(op, buffers, stream)) return;
+    } else {
+      if (launch_strided(op, buffers, stream)) return;
     }
     launch_planes<kPassthrough, kMain>(op, buffers, stream);
   } else {

@@ -48,11 +48,12 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishParams params) {
     return;
   }
   store(Global<float>{params.grads.shift} + c, sum);
-  float scale = 0.0f;
+  float rows[3] = {};
   for (int tap = 0; tap < 9; ++tap) {
-    scale += load(room + (channel * kSums + tap)) * load(weight + (c * 9 + tap));
+    rows[tap / 3] = multiply_add(load(room + (channel * kSums + tap)), load(weight + (c * 9 + tap)),
+                                 rows[tap / 3]);
   }
-  store(Global<float>{params.grads.scale} + c, scale);
+  store(Global<float>{params.grads.scale} + c, (rows[0] + rows[1]) + rows[2]);
 }
 
 // `map` from its channel `main` on, of which every `every`th is the convolution's.

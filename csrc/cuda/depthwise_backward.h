@@ -6,34 +6,25 @@
 //   the convolution again, for the pixels of the gradient in and around the tile: it clears them,
 //   in shared memory, where the ReLU cut off; the inputs it has read are multiplied with the rest,
 //   grad_x, the same convolution turned round.
+// In both a thread marches down some rows of a column, and has three rows of three columns in
+// registers.
 //
-// Contiguous: lanes take neighbouring pixels, and a tile is the planes of one to eight channels:
-// one span of x, one of the gradient and two of grad_x, as in planes.h. Channels-last: lanes take
-// 32 neighbouring channels. A tile is an image if that fits, else, as in contiguous planes that do
+// Contiguous: lanes take neighbouring columns, and a tile is the planes of one to 32 channels: one
+// span of x, one of the gradient and two of grad_x. Channels-last: lanes take 32 neighbouring
+// channels. A tile is an image if that fits, else, as in contiguous planes that do
 // not fit, a block of pixels; it reads two rows and columns of x around it, and one of the
 // gradient, which its neighbours read too, from L2 as a rule.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 
-#include "cuda/line.h"
+#include "cuda/backward_block.h"
+#include "cuda/mma.h"
 #include "cuda/span.h"
 
 namespace snv2::SNV2_GPU {
-
-constexpr int64_t kMostPixels = 1 << 20;  // of a row or column: with halos they are int
-
-// Strides of a map in elements; main is where the convolution's channels begin.
-template <class T>
-struct Strided {
-  T* data;
-  int64_t main, image, channel, row, pixel;
-
-  SNV2_DEVICE int64_t at(int64_t n, int64_t c, int64_t y, int64_t x) const {
-    return n * image + c * channel + y * row + x * pixel;
-  }
-};
 
 template <class T>
 struct BackwardParams {
@@ -47,77 +38,13 @@ struct BackwardParams {
   int64_t batch, channels;
   int height, width;
   int64_t groups, parts;  // CTAs: channels, times runs of tiles
-  int group;              // channels of a CTA: 1, 2, 4, 8 or kWarp
+  int group;              // channels of a CTA, a power of two up to kWarp
   bool planes;            // a tile is whole planes, read and written as spans
   int rows, columns;      // of a tile
   int64_t tiles_down, tiles_across;
   int copy_x, copy_grad;          // elements of a copy, where tiles are no spans
   int grad_at, pass_at, main_at;  // in shared memory; x is at 0, pass and main are of grad_x
 };
-
-struct Extent {
-  int begin, end;
-
-  SNV2_DEVICE int size() const { return end - begin; }
-  SNV2_DEVICE bool has(int i) const { return i >= begin && i < end; }
-  SNV2_DEVICE int nearest(int i) const { return i < begin ? begin : i < end ? i : end - 1; }
-  SNV2_DEVICE Extent with_halo(int halo, int limit) const {
-    return {begin > halo ? begin - halo : 0, end + halo < limit ? end + halo : limit};
-  }
-  // Results of that stride whose middle tap is inside.
-  SNV2_DEVICE Extent results(int stride) const {
-    return {(begin + stride - 1) / stride, (end - 1) / stride + 1};
-  }
-};
-
-// Every step-th pixel of a block, row by row.
-struct Walk {
-  int y, x;
-  int step_y, step_x, width;
-
-  SNV2_DEVICE Walk(int first, int step, int block_width)
-      : y(first / block_width),
-        x(first % block_width),
-        step_y(step / block_width),
-        step_x(step % block_width),
-        width(block_width) {}
-  SNV2_DEVICE void next() {
-    y += step_y;
-    x += step_x;
-    if (x >= width) {
-      x -= width;
-      ++y;
-    }
-  }
-};
-
-// A block of a map in shared memory.
-template <class T>
-struct Block {
-  Shared<T> data;
-  Extent rows, columns;
-  int channel, pixel;  // strides
-
-  SNV2_DEVICE Shared<T> at(int c, int y, int x) const {
-    return data + (c * channel + ((y - rows.begin) * columns.size() + x - columns.begin) * pixel);
-  }
-};
-
-// Starts the copy of a block whose first channel is at `from`: a warp takes a line, which is
-// `elements` channels of a pixel, or the pixels of a row.
-template <bool kChannelLanes, class T>
-SNV2_DEVICE void load_block(const Block<T>& to, const Strided<const T>& map, Global<const T> from,
-                            int elements, int copy) {
-  const int across = kChannelLanes ? to.columns.size() : 1;
-  const int lines = to.rows.size() * across;
-  for (int line = static_cast<int>(threadIdx.x) / kWarp; line < lines; line += kThreads / kWarp) {
-    const int row = line / across, column = line % across;
-    const int length = kChannelLanes ? elements : to.columns.size();
-    load_line(to.data + (row * to.columns.size() + column) * to.pixel,
-              from + map.at(0, 0, to.rows.begin + row, to.columns.begin + column), 0, length,
-              length, copy);
-  }
-}
 
 // What a thread knows of its channel, the `channel`-th of the CTA. All threads call it.
 struct ChannelGradient {
@@ -140,35 +67,53 @@ struct ChannelGradient {
   }
 };
 
-// Adds up the CTA's sums of each channel and writes them, [channels][kDepthwiseSums].
+// Adds up the CTA's sums of each channel, which has every kWarp-th thread, or `step` neighbouring
+// ones, and writes them, [channels][kDepthwiseSums].
 template <bool kChannelLanes>
-SNV2_DEVICE void store_sums(Shared<float> room, ChannelGradient& of, Global<float> to, int channels,
-                            int group) {
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
-  constexpr int kWarps = kThreads / kWarp;
+SNV2_DEVICE void store_sums(Shared<float> room, const ChannelGradient& of, Global<float> to,
+                            int channels, int step) {
   constexpr int kSums = static_cast<int>(kDepthwiseSums);
+  const int thread = static_cast<int>(threadIdx.x);
   sync_threads();  // room may be where the last tile lay
-  for (int i = 0; i < kSums; ++i) {
-    float sum = of.sums[i];
-    if constexpr (kChannelLanes) {
-      store(room + ((warp * kSums + i) * kWarp + lane), sum);
-    } else {
-      for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
-      if (lane == 0) store(room + (warp * kSums + i), sum);
-    }
-  }
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) store(room + (i * kThreads + thread), of.sums[i]);
   sync_threads();
-  const int warps = kChannelLanes ? kWarps : kWarps / group;
-  for (int i = thread; i < channels * kSums; i += kThreads) {
-    const int channel = i / kSums, which = i % kSums;
-    float sum = 0.0f;
-    for (int w = 0; w < warps; ++w) {
-      sum += load(kChannelLanes ? room + ((w * kSums + which) * kWarp + channel)
-                                : room + ((channel * warps + w) * kSums + which));
+  if constexpr (kChannelLanes) {
+    for (int i = thread; i < channels * kSums; i += kThreads) {
+      const int channel = i / kSums, which = i % kSums;
+      float sum = 0.0f;
+#pragma unroll
+      for (int at = 0; at < kThreads; at += kWarp) {
+        sum += load(room + (which * kThreads + at + channel));
+      }
+      store(to + i, sum);
     }
-    store(to + i, sum);
+  } else {
+    // Up to 32 of them by a thread, each beginning elsewhere, as they would conflict.
+    const int part = step < kWarp ? step : kWarp, parts = kThreads / part;
+    const Shared<float> added = room + kSums * kThreads;
+    for (int i = thread; i < parts * kSums; i += kThreads) {
+      const Shared<float> from = room + (i % kSums * kThreads + i / kSums * part);
+      float sums[4] = {};  // shorter chains round less often
+#pragma unroll 2
+      for (int k = 0; k < part; k += 4) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[j] += load(from + ((k + j + i) & (part - 1)));
+      }
+      const float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      store(added + i, sum);
+    }
+    sync_threads();
+    for (int i = thread; i < channels * kSums; i += kThreads) {
+      float sum = 0.0f;
+      for (int k = 0; k < step / part; ++k) {
+        sum += load(added + ((i / kSums * (step / part) + k) * kSums + i % kSums));
+      }
+      store(to + i, sum);
+    }
   }
 }
+constexpr int64_t kSumsRoom = kDepthwiseSums * (kThreads + kThreads / 8) * sizeof(float);
 
 // A tile, and what this thread takes of it: every step-th pixel of one channel.
 template <class T>
@@ -177,60 +122,149 @@ struct BackwardTile {
   Block<T> x, grad;  // of the convolution's channels
   int height, width;
   int channel, first, step;
+};
 
-  // Whether a tap of the pixel is inside of the map.
-  SNV2_DEVICE bool has(int row, int column, int tap) const {
-    return static_cast<unsigned>(row + tap / 3 - 1) < static_cast<unsigned>(height) &&
-           static_cast<unsigned>(column + tap % 3 - 1) < static_cast<unsigned>(width);
+// Clears the gradient where the ReLU cut off, and adds up.
+template <int kStride, class T>
+SNV2_DEVICE void cut_and_add(const BackwardTile<T>& tile, ChannelGradient& of, bool relu) {
+  const Block<T>& grad = tile.grad;
+  for_pieces(tile.first, tile.step, grad.rows, grad.columns, [&](int x, int begin, int end) {
+    const int column = x * kStride;
+    const bool mine = tile.columns.has(column);
+    const int pitch = grad.columns.size() * grad.pixel;
+    Shared<T> at = grad.at(tile.channel, begin, x);
+    Window<kStride, T> window(tile.x, tile.channel, column, begin, tile.height, tile.width);
+    float sums[kDepthwiseSums] = {};  // of the piece: short chains round less often
+#pragma unroll 1
+    for (int y = begin; y < end; ++y) {
+      window.next();
+      float sum = 0.0f;
+#pragma unroll
+      for (int tap = 0; tap < 9; ++tap) sum += of.weight[tap] * window.values[tap / 3][tap % 3];
+      const bool cut = relu && sum * of.scale + of.shift <= 0.0f;  // not for NaN
+      const float g = cut ? 0.0f : to_float(load(at));
+      store_if(cut, at, T{});
+      at = at + pitch;
+      const int row = y * kStride;
+      if (!mine || !tile.rows.has(row)) continue;
+      // Zeros would not silence an infinite gradient.
+      const float gs[3] = {window.columns.left() ? g : 0.0f, g, window.columns.right() ? g : 0.0f};
+#pragma unroll
+      for (int dy = 0; dy < 3; ++dy) {
+        if ((dy == 0 && row == 0) || (dy == 2 && row + 1 == tile.height)) continue;
+#pragma unroll
+        for (int dx = 0; dx < 3; ++dx) {
+          float& total = sums[dy * 3 + dx];
+          total = multiply_add(gs[dx], window.values[dy][dx], total);
+        }
+      }
+      sums[9] += g;
+    }
+#pragma unroll
+    for (int k = 0; k < static_cast<int>(kDepthwiseSums); ++k) of.sums[k] += sums[k];
+  });
+}
+
+// Where the gradient of x goes, and where what passes through comes from: staged in shared memory
+// or not, and from there or not.
+template <class T, bool kPassthrough, bool kStaged, bool kSharedPass>
+class Results {
+ public:
+  template <class P>
+  struct Place {  // Shared or Global, and its strides
+    P at;
+    int64_t row, pixel;
+
+    SNV2_DEVICE auto to(int y, int x) const {
+      if constexpr (kIsShared<P>) {
+        return at + (y * static_cast<int>(row) + x * static_cast<int>(pixel));
+      } else {
+        return at + (y * row + x * pixel);
+      }
+    }
+    SNV2_DEVICE void move(int y, int x) { at = to(y, x); }
+  };
+  template <class P>
+  static constexpr bool kIsShared = std::is_same_v<P, Shared<T>>;
+  using To = std::conditional_t<kStaged, Shared<T>, Global<T>>;
+  using From = std::conditional_t<kSharedPass, Shared<T>, Global<const T>>;
+
+  Place<To> main, pass;
+  Place<From> passed;
+
+  SNV2_DEVICE void move(int y, int x) {
+    main.move(y, x);
+    if constexpr (kPassthrough) {
+      pass.move(y, x);
+      passed.move(y, x);
+    }
+  }
+  SNV2_DEVICE void put(int y, int x, T value) const {
+    store(main.to(y, x), value);
+    if constexpr (kPassthrough) store(pass.to(y, x), load(passed.to(y, x)));
   }
 };
 
-// Clears the gradient where the ReLU cut off, and adds up. A tap outside of the map reads the
-// nearest pixel, so that the lanes stay together.
-template <int kStride, class T>
-SNV2_DEVICE void cut_and_add(const BackwardTile<T>& tile, ChannelGradient& of, bool relu) {
-  const Block<T>&x = tile.x, &grad = tile.grad;
-  for (Walk p(tile.first, tile.step, grad.columns.size()); p.y < grad.rows.size(); p.next()) {
-    const int row = (grad.rows.begin + p.y) * kStride;
-    const int column = (grad.columns.begin + p.x) * kStride;
-    float values[9];
-    float sum = 0.0f;
-    for (int tap = 0; tap < 9; ++tap) {
-      values[tap] = to_float(load(x.at(tile.channel, x.rows.nearest(row + tap / 3 - 1),
-                                       x.columns.nearest(column + tap % 3 - 1))));
-      if (tile.has(row, column, tap)) sum += of.weight[tap] * values[tap];
-    }
-    const Shared<T> at = grad.at(tile.channel, grad.rows.begin + p.y, grad.columns.begin + p.x);
-    const bool cut = relu && sum * of.scale + of.shift <= 0.0f;  // not for NaN
-    const float g = cut ? 0.0f : to_float(load(at));
-    store_if(cut, at, T{});
-    if (!tile.rows.has(row) || !tile.columns.has(column)) continue;
-    for (int tap = 0; tap < 9; ++tap) {
-      if (tile.has(row, column, tap)) of.sums[tap] += g * values[tap];
-    }
-    of.sums[9] += g;
-  }
-}
-
-// Calls put(row, column, value) with the convolution turned round: the gradient of x.
-template <int kStride, class T, class Put>
+// Writes the convolution turned round: the gradient of x. At stride 2 a result is part of two rows
+// and columns, and of one more after each.
+template <int kStride, class T, class To>
 SNV2_DEVICE void turn_round(const BackwardTile<T>& tile, const ChannelGradient& of,
-                            const Put& put) {
-  const Block<T>& grad = tile.grad;
-  for (Walk p(tile.first, tile.step, tile.columns.size()); p.y < tile.rows.size(); p.next()) {
-    const int row = tile.rows.begin + p.y, column = tile.columns.begin + p.x;
-    float sum = 0.0f;
-    for (int tap = 0; tap < 9; ++tap) {
-      const int y = row + tap / 3 - 1, x = column + tap % 3 - 1;
-      const float g = to_float(load(grad.at(tile.channel, grad.rows.nearest(y / kStride),
-                                            grad.columns.nearest(x / kStride))));
-      if (tile.has(row, column, tap) && y % kStride == 0 && x % kStride == 0) {
-        sum += of.weight[8 - tap] * g;
+                            const To& results) {
+  const auto scaled = [&](float sum) { return rounded<T>(sum * of.scale); };
+  if constexpr (kStride == 1) {
+    for_pieces(tile.first, tile.step, tile.rows, tile.columns, [&](int x, int begin, int end) {
+      Window<1, T> window(tile.grad, tile.channel, x, begin, tile.height, tile.width);
+      To to = results;
+      to.move(begin, x);
+#pragma unroll 1
+      for (int y = begin; y < end; ++y) {
+        window.next();
+        float sum = 0.0f;
+#pragma unroll
+        for (int tap = 0; tap < 9; ++tap) {
+          sum += of.weight[8 - tap] * window.values[tap / 3][tap % 3];
+        }
+        to.put(0, 0, scaled(sum));
+        to.move(1, 0);
       }
-    }
-    T value;
-    from_float(sum * of.scale, value);
-    put(row, column, value);
+    });
+  } else {
+    const auto halves = [](const Extent& e) { return Extent{e.begin / 2, (e.end + 1) / 2}; };
+    // Of the gradient there is no more than the tile needs.
+    const int down = tile.grad.rows.end, across = tile.grad.columns.end;
+    for_pieces(tile.first, tile.step, halves(tile.rows), halves(tile.columns),
+               [&](int x, int begin, int end) {
+                 ThreeColumns<T, false> columns(tile.grad, tile.channel, x, begin, down, across);
+                 float above[3], below[3];
+                 columns.read_next(below);
+                 To to = results;
+                 to.move(2 * begin, 2 * x);
+#pragma unroll 1
+                 for (int y = begin; y < end; ++y) {
+#pragma unroll
+                   for (int i = 0; i < 3; ++i) above[i] = below[i];
+                   columns.read_next(below);
+                   const float* const w = of.weight;
+                   float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // of taps in their order
+                   sums[0] += w[4] * above[1];
+                   sums[1] += w[5] * above[1];
+                   sums[1] += w[3] * above[2];
+                   sums[2] += w[7] * above[1];
+                   sums[2] += w[1] * below[1];
+                   sums[3] += w[8] * above[1];
+                   sums[3] += w[6] * above[2];
+                   sums[3] += w[2] * below[1];
+                   sums[3] += w[0] * below[2];
+#pragma unroll
+                   for (int i = 0; i < 4; ++i) {
+                     const int row = 2 * y + i / 2, column = 2 * x + i % 2;
+                     if (tile.rows.has(row) && tile.columns.has(column)) {
+                       to.put(i / 2, i % 2, scaled(sums[i]));
+                     }
+                   }
+                   to.move(2, 0);
+                 }
+               });
   }
 }
 
@@ -289,13 +323,14 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(BackwardParams<T>
       pass.data = load_span(memory + params.grad_at, grad_pass, channels * kUnit * plane);
       tile.grad.data = pass.data + (kUnit - 1) * plane;
     } else if (kChannelLanes) {
-      load_block<true>(tile.x, params.x, x, channels, params.copy_x);
-      load_block<true>(tile.grad, params.grad, grad_pass, kUnit * channels, params.copy_grad);
+      load_pixels<kWarp>(tile.x, params.x, x, channels, params.copy_x);
+      load_pixels<kUnit * kWarp>(tile.grad, params.grad, grad_pass, kUnit * channels,
+                                 params.copy_grad);
       tile.grad.channel = pass.channel = kUnit;
       tile.grad.data = pass.data + (kUnit - 1);
     } else {
-      load_block<false>(tile.x, params.x, x, 1, params.copy_x);
-      load_block<false>(tile.grad, params.grad, grad_main, 1, params.copy_grad);
+      load_rows(tile.x, params.x, x, params.copy_x);
+      load_rows(tile.grad, params.grad, grad_main, params.copy_grad);
     }
     cp_async_commit();
     cp_async_wait<0>();
@@ -308,23 +343,33 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(BackwardParams<T>
         (memory + (params.pass_at + misalignment(out_pass, 16))).template as<T>();
     const Shared<T> staged_main =
         (memory + (params.main_at + misalignment(out_main, 16))).template as<T>();
-    const auto put = [&](int y, int x, T value) {
-      T passed{};
-      if constexpr (kPassthrough) {
-        passed = kChannelLanes || planes ? load(pass.at(tile.channel, y, x))
-                                         : load(grad_pass + params.grad.at(0, tile.channel, y, x));
-      }
-      if (planes) {
-        const int pixel = tile.channel * tile.x.channel + y * tile.width + x;
-        store(staged_main + pixel, value);
-        if constexpr (kPassthrough) store(staged_pass + pixel, passed);
+    const int pass_row = pass.columns.size() * pass.pixel;
+    const Shared<T> passed = pass.data + (tile.channel * pass.channel - pass.rows.begin * pass_row -
+                                          pass.columns.begin * pass.pixel);
+    const auto global = [&](Global<T> to) { return to + params.grad_x.at(0, tile.channel, 0, 0); };
+    const int64_t row_to = params.grad_x.row, pixel_to = kChannelLanes ? params.grad_x.pixel : 1;
+    if (!idle && planes) {
+      const int at = tile.channel * tile.x.channel;
+      turn_round<kStride>(tile, of,
+                          Results<T, kPassthrough, true, true>{{staged_main + at, tile.width, 1},
+                                                               {staged_pass + at, tile.width, 1},
+                                                               {passed, pass_row, pass.pixel}});
+    } else if (!idle) {
+      if constexpr (kChannelLanes) {
+        turn_round<kStride>(
+            tile, of,
+            Results<T, kPassthrough, false, true>{{global(out_main), row_to, pixel_to},
+                                                  {global(out_pass), row_to, pixel_to},
+                                                  {passed, pass_row, pass.pixel}});
       } else {
-        const int64_t pixel = params.grad_x.at(0, tile.channel, y, x);
-        store(out_main + pixel, value);
-        if constexpr (kPassthrough) store(out_pass + pixel, passed);
+        turn_round<kStride>(
+            tile, of,
+            Results<T, kPassthrough, false, false>{
+                {global(out_main), row_to, pixel_to},
+                {global(out_pass), row_to, pixel_to},
+                {grad_pass + params.grad.at(0, tile.channel, 0, 0), params.grad.row, 1}});
       }
-    };
-    if (!idle) turn_round<kStride>(tile, of, put);
+    }
     sync_threads();
 
     // Store.
@@ -336,7 +381,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(BackwardParams<T>
   store_sums<kChannelLanes>(
       memory.template as<float>(), of,
       Global<float>{params.sums} + (part * params.channels + channel0) * kDepthwiseSums, channels,
-      params.group);
+      tile.step);
 }
 
 // Fills in how a launch is cut. It depends on shapes alone, as the order of the sums does.
@@ -370,8 +415,9 @@ void cut_backward(BackwardParams<T>& params, bool channels_last, int stride, boo
   params.planes = !channels_last && plane_bytes(1) <= kShared;
   params.group = channels_last ? kWarp : 1;
   if (params.planes) {
-    for (int group = 8; group > 1 && params.group == 1; group /= 2) {
-      if (plane_bytes(group) <= kShared) params.group = group;
+    // A row for the threads of each.
+    for (int group = kWarp; group > 1 && params.group == 1; group /= 2) {
+      if (plane_bytes(group) <= kShared && kThreads / group >= params.width) params.group = group;
     }
     const int64_t maps = params.group * size;
     params.rows = params.height;
@@ -392,8 +438,7 @@ void cut_backward(BackwardParams<T>& params, bool channels_last, int stride, boo
     params.grad_at = static_cast<int>(x_bytes(rows, columns));
     shared_bytes = block_bytes(rows, columns);
   }
-  constexpr int64_t kSums = kDepthwiseSums * kThreads * sizeof(float);
-  shared_bytes = std::max(shared_bytes, kSums);
+  shared_bytes = std::max(shared_bytes, kSumsRoom);
   params.groups = ceil_div(params.channels, params.group);
   params.tiles_down = ceil_div(params.height, params.rows);
   params.tiles_across = ceil_div(params.width, params.columns);

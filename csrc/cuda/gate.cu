@@ -9,8 +9,8 @@
 // image. Without matrices CTAs that share an image have nothing to tell each other, and there are
 // as many as there are SMs for.
 //
-// Added planes are read once, at the end. All planes of a buffer start on 128 bytes, so an image's
-// lines have their vectors at the same elements in all of them.
+// Added planes are read once, at the end. An image's lines are whole vectors, with the padding of
+// rows, which is scaled as pixels are; the means are of pixels alone.
 //
 // Matrices are as the tensor cores' kernels read them (mma.h), and their fragments are multiplied
 // by one column on the ordinary cores, in float32.
@@ -46,45 +46,42 @@ struct GateParams {
   const float* reduce_bias;
   const float* expand_bias;
   After reduce_after, expand_after, after;
-  int channels, reduced, plane;  // reduced: 0 where nothing is scaled
-  int ctas;                      // that share an image, those of a cluster where there are clusters
-  int parts;                     // that the first product's sums are made of, in each CTA
-  int held_bytes;                // of a plane that is kept in shared memory, or 0
+  int channels, reduced;  // reduced: 0 where nothing is scaled
+  int plane, row, width;  // elements of an image's line and of a row, and pixels of a row
+  float pixels;           // of an image
+  int ctas;               // that share an image, those of a cluster where there are clusters
+  int parts;              // that the first product's sums are made of, in each CTA
+  int held_bytes;         // of a plane that is kept in shared memory, or 0
   GatePlaces at;
 };
 
-// Calls one(i) for the elements and use(i, fetch(i)) for the 16-byte vectors that this lane has of
-// a line of `count` elements, which begins `phase` bytes after a vector. What is stored might be
-// what is fetched next, for all that a compiler knows, so kAhead vectors are fetched before one is
-// used.
-template <class T, int kAhead, class One, class Fetch, class Use>
-SNV2_DEVICE void for_each_of_lane(int phase, int count, const One& one, const Fetch& fetch,
-                                  const Use& use) {
+// Calls use(i, fetch(i)) for the 16-byte vectors that this lane has of a line of `count` elements.
+// What is stored might be what is fetched next, for all that a compiler knows, so kAhead vectors
+// are fetched before one is used.
+template <class T, int kAhead, class Fetch, class Use>
+SNV2_DEVICE void for_each_of_lane(int count, const Fetch& fetch, const Use& use) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const int lane = lane_of_warp(), head = span_head<T>(phase, count);
-  const int tail = head + (count - head) / kVector * kVector;
-  if (lane < head) one(lane);
-  for (int first = head + lane * kVector; first < tail; first += kAhead * kWarp * kVector) {
+  for (int first = lane_of_warp() * kVector; first < count; first += kAhead * kWarp * kVector) {
     decltype(fetch(0)) fetched[kAhead] = {};
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       const int i = first + k * kWarp * kVector;
-      if (i < tail) fetched[k] = fetch(i);
+      if (i < count) fetched[k] = fetch(i);
     }
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       const int i = first + k * kWarp * kVector;
-      if (i < tail) use(i, fetched[k]);
+      if (i < count) use(i, fetched[k]);
     }
   }
-  if (tail + lane < count) one(tail + lane);
 }
 
+// Of the first `count` elements.
 template <class T, int N>
-SNV2_DEVICE float sum_of(const Vector<T, N>& v) {
+SNV2_DEVICE float sum_of(const Vector<T, N>& v, int count) {
   float sums[N];
 #pragma unroll
-  for (int i = 0; i < N; ++i) sums[i] = to_float(v.values[i]);
+  for (int i = 0; i < N; ++i) sums[i] = i < count ? to_float(v.values[i]) : 0.0f;
 #pragma unroll
   for (int n = N / 2; n > 0; n /= 2) {
 #pragma unroll
@@ -147,8 +144,8 @@ struct Share {
     const int64_t at = load(table(table_at) + (c - begin));
     return Global<T>{params.planes} + (at * params.pitch + image * params.plane);
   }
-  SNV2_DEVICE Shared<T> held(int c, int phase) const {
-    return (memory + (params.at.held + (c - begin) * params.held_bytes + phase)).template as<T>();
+  SNV2_DEVICE Shared<T> held(int c) const {
+    return (memory + (params.at.held + (c - begin) * params.held_bytes)).template as<T>();
   }
 };
 
@@ -173,24 +170,17 @@ SNV2_DEVICE void compute_gates(const GateParams<T>& params, const Share<T>& shar
     if (c < channels) {
       const Global<T> line = share.line(params.at.table, c);
       const Global<const T> from{line.address};
-      const int phase = misalignment(line, 16);
-      const Shared<T> held = share.held(c, phase);
+      const Shared<T> held = share.held(c);
       for_each_of_lane<T, 4>(
-          phase, plane,
-          [&](int i) {
-            const T value = load(from + i);
-            if (params.held_bytes > 0) store(held + i, value);
-            sum += to_float(value);
-          },
-          [&](int i) { return load_vector<kVector>(from + i); },
+          plane, [&](int i) { return load_vector<kVector>(from + i); },
           [&](int i, const Vector<T, kVector>& v) {
             if (params.held_bytes > 0) store_vector<kVector>(held + i, v);
-            sum += sum_of(v);
+            sum += sum_of(v, params.width - i % params.row);
           });
     }
 #pragma unroll
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
-    if (lane == 0) store(means + (c - begin), sum * (1.0f / static_cast<float>(plane)));
+    if (lane == 0) store(means + (c - begin), sum * (1.0f / params.pixels));
   }
   sync_threads();
 
@@ -215,7 +205,11 @@ SNV2_DEVICE void compute_gates(const GateParams<T>& params, const Share<T>& shar
     for (int part = 0; part < params.parts; ++part) sum += load(partial + (part * rows + r));
     for (int other = 0; other < ranks; ++other) {
       const Shared<float> to = sums + (rank * rows + r);
-      store(kCluster ? remote(to, other) : to, sum);
+      if constexpr (kCluster) {
+        store(remote(to, other), sum);
+      } else {
+        store(to, sum);
+      }
     }
   }
   if constexpr (kCluster) {
@@ -283,8 +277,7 @@ __global__ void __launch_bounds__(kGateThreads, 2) gate_kernel(GateParams<T> par
     const Global<const T> from{line.address};
     const Global<const T> source{params.adds ? share.line(params.at.sources, c).address
                                              : line.address};
-    const int phase = misalignment(line, 16);
-    const Shared<T> held = share.held(c, phase);
+    const Shared<T> held = share.held(c);
     with_activation(params.after.kind, [&](const auto& act) {
       const auto finish = [&](T value, T added) {
         return rounded<T>(act(multiply_add(to_float(value), gate, to_float(added)), slope));
@@ -293,12 +286,7 @@ __global__ void __launch_bounds__(kGateThreads, 2) gate_kernel(GateParams<T> par
         Vector<T, kVector> value, added;
       };
       for_each_of_lane<T, 2>(
-          phase, params.plane,
-          [&](int i) {
-            const T value = params.held_bytes > 0 ? load(held + i) : load(from + i);
-            const T added = params.adds ? load(source + i) : T{};
-            store(line + i, finish(value, added));
-          },
+          params.plane,
           [&](int i) {
             Pair pair{params.held_bytes > 0 ? load_vector<kVector>(held + i)
                                             : load_vector<kVector>(from + i),
@@ -327,7 +315,7 @@ struct GateCut {
 };
 
 struct GateShape {
-  int64_t batch, channels, reduced, plane, size, tile_depth;
+  int64_t batch, channels, reduced, plane, size, tile_depth;  // plane: with padding
   bool adds;
 
   bool scales() const { return reduced > 0; }
@@ -355,8 +343,8 @@ GateCut place(const GateShape& s, int64_t ctas, bool held) {
   c.at.sums = take(ctas * rows * 4);
   c.at.hidden = take(rows * 4);
   c.at.gates = take(means);
-  // A line begins where it does in its plane, modulo 16 bytes.
-  c.held_bytes = held ? ceil_div(s.plane * s.size, 16) * 16 + 16 : 0;
+  // 16 bytes apart, modulo 32: lines of neighbours then begin in different banks.
+  c.held_bytes = held ? (s.plane * s.size) | 16 : 0;
   c.at.held = take(share * c.held_bytes);
   c.shared_bytes = at;
   return c;
@@ -393,7 +381,7 @@ void gate(const StepCall& call, LaunchInfo* info) {
   const GateShape s{call.batch,
                     step.out_channels,
                     step.mid_channels,
-                    call.height * call.width,
+                    call.out.image,
                     sizeof(T),
                     kTileDepth<T>,
                     step.in_channels > step.out_channels};
@@ -437,6 +425,9 @@ void gate(const StepCall& call, LaunchInfo* info) {
   params.channels = static_cast<int>(s.channels);
   params.reduced = static_cast<int>(s.reduced);
   params.plane = static_cast<int>(s.plane);
+  params.row = static_cast<int>(call.out.row);
+  params.width = static_cast<int>(call.width);
+  params.pixels = static_cast<float>(call.height * call.width);
   params.ctas = static_cast<int>(c.ctas);
   params.parts = static_cast<int>(c.parts);
   params.held_bytes = static_cast<int>(c.held_bytes);

@@ -39,21 +39,14 @@ struct FeaturesCut {
   int64_t stage_bytes, sums_at, table_at, shared_bytes;
 };
 
-// Columns of a group at most: its first pixel may be anywhere in a block.
-int64_t columns_of(int64_t pixels) {
-  int64_t step = kBlock;
-  while (pixels % step != 0) step /= 2;
-  return round_up(kBlock - step + pixels, kBlock);
-}
-
 FeaturesCut choose(const FeaturesShape& s, const Device& device) {
   constexpr int64_t kCandidates[][3] = {{2, 1, 2}, {2, 1, 1}, {2, 2, 1}, {2, 4, 1}, {1, 4, 1}};
   FeaturesCut best{};
   int64_t least = 0;
   int64_t most = 1;
-  while (most < s.batch && columns_of((most + 1) * s.plane) <= s.most_blocks * kBlock) ++most;
+  while (most < s.batch && (most + 1) * s.plane <= s.most_blocks * kBlock) ++most;
   for (int64_t images = most; images >= 1; images /= 2) {
-    const int64_t columns = columns_of(images * s.plane);
+    const int64_t columns = images * s.plane;
     for (const auto& [tiles, parts, groups] : kCandidates) {
       FeaturesCut c{};
       c.tiles = tiles, c.parts = parts, c.groups = groups, c.images = images;
@@ -99,8 +92,8 @@ template <class T, class Act>
 void features(const StepCall& call, LaunchInfo* info) {
   constexpr DType dtype = dtype_of<T>();
   const GpuStep& step = *call.step;
-  const FeaturesShape s{call.batch, call.height * call.width, step.in_channels, step.mid_channels,
-                        sizeof(T),  kFeatureBlocks<T>};
+  const FeaturesShape s{call.batch,        call.in.image, step.in_channels,
+                        step.mid_channels, sizeof(T),     kFeatureBlocks<T>};
   if (s.plane >= int64_t{1} << 30) throw std::invalid_argument("head: images are too large");
   FeaturesCut c = choose(s, call.device);
   place(s, call.device, kTileDepth<T>, c);
@@ -134,6 +127,9 @@ void features(const StepCall& call, LaunchInfo* info) {
   params.in_pitch = call.in.channel;
   params.batch = s.batch;
   params.plane = static_cast<int>(s.plane);
+  params.width = static_cast<int>(call.width);
+  params.row = static_cast<int>(call.in.row);
+  params.pixels = static_cast<float>(call.height * call.width);
   params.depth = static_cast<int>(s.depth);
   params.features = static_cast<int>(s.features);
   params.row_blocks = static_cast<int>(c.row_blocks);
@@ -146,7 +142,7 @@ void features(const StepCall& call, LaunchInfo* info) {
   params.stage_bytes = static_cast<int>(c.stage_bytes);
   params.sums_at = static_cast<int>(c.sums_at);
   params.table_at = static_cast<int>(c.table_at);
-  params.by_vectors = Divisor(c.blocks * kBlock * s.size / 16);
+  params.by_vectors = Divisor(c.pitch * s.size / 16);
 
   const bool slopes = params.after.kind == Activation::kPrelu;  // as many as biases
   const std::array buffers{

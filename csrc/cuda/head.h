@@ -3,8 +3,8 @@
 //
 // Features. A CTA takes a block of features (rows of the matrix) of a group of whole images; the
 // map that is averaged, 100 KB of an image in 16 bits, stays in registers. The images of a group
-// lie side by side in each plane: their pixels, from the vector before the first one on, are the
-// columns of one product, up to 112, so that two images of 7 x 7 fill all but 14. A stage of the
+// lie side by side in each plane: their pixels, with the padding of rows, are the columns of one
+// product, up to 112, which two images of 7 x 7 fill. A stage of the
 // depth is copied to shared memory while the one before is multiplied; the matrix is read from L2,
 // each element once for 112 columns.
 //   many images   a warp takes 32 rows, 4 warps 128, and 8 warps those of two groups, which meet
@@ -50,7 +50,9 @@ struct FeaturesParams {
   T* out;  // [batch][features]
   int64_t in_pitch;
   int64_t batch;
-  int plane;  // pixels of an image
+  int plane;       // pixels of an image, with padding
+  int width, row;  // pixels of a row, without padding and with it
+  float pixels;    // of an image, without padding
   int depth, features;
   int row_blocks;                      // CTAs of the same groups
   int images;                          // of a group
@@ -59,26 +61,23 @@ struct FeaturesParams {
   int chunk;                           // channels of a stage
   int pitch;                           // of a stage's rows
   int stage_bytes, sums_at, table_at;  // of shared memory; one group's stage
-  Divisor by_vectors;                  // 16-byte vectors of a row of blocks
+  Divisor by_vectors;                  // 16-byte vectors of a stage's row
 };
 
 // The columns of a group.
 struct FeatureGroup {
   int64_t image;
-  int64_t base;  // pixel of column 0, on a vector
+  int64_t base;  // pixel of column 0
   int images;
-  int begin;  // column of the first image's first pixel
-  int end;    // and after the last one's last
+  int end;  // column after the last image's last pixel
 
   template <class T>
   SNV2_DEVICE FeatureGroup(const FeaturesParams<T>& params, int index) {
     image = int64_t{index} * params.images;
     const int64_t left = params.batch - image;
     images = static_cast<int>(left < params.images ? left : params.images);
-    const int64_t first = image * params.plane;
-    base = first / kBlock * kBlock;
-    begin = static_cast<int>(first - base);
-    end = images > 0 ? begin + images * params.plane : 0;
+    base = image * params.plane;
+    end = images > 0 ? images * params.plane : 0;
   }
   // Blocks of columns from column `first` on, if any.
   template <class T>
@@ -97,7 +96,8 @@ SNV2_DEVICE void load_stage(const FeaturesParams<T>& params, const FeatureGroup&
   const int left = params.depth - first;
   const int depth = left < params.chunk ? left : params.chunk;
   const int columns = group.blocks<T>(column0) * kBlock;
-  const int vectors = params.blocks * (kBlock / kVector);
+  // Of a row with the gap behind it, so that eight lanes meet eight banks.
+  const int vectors = params.pitch / kVector;
   const Global<const T> pixels = Global<const T>{params.in} + (group.base + column0);
   const int thread = static_cast<int>(threadIdx.x) % kFeatureThreads;
   for (int i = thread; i < depth * vectors; i += kFeatureThreads) {
@@ -148,34 +148,33 @@ class Means {
       : to_{params.out + (group.image * params.features + row)},
         features_(params.features),
         left_(params.features - row),
-        plane_(params.plane),
-        images_(group.images),
-        begin_(group.begin) {
+        blocks_of_image_(params.plane / kBlock),
+        blocks_of_row_(params.row / kBlock),
+        last_columns_(params.width - params.row + kBlock),
+        pixels_(params.pixels),
+        blocks_left_(group.images > 0 ? blocks_of_image_ : 0),
+        row_left_(blocks_of_row_),
+        images_(group.images) {
     reset();
   }
 
-  // The columns from `column0` on.
-  SNV2_DEVICE void add(const float (&acc)[kTiles][kFeatureBlocks<T>][4], int column0, int blocks) {
+  // The next `blocks` blocks of columns. A block is of one row; its last one may end in padding.
+  SNV2_DEVICE void add(const float (&acc)[kTiles][kFeatureBlocks<T>][4], int blocks) {
     const int t = lane_of_warp() % 4;
 #pragma unroll
     for (int j = 0; j < kFeatureBlocks<T>; ++j) {
-      if (j >= blocks) break;
-      const int at = column0 + j * kBlock;
-      while (images_ > 0) {
-        const int end = begin_ + plane_;
+      if (j >= blocks || images_ == 0) break;
+      const int columns = --row_left_ == 0 ? last_columns_ : kBlock;
+      if (row_left_ == 0) row_left_ = blocks_of_row_;
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const int column = at + 2 * t + c;
-          if (column < begin_ || column >= end) continue;
+      for (int c = 0; c < 2; ++c) {
 #pragma unroll
-          for (int i = 0; i < 2 * kTiles; ++i) {
-            sums_[i] += Act::apply(acc[i / 2][j][i % 2 * 2 + c]);
-          }
+        for (int i = 0; i < 2 * kTiles; ++i) {
+          const float value = Act::apply(acc[i / 2][j][i % 2 * 2 + c]);
+          sums_[i] += 2 * t + c < columns ? value : 0.0f;
         }
-        if (end > at + kBlock) break;
-        finish();
-        begin_ = end;
       }
+      if (--blocks_left_ == 0) finish();
     }
   }
 
@@ -197,18 +196,21 @@ class Means {
     }
     const int row = 8 * t + g;
     if (t < 2 * kTiles && row < left_) {
-      store(to_ + row, rounded<T>(mine / static_cast<float>(plane_)));
+      store(to_ + row, rounded<T>(mine / pixels_));
     }
     reset();
     --images_;
+    blocks_left_ = blocks_of_image_;
     to_ = to_ + features_;
   }
 
   Global<T> to_;  // the next image's
   int features_, left_;
-  int plane_;
+  int blocks_of_image_, blocks_of_row_;
+  int last_columns_;            // of a row's last block that count
+  float pixels_;                // of an image
+  int blocks_left_, row_left_;  // blocks of this image, of this row
   int images_;
-  int begin_;  // column of the next image
   float sums_[2 * kTiles];
 };
 
@@ -303,7 +305,7 @@ __global__ void __launch_bounds__(kFeatureThreads*(kTiles == 2 ? kFeatureGroups 
       }
       if (part == 0) {
         activate<Act>(acc, params.after, params.features, row / 16, [](int) { return 0.0f; });
-        means.add(acc, column0, blocks);
+        means.add(acc, blocks);
       }
     }
     sync_threads();

@@ -2,9 +2,9 @@
 // tensor cores through these functions only; each has a body in PTX or CUDA C++ (here) and one
 // for the emulator (csrc/emulator/isa.h).
 //
-// Global<T> and Shared<T> are pointers that cannot be dereferenced: load() and store() say which
-// instruction is meant and let the emulator see it. A Vector<T, N> of 2, 4, 8 or 16 bytes moves in
-// one instruction and must be aligned to its size.
+// Global<T>, Shared<T> and Remote<T> (shared memory of another CTA) are pointers that cannot be
+// dereferenced: load() and store() say which instruction is meant and let the emulator see it. A
+// Vector<T, N> of 2, 4, 8 or 16 bytes moves in one instruction and must be aligned to its size.
 #pragma once
 
 #include <cstdint>

@@ -18,21 +18,34 @@ struct Global {
   SNV2_DEVICE Global operator+(int64_t i) const { return {address + i}; }
 };
 
+// Bytes from the beginning of the CTA's dynamic shared memory, which is aligned to 16: half of a
+// pointer's. (Of an address that is a number by itself nvcc takes minutes for some kernels.)
 template <class T>
 struct Shared {
-  T* address;
-  SNV2_DEVICE Shared operator+(int i) const { return {address + i}; }
+  int at;
+  SNV2_DEVICE Shared operator+(int i) const { return {at + i * static_cast<int>(sizeof(T))}; }
   template <class U>
   SNV2_DEVICE Shared<U> as() const {
-    return {reinterpret_cast<U*>(address)};
+    return {at};
+  }
+  SNV2_DEVICE T* pointer() const {
+    extern __shared__ uint4 snv2_shared_memory[];
+    return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(snv2_shared_memory) + at);
+  }
+  // That instructions take.
+  SNV2_DEVICE uint32_t address() const {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer()));
   }
 };
 
-// The CTA's dynamic shared memory, aligned to 16 bytes.
-SNV2_DEVICE Shared<unsigned char> shared_memory() {
-  extern __shared__ uint4 snv2_shared_memory[];
-  return {reinterpret_cast<unsigned char*>(snv2_shared_memory)};
-}
+// Shared memory of another CTA of the cluster.
+template <class T>
+struct Remote {
+  T* address;
+  SNV2_DEVICE Remote operator+(int i) const { return {address + i}; }
+};
+
+SNV2_DEVICE Shared<unsigned char> shared_memory() { return {0}; }
 
 // Global and shared memory ------------------------------------------------------------------
 
@@ -46,17 +59,19 @@ SNV2_DEVICE void store(Global<T> p, T value) {
 }
 template <class T>
 SNV2_DEVICE T load(Shared<T> p) {
-  return *p.address;
+  return *p.pointer();
 }
 template <class T>
 SNV2_DEVICE void store(Shared<T> p, T value) {
-  *p.address = value;
+  *p.pointer() = value;
 }
-
-// A store under a predicate: lanes that do not want it stay with the others.
 template <class T>
-SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
-  if (wanted) *p.address = value;
+SNV2_DEVICE T load(Remote<T> p) {
+  return *p.address;
+}
+template <class T>
+SNV2_DEVICE void store(Remote<T> p, T value) {
+  *p.address = value;
 }
 
 namespace detail {
@@ -92,9 +107,6 @@ SNV2_DEVICE void store_bits(T* p, const V& value) {
   memcpy(&bits, &value, sizeof value);
   *reinterpret_cast<typename Bits<sizeof(V)>::type*>(p) = bits;
 }
-SNV2_DEVICE uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 }  // namespace detail
 
 template <int N, class T>
@@ -121,11 +133,35 @@ SNV2_DEVICE void store_vector(Global<T> p, const Vector<T, N>& value) {
 }
 template <int N, class T>
 SNV2_DEVICE Vector<T, N> load_vector(Shared<T> p) {
-  return detail::load_bits<Vector<T, N>>(p.address);
+  return detail::load_bits<Vector<T, N>>(p.pointer());
 }
 template <int N, class T>
 SNV2_DEVICE void store_vector(Shared<T> p, const Vector<T, N>& value) {
+  detail::store_bits(p.pointer(), value);
+}
+template <int N, class T>
+SNV2_DEVICE void store_vector(Remote<T> p, const Vector<T, N>& value) {
   detail::store_bits(p.address, value);
+}
+
+// A store under a predicate: lanes that do not want it stay with the others. Of a branch the
+// compiler may make two loops.
+template <class T>
+SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
+  typename detail::Bits<sizeof value>::type bits;
+  memcpy(&bits, &value, sizeof bits);
+  if constexpr (sizeof bits == 2) {
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u16 [%1], %2;}" ::"r"(
+                     static_cast<int>(wanted)),
+                 "r"(p.address()), "h"(bits)
+                 : "memory");
+  } else {
+    static_assert(sizeof bits == 4);
+    asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u32 [%1], %2;}" ::"r"(
+                     static_cast<int>(wanted)),
+                 "r"(p.address()), "r"(bits)
+                 : "memory");
+  }
 }
 
 // Where p lies modulo `bytes`, a power of two.
@@ -144,13 +180,11 @@ SNV2_DEVICE void cp_async(Shared<T> to, Global<const T> from) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
 #if __CUDA_ARCH__ >= 800
   if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;" ::"r"(
-                     detail::shared_address(to.address)),
+    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;" ::"r"(to.address()),
                  "l"(from.address), "n"(kAt)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1 + %3], %2;" ::"r"(
-                     detail::shared_address(to.address)),
+    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1 + %3], %2;" ::"r"(to.address()),
                  "l"(from.address), "n"(kBytes), "n"(kAt)
                  : "memory");
   }
@@ -253,14 +287,14 @@ SNV2_DEVICE int cluster_rank() {
 
 // The same place in the shared memory of another CTA of the cluster.
 template <class T>
-SNV2_DEVICE Shared<T> remote(Shared<T> p, int rank) {
+SNV2_DEVICE Remote<T> remote(Shared<T> p, int rank) {
 #if __CUDA_ARCH__ >= 900
   uint64_t address;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(p.address), "r"(rank));
+  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(p.pointer()), "r"(rank));
   return {reinterpret_cast<T*>(address)};
 #else
   __trap();
-  return p;
+  return {p.pointer()};
 #endif
 }
 
@@ -273,7 +307,7 @@ SNV2_DEVICE Shared<T> remote(Shared<T> p, int rank) {
 template <int Matrices, bool Transposed = false, class T>
 SNV2_DEVICE void ldmatrix(uint32_t (&d)[Matrices], Shared<T> row) {
   static_assert(Matrices == 1 || Matrices == 2 || Matrices == 4);
-  const uint32_t address = detail::shared_address(row.address);
+  const uint32_t address = row.address();
 #define SNV2_LDMATRIX(TRANS)                                                                 \
   if constexpr (Matrices == 1) {                                                             \
     asm volatile("ldmatrix.sync.aligned.m8n8.x1" TRANS ".shared.b16 {%0}, [%1];"             \
@@ -360,9 +394,6 @@ SNV2_DEVICE uint32_t to_tf32(float value) {
   return bits;
 }
 
-// As torch's: NaN stays NaN.
-SNV2_DEVICE float relu(float value) { return value < 0.0f ? 0.0f : value; }
-
 // Both within two units in the last place; so much the emulator's are apart from them.
 SNV2_DEVICE float exponential(float x) { return expf(x); }
 // Of 2^-126 to 2^126.
@@ -379,6 +410,9 @@ SNV2_DEVICE float max_nan(float a, float b) {
   return a > b || a != a ? a : b;
 #endif
 }
+
+// As torch's: NaN stays NaN.
+SNV2_DEVICE float relu(float value) { return max_nan(value, 0.0f); }
 
 #if __CUDA_ARCH__ >= 800
 #define SNV2_MAX_NAN(T, TYPE)                                                      \

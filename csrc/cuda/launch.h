@@ -75,6 +75,9 @@ class Buffers {
 #else
 
 #include <cuda_runtime.h>
+#ifdef SNV2_PTX
+#include "ptx/buffers.h"
+#endif
 
 #include <map>
 #include <mutex>
@@ -114,7 +117,8 @@ inline bool prepare(const void* kernel) {
 
 // Enqueues kernel(params). Throws std::runtime_error if CUDA refuses.
 template <class Params>
-void launch(const Launch& config, const Buffers&, void (*kernel)(Params), const Params& params) {
+void launch(const Launch& config, [[maybe_unused]] const Buffers& buffers, void (*kernel)(Params),
+            const Params& params) {
   const bool can_overlap = prepare(reinterpret_cast<const void*>(kernel));
   cudaLaunchAttribute attributes[3];
   unsigned count = 0;
@@ -141,6 +145,14 @@ void launch(const Launch& config, const Buffers&, void (*kernel)(Params), const 
   launch.stream = static_cast<cudaStream_t>(config.stream);
   launch.attrs = attributes;
   launch.numAttrs = count;
+#ifdef SNV2_PTX
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    const Buffer& b = buffers[i];
+    const bool undefined = b.use == Buffer::Use::kWrites;
+    ptx::declare_buffer(b.address, b.bytes, undefined || b.use == Buffer::Use::kUpdates,
+                        b.use == Buffer::Use::kConstants, undefined);
+  }
+#endif
   check(cudaLaunchKernelEx(&launch, kernel, params), "launch");
 }
 

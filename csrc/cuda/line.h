@@ -53,24 +53,15 @@ SNV2_DEVICE void load_line(Shared<T> to, Global<const T> from, int begin, int en
   }
 }
 
-// Stores `count` elements that lie at `from`, which is at the same place modulo 16 bytes as `to`.
-// Steps begin on 128 bytes, so that each sector is written once.
+// Stores whole vectors of `count` elements in all. Steps begin on 128 bytes, so that each sector is
+// written once.
 template <class T>
 SNV2_DEVICE void store_line(Global<T> to, Shared<T> from, int count) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const int lane = lane_of_warp();
-  const int before = ((16 - misalignment(to, 16)) & 15) / static_cast<int>(sizeof(T));
-  const int head = before < count ? before : count;
-  const int vectors = (count - head) / kVector;
-  const int tail = head + vectors * kVector;
-  if (lane < head) store(to + lane, load(from + lane));
-  const int lead = misalignment(to + head, 128) / 16;
-  for (int v = lane - lead; v < vectors; v += kWarp) {
-    if (v < 0) continue;
-    const int at = head + v * kVector;
-    store_vector<kVector>(to + at, load_vector<kVector>(from + at));
+  const int lead = misalignment(to, 128) / static_cast<int>(sizeof(T));
+  for (int i = lane_of_warp() * kVector - lead; i < count; i += kWarp * kVector) {
+    if (i >= 0) store_vector<kVector>(to + i, load_vector<kVector>(from + i));
   }
-  if (tail + lane < count) store(to + (tail + lane), load(from + (tail + lane)));
 }
 
 }  // namespace snv2::SNV2_GPU

@@ -23,6 +23,12 @@ namespace snv2::SNV2_GPU {
 
 constexpr int kBlock = 8;  // columns of the smallest block
 
+// a / kUnit, rounded up, of what is not negative: a shift, where signed division takes four.
+template <int kUnit>
+SNV2_DEVICE int units_of(int a) {
+  return static_cast<int>((static_cast<unsigned>(a) + (kUnit - 1)) / unsigned{kUnit});
+}
+
 // Elements between rows of at least `columns` columns.
 constexpr int64_t shared_pitch(int64_t columns) { return (ceil_div(columns, kBlock) | 1) * kBlock; }
 
@@ -66,13 +72,21 @@ struct Tile<float> {
   float a[4][2];  // [k][row g, row g + 8]
 };
 
+template <class T>
+SNV2_DEVICE Shared<uint32_t> words(Shared<T> p) {
+  return p.template as<uint32_t>();
+}
+template <class T>
+SNV2_DEVICE Global<const uint32_t> words(Global<const T> p) {
+  return {reinterpret_cast<const uint32_t*>(p.address)};
+}
+
 // P is Global<const T> or Shared<T>, at the tile.
 template <class P, class T>
 SNV2_DEVICE void load_tile(Tile<T>& tile, P at) {
-  const Vector<T, 8> v = load_vector<8>(at + lane_of_warp() * 8);
-  for (int r = 0; r < 4; ++r) {
-    tile.a[r] = v.values[2 * r].bits | static_cast<uint32_t>(v.values[2 * r + 1].bits) << 16;
-  }
+  const Vector<uint32_t, 4> v = load_vector<4>(words(at) + lane_of_warp() * 4);
+#pragma unroll
+  for (int r = 0; r < 4; ++r) tile.a[r] = v.values[r];
 }
 template <class P>
 SNV2_DEVICE void load_tile(Tile<float>& tile, P at) {
@@ -101,106 +115,202 @@ struct Operand {
   int depth;
 };
 
+// Tiles of kTiles rows of a packed matrix, each kAhead tiles before it is used.
+template <int kAhead, class T, class P, int kTiles>
+class Tiles {
+ public:
+  SNV2_DEVICE Tiles(const P (&matrix)[kTiles], int deep) : left_(deep) {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) next_[i] = matrix[i];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (k < deep) load(tiles_[k]);
+    }
+  }
+  // The next tiles, those of place `at` = 0, 1, ... kAhead - 1, 0, ...
+  SNV2_DEVICE void take(Tile<T> (&to)[kTiles], int at) {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) to[i] = tiles_[at][i];
+    if (left_ > 0) load(tiles_[at]);
+  }
+  // Loads the next tiles; after the last ones those again, which is quicker than asking.
+  SNV2_DEVICE void load(Tile<T> (&to)[kTiles]) {
+    const int step = --left_ > 0 ? kTileElements<T> : 0;
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      load_tile(to[i], next_[i]);
+      next_[i] = next_[i] + step;
+    }
+  }
+
+ private:
+  Tile<T> tiles_[kAhead > 0 ? kAhead : 1][kTiles];
+  P next_[kTiles];
+  int left_;  // tiles from next_ on
+};
+
+// The rows of a map that one tile of the matrix is multiplied with, as ldmatrix names them: lanes
+// 16 and up name rows of the second block of a pair, if there is one.
+template <class T>
+class OperandRows {
+ public:
+  SNV2_DEVICE OperandRows(const Operand<T>& x, int deep, int blocks)
+      : line_(x.rows + lane_of_warp() % 16 * x.pitch),
+        step_(kTileDepth<T> * x.pitch),
+        left_(deep),
+        blocks_(blocks) {
+    const int last = (deep - 1) * kTileDepth<T> + lane_of_warp() % 16;
+    last_ = x.rows + (last < x.depth ? last : x.depth) * x.pitch;
+  }
+  // Moves to the next tile, the first one at first. Rows beyond the last are the one of zeros.
+  SNV2_DEVICE void move() {
+    here_ = --left_ > 0 ? line_ : last_;
+    line_ = line_ + step_;
+  }
+  // Two registers of either block of a pair, of which the first is there.
+  SNV2_DEVICE void load(uint32_t (&b)[4], int pair) const {
+    const Shared<T> second = here_ + lane_of_warp() / 16 * kBlock;
+    ldmatrix<4, true>(b, (2 * pair + 1 < blocks_ ? second : here_) + 2 * pair * kBlock);
+  }
+
+ private:
+  Shared<T> line_, last_, here_;
+  int step_, left_, blocks_;
+};
+
+template <int kTiles, int kBlocks, class T>
+SNV2_DEVICE void multiply_pair(float (&acc)[kTiles][kBlocks][4], const Tile<T> (&a)[kTiles],
+                               const uint32_t (&b)[4], int pair) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const uint32_t block[2] = {b[2 * j], b[2 * j + 1]};
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) mma(acc[i][2 * pair + j], a[i], block);
+  }
+}
+
+// By a matrix in shared memory. What two tiles take is in registers: while one is multiplied, the
+// next is loaded.
+template <class T, int kTiles>
+SNV2_DEVICE void multiply_shared(float (&acc)[kTiles][4][4], const Shared<T> (&matrix)[kTiles],
+                                 const Operand<T>& x, int deep, int blocks) {
+  Tiles<0, T, Shared<T>, kTiles> tiles(matrix, deep);
+  OperandRows<T> rows(x, deep, blocks);
+  const bool both = blocks > 2;
+  Tile<T> a[2][kTiles];
+  uint32_t b[2][2][4] = {};
+  const auto load = [&](int at) {
+    tiles.load(a[at]);
+    rows.move();
+    rows.load(b[at][0], 0);
+    if (both) rows.load(b[at][1], 1);
+  };
+  const auto multiply = [&](int at) {
+    multiply_pair(acc, a[at], b[at][0], 0);
+    if (both) multiply_pair(acc, a[at], b[at][1], 1);
+  };
+  load(0);
+#pragma unroll 1
+  for (int left = deep / 2; left > 0; --left) {
+    load(1);
+    multiply(0);
+    load(0);
+    multiply(1);
+  }
+  if (deep % 2 != 0) multiply(0);
+}
+
 // acc += matrix[tiles of rows] x operand[all rows][blocks of columns]. `matrix` is at the first
 // tile of each of the kTiles rows of tiles; the operand's `rows` is at the first block. Blocks of
-// acc from `blocks` on are of no use. Loads of the matrix run kAhead tiles ahead of their use.
+// acc from `blocks` on are of no use. Loads of a matrix in global memory run kAhead tiles ahead.
 template <int kAhead, class T, class P, int kTiles, int kBlocks>
 SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kTiles],
                           const Operand<T>& x, int blocks) {
   static_assert(kBlocks % 2 == 0);
-  const int lane = lane_of_warp();
-  const int deep = (x.depth + kTileDepth<T> - 1) / kTileDepth<T>;
-  Tile<T> tiles[kAhead][kTiles];
+  const int deep = units_of<kTileDepth<T>>(x.depth);
+  if constexpr (std::is_same_v<P, Shared<T>>) {
+    multiply_shared(acc, matrix, x, deep, blocks);
+  } else {
+    Tiles<kAhead, T, P, kTiles> tiles(matrix, deep);
+    OperandRows<T> rows(x, deep, blocks);
+    for (int k0 = 0; k0 < deep; k0 += kAhead) {
 #pragma unroll
-  for (int k = 0; k < kAhead; ++k) {
-    if (k < deep) {
+      for (int ahead = 0; ahead < kAhead; ++ahead) {
+        if (k0 + ahead >= deep) break;
+        Tile<T> a[kTiles];
+        tiles.take(a, ahead);
+        rows.move();
+        // A pair's rows are loaded while the pair before it is multiplied.
+        uint32_t b[2][4];
+        rows.load(b[0], 0);
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) load_tile(tiles[k][i], matrix[i] + k * kTileElements<T>);
+        for (int pair = 0; pair < kBlocks / 2; ++pair) {
+          if (pair > 0 && 2 * pair >= blocks) break;
+          if (pair + 1 < kBlocks / 2 && 2 * pair + 2 < blocks) {
+            rows.load(b[(pair + 1) % 2], pair + 1);
+          }
+          multiply_pair(acc, a, b[pair % 2], pair);
+        }
+      }
     }
   }
+}
 
-  [[maybe_unused]] float part[kTiles][kBlocks][4] = {};  // float32
+// float32: the products of kChain tiles are added up on their own: chains are short, and so are
+// errors. Tiles in shared memory are loaded as they are used, since registers are few.
+template <int kAhead, class P, int kTiles, int kBlocks>
+SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kTiles],
+                          const Operand<float>& x, int blocks) {
+  constexpr int kDepth = kTileDepth<float>;
+  const int deep = units_of<kDepth>(x.depth);
+  constexpr bool kShared = std::is_same_v<P, Shared<float>>;
+  Tiles<kShared ? 1 : kAhead, float, P, kTiles> tiles(matrix, kShared ? 0 : deep);
+  float part[kTiles][kBlocks][4] = {};
   for (int k0 = 0; k0 < deep; k0 += kAhead) {
 #pragma unroll
     for (int ahead = 0; ahead < kAhead; ++ahead) {
       const int k = k0 + ahead;
       if (k >= deep) break;
-      Tile<T> a[kTiles] = {};
+      Tile<float> a[kTiles];
+      if constexpr (kShared) {
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        a[i] = tiles[ahead][i];
-        // Loading the last tile again is quicker than asking, but from memory it would be traffic.
-        const bool more = k + kAhead < deep;
-        if (std::is_same_v<P, Shared<T>> || more) {
-          load_tile(tiles[ahead][i], matrix[i] + (more ? k + kAhead : deep - 1) * kTileElements<T>);
+        for (int i = 0; i < kTiles; ++i) load_tile(a[i], matrix[i] + k * kTileElements<float>);
+      } else {
+        tiles.take(a, ahead);
+      }
+      Shared<float> lines[kDepth];
+#pragma unroll
+      for (int r = 0; r < kDepth; ++r) {
+        const int row = k * kDepth + r;
+        lines[r] = x.rows + ((row < x.depth ? row : x.depth) * x.pitch + lane_of_warp() % 4 * 2);
+      }
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) {
+        if (j >= blocks) break;
+        Vector<float, 2> b[kDepth];
+#pragma unroll
+        for (int r = 0; r < kDepth; ++r) b[r] = load_vector<2>(lines[r] + j * kBlock);
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+          for (int d = 0; d < 4; ++d) {
+#pragma unroll
+            for (int r = 0; r < kDepth; ++r) {
+              part[i][j][d] = multiply_add(a[i].a[r][d / 2], b[r].values[d % 2], part[i][j][d]);
+            }
+          }
         }
       }
-      if constexpr (sizeof(T) == 4) {
-        // The products of kChain tiles are added up on their own: chains are short, and so are
-        // errors.
-        Shared<T> lines[kTileDepth<T>];
+      if (k % kChain == kChain - 1 || k == deep - 1) {
 #pragma unroll
-        for (int r = 0; r < kTileDepth<T>; ++r) {
-          const int row = k * kTileDepth<T> + r;
-          lines[r] = x.rows + ((row < x.depth ? row : x.depth) * x.pitch + lane % 4 * 2);
-        }
+        for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
-        for (int j = 0; j < kBlocks; ++j) {
-          if (j >= blocks) break;
-          Vector<T, 2> b[kTileDepth<T>];
-#pragma unroll
-          for (int r = 0; r < kTileDepth<T>; ++r) b[r] = load_vector<2>(lines[r] + j * kBlock);
-#pragma unroll
-          for (int i = 0; i < kTiles; ++i) {
+          for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
             for (int d = 0; d < 4; ++d) {
-#pragma unroll
-              for (int r = 0; r < kTileDepth<T>; ++r) {
-                part[i][j][d] = multiply_add(a[i].a[r][d / 2], b[r].values[d % 2], part[i][j][d]);
-              }
+              acc[i][j][d] += part[i][j][d];
+              part[i][j][d] = 0.0f;
             }
-          }
-        }
-        if (k % kChain == kChain - 1 || k == deep - 1) {
-#pragma unroll
-          for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-            for (int j = 0; j < kBlocks; ++j) {
-#pragma unroll
-              for (int d = 0; d < 4; ++d) {
-                acc[i][j][d] += part[i][j][d];
-                part[i][j][d] = 0.0f;
-              }
-            }
-          }
-        }
-      } else {
-        // Lanes 16 and up name rows of the second block of a pair. A group's rows are loaded while
-        // the group before it is multiplied.
-        constexpr int kGroup = kBlocks <= 4 ? kBlocks : 2;
-        const int row = k * kTileDepth<T> + lane % 16;
-        const Shared<T> line = x.rows + (row < x.depth ? row : x.depth) * x.pitch;
-        const int second = lane / 16 * kBlock;
-        uint32_t b[2][kGroup][2];
-        const auto load_group = [&](int j0) {
-#pragma unroll
-          for (int j = 0; j < kGroup; j += 2) {
-            const int at = j0 + j < blocks ? j0 + j : 0;
-            uint32_t pair[4];
-            ldmatrix<4, true>(pair, line + (at * kBlock + (at + 1 < blocks ? second : 0)));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) b[j0 / kGroup % 2][j + i / 2][i % 2] = pair[i];
-          }
-        };
-        load_group(0);
-#pragma unroll
-        for (int j0 = 0; j0 < kBlocks; j0 += kGroup) {
-          if (j0 >= blocks) break;
-          if (j0 + kGroup < kBlocks) load_group(j0 + kGroup);
-#pragma unroll
-          for (int j = 0; j < kGroup; ++j) {
-#pragma unroll
-            for (int i = 0; i < kTiles; ++i) mma(acc[i][j0 + j], a[i], b[j0 / kGroup % 2][j]);
           }
         }
       }

@@ -85,10 +85,10 @@ Memory plan_memory(const GpuPlan& plan, int64_t batch, int64_t chunk, Extent cal
 }
 
 void check_extents(int64_t batch, int64_t height, int64_t width) {
-  // Keeps all products of extents below 2^63, and pixels of one image below 2^31.
+  // Keeps all products of extents below 2^63, and pixels of one image, padded, below 2^31.
   constexpr int64_t kMost = int64_t{1} << 31;
   require(batch >= 0 && batch < kMost && height >= 1 && width >= 1 && height < kMost &&
-              width < kMost / height,
+              width < kMost && row_pitch(width) < kMost / height,
           "x: its extents are out of range");
 }
 
@@ -125,6 +125,7 @@ MapView view_of(const FeatureMap& map, int64_t first_image) {
   view.channels = map.channels;
   view.channel = map.channel_stride();
   view.image = image;
+  view.row = map.width * map.pixel_stride();
   view.pixel = map.pixel_stride();
   return view;
 }
@@ -183,11 +184,8 @@ void for_each_launch(const GpuPlan& plan, const PlanArrays& arrays, const Image&
       const Extent extent = extents.after(step);
       call.out = {};
       if (step.out_buffer != kNoBuffer) {
-        call.out.data = buffers[step.out_buffer];
-        call.out.channels = step.out_planes;
-        call.out.channel = planes_pitch(call.batch, extent.height, extent.width, plan.dtype());
-        call.out.image = extent.height * extent.width;
-        call.out.pixel = 1;
+        call.out = planes_view(buffers[step.out_buffer], step.out_planes, call.batch, extent.height,
+                               extent.width, plan.dtype());
         maps[step.out_buffer] = call.out;
       }
       call.result = {};

@@ -8,17 +8,23 @@
 
 namespace snv2::SNV2_GPU {
 
-// A map in memory with any strides, in elements: the caller's tensor, or planes (channel = pitch,
-// image = height x width, pixel = 1).
+// A map in memory with any strides, in elements: the caller's tensor, or planes (channel =
+// planes_pitch, image = height rows, row = row_pitch, pixel = 1).
 struct MapView {
   void* data = nullptr;
   int64_t channels = 0;  // planes, for planes
   int64_t channel = 0;
   int64_t image = 0;
+  int64_t row = 0;
   int64_t pixel = 0;
-
-  bool planes(int64_t plane) const { return pixel == 1 && image == plane; }
 };
+
+// Planes of maps of height x width.
+inline MapView planes_view(void* data, int64_t planes, int64_t batch, int64_t height, int64_t width,
+                           DType dtype) {
+  const int64_t row = row_pitch(width);
+  return {data, planes, planes_pitch(batch, height, width, dtype), height * row, row, 1};
+}
 
 // The arrays of a plan and the memory around one step, for `batch` images.
 struct StepCall {

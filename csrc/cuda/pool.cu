@@ -1,7 +1,8 @@
 // Average of 3x3 pixels beside a unit's branch, as ShuffleNet v1 has it: planes to planes.
 //
-// A thread has one pixel of the result, and lanes have neighbouring ones, so that stores are whole
-// sectors; what neighbours read twice is in L1. Pixels are added row by row, as in PyTorch.
+// A thread has one pixel of the result's padded rows, and lanes have neighbouring ones, so that
+// stores are whole sectors; what neighbours read twice is in L1. Pixels are added row by row, as in
+// PyTorch.
 #include <stdexcept>
 #include <vector>
 
@@ -20,8 +21,10 @@ struct PoolParams {
   T* out;
   int64_t in_pitch, out_pitch;  // elements between planes
   const int32_t *in_table, *out_table;
-  int height, width, out_height, out_width, stride;
-  int64_t pixels;  // of all images' results
+  int height, width, row;  // row: elements from one to the next
+  int out_height, out_width, out_row;
+  int stride;
+  int64_t pixels;  // of all images' results, with padding
   bool inside;     // the average of those inside the map
   After after;
 };
@@ -33,22 +36,22 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(PoolParams<T> params) {
   grid_dependents_launch();
   grid_dependency_wait();
   if (index >= params.pixels) return;
-  const int out_plane = params.out_height * params.out_width;
+  const int out_plane = params.out_height * params.out_row;
   const int64_t image = index / out_plane;
   const int pixel = static_cast<int>(index - image * out_plane);
-  const int row = pixel / params.out_width * params.stride;
-  const int column = pixel % params.out_width * params.stride;
+  const int row = pixel / params.out_row * params.stride;
+  const int column = pixel % params.out_row * params.stride;
   const int64_t in_plane = load(Global<const int32_t>{params.in_table} + channel);
   const int64_t to_plane = load(Global<const int32_t>{params.out_table} + channel);
   const Global<const T> in =
       Global<const T>{params.in} +
-      (in_plane * params.in_pitch + image * (int64_t{params.height} * params.width));
+      (in_plane * params.in_pitch + image * (int64_t{params.height} * params.row));
   float sum = 0.0f;
   int count = 0;
   for (int y = row - 1; y <= row + 1; ++y) {
     for (int x = column - 1; x <= column + 1; ++x) {
       if (y < 0 || y >= params.height || x < 0 || x >= params.width) continue;
-      sum += to_float(load(in + (int64_t{y} * params.width + x)));
+      sum += to_float(load(in + (int64_t{y} * params.row + x)));
       ++count;
     }
   }
@@ -74,6 +77,8 @@ void run_pool(const StepCall& call, LaunchInfo* info) {
     params.out_table = call.arrays.tables + step.out_table;
     params.height = static_cast<int>(call.height);
     params.width = static_cast<int>(call.width);
+    params.row = static_cast<int>(call.in.row);
+    params.out_row = static_cast<int>(call.out.row);
     params.out_height = static_cast<int>(conv3x3_extent(call.height, step.stride));
     params.out_width = static_cast<int>(conv3x3_extent(call.width, step.stride));
     params.stride = static_cast<int>(step.stride);

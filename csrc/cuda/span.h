@@ -19,6 +19,19 @@ namespace snv2::SNV2_GPU {
 constexpr int kThreads = 256;
 constexpr int64_t kMaxGrid = 0x7fffffff;
 
+// `bytes` after p: of a stride that is no constant no product is left.
+template <class T>
+SNV2_DEVICE Shared<T> advance(Shared<T> p, int bytes) {
+  return (p.template as<unsigned char>() + bytes).template as<T>();
+}
+
+constexpr int kAnyTeam = 0;  // a team of all threads of the CTA, however many
+
+template <int kTeam>
+SNV2_DEVICE int team_size() {
+  return kTeam == kAnyTeam ? static_cast<int>(blockDim.x) : kTeam;
+}
+
 // Shared bytes that hold a span of `bytes` at any phase; a multiple of 16.
 constexpr int64_t span_bytes(int64_t bytes) { return (bytes + 15) / 16 * 16 + 16; }
 
@@ -34,21 +47,23 @@ SNV2_DEVICE int span_head(int phase, int count) {
 template <int kTeam, class P>
 SNV2_DEVICE int first_vector(P p, int thread) {
   const int first = thread - misalignment(p, 128) / 16;
-  return first < 0 ? first + kTeam : first;
+  return first < 0 ? first + team_size<kTeam>() : first;
 }
 
 // Calls move(to, from, n) for every kTeam-th vector of `left` that lie from `to` and `from` on, n
 // of them at once. What four of them load is on its way before the first is stored.
 template <int kTeam, class To, class From, class Move>
 SNV2_DEVICE void move_vectors(To to, From from, int left, int stride, const Move& move) {
+  if constexpr (kTeam != kAnyTeam) {
 #pragma unroll 1
-  for (; left > 3 * kTeam; left -= 4 * kTeam) {
-    move(to, from, std::make_integer_sequence<int, 4>{});
-    to = to + 4 * stride;
-    from = from + 4 * stride;
+    for (; left > 3 * kTeam; left -= 4 * kTeam) {
+      move(to, from, std::make_integer_sequence<int, 4>{});
+      to = to + 4 * stride;
+      from = from + 4 * stride;
+    }
   }
 #pragma unroll 1
-  for (; left > 0; left -= kTeam) {
+  for (; left > 0; left -= team_size<kTeam>()) {
     move(to, from, std::make_integer_sequence<int, 1>{});
     to = to + stride;
     from = from + stride;
@@ -80,7 +95,7 @@ SNV2_DEVICE Shared<T> load_span(Shared<unsigned char> room, Global<const T> from
   if (thread < head) store(to + thread, load(from + thread));
   const int first = first_vector<kTeam>(from + head, thread);
   const int at = head + first * kVector;
-  move_vectors<kTeam>(to + at, from + at, vectors - first, kTeam * kVector,
+  move_vectors<kTeam>(to + at, from + at, vectors - first, team_size<kTeam>() * kVector,
                       [](auto t, auto f, auto n) { copy_in<kVector, kTeam * kVector>(t, f, n); });
   if (tail + thread < count) store(to + (tail + thread), load(from + (tail + thread)));
   return to;
@@ -97,9 +112,33 @@ SNV2_DEVICE void store_span(Global<T> to, Shared<T> from, int count,
   if (thread < head) store(to + thread, load(from + thread));
   const int first = first_vector<kTeam>(to + head, thread);
   const int at = head + first * kVector;
-  move_vectors<kTeam>(to + at, from + at, vectors - first, kTeam * kVector,
+  move_vectors<kTeam>(to + at, from + at, vectors - first, team_size<kTeam>() * kVector,
                       [](auto t, auto f, auto n) { copy_out<kVector, kTeam * kVector>(t, f, n); });
   if (tail + thread < count) store(to + (tail + thread), load(from + (tail + thread)));
+}
+
+// The same for spans of whole vectors that begin on one, by all threads of the CTA: less is to be
+// found out. Steps begin on a sector.
+template <class P>
+SNV2_DEVICE int first_of_sectors(P p) {
+  const int first = static_cast<int>(threadIdx.x) - misalignment(p, 32) / 16;
+  return first < 0 ? first + static_cast<int>(blockDim.x) : first;
+}
+template <class T>
+SNV2_DEVICE void load_vectors(Shared<T> to, Global<const T> from, int count) {
+  constexpr int kVector = 16 / sizeof(T);
+  const int first = first_of_sectors(from), at = first * kVector;
+  move_vectors<kAnyTeam>(to + at, from + at, count / kVector - first,
+                         static_cast<int>(blockDim.x) * kVector,
+                         [](auto t, auto f, auto n) { copy_in<kVector, 0>(t, f, n); });
+}
+template <class T>
+SNV2_DEVICE void store_vectors(Global<T> to, Shared<T> from, int count) {
+  constexpr int kVector = 16 / sizeof(T);
+  const int first = first_of_sectors(to), at = first * kVector;
+  move_vectors<kAnyTeam>(to + at, from + at, count / kVector - first,
+                         static_cast<int>(blockDim.x) * kVector,
+                         [](auto t, auto f, auto n) { copy_out<kVector, 0>(t, f, n); });
 }
 
 // Copies `count` floats, a few per thread.

@@ -61,12 +61,10 @@ void place(const Shape& s, Cut& c) {
   if (s.size == 2 && s.taps == Taps::kPlanes3) {
     c.plane_pitch = at_least(c.plane_pitch, 3 * c.line_pitch % 64, 64);
   }
-  // A result may begin anywhere in a vector. Its channels are 4 words apart, modulo 8; in float32
-  // those of four groups of lanes, 6 channels apart, are 8.
-  const int64_t before = 16 / s.size - 1;
-  c.stage_row = c.panes == 1 ? 0 : round_up(before + c.columns, 8);
-  const int64_t result = c.panes == 1 ? before + c.rows * s.out_width : c.rows * c.stage_row;
-  c.stage_pitch = at_least(result, s.size == 4 ? 12 : 8, 16);
+  // Its channels are 4 words apart, modulo 8; in float32 those of four groups of lanes, 6 channels
+  // apart, are 8.
+  c.stage_row = row_pitch(c.columns);
+  c.stage_pitch = at_least(c.rows * c.stage_row, s.size == 4 ? 12 : 8, 16);
   c.stage_at = round_up(s.planes() * c.plane_pitch * s.size, 16);
   c.weights_at = c.stage_at + std::min(s.out, s.channel_block) * c.stage_pitch * s.size;
   c.shared_bytes = c.weights_at + s.channels * 9 * s.weight_pitch * s.size;
@@ -118,7 +116,7 @@ void describe(const Shape& s, const Cut& c, DType dtype, LaunchInfo& info) {
   info.cluster = info.launches = 1;
   info.read_bytes =
       s.channel_blocks() * s.batch * s.channels * lines * pixels * (s.bytes ? 1 : s.size);
-  info.written_bytes = s.batch * s.out * s.out_height * s.out_width * s.size;
+  info.written_bytes = s.batch * s.out * s.out_height * row_pitch(s.out_width) * s.size;
   info.weight_bytes =
       info.ctas * (packed_elements(s.out, s.channels * 9, dtype) * s.size + padded_rows(s.out) * 4);
   info.multiply_adds =
@@ -158,6 +156,7 @@ void run(const StepCall& call, LaunchInfo* info) {
   params.out_table = call.arrays.tables + step.out_table;
   params.out = static_cast<T*>(call.out.data);
   params.out_pitch = call.out.channel;
+  params.out_row = static_cast<int>(call.out.row);
   params.channels = static_cast<int>(s.channels);
   params.height = static_cast<int>(s.height), params.width = static_cast<int>(s.width);
   params.out_channels = static_cast<int>(s.out);
@@ -185,7 +184,7 @@ void run(const StepCall& call, LaunchInfo* info) {
   }
 
   const int64_t pixels = s.batch * s.height * s.width;
-  const int64_t written = s.batch * s.out * s.out_height * s.out_width * s.size;
+  const int64_t written = s.batch * s.out * s.out_height * call.out.row * s.size;
   // Slopes are as many as biases; where there are none, no other bytes are touched than those.
   const bool slopes = params.after.kind == Activation::kPrelu;
   const std::array buffers{

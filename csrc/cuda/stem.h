@@ -126,19 +126,6 @@ SNV2_DEVICE void load_lines(const StemParams<T>& params, const StemTile& tile, S
 
 // The march -------------------------------------------------------------------------------------
 
-// Where the result of a tile's row lies: at the same place modulo 16 bytes as in its plane.
-template <class T>
-SNV2_DEVICE int64_t first_pixel(const StemParams<T>& params, const StemTile& tile, int row) {
-  return (tile.image * params.out_height + tile.row + row) * params.out_width + tile.column;
-}
-template <class T>
-SNV2_DEVICE int stage_place(const StemParams<T>& params, const StemTile& tile, int row) {
-  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const bool whole = params.stage_row == 0;
-  const int64_t first = first_pixel(params, tile, whole ? 0 : row);
-  return static_cast<int>(first % kVector) + row * (whole ? params.out_width : params.stage_row);
-}
-
 template <class T, class Act, Taps kTaps>
 SNV2_DEVICE void march(const StemParams<T>& params, const StemTile& tile, Shared<T> lines,
                        Shared<T> stage, Convolution<T, kTaps, Act>& convolution, int channels,
@@ -159,7 +146,7 @@ SNV2_DEVICE void march(const StemParams<T>& params, const StemTile& tile, Shared
     const bool both = p < tile.rows;
     convolution.rows(params, {lines_of(row), lines_of(both ? row + 1 : row)}, both, upper, lower);
     if (p > 0) {
-      const int to = stage_place(params, tile, p - 1) - tile.column;
+      const int to = (p - 1) * params.stage_row - tile.column;
       convolution.pool(params, larger(most, upper), first, [&](int channel, int column, T value) {
         if (channel >= channels || column >= end) return;
         store(stage + (to + channel * params.stage_pitch + column), value);
@@ -169,18 +156,43 @@ SNV2_DEVICE void march(const StemParams<T>& params, const StemTile& tile, Shared
   }
 }
 
+// Columns of a tile's rows with the padding of the last ones.
+template <class T>
+SNV2_DEVICE int stored_columns(const StemParams<T>& params, const StemTile& tile) {
+  const int left = params.out_row - tile.column;
+  return left < params.stage_row ? left : params.stage_row;
+}
+
+template <class T>
+SNV2_DEVICE void pad_stage(const StemParams<T>& params, const StemTile& tile, Shared<T> stage,
+                           int channels) {
+  const int padding = stored_columns(params, tile) - tile.columns;
+  if (padding == 0) return;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  for (int i = warp_of_cta(); i < channels * tile.rows; i += warps) {
+    const int channel = i / tile.rows, row = i - channel * tile.rows;
+    const Shared<T> end =
+        stage + (channel * params.stage_pitch + row * params.stage_row + tile.columns);
+    for (int k = lane_of_warp(); k < padding; k += kWarp) store(end + k, rounded<T>(0.0f));
+  }
+}
+
 template <class T>
 SNV2_DEVICE void store_planes(const StemParams<T>& params, const StemTile& tile, Shared<T> stage,
                               int channel0, int channels) {
-  const bool whole = params.stage_row == 0;
+  // Rows of a tile as wide as the image are one run.
+  const bool whole = params.panes == 1;
   const int runs = whole ? 1 : tile.rows;
-  const int count = whole ? tile.rows * params.out_width : tile.columns;
+  const int columns = stored_columns(params, tile);
+  const int count = whole ? tile.rows * columns : columns;
+  const int64_t first =
+      (tile.image * params.out_height + tile.row) * int64_t{params.out_row} + tile.column;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
   for (int i = warp_of_cta(); i < channels * runs; i += warps) {
     const int channel = i / runs, row = i - channel * runs;
     const int64_t plane = load(Global<const int32_t>{params.out_table} + (channel0 + channel));
-    store_line(Global<T>{params.out} + (plane * params.out_pitch + first_pixel(params, tile, row)),
-               stage + (channel * params.stage_pitch + stage_place(params, tile, row)), count);
+    store_line(Global<T>{params.out} + (plane * params.out_pitch + first + row * params.out_row),
+               stage + (channel * params.stage_pitch + row * params.stage_row), count);
   }
 }
 
@@ -210,6 +222,7 @@ __global__ void __launch_bounds__(kStemWarps* kWarp, 2) stem_kernel(StemParams<T
     convolution.load_weights(params);
     march<T, Act>(params, tile, lines, stage, convolution, channels, first);
   }
+  pad_stage(params, tile, stage, channels);
   sync_threads();
 
   // Store.

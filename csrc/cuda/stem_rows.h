@@ -46,9 +46,10 @@ struct StemParams {
   int channels, height, width;
   int out_channels, conv_height, conv_width, out_height, out_width;
   int rows, columns;            // of a tile
+  int out_row;                  // elements of a row of the result's planes, padding included
   int strips, panes;            // tiles of an image, down and across
   int line_pitch, plane_pitch;  // of the lines in shared memory
-  int stage_pitch, stage_row;   // of the result; stage_row is 0 if a tile is as wide as the image
+  int stage_pitch, stage_row;   // of the result
   int stage_at, weights_at;     // bytes
   bool channels_last, bytes;
   int copy;  // elements that are copied at once

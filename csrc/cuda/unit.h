@@ -7,11 +7,11 @@
 //   multiplies them, into a ring of pixels                        MID  [mid][ring]
 //   convolves the rows that are complete                          DW   [mid][rows of pixels]
 //   multiplies those, and stores planes or the caller's tensor.
-// Steps begin on 32-byte sectors, not on rows, so that planes are read in whole sectors and
-// products have no ragged columns. The ring keeps what the next rows need, less than the rows of a
-// window: inside a range nothing is read or computed twice; two ranges that meet inside an image
-// both read up to as many rows around the cut, less one. X is dead once MID is made, and DW takes
-// its place.
+// Rows have their padding everywhere, so that blocks of 8 pixels are whole, aligned and of one row;
+// a step is some rows or a part of one. What padding holds is convolved with nothing, and products
+// keep their columns apart. The ring keeps what the next rows need, less than the rows of a window:
+// inside a range nothing is read or computed twice; two ranges that meet inside an image both read
+// up to as many rows around the cut, less one. X is dead once MID is made, and DW takes its place.
 //
 // Weights lie in shared memory for the whole march where they fit beside two CTAs (Resident). Where
 // they do not, the CTAs of a cluster march together, each with its share of the rows of both
@@ -40,53 +40,55 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       Mode::kCluster ? share_of<T, Act>(whole, params.in_channels, rank, params.cluster) : whole;
   // Beside the first product a piece has no second one: else its branch is whole.
   const bool projects = !kPartial || (kBare && branch.pw2 != nullptr);
-  const Memory<T> m = memory_of<T, Act, kBare>(params, branch);
-  const int width = params.width, depth = params.in_channels;
-  const int ring = params.ring, columns = params.columns;
+  const Memory<T> m = memory_of<T>(whole.at);
+  const int depth = params.in_channels;
+  const int pitch = params.row, ring = params.ring, columns = params.columns;
   const int reach = params.template reach_of<Act>();
 
-  // The range, in output rows, and the pixels it reads.
+  // The range, in output rows, and the elements of a plane that it reads, which count from the
+  // first one.
   const int all_rows = params.batch * params.out_height;
   int row = cta * params.rows_per_cta;
   const int row_end = all_rows - row < params.rows_per_cta ? all_rows : row + params.rows_per_cta;
   const int row_start = first_row<kStride>(row, params.height, params.out_height, reach);
-  // Pixels count from `start`, at or less than a sector before the first row.
-  const int64_t start = int64_t{row_start} * width / kSectorPixels<T> * kSectorPixels<T>;
-  const int lead = static_cast<int>(int64_t{row_start} * width - start);
+  const int64_t start = int64_t{row_start} * pitch;
   const int end =
-      (rows_needed<kStride>(row_end, params.height, params.out_height, reach) - row_start) * width +
-      lead;
-  const auto blocks_from = [&](int done) {
-    return ((end - done < columns ? end - done : columns) + kBlock - 1) / kBlock;
+      (rows_needed<kStride>(row_end, params.height, params.out_height, reach) - row_start) * pitch;
+  // Columns of the step that begins with element `done`. It ends where its rows do, or its row.
+  const auto columns_from = [&](int done) {
+    const int left = columns < pitch ? pitch - done % pitch : columns;
+    const int most = columns < left ? columns : left;
+    return end - done < most ? end - done : most;
   };
+  const auto rows_before = [&](int done) { return done / params.stretch * params.stretch_rows; };
+
+  // The next kernel's CTAs may wait beside these: all wait for what others write.
+  grid_dependents_launch();
 
   // Load what stays.
   if constexpr (Mode::kResident) {
     if constexpr (!kBare) {
-      load_matrix(m.pw1, branch.pw1,
-                  static_cast<int>(packed_elements(branch.mid, depth, dtype_of<T>())));
+      load_matrix(m.pw1, branch.pw1, packed_count<T>(branch.mid, depth));
     }
     if (projects) {
-      load_matrix(m.pw2, branch.pw2,
-                  static_cast<int>(packed_elements(branch.out, branch.depth, dtype_of<T>())));
+      load_matrix(m.pw2, branch.pw2, packed_count<T>(branch.out, branch.depth));
     }
-    cp_async_commit();
   }
   if constexpr (!kBare) {
-    load_words(m.pw1_bias, branch.pw1_bias, static_cast<int>(padded_rows(branch.mid)));
+    load_words<4>(m.pw1_bias, branch.pw1_bias, units_of<16>(branch.mid) * 16);
   }
   if (projects) {
-    load_words(m.pw2_bias, branch.pw2_bias, static_cast<int>(padded_rows(branch.out)));
+    load_words<4>(m.pw2_bias, branch.pw2_bias, units_of<16>(branch.out) * 16);
   }
-  load_words(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
-  load_words(m.in_table, params.in_table, depth);
-  if (!kCaller || params.out != nullptr) load_words(m.out_table, branch.out_table, branch.out);
-  // Columns beyond the results of a step are multiplied and thrown away.
-  zero_row(m.dw, static_cast<int>(shared_rows<T>(branch.depth)) * m.dw_pitch);
-  grid_dependents_launch();
+  load_words<4>(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
+  if (!kCaller || params.out != nullptr) load_words<1>(m.out_table, branch.out_table, branch.out);
+  cp_async_commit();
+  for (int i = static_cast<int>(threadIdx.x); i < depth; i += unit_threads()) {
+    store(m.in_table + i, load(Global<const int32_t>{params.in_table} + i));
+  }
   grid_dependency_wait();
   if constexpr (Mode::kCluster && !kShared) {
-    sync_cluster();  // DW is zero before others write to it
+    sync_cluster_reads();  // the others have begun
   } else {
     sync_threads();
   }
@@ -97,40 +99,41 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
     }
   };
   const auto start_load = [&](int done, int at) {
-    const int blocks = blocks_from(done), wrap = kBare ? ring : columns;
+    const int blocks = columns_from(done) / kBlock, wrap = kBare ? ring : columns;
     if (!kCaller || params.in_planes) {
       // The projection convolves X itself, and so each CTA of a cluster loads its share alone.
       load_planes(params, m, m.in_table + (kBare ? branch.first_depth : 0),
                   kBare ? branch.mid : depth, start + done, blocks, kBare ? at : 0, wrap);
     } else {
-      load_tensor(params, m, start + done, blocks, kBare ? at : 0, wrap);
+      load_tensor(params, m, row_start + rows_before(done), done % params.stretch, blocks,
+                  kBare ? at : 0, wrap);
     }
     zero_x();
     cp_async_commit();
   };
-  Held<T> held;
+  [[maybe_unused]] Held<T> held(params, rank);
   if constexpr (kShared) {
     zero_x();
-    fetch(params, m, start, blocks_from(0), rank, held);
+    held.fetch(params, m, start, columns_from(0) / kBlock);
     cp_async_wait<0>();
     sync_cluster();
-    hand_out(params, m, blocks_from(0), rank, held);
+    held.hand_out(params, m, columns_from(0) / kBlock);
     sync_cluster();
   } else {
     start_load(0, 0);
   }
 
-  int ring_at = 0;  // place of pixel `done` in the ring
-  for (int done = 0; done < end; done += columns) {
-    const int blocks = blocks_from(done);
-    const int next = done + columns;
+  int ring_at = 0;  // place of element `done` in the ring
+  for (int done = 0; done < end;) {
+    const int count = columns_from(done), blocks = count / kBlock;
+    const int next = done + count;
     bool more = next < end;  // to load
-    int next_at = ring_at + columns;
+    int next_at = ring_at + count;
     if (next_at >= ring) next_at -= ring;
     int complete = row_end;
     if (more) {
-      const int rows = next > lead ? (next - lead) / width : 0;
-      complete = rows_complete<kStride>(row_start + rows, params.height, params.out_height, reach);
+      complete = rows_complete<kStride>(row_start + rows_before(next), params.height,
+                                        params.out_height, reach);
       if (complete > row_end) complete = row_end;
     }
     if constexpr (!kShared) {
@@ -147,12 +150,8 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       const auto use = [&](auto& acc, int tile, int block, int count) {
         activate<Act>(acc, branch.pw1_after, branch.mid, tile,
                       [&](int row) { return load(m.pw1_bias + row); });
-        for_each_pair<T, Act>(
-            acc, m.pw1_bias, branch.mid, tile, count, [&](int r, int j, auto pair) {
-              store_vector<2>(
-                  m.mid + (r * m.mid_pitch + ring_column(block + j) + lane_of_warp() % 4 * 2),
-                  pair);
-            });
+        store_lines<T, Act>(m.mid, m.mid_pitch, acc, m.pw1_bias, branch.mid, tile, count,
+                            [&](int j) { return ring_column(block + j); });
       };
       const Operand<T> x{m.x, m.x_pitch, depth};
       if constexpr (Mode::kResident) {
@@ -163,7 +162,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       sync_threads();
       if (more) {
         if constexpr (kShared) {
-          fetch(params, m, start + next, blocks_from(next), rank, held);
+          held.fetch(params, m, start + next, columns_from(next) / kBlock);
         } else if (params.prefetch) {
           start_load(next, next_at);
           more = false;
@@ -174,18 +173,18 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
     // The rows that are complete now.
     while (row < complete) {
       const int rows = complete - row < params.step_rows ? complete - row : params.step_rows;
-      const int64_t first = int64_t{row} * params.out_width;
-      Pixels pixels;
-      pixels.base = first / kSectorPixels<T> * kSectorPixels<T>;
-      pixels.begin = static_cast<int>(first - pixels.base);
-      pixels.end = pixels.begin + rows * params.out_width;
-      const int dw_blocks = (pixels.end + kBlock - 1) / kBlock;
+      const int64_t first = int64_t{row} * params.out_row;
+      const int dw_blocks = rows * params.out_row / kBlock;
 
-      // Depthwise convolution.
+      // Depthwise convolution. What lies in the ring ends at element `next`, at `next_at`.
+      const int image = row / params.out_height, local = row - image * params.out_height;
+      const int center = image * params.height + local * kStride - row_start;
+      int place = next_at - (next - center * pitch);
+      if (place < 0) place += ring;
       convolve_rows<T, kStride, Act, kBare && kPartial>(
           params, branch, kBare ? m.x : m.mid, kBare ? m.x_pitch : m.mid_pitch,
           m.dw + branch.first_depth * m.dw_pitch, m.dw_pitch, m.dw_weights,
-          Rows{row_start, lead, row, rows, pixels.begin});
+          Rows{rows, local, place});
       if (branch.depth % kTileDepth<T> != 0) {
         zero_row(m.dw + branch.depth * m.dw_pitch, m.dw_pitch);
       }
@@ -194,7 +193,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
         sync_cluster_reads();
         if (projects) hand_out_dw(params, m, branch, dw_blocks, rank);
         if (kShared && more && params.prefetch) {
-          hand_out(params, m, blocks_from(next), rank, held);
+          held.hand_out(params, m, columns_from(next) / kBlock);
           more = false;
         }
         sync_cluster();
@@ -207,20 +206,16 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
         activate<Act>(acc, branch.pw2_after, branch.out, tile,
                       [&](int row) { return load(m.pw2_bias + row); });
         if (!kCaller || params.out != nullptr) {
-          store_planes<T, Act>(params, m, acc, branch.out, tile, block, count, pixels);
+          store_planes<T, Act>(params, m, acc, branch.out, tile, block, count, first);
         }
         if (kCaller && params.result != nullptr) {
-          for_each_pair<T, Act>(
-              acc, m.pw2_bias, branch.out, tile, count, [&](int r, int j, auto pair) {
-                store_vector<2>(
-                    m.result + (r * m.dw_pitch + (block + j) * kBlock + lane_of_warp() % 4 * 2),
-                    pair);
-              });
+          store_lines<T, Act>(m.result, m.dw_pitch, acc, m.pw2_bias, branch.out, tile, count,
+                              [&](int j) { return (block + j) * kBlock; });
         }
       };
       const Operand<T> x{m.dw, m.dw_pitch, branch.depth};
       if (!projects) {
-        store_rows(params, m, branch, dw_blocks, pixels);
+        store_rows(params, m, branch, dw_blocks, first);
       } else if constexpr (Mode::kResident) {
         product<Mode>(m.pw2, branch.out, x, dw_blocks, use);
       } else {
@@ -228,17 +223,18 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       }
       sync_threads();
       if (kCaller && params.result != nullptr) {
-        store_result(params, m, branch, pixels, rank);
+        store_result(params, m, branch, image, local, rows, rank);
         sync_threads();
       }
       row += rows;
     }
+    done = next;
     ring_at = next_at;
     if (more) {
       if constexpr (kShared) {
         sync_cluster_reads();
         zero_x();
-        hand_out(params, m, blocks_from(next), rank, held);
+        held.hand_out(params, m, columns_from(next) / kBlock);
         sync_cluster();
       } else {
         start_load(next, next_at);
@@ -247,12 +243,15 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   }
 }
 
-// A unit at an edge of a network has what it needs for both kinds of map, and an SM to itself. So
-// has one of any activations with its weights in L2, whose 128 columns in registers leave no room
-// beside them.
+// Threads of a CTA at most. A unit at an edge of a network has what it needs for both kinds of map,
+// and registers for no more. So has one of any activations with its weights in L2, whose columns in
+// registers leave no room beside them.
+template <class Mode, class Act, bool kCaller>
+constexpr int kThreadsOfUnit =
+    kCaller || (Act::kAny && !Mode::kResident) ? kUnitThreads : kMostUnitThreads;
+
 template <class T, int kStride, class Mode, class Act, bool kCaller>
-__global__ void __launch_bounds__(kUnitThreads,
-                                  kCaller || (Act::kAny && !Mode::kResident) ? 1 : Mode::kCtasPerSm)
+__global__ void __launch_bounds__((kThreadsOfUnit<Mode, Act, kCaller>), 1)
     unit_kernel(UnitParams<T> params) {
   if constexpr (kStride == 2) {
     if (blockIdx.y == 1) {
@@ -265,7 +264,7 @@ __global__ void __launch_bounds__(kUnitThreads,
 // A piece of a unit: of its main branch, and if that has no first product, of the projection beside
 // it.
 template <class T, int kStride, class Mode, bool kBare>
-__global__ void __launch_bounds__(kUnitThreads, Mode::kResident ? Mode::kCtasPerSm : 1)
+__global__ void __launch_bounds__((kThreadsOfUnit<Mode, AnyActivation, false>), 1)
     piece_kernel(UnitParams<T> params) {
   march<T, kStride, Mode, AnyActivation, false, kBare, true>(params, params.branches[blockIdx.y]);
 }

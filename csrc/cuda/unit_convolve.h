@@ -1,209 +1,316 @@
 // The depthwise convolutions of a unit, between ring and DW. unit.h puts them together.
 //
-// A warp takes 8 columns of 8 (float32: 4) channels down the rows, a lane two neighbouring columns
-// (one) of a channel. With windows of 3x3 it has its window of inputs and the taps in registers,
-// and reads each input once for all rows. Larger windows have no room there (5x5 would take the
-// second CTA of an SM away), and rows of a dilated one do not follow each other: both read every
-// tap and every input where they need it.
+// With a window of 3x3 a lane takes a vector of neighbouring results of a channel down the rows:
+// eight, in float32 four. It reads a row of the ring once, as whole vectors, and adds it to the
+// three rows of results that it is part of, which stay in registers. Eight lanes are eight channels
+// (float32: four of two vectors), which lie in different banks. Where a row of pixels begins and
+// ends, zeros come from masks, so that no lane branches.
 //
-// At stride 2 lanes are two words apart in 16 bits, and channels four times an odd number: odd
-// channels begin one column earlier, so that they read the words between.
+// Larger windows have no room in registers (5x5 would take the second CTA of an SM away), and rows
+// of a dilated one do not follow each other: a lane takes two neighbouring results (one) and reads
+// every tap and every input where it needs it.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "cuda/unit_params.h"
 
 namespace snv2::SNV2_GPU {
 
-// The rows of MID (the projection's: of X) that a CTA has, and those that it convolves.
+// The output rows that are convolved in one go.
 struct Rows {
-  int start, lead;   // input row and column of place 0
-  int first, count;  // output rows
-  int column0;       // of DW, where the first one begins
+  int count;
+  int local;  // the first one's row in its image
+  int place;  // in the ring, of the input row that it is centred on
 };
 
-template <class T, int kStride>
-struct LaneColumns {
-  static constexpr int kPixels = 4 / static_cast<int>(sizeof(T));
-  static constexpr int kAcross = kBlock / kPixels, kChannels = kWarp / kAcross;
-  static constexpr bool kShifted = kStride == 2 && sizeof(T) == 2;
-};
-
-// Places in the ring: `at` moved by rows, as many as it holds at most.
+// The ring of MID, or of X. It has whole rows.
 struct Ring {
-  int size, width;
+  int size, row, width, height;  // elements of all and of a row; pixels of an image
 
+  // `at` moved by rows, as many as it holds at most.
   SNV2_DEVICE int moved(int at, int rows) const {
-    const int there = at + rows * width;
+    const int there = at + rows * row;
     return there < 0 ? there + size : there < size ? there : there - size;
   }
-  // The pixel of a column in the row at `at`, zero beyond the row's ends.
-  template <class T>
-  SNV2_DEVICE float pixel(Shared<T> line, int at, int column) const {
-    const int clamped = column < 0 ? 0 : column < width ? column : width - 1;
-    int there = at + clamped;
-    if (there >= size) there -= size;
-    const float value = to_float(load(line + there));
-    return column == clamped ? value : 0.0f;
-  }
 };
+
+template <class T>
+SNV2_DEVICE void unpack(uint32_t word, float (&values)[4 / sizeof(T)]) {
+  if constexpr (sizeof(T) == 4) {
+    std::memcpy(values, &word, sizeof word);
+  } else {
+    values[0] = to_float(T{static_cast<uint16_t>(word)});
+    values[1] = to_float(T{static_cast<uint16_t>(word >> 16)});
+  }
+}
 
 // 3x3, not dilated.
 template <class T, int kStride>
 class Sliding {
  public:
-  SNV2_DEVICE void start(const Branch<T>&, Shared<float> weights) {
-    for (int i = 0; i < kTaps + 1; ++i) taps_[i] = load(weights + i);
-  }
-  SNV2_DEVICE float shift() const { return taps_[kTaps]; }
+  static constexpr int kPixels = 16 / static_cast<int>(sizeof(T));  // of a lane
+  static constexpr int kGroupLanes = 8;                             // that take a group of channels
 
-  // Moves to an output row: the next one, or any if `fresh`. It is centred on input row `center` of
-  // its image, at `place`.
-  SNV2_DEVICE void row(const Ring& ring, Shared<T> line, int first, int center, int place,
-                       int height, bool fresh) {
-    const auto read = [&](int k) {
-      const int row = center + k - kReach;
-      const bool inside = k == kReach || (row >= 0 && row < height);
-      const int at = inside ? ring.moved(place, k - kReach) : place;
+  // Starts with the results from column `first` on of the channel whose ring is `line`.
+  SNV2_DEVICE void start(const Branch<T>&, Shared<float> weights, const Ring& ring, Shared<T> line,
+                         int first) {
+    // In pairs, which lie in different banks for all channels of a warp.
 #pragma unroll
-      for (int i = 0; i < kSpan; ++i) {
-        const float value = ring.pixel(line, at, first * kStride - kReach + i);
-        window_[k][i] = inside ? value : 0.0f;
-      }
-    };
-#pragma unroll
-    for (int k = 0; k < kWindow - kStride; ++k) {
-      if (fresh) {
-        read(k);
-      } else {
-#pragma unroll
-        for (int i = 0; i < kSpan; ++i) window_[k][i] = window_[k + kStride][i];
-      }
+    for (int i = 0; i < kTaps + 1; i += 2) {
+      const Vector<float, 2> pair = load_vector<2>(weights + i);
+      taps_[i] = pair.values[0];
+      taps_[i + 1] = pair.values[1];
     }
+    // Results that are padding may lie beyond the row.
+    const int at = first * kStride, there = at < ring.row ? at : 0;
+    line_ = line + there;
+    left_ = there > 0 ? -kPixels : 0;
+    right_ = there + kPixels < ring.row ? kPixels : 0;
+    left_mask_ = at > 0 ? ~0u : 0u;
+    right_mask_ = at + kPixels < ring.width ? ~0u : 0u;
 #pragma unroll
-    for (int k = kWindow - kStride; k < kWindow; ++k) read(k);
+    for (int w = 0; w < kWords; ++w) {
+      const int left = ring.width - (at + w * kOfWord);  // pixels from this word on
+      mask_[w] = left >= kOfWord ? ~0u : left > 0 ? kFirst : 0u;
+    }
   }
-  // The sum of pixel p of the lane's.
-  SNV2_DEVICE float sum(int p) const {
-    float sum = 0.0f;
+
+  // Calls emit(results) for an output row: the next one, or any if `fresh`. It is centred on input
+  // row `center` of its image, at `place`.
+  template <class Emit>
+  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool fresh, const Emit& emit) {
+    if (fresh) {
 #pragma unroll
-    for (int tap = 0; tap < kTaps; ++tap) {
-      sum = multiply_add(taps_[tap], window_[tap / kWindow][p * kStride + tap % kWindow], sum);
+      for (int p = 0; p < kPixels; ++p) upper_[p] = 0.0f;
+      if (center > 0) {
+        read(ring.moved(place, -1));
+        add<0>(upper_, upper_);
+      }
+      if constexpr (kStride == 1) {
+        read(place);
+        add<1>(middle_, upper_);
+        start_upper();
+      }
     }
-    return sum;
+    if constexpr (kStride == 2) {
+      read(place);
+      add<1>(middle_, upper_);
+    }
+    const bool more = center + 1 < ring.height;
+    if (more) {
+      read(ring.moved(place, 1));
+      add<2>(middle_, middle_);
+    }
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) middle_[p] += taps_[kTaps];
+    emit(middle_);
+    if (more) {
+      if constexpr (kStride == 1) add<1>(middle_, upper_);
+      start_upper();
+    }
   }
 
  private:
-  static constexpr int kPixels = LaneColumns<T, kStride>::kPixels;
-  static constexpr int kWindow = 3, kTaps = kWindow * kWindow, kReach = kWindow / 2;
-  static constexpr int kSpan = (kPixels - 1) * kStride + kWindow;
+  static constexpr int kTaps = 9;
+  static constexpr int kOfWord = 4 / static_cast<int>(sizeof(T));  // pixels
+  static constexpr int kWords = 4 * kStride;
+  static constexpr uint32_t kFirst = 0xffffu;  // mask of the first of two pixels
+
+  // Reads the row at `place`, from the pixel left of the lane's on.
+  SNV2_DEVICE void read(int place) {
+    const Shared<uint32_t> at = (line_ + place).template as<uint32_t>();
+    const auto vector = [&](int pixels) { return load_vector<4>(at + pixels / kOfWord); };
+    const Vector<uint32_t, 4> first = vector(0), left = vector(left_), right = vector(right_);
+    float values[kOfWord];
+    unpack<T>(left.values[3] & left_mask_, values);
+    x_[0] = values[kOfWord - 1];
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      unpack<T>((w < 4 ? first.values[w % 4] : right.values[w % 4]) & mask_[w], values);
+#pragma unroll
+      for (int i = 0; i < kOfWord; ++i) x_[1 + w * kOfWord + i] = values[i];
+    }
+    if constexpr (kStride == 1) {
+      unpack<T>(right.values[0] & right_mask_, values);
+      x_[1 + kPixels] = values[0];
+    }
+  }
+  // to = from + row kRow of the window times what was read.
+  template <int kRow>
+  SNV2_DEVICE void add(float (&to)[kPixels], const float (&from)[kPixels]) const {
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      float sum = from[p];
+#pragma unroll
+      for (int tap = 0; tap < 3; ++tap) {
+        sum = multiply_add(taps_[kRow * 3 + tap], x_[p * kStride + tap], sum);
+      }
+      to[p] = sum;
+    }
+  }
+  SNV2_DEVICE void start_upper() {
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) upper_[p] = 0.0f;
+    add<0>(upper_, upper_);
+  }
 
   float taps_[kTaps + 1];
-  float window_[kWindow][kSpan];
+  Shared<T> line_;
+  int left_, right_;  // elements from the lane's vector to its neighbours', or 0
+  uint32_t left_mask_, right_mask_, mask_[kWords];
+  float x_[kPixels * kStride + 2];
+  float upper_[kPixels], middle_[kPixels];  // sums of two rows of results
 };
 
 // Any window and dilation.
 template <class T, int kStride>
 class Dilated {
  public:
-  SNV2_DEVICE void start(const Branch<T>& branch, Shared<float> weights) {
+  static constexpr int kPixels = 4 / static_cast<int>(sizeof(T));
+  static constexpr int kGroupLanes = kWarp;
+
+  SNV2_DEVICE void start(const Branch<T>& branch, Shared<float> weights, const Ring&,
+                         Shared<T> line, int first) {
     window_ = branch.window;
     dilation_ = branch.dilation;
     weights_ = weights;
+    line_ = line;
+    first_ = first;
   }
-  SNV2_DEVICE float shift() const { return load(weights_ + window_ * window_); }
-
-  SNV2_DEVICE void row(const Ring& ring, Shared<T> line, int first, int center, int place,
-                       int height, bool) {
+  template <class Emit>
+  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool, const Emit& emit) {
     const int half = window_ / 2;
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) sums_[p] = 0.0f;
+    float sums[kPixels] = {};
     for (int ky = 0; ky < window_; ++ky) {
       const int by = (ky - half) * dilation_;
-      if (center + by < 0 || center + by >= height) continue;
-      const int at = ring.moved(place, by);
+      if (center + by < 0 || center + by >= ring.height) continue;
+      const Shared<T> line = line_ + ring.moved(place, by);
       for (int kx = 0; kx < window_; ++kx) {
         const float tap = load(weights_ + (ky * window_ + kx));
 #pragma unroll
         for (int p = 0; p < kPixels; ++p) {
-          const int column = (first + p) * kStride + (kx - half) * dilation_;
-          sums_[p] = multiply_add(tap, ring.pixel(line, at, column), sums_[p]);
+          const int column = (first_ + p) * kStride + (kx - half) * dilation_;
+          const int clamped = column < 0 ? 0 : column < ring.width ? column : ring.width - 1;
+          const float value = to_float(load(line + clamped));
+          sums[p] = multiply_add(tap, column == clamped ? value : 0.0f, sums[p]);
         }
       }
     }
+    const float shift = load(weights_ + window_ * window_);
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) sums[p] += shift;
+    emit(sums);
   }
-  SNV2_DEVICE float sum(int p) const { return sums_[p]; }
 
  private:
-  static constexpr int kPixels = LaneColumns<T, kStride>::kPixels;
-
-  int window_, dilation_;
+  int window_, dilation_, first_;
   Shared<float> weights_;
-  float sums_[kPixels];
+  Shared<T> line_;
 };
 
 // No window: the pixel itself.
 template <class T, int kStride>
 class Point {
  public:
-  SNV2_DEVICE void start(const Branch<T>&, Shared<float>) {}
-  SNV2_DEVICE float shift() const { return 0.0f; }
+  static constexpr int kPixels = 16 / static_cast<int>(sizeof(T));
+  static constexpr int kGroupLanes = 8;
 
-  SNV2_DEVICE void row(const Ring& ring, Shared<T> line, int first, int, int place, int, bool) {
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) pixels_[p] = ring.pixel(line, place, (first + p) * kStride);
+  SNV2_DEVICE void start(const Branch<T>&, Shared<float>, const Ring& ring, Shared<T> line,
+                         int first) {
+    const int there = first * kStride < ring.row ? first * kStride : 0;
+    line_ = line + there;
+    next_ = there + kPixels < ring.row ? kPixels : 0;
   }
-  SNV2_DEVICE float sum(int p) const { return pixels_[p]; }
+  template <class Emit>
+  SNV2_DEVICE void row(const Ring&, int, int place, bool, const Emit& emit) {
+    Vector<T, kPixels> vectors[kStride];
+    vectors[0] = load_vector<kPixels>(line_ + place);
+    if constexpr (kStride == 2) vectors[1] = load_vector<kPixels>(line_ + (place + next_));
+    float pixels[kPixels];
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p) {
+      pixels[p] = to_float(vectors[p * kStride / kPixels].values[p * kStride % kPixels]);
+    }
+    emit(pixels);
+  }
 
  private:
-  static constexpr int kPixels = LaneColumns<T, kStride>::kPixels;
-
-  float pixels_[kPixels];
+  Shared<T> line_;
+  int next_;  // elements to the second vector, or 0
 };
+
+template <class T, int N>
+SNV2_DEVICE Vector<T, N> rounded_vector(const float (&values)[N]) {
+  Vector<T, N> out;
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) out.values[i] = values[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const Vector<T, 2> pair = rounded_pair<T>(values[i], values[i + 1]);
+      out.values[i] = pair.values[0];
+      out.values[i + 1] = pair.values[1];
+    }
+  }
+  return out;
+}
 
 template <class Window, class T, int kStride, class Act>
 SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, Shared<T> x,
                           int x_pitch, Shared<T> out, int out_pitch, Shared<float> weights,
                           const Rows& rows) {
-  using Lane = LaneColumns<T, kStride>;
-  const int height = params.height, channels = branch.mid;
-  const Ring ring{params.ring, params.width};
-  const int groups = (channels + Lane::kChannels - 1) / Lane::kChannels;
-  const int strips = (params.out_width + kBlock - 1 + Lane::kShifted) / kBlock;
-  const int image0 = rows.first / params.out_height;
-  const int local0 = rows.first - image0 * params.out_height;
-  // Place in the ring of the input row that the first output row is centred on.
-  const int place0 =
-      ((image0 * height + local0 * kStride - rows.start) * params.width + rows.lead) % ring.size;
+  constexpr int kPixels = Window::kPixels, kAcross = kBlock / kPixels;  // lanes of a block
+  constexpr int kLanes = Window::kGroupLanes, kGroups = kWarp / kLanes;
+  static_assert(kLanes / kAcross == kGroupChannels<T>);
+  const Ring ring{params.ring, params.row, params.width, params.height};
+  // A CTA of a cluster may have less than most, or nothing.
+  const int items = branch.mid > 0 ? branch.groups * (params.out_row / kBlock) : 0;
+  const int tasks = units_of<kGroups>(items);
+  // Warps without a task of their own share those of others by rows.
+  int shift = 0;
+  while ((tasks << (shift + 1)) <= unit_warps() && (2 << shift) <= rows.count) ++shift;
 
-  for (int task = warp_of_cta(); task < groups * strips; task += kUnitWarps) {
-    const int wanted = task % groups * Lane::kChannels + lane_of_warp() / Lane::kAcross;
-    const int channel = wanted < channels ? wanted : channels - 1;
-    const int first = task / groups * kBlock + lane_of_warp() % Lane::kAcross * Lane::kPixels -
-                      (Lane::kShifted ? channel % 2 : 0);
-    const Shared<T> line = x + channel * x_pitch;
+  const int lane = lane_of_warp() % kLanes;
+  for (int job = warp_of_cta(); job < tasks << shift; job += unit_warps()) {
+    const int wanted_item = (job >> shift) * kGroups + lane_of_warp() / kLanes;
+    const int item = wanted_item < items ? wanted_item : items - 1;
+    const int block = branch.by_groups.divide(item);
+    const int wanted = (item - block * branch.groups) * kGroupChannels<T> + lane / kAcross;
+    const bool stores = wanted_item < items && wanted < branch.mid;
+    const int channel = wanted < branch.mid ? wanted : branch.mid - 1;
+    const int first = block * kBlock + lane % kAcross * kPixels;
     Window window;
-    window.start(branch, weights + channel * branch.template dw_floats<Act>());
+    window.start(branch, weights + channel * branch.template dw_floats<Act>(), ring,
+                 x + channel * x_pitch, first);
     [[maybe_unused]] const float slope = Act::kAny ? slope_of(branch.dw_after, channel) : 0.0f;
+    const Shared<T> to = out + (channel * out_pitch + first);
 
-    int local = local0, place = place0;
-    for (int r = 0; r < rows.count; ++r) {
-      window.row(ring, line, first, local * kStride, place, height, r == 0 || local == 0);
+    const int part = job & ((1 << shift) - 1);
+    const int begin = (rows.count * part) >> shift, end = (rows.count * (part + 1)) >> shift;
+    int local = rows.local, place = rows.place;
+    for (int r = 0; r < end; ++r) {
+      if (r >= begin) {
+        window.row(ring, local * kStride, place, r == begin || local == 0,
+                   [&](const float (&results)[kPixels]) {
+                     float y[kPixels];
 #pragma unroll
-      for (int p = 0; p < Lane::kPixels; ++p) {
-        float y = window.sum(p) + window.shift();
-        if constexpr (Act::kAny) y = activated(branch.dw_after.kind, y, slope);
-        const int column = first + p;
-        store_if(wanted < channels && column >= 0 && column < params.out_width,
-                 out + (channel * out_pitch + rows.column0 + r * params.out_width + column),
-                 rounded<T>(y));
+                     for (int p = 0; p < kPixels; ++p) {
+                       y[p] = results[p];
+                       if constexpr (Act::kAny) y[p] = activated(branch.dw_after.kind, y[p], slope);
+                     }
+                     if (stores) {
+                       store_vector<kPixels>(to + r * params.out_row, rounded_vector<T>(y));
+                     }
+                   });
       }
       if (++local < params.out_height) {
         place = ring.moved(place, kStride);
       } else {
         local = 0;
-        place = ring.moved(place, height - (params.out_height - 1) * kStride);
+        place = ring.moved(place, params.height - (params.out_height - 1) * kStride);
       }
     }
   }

@@ -8,6 +8,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cuda/unit_load.h"
 #include "snv2/cuda.h"
@@ -27,9 +28,9 @@ enum class Weights : int64_t { kResident = 1, kDirect = 2, kClustered = 3 };
 struct Shape {
   int64_t in, mid, proj, out;
   int64_t batch, height, width, out_height, out_width;
+  int64_t row, out_row;    // with their padding
   bool in_planes, result;  // the map is read from planes; the caller's tensor is written
   int64_t size;
-  int64_t sector;
   int64_t dw_floats[2];  // of a channel, in the parameters of either branch
   int64_t reach;         // of the larger window
   bool any;              // activations and windows
@@ -51,6 +52,7 @@ struct Cut {
   bool prefetch = false;
   int64_t columns = 0, ring = 0, step_rows = 0, rows_per_cta = 0;
   int64_t ctas = 0;  // of each branch, or clusters
+  int64_t threads = kUnitThreads;
   int64_t ctas_per_sm = 0;
   int64_t shared_bytes = 0;
   bool split = false;  // results of a step are more than the columns that read a weight once
@@ -59,25 +61,31 @@ struct Cut {
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
+// Rows of a matrix that a CTA of a cluster has at most.
+inline int64_t share_rows(int64_t rows, int64_t cluster) {
+  return std::min(rows, ceil_div(ceil_div(rows, kTileRows), cluster) * kTileRows);
+}
+
 // Places one branch in shared memory, and returns the bytes it takes.
 template <class T>
 int64_t place(const Shape& s, Cut& c, bool projection) {
   const bool bare = projection || !s.expand, project = projection || s.project;
-  // The largest share of a CTA.
-  const auto share = [&](int64_t rows) {
-    return std::min(rows, ceil_div(ceil_div(rows, kTileRows), c.cluster) * kTileRows);
-  };
+  const auto share = [&](int64_t rows) { return share_rows(rows, c.cluster); };
   const int64_t depth = projection ? s.in : s.mid;
   const int64_t mid = share(depth), out = share(projection ? s.proj : s.out);
-  const int64_t dw_pitch = shared_pitch(dw_columns<T>(c.step_rows, s.out_width));
-  const int64_t x =
-      bare ? mid * shared_pitch(c.ring) : shared_rows<T>(s.in) * shared_pitch(c.columns);
+  const int64_t dw_pitch = shared_pitch(c.step_rows * s.out_row);
+  const int64_t mid_pitch = shared_pitch(c.ring),
+                x_pitch = bare ? mid_pitch : shared_pitch(c.columns);
+  const int64_t x = (bare ? mid : shared_rows<T>(s.in)) * x_pitch;
   const int64_t dw = shared_rows<T>(depth) * dw_pitch;
   Places& places = c.places[projection ? 1 : 0];
+  places.x_pitch = static_cast<int>(x_pitch);
+  places.mid_pitch = static_cast<int>(mid_pitch);
+  places.dw_pitch = static_cast<int>(dw_pitch);
   int64_t at = 0;
-  const auto take = [&](int64_t bytes) {
+  const auto take = [&](int64_t bytes, int64_t unit = 16) {
     const int64_t here = at;
-    at += round_up(bytes, 16);
+    at = round_up(at + bytes, unit);
     return static_cast<int>(here);
   };
   if (bare || c.prefetch) {
@@ -86,41 +94,38 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
   } else {
     places.dw = take(std::max(x, dw) * s.size);
   }
-  places.mid = take(bare ? 0 : mid * shared_pitch(c.ring) * s.size);
+  places.mid = take(bare ? 0 : mid * mid_pitch * s.size);
   places.result = take(s.result ? out * dw_pitch * s.size : 0);
-  const int64_t weights = (bare ? 0 : packed_elements(mid, s.in, dtype_of<T>())) +
-                          (project ? packed_elements(out, depth, dtype_of<T>()) : 0);
-  const int64_t pw1_bias = bare ? 0 : padded_rows(mid);
-  places.parameters = take((pw1_bias + mid * s.dw_floats[projection] + s.in + out) * 4);
+  places.pw1_bias = take(bare ? 0 : padded_rows(mid) * 4);
+  places.dw_weights = take(mid * s.dw_floats[projection] * 4, 4);
+  places.in_table = take(s.in * 4, 4);
+  places.out_table = take(out * 4);
   places.pw2_bias = take(padded_rows(out) * 4);
-  places.weights = take(c.weights != Weights::kDirect ? weights * s.size : 0);
+  const bool shared = c.weights != Weights::kDirect;
+  places.pw1 = take(shared && !bare ? packed_elements(mid, s.in, dtype_of<T>()) * s.size : 0);
+  places.pw2 = take(shared && project ? packed_elements(out, depth, dtype_of<T>()) * s.size : 0);
   return at;
+}
+
+// Rows of a step, or of the steps that a row takes.
+inline int64_t stretch_rows(const Shape& s, int64_t columns) {
+  return std::max<int64_t>(columns / s.row, 1);
 }
 
 // Output rows that the steps of a march complete at most, starting at the top of an image.
 template <int kStride>
 int64_t rows_of_step(const Shape& s, int64_t columns, int64_t rows_per_cta) {
   int64_t most = 1, before = 0;
-  for (int64_t pixels = columns, step = 0; before < rows_per_cta && step < 64; ++step) {
+  for (int64_t step = 1; before < rows_per_cta && step <= 64; ++step) {
     const int64_t complete = std::min<int64_t>(
         rows_per_cta,
-        rows_complete<kStride>(static_cast<int>(pixels / s.width), static_cast<int>(s.height),
-                               static_cast<int>(s.out_height), static_cast<int>(s.reach)));
+        rows_complete<kStride>(static_cast<int>(step * stretch_rows(s, columns)),
+                               static_cast<int>(s.height), static_cast<int>(s.out_height),
+                               static_cast<int>(s.reach)));
     most = std::max(most, complete - before);
     before = complete;
-    pixels += columns;
   }
   return std::min(most, rows_per_cta);
-}
-
-// Rows of each CTA (or cluster) for an even load of the GPU; whole images where that costs little.
-inline int64_t rows_for(const Shape& s, const Device& device, int64_t slots) {
-  // A kernel counts the pixels of its range in 31 bits.
-  const int64_t most = std::clamp<int64_t>((int64_t{1} << 29) / s.width, 1, s.rows());
-  if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, most);
-  const int64_t rows = std::min(ceil_div(s.rows(), slots), most);
-  const int64_t images = round_up(rows, s.out_height);
-  return images <= most && images * 8 <= rows * 9 ? images : rows;
 }
 
 // CTAs (or clusters) of one branch that run at once. An eighth of the SMs may be left over where a
@@ -130,21 +135,55 @@ inline int64_t slots_of(const Shape& s, const Device& device, const Cut& c, int6
   return std::max<int64_t>(sms * ctas_per_sm / (c.cluster * s.branches()), 1);
 }
 
+// Instructions of a warp, in products of 16 x 8 x 16, that a CTA of `rows` rows executes, about.
+template <class T, int kStride>
+double work_of(const Shape& s, const Cut& c, int64_t rows) {
+  constexpr double kProduct = sizeof(T) == 4 ? 64 : 4, kResults = 1 / 2.0, kLoad = 1 / 25.0;
+  const double in_rows = static_cast<double>(std::min(rows, s.out_height) * kStride +
+                                             std::min(2 * s.reach, s.height - 1));
+  const double images = static_cast<double>(std::max<int64_t>(rows / s.out_height, 1));
+  const double first = s.expand ? static_cast<double>(s.in * s.mid) : 0;
+  const double second = s.project ? static_cast<double>(s.mid * s.out) : 0;
+  const double in_pixels = images * in_rows * static_cast<double>(s.row);
+  const double out_pixels = static_cast<double>(rows * s.out_row);
+  return (kProduct / 2048 * (first * in_pixels + second * out_pixels) +
+          kResults * static_cast<double>(s.mid) * out_pixels + kLoad * (first + second)) /
+         static_cast<double>(c.cluster);
+}
+
+// Rows of each CTA (or cluster), of which an SM has room for `ctas`, for an even load of the GPU;
+// whole images where that costs little. CTAs that have an SM to themselves read fewer rows twice,
+// and others hide their waits: which is better, the work tells.
+template <class T, int kStride>
+int64_t rows_for(const Shape& s, const Device& device, const Cut& c, int64_t ctas) {
+  constexpr double kAlone = 1.15;
+  // A kernel counts the pixels of its range in 31 bits.
+  const int64_t most = std::clamp<int64_t>((int64_t{1} << 29) / s.row, 1, s.rows());
+  if (device.tuning.rows_per_cta > 0) return std::min(device.tuning.rows_per_cta, most);
+  const auto for_slots = [&](int64_t per_sm) {
+    const int64_t rows = std::min(ceil_div(s.rows(), slots_of(s, device, c, per_sm)), most);
+    const int64_t images = round_up(rows, s.out_height);
+    return images <= most && images * 8 <= rows * 9 ? images : rows;
+  };
+  const int64_t together = for_slots(ctas), alone = for_slots(1);
+  const double both = static_cast<double>(ctas) * work_of<T, kStride>(s, c, together);
+  return kAlone * work_of<T, kStride>(s, c, alone) < both ? alone : together;
+}
+
 // Fills in a cut of given weights, cluster and columns; ctas_per_sm stays 0 if it does not fit.
 template <class T, int kStride>
 void complete(const Shape& s, const Device& device, Cut& c) {
   const bool clustered = c.weights == Weights::kClustered;
-  // Less than a window's rows are kept, no more than an image has, and all places are multiples of
-  // what divides a row and a sector.
-  int64_t common = s.sector;
-  while (s.width % common != 0) common /= 2;
-  const int64_t kept = std::min(2 * s.reach + 1, s.height);
-  c.ring = round_up(c.columns + kept * s.width - common, kBlock);
+  // Beside a step's rows those that their windows reach back to, no more than an image has.
+  c.ring = (stretch_rows(s, c.columns) + std::min(2 * s.reach, s.height - 1)) * s.row;
   const int64_t blocks = c.columns / kBlock;
   const auto fits = [&](int64_t ctas) {
-    c.rows_per_cta = rows_for(s, device, slots_of(s, device, c, ctas));
+    c.rows_per_cta = rows_for<T, kStride>(s, device, c, ctas);
+    c.ctas = ceil_div(s.rows(), c.rows_per_cta);
+    const bool alone = ctas == 1 || c.ctas <= slots_of(s, device, c, 1);
+    c.threads = alone && s.ctas_per_sm(c.weights) > 1 ? kMostUnitThreads : kUnitThreads;
     c.step_rows = rows_of_step<kStride>(s, c.columns, c.rows_per_cta);
-    const int64_t most = (kBlock * Direct<T, kStride>::kBlocks - s.sector + 1) / s.out_width;
+    const int64_t most = kBlock * Direct<T, kStride>::kBlocks / s.out_row;
     c.split = c.weights == Weights::kDirect && c.step_rows > std::max<int64_t>(most, 1);
     if (c.split) c.step_rows = std::max<int64_t>(most, 1);
     c.shared_bytes = 0;
@@ -153,9 +192,11 @@ void complete(const Shape& s, const Device& device, Cut& c) {
     }
     return c.shared_bytes <= device.shared_per_cta &&
            ctas * (c.shared_bytes + device.reserved_per_cta) <= device.shared_per_sm &&
-           s.in * blocks <= kMaxDividend &&
-           (!clustered || round_up(ceil_div(s.in, c.cluster), kRowsTogether<T>) * blocks * 8 <=
-                              kRowsTogether<T> * kHeld<T> * kUnitThreads);
+           s.in * blocks <= kMaxDividend && s.row + c.columns <= kMaxDividend &&
+           std::max(s.mid, s.in) * s.out_row <= kMaxDividend * kBlock &&
+           c.step_rows * s.out_row <= kMaxDividend &&
+           (!clustered || round_up(ceil_div(s.in, c.cluster), kGroupChannels<T>) * blocks * 8 <=
+                              kGroupChannels<T> * Held<T>::kMost * c.threads);
   };
   c.ctas_per_sm = 0;
   for (int64_t ctas = s.ctas_per_sm(c.weights); ctas >= 1 && c.ctas_per_sm == 0; --ctas) {
@@ -166,7 +207,21 @@ void complete(const Shape& s, const Device& device, Cut& c) {
       break;
     }
   }
-  c.ctas = ceil_div(s.rows(), c.rows_per_cta);
+}
+
+// Columns that steps may have, from `most` down to `least`, or the only ones there are: of whole
+// rows, then of equal parts of a row.
+inline std::vector<int64_t> widths_of_step(const Shape& s, int64_t most, int64_t least) {
+  std::vector<int64_t> widths;
+  const auto add = [&](int64_t columns) {
+    if (columns > most || (columns < least && !widths.empty())) return;
+    if (widths.empty() || columns < widths.back()) widths.push_back(columns);
+  };
+  for (int64_t rows = most / s.row; rows >= 1; --rows) add(rows * s.row);
+  for (int64_t parts = 2; parts <= s.row / kBlock; ++parts) {
+    add(round_up(ceil_div(s.row, parts), kBlock));
+  }
+  return widths;
 }
 
 // Tries cuts of `c`'s weights and cluster from wide steps to narrow ones. Weights in shared memory:
@@ -174,20 +229,23 @@ void complete(const Shape& s, const Device& device, Cut& c) {
 // CTA, which hides latency, is worth a third of the width.
 template <class T, int kStride>
 Cut widest(const Shape& s, const Device& device, const Cut& c) {
+  constexpr int64_t kSector = 32 / static_cast<int64_t>(sizeof(T));  // pixels
   const bool direct = c.weights == Weights::kDirect, forced = device.tuning.columns != 0;
-  const int64_t rows = rows_for(s, device, slots_of(s, device, c, s.ctas_per_sm(c.weights)));
-  const int64_t range = round_up((rows * kStride + 2 * s.reach) * s.width + s.sector - 1, s.sector);
+  const int64_t rows = rows_for<T, kStride>(s, device, c, s.ctas_per_sm(c.weights));
+  const int64_t range = (rows * kStride + 2 * s.reach) * s.row;
   const int64_t most = std::min(direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns, range);
-  const int64_t least = std::min(direct ? s.sector : kNarrowStep, range);
+  const int64_t least = std::min(direct ? kSector : kNarrowStep, range);
   const auto worth = [&](const Cut& cut) {
     return cut.ctas_per_sm == 0 ? 0 : (cut.ctas_per_sm + 1) * (direct ? cut.columns : 1);
   };
   Cut best;
-  for (int64_t columns = most; columns >= least; columns -= s.sector) {
+  const int64_t wanted = round_up(device.tuning.columns, kBlock);
+  for (const int64_t columns :
+       forced ? widths_of_step(s, wanted, wanted) : widths_of_step(s, most, least)) {
     Cut next = c;
-    next.columns = forced ? round_up(device.tuning.columns, s.sector) : columns;
+    next.columns = columns;
     complete<T, kStride>(s, device, next);
-    if (next.split && columns > 2 * s.sector && !forced) continue;
+    if (next.split && columns > 2 * kSector && !forced) continue;
     if (worth(next) > worth(best)) best = next;
     if ((best.ctas_per_sm == s.ctas_per_sm(c.weights) && !direct) || forced) break;
   }
@@ -212,7 +270,7 @@ Cut choose(const Shape& s, const Device& device) {
     const Cut c = with(Weights::kResident, 1);
     if (c.ctas_per_sm == s.ctas_per_sm(c.weights) || device.tuning.weights != 0) {
       best = c;
-    } else if (c.rows_per_cta * s.out_width >= kLongMarch * c.columns) {
+    } else if (c.rows_per_cta * s.out_row >= kLongMarch * c.columns) {
       lonely = c;
     }
   }

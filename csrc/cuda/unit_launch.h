@@ -24,29 +24,30 @@ void describe_unit(const UnitParams<T>& params, const Shape& s, const Cut& c, La
   info.kernel = names[s.expand && s.project][kStride - 1];
   info.ctas = c.ctas * s.branches() * c.cluster;
   info.cluster = c.cluster;
-  info.threads = kUnitThreads;
+  info.threads = c.threads;
   info.shared_bytes = c.shared_bytes;
   info.columns = c.columns;
   info.resident = c.weights != Weights::kDirect;
   info.launches = 1;
-  int64_t in_pixels = 0;
+  int64_t in_rows = 0;
   int64_t steps = 0;
+  const int64_t stretch = stretch_rows(s, c.columns);
   for (int64_t row = 0; row < s.rows(); row += c.rows_per_cta) {
     const int64_t end = std::min(row + c.rows_per_cta, s.rows());
     const int height = static_cast<int>(s.height), out_height = static_cast<int>(s.out_height);
     const int reach = static_cast<int>(s.reach);
     const int64_t first = first_row<kStride>(static_cast<int>(row), height, out_height, reach);
     const int64_t last = rows_needed<kStride>(static_cast<int>(end), height, out_height, reach);
-    const int64_t pixels = round_up(last * s.width - first * s.width / s.sector * s.sector, kBlock);
-    in_pixels += pixels;
-    steps += ceil_div(pixels, c.columns);
+    in_rows += last - first;
+    steps += ceil_div(last - first, stretch) * ceil_div(stretch * s.row, c.columns);
   }
-  const int64_t out_pixels = s.rows() * s.out_width;
-  info.read_bytes = in_pixels * s.in * s.size * s.branches();
+  const int64_t in_pixels = in_rows * s.row, out_pixels = s.rows() * s.out_row;
+  info.read_bytes = in_rows * (s.in_planes ? s.row : s.width) * s.in * s.size * s.branches();
   info.written_bytes = out_pixels * (params.out != nullptr ? s.out + s.proj : 0) * s.size;
   if (params.result != nullptr) {
-    info.read_bytes += out_pixels * (params.result_channels - s.out - s.proj) * s.size;
-    info.written_bytes += out_pixels * params.result_channels * s.size;
+    const int64_t pixels = s.rows() * s.out_width;
+    info.read_bytes += pixels * (params.result_channels - s.out - s.proj) * s.size;
+    info.written_bytes += pixels * params.result_channels * s.size;
   }
   const int64_t passes = info.resident ? c.ctas : steps;
   const DType dtype = dtype_of<T>();
@@ -71,9 +72,10 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   s.proj = step.proj_channels, s.out = step.out_channels;
   s.batch = call.batch, s.height = call.height, s.width = call.width;
   s.out_height = conv3x3_extent(s.height, kStride), s.out_width = conv3x3_extent(s.width, kStride);
+  s.row = row_pitch(s.width), s.out_row = row_pitch(s.out_width);
   s.in_planes = step.in_buffer != kCallersMap;
   s.result = call.result.data != nullptr;
-  s.size = sizeof(T), s.sector = kSectorPixels<T>;
+  s.size = sizeof(T);
   s.dw_floats[0] = depthwise_floats(step.dw_window.window);
   s.dw_floats[1] = depthwise_floats(step.proj_dw_window.window);
   s.any = Act::kAny;
@@ -96,6 +98,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   params.in = static_cast<const T*>(call.in.data);
   params.in_channel = call.in.channel;
   params.in_image = call.in.image;
+  params.in_row = call.in.row;
   params.in_pixel = call.in.pixel;
   params.in_planes = s.in_planes;
   params.out = static_cast<T*>(call.out.data);
@@ -103,6 +106,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   params.result = static_cast<T*>(call.result.data);
   params.result_channel = call.result.channel;
   params.result_image = call.result.image;
+  params.result_row = call.result.row;
   params.result_pixel = call.result.pixel;
   params.in_table = table(step.in_table);
   params.result_table = table(step.result_table);
@@ -113,6 +117,8 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   params.width = static_cast<int>(s.width);
   params.out_height = static_cast<int>(s.out_height);
   params.out_width = static_cast<int>(s.out_width);
+  params.row = static_cast<int>(s.row);
+  params.out_row = static_cast<int>(s.out_row);
   Branch<T>& main = params.branches[0];
   main.pw1 = s.expand ? weights(step.pw1_weights) : nullptr;
   main.pw2 = s.project ? weights(step.pw2_weights) : nullptr;
@@ -149,12 +155,21 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   main.at = c.places[0];
   projection.at = c.places[1];
   params.columns = static_cast<int>(c.columns);
+  params.stretch_rows = static_cast<int>(stretch_rows(s, c.columns));
+  params.stretch = params.stretch_rows * params.row;
   params.ring = static_cast<int>(c.ring);
   params.step_rows = static_cast<int>(c.step_rows);
   params.rows_per_cta = static_cast<int>(c.rows_per_cta);
   params.cluster = static_cast<int>(c.cluster);
   params.prefetch = c.prefetch;
   params.by_blocks = Divisor(c.columns / kBlock);
+  params.by_row = Divisor(s.row);
+  params.by_out_width = Divisor(s.out_width);
+  for (Branch<T>& branch : params.branches) {
+    const int64_t groups = ceil_div(share_rows(branch.mid, c.cluster), kGroupChannels<T>);
+    branch.groups = static_cast<int>(groups);
+    branch.by_groups = Divisor(std::max<int64_t>(groups, 1));
+  }
   params.reach = static_cast<int>(s.reach);
   if (info != nullptr) return describe_unit<T, kStride>(params, s, c, *info);
 
@@ -181,8 +196,8 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   slopes(projection.pw2_after, s.proj);
   constant(params.in_table, s.in * 4);
   constant(table(step.out_table), keeps ? (s.proj + s.out) * 4 : 0);
-  const int64_t read = s.in * s.batch * s.height * s.width * s.size;
-  const int64_t written = (s.proj + s.out) * s.rows() * s.out_width * s.size;
+  const int64_t read = s.in * s.batch * s.height * s.row * s.size;
+  const int64_t written = (s.proj + s.out) * s.rows() * s.out_row * s.size;
   const auto bytes_of = [&](const MapView& planes) {
     return planes.channels * planes.channel * s.size;
   };
@@ -205,7 +220,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   Launch config;
   config.grid_x = static_cast<uint32_t>(c.ctas * c.cluster);
   config.grid_y = static_cast<uint32_t>(s.branches());
-  config.threads = kUnitThreads;
+  config.threads = static_cast<uint32_t>(c.threads);
   config.cluster = static_cast<uint32_t>(c.cluster);
   config.shared_bytes = c.shared_bytes;
   config.overlaps = call.overlaps;

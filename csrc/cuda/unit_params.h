@@ -9,41 +9,49 @@
 
 namespace snv2::SNV2_GPU {
 
-constexpr int kUnitThreads = 256;
-constexpr int kUnitWarps = kUnitThreads / kWarp;
+// Threads of a CTA beside another one on its SM, and of one that has an SM to itself: as many
+// registers in both cases.
+constexpr int kUnitThreads = 256, kMostUnitThreads = 512;
 
-// How warps share a product, where the matrix is, and how many CTAs an SM must have room for.
+SNV2_DEVICE int unit_threads() { return static_cast<int>(blockDim.x); }
+SNV2_DEVICE int unit_warps() { return static_cast<int>(blockDim.x / unsigned{kWarp}); }
+
+// How warps share a product, and where the matrix is.
 struct Resident {
   static constexpr bool kResident = true, kCluster = false;
-  static constexpr int kTiles = 2, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
+  static constexpr int kTiles = 2, kBlocks = 4, kAhead = 1;
 };
 // Of float32 in a piece's first product, where two rows of tiles do not fit in the registers.
 struct ResidentNarrow {
   static constexpr bool kResident = true, kCluster = false;
-  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
+  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1;
 };
 struct Clustered {
   static constexpr bool kResident = true, kCluster = true;
-  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1, kCtasPerSm = 2;
+  static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1;
 };
 // Registers bound the blocks, and stride 2 has both branches in one kernel.
 template <class T, int kStride>
 struct Direct {
   static constexpr bool kResident = false, kCluster = false;
-  static constexpr int kTiles = 1, kCtasPerSm = 2;
-  static constexpr int kBlocks = sizeof(T) == 4 ? 8 : 24 - 8 * kStride;
-  static constexpr int kAhead = sizeof(T) == 4 ? 1 : 2 * kStride;
+  static constexpr int kTiles = 1;
+  static constexpr int kBlocks = sizeof(T) == 4 || kStride == 2 ? 8 : 14;
+  static constexpr int kAhead = sizeof(T) == 4 ? 1 : kStride;
 };
 
-// Pixels in a sector: steps, and columns of results, begin on them.
+// Channels that eight lanes take where each has a vector of a row: their vectors lie in different
+// banks (shared_pitch).
 template <class T>
-constexpr int kSectorPixels = 32 / static_cast<int>(sizeof(T));
+constexpr int kGroupChannels = 16 / static_cast<int>(sizeof(T));
 
-// Where a branch's parts lie, in bytes from the start of shared memory; X is at 0. The weights
-// follow pw2's bias: a warp that makes two rows of tiles reads the bias of both, and throws away
-// the results of a row that does not exist.
+// Where a branch's parts lie, in bytes from the start of shared memory; X is at 0. In a cluster as
+// the largest share of a CTA needs. The weights follow pw2's bias: a warp that makes two rows of
+// tiles reads the bias of both, and throws away the results of a row that does not exist.
 struct Places {
-  int mid, dw, result, parameters, pw2_bias, weights;
+  int mid, dw, result;
+  int pw1_bias, dw_weights, in_table, out_table, pw2_bias;
+  int pw1, pw2;
+  int x_pitch, mid_pitch, dw_pitch;  // elements
 };
 
 // One of the two branches; in a cluster, what a CTA has of it. Those of a piece are alike.
@@ -61,6 +69,8 @@ struct Branch {
   int first_depth;   // row of DW that is row 0 of MID
   int first_result;  // row of the unit's whole result that is row 0 of this branch's
   Places at;
+  int groups;  // of kGroupChannels channels that are convolved, of the CTA that has most
+  Divisor by_groups;
   After pw1_after, dw_after, pw2_after;  // these three for kernels of any activation
   int window, dilation;
 
@@ -73,26 +83,30 @@ struct Branch {
 template <class T>
 struct UnitParams {
   const T* in;  // planes, or the caller's tensor
-  int64_t in_channel, in_image, in_pixel;
+  int64_t in_channel, in_image, in_row, in_pixel;
   bool in_planes;
   T* out;  // planes, or null
   int64_t out_pitch;
   T* result;  // the caller's, or null
-  int64_t result_channel, result_image, result_pixel;
+  int64_t result_channel, result_image, result_row, result_pixel;
   const int32_t* in_table;      // [in]
   const int32_t* result_table;  // [result_channels], see GpuStep
   int in_channels;
   int result_channels;
   Branch<T> branches[2];                            // main, projection
   int batch, height, width, out_height, out_width;  // rows of all images: below 2^31
+  int row, out_row;                                 // elements of a row, with its padding
   int rows_per_cta;                                 // output rows
-  int columns;                                      // of a step
-  int ring;                                         // columns of MID, at the projection of X
-  int step_rows;                                    // output rows convolved at a time
+  int columns;  // of a step, which is some whole rows or a part of one
+  int stretch;  // elements of those rows, and how many rows
+  int stretch_rows;
+  int ring;           // columns of MID, at the projection of X: whole rows
+  int step_rows;      // output rows convolved at a time
   bool prefetch;      // X and DW are apart: the next X is loaded while DW is in use
   int cluster;        // CTAs
   Divisor by_blocks;  // of a row of X
-  int reach;          // of the windows, for kernels of any activation
+  Divisor by_row, by_out_width;
+  int reach;  // of the windows, for kernels of any activation
 
   // Rows above and below that an output row needs.
   template <class Act>
@@ -100,12 +114,6 @@ struct UnitParams {
     return Act::kAny ? reach : 1;
   }
 };
-
-// Columns of DW: a step's rows begin anywhere in a sector.
-template <class T>
-constexpr int64_t dw_columns(int64_t step_rows, int64_t out_width) {
-  return step_rows * out_width + kSectorPixels<T> - 1;
-}
 
 // Arithmetic of rows ----------------------------------------------------------------------------
 
@@ -143,29 +151,24 @@ struct Memory {
   int x_pitch, mid_pitch, dw_pitch;
 };
 
-// kBare: a branch without pw1.
-template <class T, class Act, bool kBare>
-SNV2_DEVICE Memory<T> memory_of(const UnitParams<T>& params, const Branch<T>& branch) {
+template <class T>
+SNV2_DEVICE Memory<T> memory_of(const Places& at) {
   const Shared<unsigned char> base = shared_memory();
   Memory<T> m;
   m.x = base.template as<T>();
-  m.mid = (base + branch.at.mid).template as<T>();
-  m.dw = (base + branch.at.dw).template as<T>();
-  m.result = (base + branch.at.result).template as<T>();
-  m.pw1 = m.pw2 = (base + branch.at.weights).template as<T>();
-  if (!kBare) {
-    m.pw2 =
-        m.pw1 + static_cast<int>(packed_elements(branch.mid, params.in_channels, dtype_of<T>()));
-  }
-  m.pw2_bias = (base + branch.at.pw2_bias).template as<float>();
-  m.pw1_bias = m.dw_weights = (base + branch.at.parameters).template as<float>();
-  if (!kBare) m.dw_weights = m.pw1_bias + static_cast<int>(padded_rows(branch.mid));
-  m.in_table =
-      (m.dw_weights + branch.mid * branch.template dw_floats<Act>()).template as<int32_t>();
-  m.out_table = m.in_table + params.in_channels;
-  m.x_pitch = static_cast<int>(shared_pitch(kBare ? params.ring : params.columns));
-  m.mid_pitch = static_cast<int>(shared_pitch(params.ring));
-  m.dw_pitch = static_cast<int>(shared_pitch(dw_columns<T>(params.step_rows, params.out_width)));
+  m.mid = (base + at.mid).template as<T>();
+  m.dw = (base + at.dw).template as<T>();
+  m.result = (base + at.result).template as<T>();
+  m.pw1 = (base + at.pw1).template as<T>();
+  m.pw2 = (base + at.pw2).template as<T>();
+  m.pw1_bias = (base + at.pw1_bias).template as<float>();
+  m.dw_weights = (base + at.dw_weights).template as<float>();
+  m.pw2_bias = (base + at.pw2_bias).template as<float>();
+  m.in_table = (base + at.in_table).template as<int32_t>();
+  m.out_table = (base + at.out_table).template as<int32_t>();
+  m.x_pitch = at.x_pitch;
+  m.mid_pitch = at.mid_pitch;
+  m.dw_pitch = at.dw_pitch;
   return m;
 }
 

@@ -38,6 +38,9 @@ struct Shared {
   }
 };
 
+template <class T>
+using Remote = Shared<T>;
+
 inline Shared<unsigned char> shared_memory() { return {emulator::shared_memory()}; }
 
 // Global and shared memory ------------------------------------------------------------------
@@ -197,12 +200,11 @@ Vector<T, 2> rounded_pair(float a, float b) {
 }
 inline uint32_t to_tf32(float value) { return emulator::float_to_tf32(value); }
 
-inline float relu(float value) { return value < 0.0f ? 0.0f : value; }
-
 inline float exponential(float x) { return std::exp(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 
 inline float max_nan(float a, float b) { return emulator::max_nan(a, b); }
+inline float relu(float value) { return max_nan(value, 0.0f); }
 template <class T>
 Vector<T, 2> max_nan(const Vector<T, 2>& a, const Vector<T, 2>& b) {
   Vector<T, 2> out;

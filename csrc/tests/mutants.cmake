@@ -77,28 +77,41 @@ snv2_add_mutant(planes_without_barrier_before_store RACE
 ]]
   EXPECT "shared memory" "read at span.h" "nobody wrote")
 
-snv2_add_mutant(planes_barrier_in_a_branch
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous/point
-  TEXT [[    sync_threads();
+snv2_add_mutant(strided_barrier_in_a_branch
+  FILE cuda/strided.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous/point
+  TEXT [[  sync_threads();
 
-    // Store.
-]] BECOMES [[    if (thread < count) sync_threads();
+  // Store.
+]] BECOMES [[  if (threadIdx.x < 5) sync_threads();
 ]]
-  EXPECT "waits in sync_threads" "planes.h" "which has ended")
+  EXPECT "waits in sync_threads" "strided.h" "which has ended")
 
 snv2_add_mutant(strips_with_too_short_a_ring RACE
   FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/strips
   TEXT "int ring_rows(int stride) { return 3 + stride; }"
   BECOMES "int ring_rows(int stride) { return 2 + stride; }"
-  EXPECT "race: write at span.h" "read by" "pixels.h")
+  EXPECT "race: write at span.h" "read by" "pixel_march.h")
 
-snv2_add_mutant(strips_without_barrier_after_store RACE
-  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/strips
-  TEXT [[      store_span(out_row, staged, out_elements);
+snv2_add_mutant(strips_that_wait_for_too_few
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/march
+  TEXT "cp_async_wait<kAhead - 1>();" BECOMES "cp_async_wait<kAhead>();"
+  EXPECT "read at pixel_march.h" "cp_async_wait")
+
+snv2_add_mutant(strips_without_barrier_before_a_row RACE
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/march
+  TEXT [[      cp_async_wait<kAhead - 1>();
       sync_threads();
-]] BECOMES [[      store_span(out_row, staged, out_elements);
+]] BECOMES [[      cp_async_wait<kAhead - 1>();
 ]]
-  EXPECT "race: read at span.h" "written by" "pixels.h")
+  EXPECT "shared memory")
+
+snv2_add_mutant(strips_without_barrier_before_store RACE
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/march
+  TEXT [[      if (!wanted) continue;
+      sync_threads();
+]] BECOMES [[      if (!wanted) continue;
+]]
+  EXPECT "shared memory" "span.h")
 
 snv2_add_mutant(images_without_wait
   FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/plane
@@ -108,7 +121,15 @@ snv2_add_mutant(images_without_wait
 ]] BECOMES [[        images * height * row_elements);
     cp_async_commit();
 ]]
-  EXPECT "read at pixels.h" "cp.async" "cp_async_wait")
+  EXPECT "read at pixel_march.h" "cp.async" "cp_async_wait")
+
+snv2_add_mutant(strided_without_barrier_after_load RACE
+  FILE cuda/strided.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous/tiles
+  TEXT [[  cp_async_wait<0>();
+  sync_threads();
+]] BECOMES [[  cp_async_wait<0>();
+]]
+  EXPECT "shared memory" "read at strided.h" "nobody wrote")
 
 snv2_add_mutant(spread_without_wait
   FILE cuda/alternate.h OF cuda/cat_shuffle.cu IN kernels CASES cat_shuffle/contiguous
@@ -161,17 +182,40 @@ snv2_add_mutant(planes_with_too_small_a_margin
   TEXT "kMain == Main::kStride1 ? width + 1 : 0;" BECOMES "kMain == Main::kStride1 ? width : 0;"
   EXPECT "shared memory" "nobody wrote" "planes.h")
 
-snv2_add_mutant(planes_past_the_last_plane
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous/tiles
-  TEXT "q0 + params.planes < params.out_planes ?" BECOMES "true ?"
+snv2_add_mutant(images_above_the_first_row
+  FILE cuda/pixel_march.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/plane
+  TEXT "last >= 0 && last < height;" BECOMES "last < height;"
+  EXPECT "shared load" "is outside")
+
+snv2_add_mutant(march_past_the_last_column
+  FILE cuda/pixel_march.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/tiles
+  TEXT "from, kInputs - 1 < inputs_);" BECOMES "from, true);"
+  EXPECT "shared memory" "read at pixel_march.h" "nobody wrote")
+
+snv2_add_mutant(march_without_the_row_above
+  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/march
+  TEXT [[    march.restart();
+    int row = row0 - March::kBefore;
+]] BECOMES [[    march.restart();
+    int row = row0 - 1;
+]]
+  EXPECT "wrong result")
+
+snv2_add_mutant(strided_past_the_last_plane
+  FILE cuda/strided.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous/march
+  TEXT "left_over < params.tile ? left_over : params.tile" BECOMES "params.tile"
   EXPECT "global" "outside all buffers" "span.h")
 
-snv2_add_mutant(images_above_the_first_row
-  FILE cuda/pixels.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/channels_last/plane
-  TEXT [[          lines.have[dy] = y >= 0 && y < height;
-          lines.at[dy] = x]] BECOMES [[          lines.have[dy] = y < height;
-          lines.at[dy] = x]]
-  EXPECT "shared load" "is outside")
+snv2_add_mutant(strided_without_guard
+  FILE cuda/strided.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous/pairs/float16
+  TYPE half_t
+  TEXT "if (threadIdx.x == 0) store(source + -1, T{});" BECOMES " "
+  EXPECT "shared memory" "nobody wrote" "strided.h")
+
+snv2_add_mutant(strided_without_the_row_above TYPE half_t
+  FILE cuda/strided.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous/march/float16
+  TEXT "row > 0, 2 * (row + rows)" BECOMES "false, 2 * (row + rows)"
+  EXPECT "wrong result")
 
 snv2_add_mutant(direct_past_the_last_row
   FILE cuda/span.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/direct
@@ -182,12 +226,11 @@ snv2_add_mutant(direct_past_the_last_row
 
 snv2_add_mutant(planes_with_the_next_tap
   FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3/contiguous/strips
-  TEXT "const float w = load(weight + (channel * 9 + tap));"
-  BECOMES "const float w = load(weight + (channel * 9 + tap + 1));"
+  TEXT "const float w = load(weight + tap);" BECOMES "const float w = load(weight + (tap + 1) % 9);"
   EXPECT "wrong result")
 
 snv2_add_mutant(planes_with_the_next_lane
-  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous
+  FILE cuda/planes.h OF cuda/dw_conv3x3.cu IN kernels CASES dw_conv3x3_stride2/contiguous/strips
   TEXT "shuffle(sums[1], (2 * lane + 1) % kWarp)" BECOMES "shuffle(sums[1], (2 * lane + 2) % kWarp)"
   EXPECT "wrong result")
 
@@ -225,19 +268,47 @@ snv2_add_mutant(parameters_past_the_end
     store(to + i, load(Global<const float>]]
   EXPECT "span.h")
 
-snv2_add_mutant(images_with_the_next_channel
-  FILE cuda/pixels.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/channels_last
-  TEXT "const int main = kPassthrough ? channels + c : c;"
-  BECOMES "const int main = kPassthrough ? channels + c - 1 : c;"
+snv2_add_mutant(march_with_the_next_channel
+  FILE cuda/pixel_march.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/channels_last
+  TEXT "main_(channel + (kPassthrough ?" BECOMES "main_(channel - 1 + (kPassthrough ?"
   EXPECT "wrong result")
+
+# Gradients ------------------------------------------------------------------------------------
+
+snv2_add_mutant(gradients_without_barrier_before_they_turn_round RACE
+  FILE cuda/depthwise_backward.h OF cuda/depthwise_backward.cu IN kernels CASES dw_conv3x3_backward/contiguous/plane
+  TEXT [[cut_and_add<kStride>(tile, of, params.relu);
+    sync_threads();
+]] BECOMES [[cut_and_add<kStride>(tile, of, params.relu);
+]]
+  EXPECT "shared memory: race" "depthwise_backward.h")
+
+snv2_add_mutant(gradients_without_the_last_row
+  FILE cuda/depthwise_backward.h OF cuda/depthwise_backward.cu IN kernels CASES dw_conv3x3_backward/contiguous/tiles
+  TEXT "row + 1 == tile.height" BECOMES "row + 2 >= tile.height"
+  EXPECT "wrong result: grad_weight")
+
+snv2_add_mutant(gradients_that_stay_in_a_row
+  FILE cuda/backward_block.h OF cuda/depthwise_backward.cu IN kernels CASES dw_conv3x3_backward/channels_last/blocks
+  TEXT "source + (column < across ? step : step + wrap);" BECOMES "source + (step + 0 * wrap);"
+  EXPECT "wrong result")
+
+snv2_add_mutant(gather_without_barrier RACE
+  FILE cuda/alternate.h OF cuda/cat_shuffle_backward.cu IN kernels CASES cat_shuffle_backward/contiguous
+  TEXT [[  sync_warp();
+
+  // Store.
+]] BECOMES [[  // Store.
+]]
+  EXPECT "shared memory")
 
 # Indices of 32 bits, in maps of more than 2^31 elements ---------------------------------------
 
 snv2_add_mutant(planes_of_32_bits TYPE half_t
   FILE cuda/planes.h OF cuda/split_dw_cat_shuffle.cu IN kernels CASES split_dw_cat_shuffle/contiguous/large
-  TEXT "Global<T>{op.out} + (image * op.out_image + q0 * out_plane + row0 * op.out_width);"
+  TEXT "Global<T>{op.out} + (image * op.out_image + q * out_plane + row0 * op.out_width);"
   BECOMES
-    "Global<T>{op.out} + static_cast<int>(image * op.out_image + q0 * out_plane + row0 * op.out_width);"
+    "Global<T>{op.out} + static_cast<int>(image * op.out_image + q * out_plane + row0 * op.out_width);"
   EXPECT "global store" "outside all buffers")
 
 snv2_add_mutant(strips_of_32_bits TYPE half_t
@@ -247,7 +318,7 @@ snv2_add_mutant(strips_of_32_bits TYPE half_t
   EXPECT "global store" "outside all buffers")
 
 snv2_add_mutant(zip_of_32_bits
-  FILE cuda/cat_shuffle.cu OF cuda/cat_shuffle.cu IN kernels CASES channels_last/large
+  FILE cuda/cat_shuffle.h OF cuda/cat_shuffle.cu IN kernels CASES channels_last/large
   TEXT "Global<T>{params.out} + 2 * at;" BECOMES "Global<T>{params.out} + static_cast<int>(2 * at);"
   EXPECT "global store" "outside all buffers")
 
@@ -302,7 +373,7 @@ snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
       // Second product.
 ]] BECOMES [[      }
 ]]
-  EXPECT "shared memory: race: write at unit_convolve.h" "read by" "mma.h")
+  EXPECT "shared memory: read at mma.h" "nobody wrote")
 
 snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -310,7 +381,7 @@ snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
         sync_cluster_reads();
 ]] BECOMES [[        // All are past their first product and the second one before it.
 ]]
-  EXPECT "shared memory: race" "unit_convolve.h" "unit_load.h")
+  EXPECT "shared memory: read at unit_load.h" "nobody wrote")
 
 snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -322,7 +393,7 @@ snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
         sync_threads();
       }
 ]]
-  EXPECT "shared memory: race" "unit_load.h" "mma.h")
+  EXPECT "shared memory: read at mma.h" "nobody wrote")
 
 snv2_add_mutant(unit_that_does_not_wait_for_its_input
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -343,15 +414,19 @@ snv2_add_mutant(unit_past_the_ring
 
 snv2_add_mutant(unit_with_the_next_tap
   FILE cuda/unit_convolve.h OF cuda/unit.cu IN gpu_units CASES stages_match
-  TEXT "window_[tap / kWindow][p * kStride + tap % kWindow]"
-  BECOMES "window_[tap % kWindow][p * kStride + tap / kWindow]"
+  TEXT "taps_[kRow * 3 + tap]" BECOMES "taps_[tap * 3 + kRow]"
+  EXPECT "is off by")
+
+snv2_add_mutant(unit_that_convolves_padding
+  FILE cuda/unit_convolve.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "ring.width - (at + w * kOfWord)" BECOMES "ring.row - (at + w * kOfWord)"
   EXPECT "is off by")
 
 # Any activations and windows ----------------------------------------------------------------
 
 snv2_add_mutant(any_unit_with_a_short_ring TYPE half_t
   FILE cuda/unit_cut.h OF cuda/unit_any.cu IN gpu_units CASES any_windows
-  TEXT "std::min(2 * s.reach + 1, s.height)" BECOMES "std::min(2 * s.reach, s.height)"
+  TEXT "(stretch_rows(s, c.columns) + std::min(2 * s.reach," BECOMES "(stretch_rows(s, c.columns) + std::min(2 * s.reach - 1,"
   EXPECT "is off by")
 
 snv2_add_mutant(any_unit_that_forgets_dilation TYPE any
@@ -368,15 +443,14 @@ snv2_add_mutant(any_unit_with_the_next_slope TYPE any
 
 snv2_add_mutant(piece_of_the_next_column
   FILE cuda/unit_convolve.h OF cuda/unit_piece.cu IN gpu_pieces CASES pieces_match
-  TEXT "ring.pixel(line, place, (first + p) * kStride)"
-  BECOMES "ring.pixel(line, place, (first + p) * kStride + 1)"
+  TEXT "values[p * kStride % kPixels]" BECOMES "values[(p * kStride + 1) % kPixels]"
   EXPECT "is off by")
 
 snv2_add_mutant(piece_that_stores_the_rows_of_another_cta
   FILE cuda/unit_product.h OF cuda/unit_piece.cu IN gpu_pieces CASES pieces_match
   TEXT "const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;"
   BECOMES "const int at = place.row * m.dw_pitch + place.column;"
-  EXPECT "is off by")
+  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
 
 snv2_add_mutant(piece_without_barrier_before_it_stores RACE
   FILE cuda/unit.h OF cuda/unit_piece.cu IN gpu_pieces CASES pieces_match
@@ -389,14 +463,14 @@ snv2_add_mutant(piece_without_barrier_before_it_stores RACE
 
       // Second product.
 ]]
-  EXPECT "shared memory: race" "unit_convolve.h")
+  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
 
 snv2_add_mutant(gate_without_barrier_after_the_means RACE
   FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
-  TEXT [[static_cast<float>(plane)));
+  TEXT [[(1.0f / params.pixels));
   }
   sync_threads();
-]] BECOMES [[static_cast<float>(plane)));
+]] BECOMES [[(1.0f / params.pixels));
   }
 ]]
   EXPECT "shared memory: read at gate.cu" "nobody wrote")
@@ -441,7 +515,7 @@ snv2_add_mutant(shortcut_without_layers_that_does_not_wait
 
 snv2_add_mutant(copy_that_stays_in_its_image
   FILE cuda/copy.cu OF cuda/copy.cu IN gpu_pieces CASES pieces_match
-  TEXT "place -= params.plane, ++image;" BECOMES "place -= params.plane;"
+  TEXT "image = y / params.height;" BECOMES "image = row0 / params.height;"
   EXPECT "copy.cu")
 
 # Ends of networks ---------------------------------------------------------------------------
@@ -474,6 +548,11 @@ snv2_add_mutant(head_that_waits_for_too_few
     if (first == 0) {
 ]]
   EXPECT "cp_async_wait is missing")
+
+snv2_add_mutant(head_that_averages_padding
+  FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES head_matches
+  TEXT "2 * t + c < columns" BECOMES "2 * t + c < kBlock"
+  EXPECT "not")
 
 snv2_add_mutant(head_without_barrier_after_a_stage RACE
   FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES head_matches

@@ -92,6 +92,8 @@ bool add_tests() {
   } sizes[] = {
       {"plane", {2, 5, 7, 9}, true},      {"point", {1, 3, 1, 1}, true},
       {"tiles", {2, 42, 14, 14}, false},   // several for each image
+      {"pairs", {3, 44, 13, 10}, true},    // of channels, in words
+      {"march", {1, 38, 40, 45}, true},    // down a strip, with a ring of rows
       {"strips", {1, 2, 96, 130}, false},  // too large for shared memory
       {"direct", {1, 1, 3, 8200}, false},  // not even three rows fit
   };

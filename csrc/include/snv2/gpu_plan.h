@@ -3,13 +3,15 @@
 //
 //   [GpuPlanHeader][GpuStep x step_count][tables]
 //
-// Between steps a feature map lies in a *plane buffer*: plane p of all images is one row of
-// batch x height x width elements, images one after the other, and rows are `pitch` elements apart
-// (planes_pitch). A step names the planes it reads in a table and the planes it writes in another:
-// split, concat and shuffle are those tables. There are two buffers; a step of stride 1 stays in
-// the one it reads (its results go to planes that nobody reads any more), one of stride 2 writes to
-// the other. Planes that are free again are given out again, so that a stage of C channels occupies
-// C + C / 2 planes.
+// Between steps a feature map lies in a *plane buffer*. Plane p of all images is one run of
+// batch x height rows of pixels, images one after the other, each row padded to a multiple of 8
+// pixels (row_pitch): all vectors are whole and aligned, and none spans two rows. Padding is
+// written and read as pixels are, and never counts. Planes are planes_pitch elements apart. A step
+// names the planes it reads in a table and the planes it writes in another: split, concat and
+// shuffle are those tables. There are two buffers; a step of stride 1 stays in the one it reads
+// (its results go to planes that nobody reads any more), one of stride 2 writes to the other.
+// Planes that are free again are given out again, so that a stage of C channels occupies C + C / 2
+// planes.
 //
 // A buffer's planes have one extent. The first step that writes a smaller map there takes all of
 // it; while the pieces of a unit of stride 2 run, both buffers hold planes that are read.
@@ -151,10 +153,13 @@ constexpr int64_t packed_elements(int64_t rows, int64_t depth, DType dtype) {
 constexpr int64_t depthwise_floats(int64_t window) { return window > 1 ? window * window + 1 : 0; }
 inline constexpr int64_t kDepthwiseFloats = depthwise_floats(3);
 
-// Elements from one plane to the next: planes start on 128 bytes.
+// Elements from one row of a plane to the next, and from one plane to the next: planes start on
+// 128 bytes.
+inline constexpr int64_t kRowUnit = 8;
+constexpr int64_t row_pitch(int64_t width) { return ceil_div(width, kRowUnit) * kRowUnit; }
 constexpr int64_t planes_pitch(int64_t batch, int64_t height, int64_t width, DType dtype) {
   const int64_t line = 128 / size_of(dtype);
-  return ceil_div(batch * height * width, line) * line;
+  return ceil_div(batch * height * row_pitch(width), line) * line;
 }
 
 // A checked view of a plan's words; the words must outlive it.

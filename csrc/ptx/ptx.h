@@ -1,0 +1,39 @@
+// Runs the PTX that nvcc makes of the CUDA kernels on a CPU, and counts the instructions that are
+// executed. docs/ptx.md tells what for.
+//
+// It stands in place of the CUDA runtime, for host code as nvcc compiles it, and knows nothing of
+// csrc/emulator: each is a witness of what the other says.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "snv2/types.h"
+
+namespace snv2::ptx {
+
+// What the hardware leaves open: the order of warps and CTAs, the contents of registers and shared
+// memory that nobody wrote, which lane's store is the last. With 0 all is in order.
+SNV2_API void set_seed(uint32_t seed);
+
+// Reads all kernels, which is else done when they are launched, and returns how many they are.
+// Throws std::runtime_error at an instruction that is not known.
+SNV2_API int64_t read_kernels();
+
+// Has kernels that contain `kernel` in their names run with each `from` in their PTX replaced, to
+// see that a fault is found. Returns how often it is there; an empty `kernel` takes all back.
+SNV2_API int64_t replace_text(const std::string& kernel, const std::string& from,
+                              const std::string& to);
+
+// Instructions that warps executed since the counts were reset, by all host threads.
+struct Count {
+  std::string kernel;  // its mangled name
+  std::string place;   // "file:line", and " in file:line" of the kernel that it is inlined into
+  int64_t instructions;
+};
+SNV2_API std::vector<Count> launch_counts();  // of each launch in order; no places
+SNV2_API std::vector<Count> line_counts();
+SNV2_API void reset_counts();
+
+}  // namespace snv2::ptx

@@ -1,0 +1,134 @@
+"""The PTX interpreter: faults put into PTX are found, and what GPUs leave open changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from _cases import DTYPES, FP32_BOUND, draw, small_network
+from _ptx import NAME, SEED, instructions, needs_ptx, operators
+from conftest import needs_emulator
+from torch import Tensor
+
+import snv2_kernels as snv2
+from snv2_kernels.ops import OPERATORS
+from snv2_kernels.testing import max_error
+
+pytestmark = needs_ptx
+
+CLUSTERED = 3  # of gpu_tune: units in clusters of CTAs
+# The lanes of half a warp come to a barrier.
+HALF_BARRIER = (
+    "{ .reg .pred %some; .reg .b32 %t; mov.u32 %t, %tid.x; and.b32 %t, %t, 16;"
+    " setp.eq.s32 %some, %t, 0; @%some bar.sync 0; }"
+)
+ARRIVALS = [(f"barrier.cluster.arrive{kind}.aligned;", "") for kind in ("", ".relaxed")]
+WAITS = [("barrier.cluster.wait.aligned;", "")]
+# Part of a kernel's name, texts that are replaced in its PTX, and what is said of it.
+FAULTS: dict[str, tuple[str, list[tuple[str, str]], str]] = {
+    "no barrier": ("stem_kernel", [("bar.sync 0;", "")], "that nobody wrote, or that a copy"),
+    "barrier of some lanes": (
+        "stem_kernel", [("bar.sync 0;", HALF_BARRIER)], "lanes wait for each other",
+    ),
+    "copies not waited for": (
+        "unit_kernel", [("cp.async.wait_group 0;", "")], "a copy under way will write",
+    ),
+    "copies left behind": (
+        "unit_kernel", [("%ctaid.x", "%nctaid.x")], "a thread ends with copies under way",
+    ),
+    "launch before not waited for": (
+        "unit_kernel", [("griddepcontrol.wait;", "")], "before griddepcontrol.wait",
+    ),
+    "wrong place": ("stem_kernel", [("%ctaid.x", "%nctaid.x")], "a load .* outside all buffers"),
+    "not aligned": ("unit_kernel", [(" + 0], 16;", " + 2], 16;")], "not aligned to its size"),
+    "no cluster barriers": (
+        "Clustered", ARRIVALS + WAITS, "shared memory of a CTA that may not have begun",
+    ),
+    "no cluster arrival": ("Clustered", ARRIVALS, "barrier.cluster.wait without an arrive"),
+    "no cluster wait": ("Clustered", WAITS, "barrier.cluster.arrive twice"),
+    "unknown instruction": ("stem_kernel", [("add.s32", "addc.s32")], "cannot read: addc.s32"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def network() -> Callable[[], Tensor]:
+    fused = snv2.fuse(small_network(), backend=NAME).half()
+    x = draw(2, 3, 64, 64, dtype=torch.float16)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            out: Tensor = fused(x)
+        return out
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    yield
+    operators().replace_text("", "", "")
+    operators().gpu_tune()
+    operators().set_seed(SEED)
+
+
+def test_all_kernels_can_be_read() -> None:
+    """Also those that no test launches."""
+    assert operators().read_kernels() > 200
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(network: Callable[[], Tensor], fault: str) -> None:
+    kernel, texts, said = FAULTS[fault]
+    operators().set_seed(0)
+    operators().gpu_tune(weights=CLUSTERED if kernel == "Clustered" else 0)
+    for old, new in texts:
+        assert operators().replace_text(kernel, old, new) > 0
+    with pytest.raises(RuntimeError, match=said):
+        network()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "seed", "said"), [("stem_kernel", 1, "reads"), ("linear_kernel", 2, "overwrites")]
+)
+def test_a_race_is_found(network: Callable[[], Tensor], kernel: str, seed: int, said: str) -> None:
+    """In another order of warps a missing barrier is a race."""
+    operators().set_seed(seed)
+    operators().replace_text(kernel, "bar.sync 0;", "")
+    with pytest.raises(RuntimeError, match=f"a race: it {said} shared memory that another warp"):
+        network()
+
+
+@pytest.mark.parametrize("weights", [0, CLUSTERED])
+def test_what_gpus_leave_open_changes_nothing(network: Callable[[], Tensor], weights: int) -> None:
+    operators().gpu_tune(weights=weights)
+    operators().set_seed(0)
+    expected = network()
+    for seed in range(1, 5):
+        operators().set_seed(seed)
+        assert torch.equal(network(), expected), seed
+
+
+@needs_emulator
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights", [0, CLUSTERED])
+def test_the_emulator_agrees(dtype: torch.dtype, weights: int) -> None:
+    """Products are summed in another order, and rounded to the dtype."""
+    outs = []
+    for backend in (NAME, "cuda-emulated"):
+        OPERATORS[backend].gpu_tune(weights=weights)
+        with torch.no_grad():
+            fused = snv2.fuse(small_network(), backend=backend).to(dtype)
+            outs.append(fused(draw(2, 3, 64, 64, dtype=dtype)))
+        OPERATORS[backend].gpu_tune()
+    assert max_error(*outs) <= max(FP32_BOUND, torch.finfo(dtype).eps)
+
+
+def test_counts_of_lines_add_up(network: Callable[[], Tensor]) -> None:
+    executed = instructions(network)
+    assert instructions(network) == executed
+    places, counts = operators().line_counts()
+    assert sum(counts) == executed
+    lines = [place.split(" ", 1)[1] for place in places.splitlines()]
+    assert len(lines) == len(counts)
+    assert any(line.startswith("isa_nvidia.h:") and " in stem.h:" in line for line in lines)
