@@ -24,6 +24,12 @@ function(snv2_add_mutant name)
   endif()
   string(REPLACE "${mutant_TEXT}" "${mutant_BECOMES}" code "${code}")
   set(copies ${CMAKE_CURRENT_BINARY_DIR}/mutants/${name})
+  # What was left there when the fault was in another file would take that file's place.
+  file(GLOB_RECURSE others RELATIVE ${copies} ${copies}/*)
+  list(REMOVE_ITEM others ${mutant_FILE})
+  foreach(other ${others})
+    file(REMOVE ${copies}/${other})
+  endforeach()
   file(CONFIGURE OUTPUT ${copies}/${mutant_FILE} CONTENT "${code}" @ONLY)
 
   set(source ${PROJECT_SOURCE_DIR}/csrc/${mutant_OF})
