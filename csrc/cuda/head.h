@@ -217,7 +217,7 @@ class Means {
 template <class T, class Act, int kTiles>
 __global__ void __launch_bounds__(kFeatureThreads*(kTiles == 2 ? kFeatureGroups : 1),
                                   kTiles == 2 ? 1 : 3) features_kernel(FeaturesParams<T> params) {
-  constexpr int kAhead = kTiles == 2 ? 2 : 4;
+  constexpr int kAhead = kTiles == 2 ? 2 : sizeof(T) == 4 ? 3 : 4;  // registers bound it
   constexpr int kBlocks = kFeatureBlocks<T>;
   const int groups = static_cast<int>(blockDim.x) / kFeatureThreads;
   const int index = static_cast<int>(blockIdx.x) / params.row_blocks;
@@ -319,13 +319,14 @@ __global__ void __launch_bounds__(kFeatureThreads*(kTiles == 2 ? kFeatureGroups 
 constexpr int kLinearWarps = 8;
 constexpr int kLinearThreads = kLinearWarps * kWarp;
 
-// Tiles of 16 classes and blocks of 8 images of a CTA; tiles of the depth that a warp holds.
+// Tiles of 16 classes and blocks of 8 images of a CTA, tiles of the depth that a warp holds, and
+// CTAs that registers must leave room for: many images leave an SM's shared memory to one.
 struct FewImages {
-  static constexpr int kTiles = 1, kBlocks = 2, kSteps = 8;
+  static constexpr int kTiles = 1, kBlocks = 2, kSteps = 8, kCtasPerSm = 2;
 };
 template <class T>
 struct ManyImages {
-  static constexpr int kTiles = sizeof(T) == 4 ? 1 : 2, kBlocks = 8, kSteps = 4;
+  static constexpr int kTiles = sizeof(T) == 4 ? 1 : 2, kBlocks = 8, kSteps = 4, kCtasPerSm = 1;
 };
 
 template <class T>
@@ -394,7 +395,8 @@ SNV2_DEVICE void multiply_images(float (&acc)[kTiles][kBlocks][4], const Tile<fl
 }
 
 template <class T, class Shape>
-__global__ void __launch_bounds__(kLinearThreads, 2) linear_kernel(LinearParams<T> params) {
+__global__ void __launch_bounds__(kLinearThreads, Shape::kCtasPerSm)
+    linear_kernel(LinearParams<T> params) {
   constexpr int kTiles = Shape::kTiles, kBlocks = Shape::kBlocks, kSteps = Shape::kSteps;
   constexpr int kChunk = kLinearChunk<T, Shape>, kPitch = kLinearPitch<T, Shape>;
   constexpr int kRows = kTiles * 16, kValues = kTiles * kBlocks * 4;

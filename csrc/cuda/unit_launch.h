@@ -234,10 +234,13 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
           config, buffers,
           s.expand ? piece_kernel<T, kStride, First, false> : piece_kernel<T, kStride, Mode, true>,
           params);
-    } else if (s.caller()) {
-      launch(config, buffers, unit_kernel<T, kStride, Mode, Act, true>, params);
     } else {
-      launch(config, buffers, unit_kernel<T, kStride, Mode, Act, false>, params);
+      constexpr bool kNarrow = Act::kAny && std::is_same_v<Mode, Resident> && sizeof(T) == 4;
+      using Own = std::conditional_t<kNarrow, ResidentNarrow, Mode>;
+      launch(config, buffers,
+             s.caller() ? unit_kernel<T, kStride, Own, Act, true>
+                        : unit_kernel<T, kStride, Own, Act, false>,
+             params);
     }
   };
   switch (c.weights) {

@@ -21,7 +21,8 @@ struct Resident {
   static constexpr bool kResident = true, kCluster = false;
   static constexpr int kTiles = 2, kBlocks = 4, kAhead = 1;
 };
-// Of float32 in a piece's first product, where two rows of tiles do not fit in the registers.
+// Of float32 where two rows of tiles do not fit in the registers: in a piece's first product, and
+// in units with any activations.
 struct ResidentNarrow {
   static constexpr bool kResident = true, kCluster = false;
   static constexpr int kTiles = 1, kBlocks = 4, kAhead = 1;

@@ -120,7 +120,7 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
           uint32_t words[4];
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            const float (&of)[4] = acc[i][j0 + j];
+            const float (&of)[4] = acc[i][j0 + j < kBlocks ? j0 + j : j0];
             words[j] = word_of(finished_pair<T, Act>(of[2 * half], of[2 * half + 1], b));
           }
 #pragma unroll
