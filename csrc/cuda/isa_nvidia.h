@@ -412,7 +412,7 @@ SNV2_DEVICE float max_nan(float a, float b) {
 }
 
 // As torch's: NaN stays NaN.
-SNV2_DEVICE float relu(float value) { return max_nan(value, 0.0f); }
+SNV2_DEVICE float relu(float value) { return value < 0.0f ? 0.0f : value; }
 
 #if __CUDA_ARCH__ >= 800
 #define SNV2_MAX_NAN(T, TYPE)                                                      \

@@ -37,7 +37,7 @@ SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, co
 }
 
 // Two neighbouring results, finished and rounded. Rounding does not change what ReLU does, which
-// takes both at once then.
+// takes both at once then, but that it makes +0 of -0.
 template <class T, class Act>
 SNV2_DEVICE Vector<T, 2> finished_pair(float a, float b, float bias) {
   if constexpr (sizeof(T) == 4) {

@@ -204,7 +204,7 @@ inline float exponential(float x) { return std::exp(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 
 inline float max_nan(float a, float b) { return emulator::max_nan(a, b); }
-inline float relu(float value) { return max_nan(value, 0.0f); }
+inline float relu(float value) { return value < 0.0f ? 0.0f : value; }
 template <class T>
 Vector<T, 2> max_nan(const Vector<T, 2>& a, const Vector<T, 2>& b) {
   Vector<T, 2> out;
