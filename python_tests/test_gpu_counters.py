@@ -297,3 +297,23 @@ def test_counters_agree_with_what_is_described() -> None:
     tables = 4 * 2 * half * unit["ctas"]
     described = unit["read_bytes"] + unit["weight_bytes"] + tables
     assert counts["global_load_bytes"] == described
+
+
+def test_maps_that_fit_in_narrow_steps_alone() -> None:
+    """In float32: parts of a row below the usual width, or rows convolved one by one."""
+    fused = snv2.fuse(network("snv2", "x1_5"))
+    assert isinstance(fused, snv2.nn.ShuffleNetV2)
+    for plan, shape in [
+        (plan_of(fused, torch.float32), (1, 768, 768)),
+        (plan_of(stage_of(232, 3), torch.float32), (16, 28, 80)),
+    ]:
+        assert all(launch["ctas"] > 0 for launch in gpu.launches(plan.words, *shape))
+
+
+def test_results_in_narrow_steps() -> None:
+    stage = stage_of(352, 3)
+    x = draw(1, 704, 3, 48, dtype=torch.float32)
+    with torch.no_grad():
+        expected = nn.Sequential(*stage)(x)
+        with snv2.use_backend("cuda-emulated"):
+            torch.testing.assert_close(stage(x), expected, rtol=1e-4, atol=1e-4)

@@ -306,3 +306,15 @@ def test_weights_that_are_not_numbers(gpu_backend: str) -> None:
             p.fill_(torch.nan)
         out = snv2.fuse(model)(draw(2, 3, 37, 45))
     assert out.isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(1, 65, 6, 2), (1, 232, 3, 5)], ids=str)
+def test_stride_2_of_many_small_planes(shape: tuple[int, int, int, int]) -> None:
+    """More planes than a tile's parameters have room for."""
+    c = shape[1]
+    x, w, one = draw(*shape, dtype=torch.float16), draw(c, 1, 3, 3), torch.ones(c)
+    out, expected = (
+        snv2.ops.dw_conv3x3(x, w, one, one, 2, False, backend=backend)
+        for backend in ("cuda-emulated", "cpu")
+    )
+    torch.testing.assert_close(out, expected)

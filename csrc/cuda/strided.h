@@ -276,7 +276,7 @@ bool tile_strided(StridedParams<T>& params, int64_t& shared_bytes) {
   const int64_t together = kWarp / params.columns * params.skip;
   constexpr int64_t kMost = 2 * kWarp;  // as load_of_planes has them
   int64_t planes = std::min(ceil_div(kResults, out_plane), kMost);
-  planes = std::min(op.channels, std::max<int64_t>(1, planes / together) * together);
+  planes = std::min({op.channels, kMost, std::max<int64_t>(1, planes / together) * together});
   while (lay_out(planes) > kShared)
     planes = planes > together ? planes - together : ceil_div(planes, 2);
   params.tile = static_cast<int>(planes);

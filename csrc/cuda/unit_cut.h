@@ -56,6 +56,7 @@ struct Cut {
   int64_t ctas_per_sm = 0;
   int64_t shared_bytes = 0;
   bool split = false;  // results of a step are more than the columns that read a weight once
+  bool last = false;   // for want of a better one: narrow steps, rows convolved one by one
   Places places[2] = {};
 };
 
@@ -182,7 +183,7 @@ void complete(const Shape& s, const Device& device, Cut& c) {
     c.ctas = ceil_div(s.rows(), c.rows_per_cta);
     const bool alone = ctas == 1 || c.ctas <= slots_of(s, device, c, 1);
     c.threads = alone && s.ctas_per_sm(c.weights) > 1 ? kMostUnitThreads : kUnitThreads;
-    c.step_rows = rows_of_step<kStride>(s, c.columns, c.rows_per_cta);
+    c.step_rows = c.last ? 1 : rows_of_step<kStride>(s, c.columns, c.rows_per_cta);
     const int64_t most = kBlock * Direct<T, kStride>::kBlocks / s.out_row;
     c.split = c.weights == Weights::kDirect && c.step_rows > std::max<int64_t>(most, 1);
     if (c.split) c.step_rows = std::max<int64_t>(most, 1);
@@ -234,7 +235,7 @@ Cut widest(const Shape& s, const Device& device, const Cut& c) {
   const int64_t rows = rows_for<T, kStride>(s, device, c, s.ctas_per_sm(c.weights));
   const int64_t range = (rows * kStride + 2 * s.reach) * s.row;
   const int64_t most = std::min(direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns, range);
-  const int64_t least = std::min(direct ? kSector : kNarrowStep, range);
+  const int64_t least = c.last ? kBlock : std::min(direct ? kSector : kNarrowStep, range);
   const auto worth = [&](const Cut& cut) {
     return cut.ctas_per_sm == 0 ? 0 : (cut.ctas_per_sm + 1) * (direct ? cut.columns : 1);
   };
@@ -259,8 +260,9 @@ Cut choose(const Shape& s, const Device& device) {
   const auto wanted = [&](Weights weights) {
     return device.tuning.weights == 0 || device.tuning.weights == static_cast<int64_t>(weights);
   };
-  const auto with = [&](Weights weights, int64_t cluster) {
+  const auto with = [&](Weights weights, int64_t cluster, bool last = false) {
     Cut c;
+    c.last = last;
     c.weights = weights;
     c.cluster = cluster;
     return widest<T, kStride>(s, device, c);
@@ -288,6 +290,13 @@ Cut choose(const Shape& s, const Device& device) {
   }
   if (best.ctas_per_sm == 0) best = lonely;
   if (best.ctas_per_sm == 0) best = with(Weights::kDirect, 1);
+  for (int64_t cluster = device.cluster;
+       s.in_planes && wanted(Weights::kClustered) && best.ctas_per_sm == 0 && cluster >= 2;
+       cluster /= 2) {
+    best = with(Weights::kClustered, cluster, true);
+  }
+  if (best.ctas_per_sm == 0 && wanted(Weights::kResident)) best = with(Weights::kResident, 1, true);
+  if (best.ctas_per_sm == 0) best = with(Weights::kDirect, 1, true);
   if (best.ctas_per_sm == 0) {
     throw std::invalid_argument("x: " + std::to_string(s.width) +
                                 " pixels of width are too many for a unit of " +
