@@ -51,7 +51,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   int row = cta * params.rows_per_cta;
   const int row_end = all_rows - row < params.rows_per_cta ? all_rows : row + params.rows_per_cta;
   const int row_start = first_row<kStride>(row, params.height, params.out_height, reach);
-  const int64_t start = int64_t{row_start} * pitch;
+  const auto element = [&](int done) { return int64_t{row_start} * pitch + done; };  // of planes
   const int end =
       (rows_needed<kStride>(row_end, params.height, params.out_height, reach) - row_start) * pitch;
   // Columns of the step that begins with element `done`. It ends where its rows do, or its row.
@@ -103,7 +103,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
     if (!kCaller || params.in_planes) {
       // The projection convolves X itself, and so each CTA of a cluster loads its share alone.
       load_planes(params, m, m.in_table + (kBare ? branch.first_depth : 0),
-                  kBare ? branch.mid : depth, start + done, blocks, kBare ? at : 0, wrap);
+                  kBare ? branch.mid : depth, element(done), blocks, kBare ? at : 0, wrap);
     } else {
       load_tensor(params, m, row_start + rows_before(done), done % params.stretch, blocks,
                   kBare ? at : 0, wrap);
@@ -114,7 +114,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   [[maybe_unused]] Held<T> held(params, rank);
   if constexpr (kShared) {
     zero_x();
-    held.fetch(params, m, start, columns_from(0) / kBlock);
+    held.fetch(params, m, element(0), columns_from(0) / kBlock);
     cp_async_wait<0>();
     sync_cluster();
     held.hand_out(params, m, columns_from(0) / kBlock);
@@ -162,7 +162,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       sync_threads();
       if (more) {
         if constexpr (kShared) {
-          held.fetch(params, m, start + next, columns_from(next) / kBlock);
+          held.fetch(params, m, element(next), columns_from(next) / kBlock);
         } else if (params.prefetch) {
           start_load(next, next_at);
           more = false;

@@ -143,14 +143,12 @@ class Held {
     }
   }
   SNV2_DEVICE void hand_out(const UnitParams<T>& params, const Memory<T>& m, int blocks) const {
-    int at[kMost];
-#pragma unroll
-    for (int n = 0; n < kMost; ++n) at[n] = (places_[n] >> kBits) * m.x_pitch + column(n);
     for (int r = 0; r < params.cluster; ++r) {
       const Remote<T> x = remote(m.x, r);
 #pragma unroll
       for (int n = 0; n < kMost; ++n) {
-        if (column(n) < blocks * kBlock) store_vector<kVector>(x + at[n], vectors_[n]);
+        if (column(n) < blocks * kBlock)
+          store_vector<kVector>(x + ((places_[n] >> kBits) * m.x_pitch + column(n)), vectors_[n]);
       }
     }
   }
