@@ -163,7 +163,7 @@ class Window {
  public:
   float values[3][3];
 
-  // That of the result `row` comes first.
+  // Starts with the window of result `row`.
   SNV2_DEVICE Window(const Block<T>& block, int channel, int column, int row, int height, int width)
       : columns(block, channel, column, row * kStride - 1, height, width) {
     columns.read_next(values[kStride == 1 ? 1 : 2]);

@@ -90,7 +90,7 @@ struct Maps {
   void* out;                    // of both in turn
   int64_t planes, plane_bytes;  // of a
 
-  // Whether a and b, and out, lie at, or come in, multiples of these bytes.
+  // Returns whether a and b begin at multiples of `each` bytes, and out at one of `both`.
   bool aligned(int64_t each, int64_t both) const {
     const auto modulo = [](const void* p, int64_t bytes) {
       return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes);

@@ -230,7 +230,7 @@ SNV2_DEVICE void turn_round(const BackwardTile<T>& tile, const ChannelGradient& 
     });
   } else {
     const auto halves = [](const Extent& e) { return Extent{e.begin / 2, (e.end + 1) / 2}; };
-    // Of the gradient there is no more than the tile needs.
+    // The gradient's tile ends with what is needed of it.
     const int down = tile.grad.rows.end, across = tile.grad.columns.end;
     for_pieces(tile.first, tile.step, halves(tile.rows), halves(tile.columns),
                [&](int x, int begin, int end) {

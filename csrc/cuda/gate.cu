@@ -56,8 +56,8 @@ struct GateParams {
 };
 
 // Calls use(i, fetch(i)) for the 16-byte vectors that this lane has of a line of `count` elements.
-// What is stored might be what is fetched next, for all that a compiler knows, so kAhead vectors
-// are fetched before one is used.
+// kAhead vectors are fetched before one is used: for all that a compiler knows, what is stored
+// might be what is fetched next.
 template <class T, int kAhead, class Fetch, class Use>
 SNV2_DEVICE void for_each_of_lane(int count, const Fetch& fetch, const Use& use) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
@@ -76,7 +76,7 @@ SNV2_DEVICE void for_each_of_lane(int count, const Fetch& fetch, const Use& use)
   }
 }
 
-// Of the first `count` elements.
+// Returns the sum of the first `count` elements.
 template <class T, int N>
 SNV2_DEVICE float sum_of(const Vector<T, N>& v, int count) {
   float sums[N];

@@ -4,9 +4,9 @@
 // Features. A CTA takes a block of features (rows of the matrix) of a group of whole images; the
 // map that is averaged, 100 KB of an image in 16 bits, stays in registers. The images of a group
 // lie side by side in each plane: their pixels, with the padding of rows, are the columns of one
-// product, up to 112, which two images of 7 x 7 fill. A stage of the
-// depth is copied to shared memory while the one before is multiplied; the matrix is read from L2,
-// each element once for 112 columns.
+// product, up to 112, which two images of 7 x 7 fill. A stage of the depth is copied to shared
+// memory while the one before is multiplied; the matrix is read from L2, each element once for 112
+// columns.
 //   many images   a warp takes 32 rows, 4 warps 128, and 8 warps those of two groups, which meet
 //                 the matrix in L1: 300 KB from L2 for four images and 464 channels in 16 bits, 37
 //                 multiply-adds for each byte
@@ -96,7 +96,7 @@ SNV2_DEVICE void load_stage(const FeaturesParams<T>& params, const FeatureGroup&
   const int left = params.depth - first;
   const int depth = left < params.chunk ? left : params.chunk;
   const int columns = group.blocks<T>(column0) * kBlock;
-  // Of a row with the gap behind it, so that eight lanes meet eight banks.
+  // Vectors of a row with the gap behind it, so that eight lanes meet eight banks.
   const int vectors = params.pitch / kVector;
   const Global<const T> pixels = Global<const T>{params.in} + (group.base + column0);
   const int thread = static_cast<int>(threadIdx.x) % kFeatureThreads;

@@ -17,7 +17,7 @@
 // they do not, the CTAs of a cluster march together, each with its share of the rows of both
 // matrices (Clustered): they load X for each other and hand each other their rows of DW. Where
 // there are no clusters weights are read from L2 in every step (Direct: a warp then takes a whole
-// row of tiles over up to 128 columns, so that a step reads each weight once). For x1.0 in 16 bits,
+// row of tiles over up to 112 columns, so that a step reads each weight once). For x1.0 in 16 bits,
 // stage 2 has 16 KB of weights and stage 3 64 KB; stage 4 has 230 KB, more than an SM.
 #pragma once
 
