@@ -37,9 +37,10 @@ class SignalsBlocked {
 #endif
 };
 
-void name_this_thread() {
+// By who starts it: a thread that has not run yet has its name already.
+void name_thread([[maybe_unused]] std::thread& thread) {
 #if defined(__linux__)
-  pthread_setname_np(pthread_self(), "snv2");
+  pthread_setname_np(thread.native_handle(), "snv2");
 #endif
 }
 
@@ -178,10 +179,8 @@ int64_t Pool::start_workers(Job& job, int64_t handed, int64_t wanted) {
          handed < wanted && i < workers_.size() && !stopped_.load(); ++i) {
       auto worker = std::make_unique<Worker>();
       Worker& started = *worker;
-      started.thread = std::thread([this, &started] {
-        name_this_thread();
-        work(started);
-      });
+      started.thread = std::thread([this, &started] { work(started); });
+      name_thread(started.thread);
       workers_[i] = std::move(worker);
       started_.store(static_cast<int64_t>(i) + 1, std::memory_order_release);
       if (hand_to(started, job, handed + 1)) ++handed;
