@@ -65,10 +65,10 @@ struct Instruction {
   std::string_view text;
 };
 
-// A source line, and the one of the kernel that it is inlined into; file 0 where it is not.
+// A source line, and in Kernel::locations the call by which it is inlined, -1 where it is not.
 struct Location {
   int file = 0, line = 0;
-  int outer_file = 0, outer_line = 0;
+  int32_t call = -1;
 };
 
 // A value for all lanes; registers and constants begin at its alignment.
@@ -123,7 +123,7 @@ std::unique_ptr<Module> parse_module(std::string text);
 // Reads a kernel's body.
 void decode(Kernel& kernel);
 
-// "file:line", and where that is inlined also " in file:line" of the kernel.
-std::string name_of(const Kernel& kernel, const Location& location);
+// "file:line", and " in file:line" of each call by which that is inlined, the kernel's own last.
+std::string name_of(const Kernel& kernel, int32_t location);
 
 }  // namespace snv2::ptx

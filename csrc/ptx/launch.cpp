@@ -45,8 +45,7 @@ void add_line_counts(const Kernel& kernel, std::vector<Count>& counts) {
   std::map<std::string, int64_t> lines;
   for (size_t i = 0; i < kernel.executed.size(); ++i) {
     if (kernel.executed[i] == 0) continue;
-    const Location& location = kernel.locations[static_cast<size_t>(kernel.code[i].location)];
-    lines[name_of(kernel, location)] += static_cast<int64_t>(kernel.executed[i]);
+    lines[name_of(kernel, kernel.code[i].location)] += static_cast<int64_t>(kernel.executed[i]);
   }
   for (const auto& [place, instructions] : lines) {
     counts.push_back({kernel.name, place, instructions});

@@ -69,8 +69,7 @@ void fault(const Warp& w, const Instruction& i, uint32_t lane, const std::string
   const Kernel& kernel = *w.kernel;
   throw Fault(what + ": thread " + std::to_string(kLanes * w.index + lane) + " of CTA (" +
               std::to_string(w.cta->x) + ", " + std::to_string(w.cta->y) + ") at " +
-              name_of(kernel, kernel.locations[static_cast<size_t>(i.location)]) + ", `" +
-              std::string(i.text) + "` of " + kernel.name);
+              name_of(kernel, i.location) + ", `" + std::string(i.text) + "` of " + kernel.name);
 }
 
 uint8_t* checked_global(Warp& w, const Instruction& i, uint32_t lane, uint64_t address,

@@ -98,15 +98,14 @@ std::unique_ptr<Module> parse_module(std::string text) {
   return module;
 }
 
-std::string name_of(const Kernel& kernel, const Location& location) {
-  const auto place = [&](int file, int line) {
-    const auto found = kernel.module->files.find(file);
-    const std::string name = found != kernel.module->files.end() ? found->second : "?";
-    return name + ":" + std::to_string(line);
-  };
-  std::string name = place(location.file, location.line);
-  if (location.outer_file != 0) {
-    name += " in " + place(location.outer_file, location.outer_line);
+std::string name_of(const Kernel& kernel, int32_t location) {
+  std::string name;
+  for (int32_t at = location; at >= 0; at = kernel.locations[static_cast<size_t>(at)].call) {
+    const Location& place = kernel.locations[static_cast<size_t>(at)];
+    const auto file = kernel.module->files.find(place.file);
+    if (at != location) name += " in ";
+    name += (file != kernel.module->files.end() ? file->second : "?") + ":" +
+            std::to_string(place.line);
   }
   return name;
 }

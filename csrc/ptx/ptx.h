@@ -29,7 +29,7 @@ SNV2_API int64_t replace_text(const std::string& kernel, const std::string& from
 // Instructions that warps executed since the counts were reset, by all host threads.
 struct Count {
   std::string kernel;  // its mangled name
-  std::string place;   // "file:line", and " in file:line" of the kernel that it is inlined into
+  std::string place;   // "file:line", and " in file:line" of each call that it is inlined by
   int64_t instructions;
 };
 SNV2_API std::vector<Count> launch_counts();  // of each launch in order; no places

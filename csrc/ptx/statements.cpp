@@ -82,11 +82,14 @@ class BodyReader {
     std::sscanf(text.c_str(), ".loc %d %d", &l.file, &l.line);
     const size_t at = text.rfind("inlined_at");
     if (at != std::string::npos) {
-      std::sscanf(text.c_str() + at, "inlined_at %d %d", &l.outer_file, &l.outer_line);
-      const auto outermost = calls_.find({l.outer_file, l.outer_line});
-      if (outermost != calls_.end()) std::tie(l.outer_file, l.outer_line) = outermost->second;
-      calls_[{l.file, l.line}] = {l.outer_file, l.outer_line};
+      Location call;
+      std::sscanf(text.c_str() + at, "inlined_at %d %d", &call.file, &call.line);
+      const auto [known, is_new] =
+          calls_.try_emplace({call.file, call.line}, static_cast<int32_t>(body_.locations.size()));
+      if (is_new) body_.locations.push_back(call);
+      l.call = known->second;
     }
+    calls_[{l.file, l.line}] = static_cast<int32_t>(body_.locations.size());
     body_.locations.push_back(l);
   }
 
@@ -216,8 +219,8 @@ class BodyReader {
   Body body_;
   std::vector<Scope> scopes_;
   std::map<string_view, int> labels_;
-  std::map<std::ptrdiff_t, string_view> branches_;            // statement to label
-  std::map<std::pair<int, int>, std::pair<int, int>> calls_;  // where they are in the kernel itself
+  std::map<std::ptrdiff_t, string_view> branches_;  // statement to label
+  std::map<std::pair<int, int>, int32_t> calls_;    // the last location of each line
 };
 
 }  // namespace
