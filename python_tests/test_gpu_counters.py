@@ -258,16 +258,18 @@ def test_network_is_nineteen_launches(width: str) -> None:
     assert [launch["launches"] for launch in chunks] == [4] * 18 + [1]
 
 
-@pytest.mark.parametrize("batch", [1, 8, 64, 256])
+@pytest.mark.parametrize("batch", [64, 256])
 @pytest.mark.parametrize(
     ("half", "size"),
     [(h, s) for hs in HALVES.values() for h, s in zip(hs[:2], SIZES[:2], strict=True)],
 )
-def test_two_ctas_of_stages_2_and_3_fit_an_sm(half: int, size: int, batch: int) -> None:
+def test_an_sm_has_sixteen_warps_of_stages_2_and_3(half: int, size: int, batch: int) -> None:
+    """In one CTA or two: of fewer, each waits too long alone."""
     plan = plan_of(stage_of(half, 3), torch.float16)
     device = emulator.device()
     _, unit, _ = gpu.launches(plan.words, batch, size, size)[-3:]
-    assert 2 * (unit["shared_bytes"] + device["reserved_per_cta"]) <= device["shared_per_sm"]
+    ctas = device["shared_per_sm"] // (unit["shared_bytes"] + device["reserved_per_cta"])
+    assert ctas * unit["threads"] >= 512
     build = cuda_kernels.read_build()
     if build is None:
         pytest.skip("the CUDA library is not built: registers are not known")
@@ -280,9 +282,12 @@ def test_two_ctas_of_stages_2_and_3_fit_an_sm(half: int, size: int, batch: int) 
     assert inner
     for kernel in inner:
         fits = cuda_kernels.occupancy(
-            "sm_90", registers=kernel.registers, threads=256, shared=unit["shared_bytes"]
+            "sm_90",
+            registers=kernel.registers,
+            threads=unit["threads"],
+            shared=unit["shared_bytes"],
         )
-        assert fits.ctas >= 2, kernel
+        assert fits.ctas * unit["threads"] >= 512, kernel
 
 
 def test_counters_agree_with_what_is_described() -> None:

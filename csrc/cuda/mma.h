@@ -57,8 +57,10 @@ constexpr int64_t shared_rows(int64_t depth) {
   return depth + (depth % kTileDepth<T> != 0 ? 1 : 0);
 }
 
-SNV2_DEVICE int lane_of_warp() { return static_cast<int>(threadIdx.x) % kWarp; }
-SNV2_DEVICE int warp_of_cta() { return warp_uniform(static_cast<int>(threadIdx.x) / kWarp); }
+SNV2_DEVICE int lane_of_warp() { return static_cast<int>(threadIdx.x % unsigned{kWarp}); }
+SNV2_DEVICE int warp_of_cta() {
+  return warp_uniform(static_cast<int>(threadIdx.x / unsigned{kWarp}));
+}
 
 constexpr int kChain = 8;  // tiles of float32 that are added up on their own
 

@@ -173,7 +173,6 @@ bool tile_planes(PlanesParams<T>& params, int64_t& shared_bytes) {
   params.strips = ceil_div(op.out_height, params.rows);
   params.tiles = op.batch * params.out_planes * params.strips;
   params.by_width = Divisor(op.out_width);
-  static_assert(kShared < kMaxDividend, "Divisor");
   return true;
 }
 

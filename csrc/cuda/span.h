@@ -150,17 +150,23 @@ SNV2_DEVICE void load_parameters(Shared<float> to, const float* from, int count)
   }
 }
 
-// Division of a < 2^16 by b < 2^16 with a multiplication: exact since a b < 2^32.
+// Division of 0 <= a < 2^31 by 0 < b < 2^31 with a multiplication. With 2^bits the least power of
+// two that is not below b, the multiplier is 2^(31 + bits) / b, rounded up by less than 1: a times
+// that is off by less than 2^31, and so by less than 1 / b of the quotient.
 struct Divisor {
-  uint64_t reciprocal = 0;
+  uint32_t multiplier = 0, shift = 0;
 
   Divisor() = default;
-  explicit Divisor(int64_t b) : reciprocal(((uint64_t{1} << 32) + b - 1) / b) {}
-  SNV2_DEVICE int divide(int a) const {
-    return static_cast<int>((static_cast<uint64_t>(a) * reciprocal) >> 32);
+  constexpr explicit Divisor(int64_t b) {
+    shift = 31;
+    while ((int64_t{1} << (shift - 31)) < b) ++shift;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + b - 1) / b);
+  }
+  constexpr int divide(int a) const {
+    return static_cast<int>((static_cast<uint64_t>(static_cast<uint32_t>(a)) * multiplier) >>
+                            shift);
   }
 };
-constexpr int64_t kMaxDividend = 65535;
 
 enum class Main { kStride1, kStride2 };
 

@@ -35,9 +35,10 @@ template <class T, int kStride, class Mode, class Act, bool kCaller, bool kBare,
 SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   constexpr bool kShared = Mode::kCluster && !kBare;  // X is loaded for each other
   const int rank = Mode::kCluster ? cluster_rank() : 0;
-  const int cta = static_cast<int>(blockIdx.x) / (Mode::kCluster ? params.cluster : 1);
+  const int cta = static_cast<int>(blockIdx.x) >> (Mode::kCluster ? params.cluster_log2 : 0);
   const Branch<T> branch =
-      Mode::kCluster ? share_of<T, Act>(whole, params.in_channels, rank, params.cluster) : whole;
+      Mode::kCluster ? share_of<T, Act>(whole, params.in_channels, rank, params.cluster_log2)
+                     : whole;
   // Beside the first product a piece has no second one: else its branch is whole.
   const bool projects = !kPartial || (kBare && branch.pw2 != nullptr);
   const Memory<T> m = memory_of<T>(whole.at);
@@ -47,20 +48,23 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
 
   // The range, in output rows, and the elements of a plane that it reads, which count from the
   // first one.
-  const int all_rows = params.batch * params.out_height;
+  const Heights& heights = params.heights;
+  const int all_rows = params.batch * heights.out;
   int row = cta * params.rows_per_cta;
   const int row_end = all_rows - row < params.rows_per_cta ? all_rows : row + params.rows_per_cta;
-  const int row_start = first_row<kStride>(row, params.height, params.out_height, reach);
+  const int row_start = heights.template first<kStride>(row, reach);
   const auto element = [&](int done) { return int64_t{row_start} * pitch + done; };  // of planes
-  const int end =
-      (rows_needed<kStride>(row_end, params.height, params.out_height, reach) - row_start) * pitch;
+  const int end = (heights.template needed<kStride>(row_end, reach) - row_start) * pitch;
   // Columns of the step that begins with element `done`. It ends where its rows do, or its row.
   const auto columns_from = [&](int done) {
-    const int left = columns < pitch ? pitch - done % pitch : columns;
+    const int left =
+        columns < pitch ? pitch - (done - params.by_row.divide(done) * pitch) : columns;
     const int most = columns < left ? columns : left;
     return end - done < most ? end - done : most;
   };
-  const auto rows_before = [&](int done) { return done / params.stretch * params.stretch_rows; };
+  const auto rows_before = [&](int done) {
+    return params.by_stretch.divide(done) * params.stretch_rows;
+  };
 
   // The next kernel's CTAs may wait beside these: all wait for what others write.
   grid_dependents_launch();
@@ -132,8 +136,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
     if (next_at >= ring) next_at -= ring;
     int complete = row_end;
     if (more) {
-      complete = rows_complete<kStride>(row_start + rows_before(next), params.height,
-                                        params.out_height, reach);
+      complete = heights.template complete<kStride>(row_start + rows_before(next), reach);
       if (complete > row_end) complete = row_end;
     }
     if constexpr (!kShared) {
@@ -177,8 +180,8 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       const int dw_blocks = rows * params.out_row / kBlock;
 
       // Depthwise convolution. What lies in the ring ends at element `next`, at `next_at`.
-      const int image = row / params.out_height, local = row - image * params.out_height;
-      const int center = image * params.height + local * kStride - row_start;
+      const int image = heights.by_out.divide(row), local = row - image * heights.out;
+      const int center = image * heights.in + local * kStride - row_start;
       int place = next_at - (next - center * pitch);
       if (place < 0) place += ring;
       convolve_rows<T, kStride, Act, kBare && kPartial>(

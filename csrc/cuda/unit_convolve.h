@@ -265,7 +265,7 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
   constexpr int kPixels = Window::kPixels, kAcross = kBlock / kPixels;  // lanes of a block
   constexpr int kLanes = Window::kGroupLanes, kGroups = kWarp / kLanes;
   static_assert(kLanes / kAcross == kGroupChannels<T>);
-  const Ring ring{params.ring, params.row, params.width, params.height};
+  const Ring ring{params.ring, params.row, params.width, params.heights.in};
   // A CTA of a cluster may have less than most, or nothing.
   const int items = branch.mid > 0 ? branch.groups * (params.out_row / kBlock) : 0;
   const int tasks = units_of<kGroups>(items);
@@ -306,11 +306,11 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
                      }
                    });
       }
-      if (++local < params.out_height) {
+      if (++local < params.heights.out) {
         place = ring.moved(place, kStride);
       } else {
         local = 0;
-        place = ring.moved(place, params.height - (params.out_height - 1) * kStride);
+        place = ring.moved(place, params.heights.in - (params.heights.out - 1) * kStride);
       }
     }
   }

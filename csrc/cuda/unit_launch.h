@@ -34,10 +34,9 @@ void describe_unit(const UnitParams<T>& params, const Shape& s, const Cut& c, La
   const int64_t stretch = stretch_rows(s, c.columns);
   for (int64_t row = 0; row < s.rows(); row += c.rows_per_cta) {
     const int64_t end = std::min(row + c.rows_per_cta, s.rows());
-    const int height = static_cast<int>(s.height), out_height = static_cast<int>(s.out_height);
     const int reach = static_cast<int>(s.reach);
-    const int64_t first = first_row<kStride>(static_cast<int>(row), height, out_height, reach);
-    const int64_t last = rows_needed<kStride>(static_cast<int>(end), height, out_height, reach);
+    const int64_t first = params.heights.template first<kStride>(static_cast<int>(row), reach);
+    const int64_t last = params.heights.template needed<kStride>(static_cast<int>(end), reach);
     in_rows += last - first;
     steps += ceil_div(last - first, stretch) * ceil_div(stretch * s.row, c.columns);
   }
@@ -113,9 +112,8 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   params.in_channels = static_cast<int>(s.in);
   params.result_channels = static_cast<int>(step.result_channels);
   params.batch = static_cast<int>(s.batch);
-  params.height = static_cast<int>(s.height);
+  params.heights = Heights(s.height, s.out_height);
   params.width = static_cast<int>(s.width);
-  params.out_height = static_cast<int>(s.out_height);
   params.out_width = static_cast<int>(s.out_width);
   params.row = static_cast<int>(s.row);
   params.out_row = static_cast<int>(s.out_row);
@@ -161,9 +159,11 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   params.step_rows = static_cast<int>(c.step_rows);
   params.rows_per_cta = static_cast<int>(c.rows_per_cta);
   params.cluster = static_cast<int>(c.cluster);
+  while ((1 << params.cluster_log2) < params.cluster) ++params.cluster_log2;
   params.prefetch = c.prefetch;
-  params.by_blocks = Divisor(c.columns / kBlock);
+  params.by_quads = Divisor(quads_of(c.columns / kBlock));
   params.by_row = Divisor(s.row);
+  params.by_stretch = Divisor(params.stretch);
   params.by_out_width = Divisor(s.out_width);
   for (Branch<T>& branch : params.branches) {
     const int64_t groups = ceil_div(share_rows(branch.mid, c.cluster), kGroupChannels<T>);

@@ -13,14 +13,24 @@ SNV2_DEVICE int packed_count(int rows, int depth) {
   return units_of<16>(rows) * units_of<kTileDepth<T>>(depth) * kTileElements<T>;
 }
 
-// Starts the copy of a packed matrix, by all threads.
+// Starts the copy of a packed matrix, by all threads: a warp takes runs of 2 KB.
 template <class T>
 SNV2_DEVICE void load_matrix(Shared<T> to, const T* from, int elements) {
-  constexpr int kVector = 16 / sizeof(T);
-  for (int i = static_cast<int>(threadIdx.x) * kVector; i < elements;
-       i += unit_threads() * kVector) {
-    cp_async<kVector>(to + i, Global<const T>{from} + i);
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T)), kOfWarp = kWarp * kVector;
+  constexpr int kRun = 4 * kOfWarp;
+  const int runs = static_cast<int>(static_cast<unsigned>(elements) / unsigned{kRun});
+  const int stride = unit_warps() * kRun;
+  int at = warp_of_cta() * kRun + lane_of_warp() * kVector;
+  for (int run = warp_of_cta(); run < runs; run += unit_warps(), at += stride) {
+    const Shared<T> there = to + at;
+    const Global<const T> source = Global<const T>{from} + at;
+    cp_async<kVector, 0 * kOfWarp>(there, source);
+    cp_async<kVector, 1 * kOfWarp>(there, source);
+    cp_async<kVector, 2 * kOfWarp>(there, source);
+    cp_async<kVector, 3 * kOfWarp>(there, source);
   }
+  at = runs * kRun + static_cast<int>(threadIdx.x) * kVector;
+  if (at < elements) cp_async<kVector>(to + at, Global<const T>{from} + at);
 }
 
 // The same of words; those of kVector are aligned together on both sides.
@@ -45,21 +55,33 @@ SNV2_DEVICE void zero_row(Shared<T> row, int count) {
 
 // Load ------------------------------------------------------------------------------------------
 
-// Which 16-byte vector of rows x `blocks` blocks of pixels item `i` is. Eight items are 8 rows
-// (float32: 4) of a vector (of two): what their lanes store lies in different banks, and the blocks
-// that a warp loads are whole sectors of each plane.
-struct Place {
-  int row, column;
+// How warps share the 16-byte vectors of rows of pixels: a part is eight rows (float32: four) of a
+// quad of blocks, where lanes 0 to 7 have the first block of each row (float32: two vectors of it),
+// and so on. What eight lanes store lies in different banks, and what a warp loads are whole
+// sectors of each plane.
+constexpr int kQuad = 4;
+
+constexpr int64_t quads_of(int64_t blocks) { return ceil_div(blocks, kQuad); }
+
+template <class T>
+struct LaneOfPart {
+  static constexpr int kRows = kGroupChannels<T>, kVector = 16 / static_cast<int>(sizeof(T));
+  int row = lane_of_warp() % 8 % kRows;
+  int column = lane_of_warp() / 8 * kBlock + lane_of_warp() % 8 / kRows * kVector;
 };
-template <class T>
-SNV2_DEVICE Place place_of(int i, int group, int blocks) {
-  constexpr int kRows = kGroupChannels<T>, kVector = 16 / static_cast<int>(sizeof(T));
-  const int block = i / 8 - group * blocks;
-  return {group * kRows + i % 8 % kRows, block * kBlock + i % 8 / kRows * kVector};
-}
-template <class T>
-SNV2_DEVICE int places_of(int rows, int blocks) {
-  return units_of<kGroupChannels<T>>(rows) * blocks * 8;
+
+// Calls begin(row) and then with(column) for this lane's vectors of that row. A warp takes all of
+// eight rows.
+template <class T, class Begin, class With>
+SNV2_DEVICE void for_vectors(int rows, int blocks, const Begin& begin, const With& with) {
+  const LaneOfPart<T> lane;
+  for (int first = warp_of_cta() * lane.kRows; first < rows; first += unit_warps() * lane.kRows) {
+    if (first + lane.row >= rows) continue;
+    begin(first + lane.row);
+    for (int column = lane.column; column < blocks * kBlock; column += kQuad * kBlock) {
+      with(column);
+    }
+  }
 }
 
 // Starts the copy of `blocks` blocks of pixels of the planes in `table`, from element `from` of the
@@ -69,15 +91,18 @@ SNV2_DEVICE void load_planes(const UnitParams<T>& params, const Memory<T>& m, Sh
                              int rows, int64_t from, int blocks, int at, int wrap) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const Global<const T> pixels = Global<const T>{params.in} + from;
-  const int all = params.columns / kBlock, places = places_of<T>(rows, all);
-  for (int i = static_cast<int>(threadIdx.x); i < places; i += unit_threads()) {
-    const Place place = place_of<T>(i, params.by_blocks.divide(i / 8), all);
-    if (place.row >= rows || place.column >= blocks * kBlock) continue;
-    int column = at + place.column;
-    if (column >= wrap) column -= wrap;
-    cp_async<kVector>(m.x + (place.row * m.x_pitch + column),
-                      pixels + (load(table + place.row) * params.in_channel + place.column));
-  }
+  Shared<T> to = m.x;
+  Global<const T> plane = pixels;
+  for_vectors<T>(
+      rows, blocks,
+      [&](int row) {
+        to = m.x + row * m.x_pitch;
+        plane = pixels + load(table + row) * params.in_channel;
+      },
+      [&](int column) {
+        const int there = at + column;
+        cp_async<kVector>(to + (there < wrap ? there : there - wrap), plane + column);
+      });
 }
 
 // The same from the caller's tensor, whatever its strides, from column `column0` of row `row0` of
@@ -86,7 +111,7 @@ template <class T>
 SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, int row0, int column0,
                              int blocks, int at, int wrap) {
   const int columns = blocks * kBlock;
-  const int image0 = row0 / params.height, y0 = row0 - image0 * params.height;
+  const int image0 = row0 / params.heights.in, y0 = row0 - image0 * params.heights.in;
   const bool along_pixels = params.in_pixel == 1;
   const int outer = along_pixels ? params.in_channels : columns;
   const int inner = along_pixels ? columns : params.in_channels;
@@ -97,7 +122,7 @@ SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, in
       const int x_of_pixel = column0 + pixel - rows * params.row;
       int64_t image = image0;
       int y = y0 + rows;
-      while (y >= params.height) y -= params.height, ++image;
+      while (y >= params.heights.in) y -= params.heights.in, ++image;
       T value = rounded<T>(0.0f);
       if (x_of_pixel < params.width) {
         value = load(Global<const T>{params.in} +
@@ -113,22 +138,29 @@ SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, in
 
 // Between the CTAs of a cluster -----------------------------------------------------------------
 
-// A CTA's share of X, a run of rows, on its way from memory to all CTAs.
+// A CTA's share of X, a run of rows, on its way from memory to all CTAs. A warp has up to kMost
+// parts of it in registers.
 template <class T>
 class Held {
  public:
-  static constexpr int kMost = 3;  // vectors of a thread
-  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  static constexpr int kMost = 3;
+
+  static constexpr int64_t parts(int64_t rows, int64_t columns) {
+    return ceil_div(rows, kGroupChannels<T>) * quads_of(columns / kBlock);
+  }
 
   SNV2_DEVICE Held(const UnitParams<T>& params, int rank) {
-    const int begin = params.in_channels * rank / params.cluster;
-    const int end = params.in_channels * (rank + 1) / params.cluster;
+    const int begin = (params.in_channels * rank) >> params.cluster_log2;
+    const int end = (params.in_channels * (rank + 1)) >> params.cluster_log2;
+    const LaneOfPart<T> lane;
+    const int quads = units_of<kQuad>(params.columns / kBlock);
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {
-      const int i = static_cast<int>(threadIdx.x) + n * unit_threads();
-      const Place place = place_of<T>(i, params.by_blocks.divide(i / 8), params.columns / kBlock);
-      const int row = begin + place.row;
-      places_[n] = row << kBits | (row < end ? place.column : kNever);
+      const int part = warp_of_cta() + n * unit_warps();
+      const int group = params.by_quads.divide(part);
+      const int row = begin + group * lane.kRows + lane.row;
+      row_[n] = row;
+      column_[n] = row < end ? (part - group * quads) * kQuad * kBlock + lane.column : kNever;
     }
   }
   // Starts the loads of `blocks` blocks of columns, from element `from` of the planes on.
@@ -137,28 +169,26 @@ class Held {
     const Global<const T> pixels = Global<const T>{params.in} + from;
 #pragma unroll
     for (int n = 0; n < kMost; ++n) {
-      if (column(n) >= blocks * kBlock) continue;
-      const int64_t plane = load(m.in_table + (places_[n] >> kBits));
-      vectors_[n] = load_vector<kVector>(pixels + (plane * params.in_channel + column(n)));
+      if (column_[n] >= blocks * kBlock) continue;
+      const int64_t plane = load(m.in_table + row_[n]);
+      vectors_[n] = load_vector<kVector>(pixels + (plane * params.in_channel + column_[n]));
     }
   }
   SNV2_DEVICE void hand_out(const UnitParams<T>& params, const Memory<T>& m, int blocks) const {
-    for (int r = 0; r < params.cluster; ++r) {
-      const Remote<T> x = remote(m.x, r);
 #pragma unroll
-      for (int n = 0; n < kMost; ++n) {
-        if (column(n) < blocks * kBlock)
-          store_vector<kVector>(x + ((places_[n] >> kBits) * m.x_pitch + column(n)), vectors_[n]);
+    for (int n = 0; n < kMost; ++n) {
+      if (column_[n] >= blocks * kBlock) continue;
+      const int at = row_[n] * m.x_pitch + column_[n];
+      for (int r = 0; r < params.cluster; ++r) {
+        store_vector<kVector>(remote(m.x, r) + at, vectors_[n]);
       }
     }
   }
 
  private:
-  static constexpr int kBits = 12, kNever = (1 << kBits) - 1;  // more than a step's columns
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(T)), kNever = 1 << 30;
 
-  SNV2_DEVICE int column(int n) const { return places_[n] & kNever; }
-
-  int places_[kMost];  // row and column of X; the column is kNever beyond the share
+  int row_[kMost], column_[kMost];  // of X; the column is kNever beyond the share
   Vector<T, kVector> vectors_[kMost];
 };
 
@@ -167,17 +197,16 @@ template <class T>
 SNV2_DEVICE void hand_out_dw(const UnitParams<T>& params, const Memory<T>& m,
                              const Branch<T>& branch, int blocks, int rank) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const int places = places_of<T>(branch.mid, blocks);
-  for (int i = static_cast<int>(threadIdx.x); i < places; i += unit_threads()) {
-    const Place place = place_of<T>(i, i / 8 / blocks, blocks);
-    if (place.row >= branch.mid) continue;
-    const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;
-    const Vector<T, kVector> v = load_vector<kVector>(m.dw + at);
-    for (int r = 1; r < params.cluster; ++r) {
-      const int other = rank + r < params.cluster ? rank + r : rank + r - params.cluster;
-      store_vector<kVector>(remote(m.dw, other) + at, v);
-    }
-  }
+  int line = 0;
+  for_vectors<T>(
+      branch.mid, blocks, [&](int row) { line = (branch.first_depth + row) * m.dw_pitch; },
+      [&](int column) {
+        const Vector<T, kVector> v = load_vector<kVector>(m.dw + (line + column));
+        for (int r = 1; r < params.cluster; ++r) {
+          const int other = (rank + r) & (params.cluster - 1);
+          store_vector<kVector>(remote(m.dw, other) + (line + column), v);
+        }
+      });
 }
 
 }  // namespace snv2::SNV2_GPU

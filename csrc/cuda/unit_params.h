@@ -40,6 +40,13 @@ struct Direct {
   static constexpr int kAhead = sizeof(T) == 4 ? 1 : kStride;
 };
 
+// Blocks of columns that a warp's job has at most: fewer where warps would go without a job.
+template <class Mode>
+constexpr int blocks_of_job(int row_blocks, int blocks, int warps) {
+  const int jobs = row_blocks * ((blocks + Mode::kBlocks - 1) / Mode::kBlocks);
+  return Mode::kResident && jobs * 2 <= warps ? Mode::kBlocks / 2 : Mode::kBlocks;
+}
+
 // Channels that eight lanes take where each has a vector of a row: their vectors lie in different
 // banks (shared_pitch).
 template <class T>
@@ -81,6 +88,44 @@ struct Branch {
   }
 };
 
+// Arithmetic of rows ----------------------------------------------------------------------------
+
+// Rows of an image, before and after. Those of all images together are below 2^31.
+struct Heights {
+  int in, out;
+  Divisor by_in, by_out;
+
+  Heights() = default;
+  constexpr Heights(int64_t height, int64_t out_height)
+      : in(static_cast<int>(height)),
+        out(static_cast<int>(out_height)),
+        by_in(height),
+        by_out(out_height) {}
+
+  // Input rows of all images that are in once output rows below `row` can be computed, and the
+  // number of output rows that can be once `in_rows` are in.
+  template <int kStride>
+  constexpr int needed(int row, int reach) const {
+    if (row == 0) return 0;
+    const int image = by_out.divide(row - 1);
+    const int last = (row - 1 - image * out) * kStride + 1 + reach;
+    return image * in + (last < in ? last : in);
+  }
+  template <int kStride>
+  constexpr int complete(int in_rows, int reach) const {
+    const int image = by_in.divide(in_rows);
+    const int rest = in_rows - image * in - reach;
+    return image * out + (rest > 0 ? (rest + kStride - 1) / kStride : 0);
+  }
+  // The first input row that an output row reads.
+  template <int kStride>
+  constexpr int first(int row, int reach) const {
+    const int image = by_out.divide(row);
+    const int first = (row - image * out) * kStride - reach;
+    return image * in + (first > 0 ? first : 0);
+  }
+};
+
 template <class T>
 struct UnitParams {
   const T* in;  // planes, or the caller's tensor
@@ -94,19 +139,20 @@ struct UnitParams {
   const int32_t* result_table;  // [result_channels], see GpuStep
   int in_channels;
   int result_channels;
-  Branch<T> branches[2];                            // main, projection
-  int batch, height, width, out_height, out_width;  // rows of all images: below 2^31
-  int row, out_row;                                 // elements of a row, with its padding
-  int rows_per_cta;                                 // output rows
-  int columns;  // of a step, which is some whole rows or a part of one
-  int stretch;  // elements of those rows, and how many rows
+  Branch<T> branches[2];  // main, projection
+  int batch, width, out_width;
+  Heights heights;
+  int row, out_row;  // elements of a row, with its padding
+  int rows_per_cta;  // output rows
+  int columns;       // of a step, which is some whole rows or a part of one
+  int stretch;       // elements of those rows, and how many rows
   int stretch_rows;
-  int ring;           // columns of MID, at the projection of X: whole rows
-  int step_rows;      // output rows convolved at a time
-  bool prefetch;      // X and DW are apart: the next X is loaded while DW is in use
-  int cluster;        // CTAs
-  Divisor by_blocks;  // of a row of X
-  Divisor by_row, by_out_width;
+  int ring;                   // columns of MID, at the projection of X: whole rows
+  int step_rows;              // output rows convolved at a time
+  bool prefetch;              // X and DW are apart: the next X is loaded while DW is in use
+  int cluster, cluster_log2;  // CTAs
+  Divisor by_quads;           // of blocks of a row of X
+  Divisor by_row, by_stretch, by_out_width;
   int reach;  // of the windows, for kernels of any activation
 
   // Rows above and below that an output row needs.
@@ -115,31 +161,6 @@ struct UnitParams {
     return Act::kAny ? reach : 1;
   }
 };
-
-// Arithmetic of rows ----------------------------------------------------------------------------
-
-// Input rows of all images that are in once output rows below `row` can be computed, and the number
-// of output rows that can be once `in_rows` are in.
-template <int kStride>
-constexpr int rows_needed(int row, int height, int out_height, int reach) {
-  if (row == 0) return 0;
-  const int image = (row - 1) / out_height;
-  const int last = (row - 1 - image * out_height) * kStride + 1 + reach;
-  return image * height + (last < height ? last : height);
-}
-template <int kStride>
-constexpr int rows_complete(int in_rows, int height, int out_height, int reach) {
-  const int image = in_rows / height;
-  const int rest = in_rows - image * height - reach;
-  return image * out_height + (rest > 0 ? (rest + kStride - 1) / kStride : 0);
-}
-// The first input row that an output row reads.
-template <int kStride>
-constexpr int first_row(int row, int height, int out_height, int reach) {
-  const int image = row / out_height;
-  const int first = (row - image * out_height) * kStride - reach;
-  return image * height + (first > 0 ? first : 0);
-}
 
 // What a CTA knows all along ------------------------------------------------------------------
 
@@ -175,12 +196,12 @@ SNV2_DEVICE Memory<T> memory_of(const Places& at) {
 
 // What CTA `rank` of a cluster has of a branch: every matrix is cut between rows of tiles.
 template <class T, class Act>
-SNV2_DEVICE Branch<T> share_of(const Branch<T>& whole, int depth_in, int rank, int ranks) {
+SNV2_DEVICE Branch<T> share_of(const Branch<T>& whole, int depth_in, int rank, int ranks_log2) {
   Branch<T> share = whole;
   const auto cut = [&](int rows, int& begin) {
-    const int tiles = (rows + 15) / 16;
-    begin = tiles * rank / ranks * 16;
-    const int end = tiles * (rank + 1) / ranks * 16;
+    const int tiles = units_of<16>(rows);
+    begin = (tiles * rank >> ranks_log2) * 16;
+    const int end = (tiles * (rank + 1) >> ranks_log2) * 16;
     return (end < rows ? end : rows) - begin;
   };
   int begin = 0;

@@ -18,13 +18,15 @@ SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, co
   constexpr int kTiles = Mode::kTiles, kBlocks = Mode::kBlocks;
   const int row_tiles = units_of<16>(rows);
   const int tile_row = units_of<kTileDepth<T>>(x.depth) * kTileElements<T>;
-  const int row_blocks = units_of<kTiles>(row_tiles), column_blocks = units_of<kBlocks>(blocks);
+  const int row_blocks = units_of<kTiles>(row_tiles);
+  const int wide = blocks_of_job<Mode>(row_blocks, blocks, unit_warps());
+  const int column_blocks = wide == kBlocks ? units_of<kBlocks>(blocks) : units_of<2>(blocks);
   // Exact for what fits in shared memory, and a tenth of a division.
   const float by_row_blocks = reciprocal(static_cast<float>(row_blocks));
   for (int b = warp_of_cta(); b < row_blocks * column_blocks; b += unit_warps()) {
     const int column = static_cast<int>((static_cast<float>(b) + 0.5f) * by_row_blocks);
-    const int tile = (b - column * row_blocks) * kTiles, block = column * kBlocks;
-    const int count = blocks - block < kBlocks ? blocks - block : kBlocks;
+    const int tile = (b - column * row_blocks) * kTiles, block = column * wide;
+    const int count = blocks - block < wide ? blocks - block : wide;
     P at[kTiles];
     for (int i = 0; i < kTiles; ++i) {
       at[i] = matrix + (tile + i < row_tiles ? tile + i : row_tiles - 1) * tile_row;
@@ -82,6 +84,26 @@ SNV2_DEVICE uint32_t word_of(Vector<bfloat16_t, 2> v) {
   return v.values[0].bits | static_cast<uint32_t>(v.values[1].bits) << 16;
 }
 
+// Lanes that differ in kBit exchange: what has the bit of one for what lacks it of the other.
+template <int kBit>
+SNV2_DEVICE void exchange(uint32_t& without, uint32_t& with) {
+  const bool has = (lane_of_warp() & kBit) != 0;
+  const uint32_t got = shuffle_xor(has ? without : with, kBit);
+  (has ? without : with) = got;
+}
+
+// Pairs of pixels as a vector.
+template <class T, int N>
+SNV2_DEVICE Vector<T, 2 * N> pixels_of(const uint32_t (&words)[N]) {
+  Vector<T, 2 * N> pixels;
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    pixels.values[2 * j].bits = static_cast<uint16_t>(words[j]);
+    pixels.values[2 * j + 1].bits = static_cast<uint16_t>(words[j] >> 16);
+  }
+  return pixels;
+}
+
 // Stores a block of results to planes, whose columns begin with element `first`. In 16 bits the
 // four lanes that share a row exchange their pairs, until each has one of four blocks whole: 64
 // bytes of a plane in one instruction. In float32 their pairs are a sector as they are.
@@ -114,6 +136,22 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
       for (int half = 0; half < 2; ++half) {
         const int row = (tile + i) * 16 + half * 8 + lane_of_warp() / 4;
         const float b = load(m.pw2_bias + row);  // or beyond, see Places
+        const bool stores = row < rows;
+        const Global<T> plane = out + load(m.out_table + (stores ? row : 0)) * params.out_pitch;
+        if (count <= 2) {
+          // Half of a block each.
+          uint32_t words[2];
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const float (&of)[4] = acc[i][j];
+            words[j] = word_of(finished_pair<T, Act>(of[2 * half], of[2 * half + 1], b));
+          }
+          exchange<1>(words[0], words[1]);
+          if (stores && t % 2 < count) {
+            store_vector<4>(plane + ((block + t % 2) * kBlock + t / 2 * 4), pixels_of<T>(words));
+          }
+          continue;
+        }
 #pragma unroll
         for (int j0 = 0; j0 < kBlocks; j0 += 4) {
           if (j0 >= count) break;
@@ -123,26 +161,12 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
             const float (&of)[4] = acc[i][j0 + j < kBlocks ? j0 + j : j0];
             words[j] = word_of(finished_pair<T, Act>(of[2 * half], of[2 * half + 1], b));
           }
-#pragma unroll
-          for (int bit = 1; bit < 4; bit *= 2) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              if (j & bit) continue;
-              uint32_t& keep_low = words[j];
-              uint32_t& keep_high = words[j + bit];
-              const uint32_t got = shuffle_xor(t & bit ? keep_low : keep_high, bit);
-              (t & bit ? keep_low : keep_high) = got;
-            }
-          }
-          Vector<T, 8> line;
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            line.values[2 * j].bits = static_cast<uint16_t>(words[j]);
-            line.values[2 * j + 1].bits = static_cast<uint16_t>(words[j] >> 16);
-          }
-          const int column = (block + j0 + t) * kBlock;
-          if (row < rows && j0 + t < count) {
-            store_vector<8>(out + (load(m.out_table + row) * params.out_pitch + column), line);
+          exchange<1>(words[0], words[1]);
+          exchange<1>(words[2], words[3]);
+          exchange<2>(words[0], words[2]);
+          exchange<2>(words[1], words[3]);
+          if (stores && j0 + t < count) {
+            store_vector<8>(plane + (block + j0 + t) * kBlock, pixels_of<T>(words));
           }
         }
       }
@@ -156,14 +180,17 @@ SNV2_DEVICE void store_rows(const UnitParams<T>& params, const Memory<T>& m,
                             const Branch<T>& branch, int blocks, int64_t first) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const Global<T> out = Global<T>{params.out} + first;
-  const int places = places_of<T>(branch.mid, blocks);
-  for (int i = static_cast<int>(threadIdx.x); i < places; i += unit_threads()) {
-    const Place place = place_of<T>(i, i / 8 / blocks, blocks);
-    if (place.row >= branch.mid) continue;
-    const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;
-    store_vector<kVector>(out + (load(m.out_table + place.row) * params.out_pitch + place.column),
-                          load_vector<kVector>(m.dw + at));
-  }
+  Global<T> plane = out;
+  Shared<T> from = m.dw;
+  for_vectors<T>(
+      branch.mid, blocks,
+      [&](int row) {
+        plane = out + load(m.out_table + row) * params.out_pitch;
+        from = m.dw + (branch.first_depth + row) * m.dw_pitch;
+      },
+      [&](int column) {
+        store_vector<kVector>(plane + column, load_vector<kVector>(from + column));
+      });
 }
 
 // Writes `rows` rows of the caller's tensor, from row `local0` of an image on, in logical order:
@@ -185,7 +212,7 @@ SNV2_DEVICE void store_result(const UnitParams<T>& params, const Memory<T>& m,
       const int line = params.by_out_width.divide(pixel), x = pixel - line * params.out_width;
       int64_t image = image0;
       int y = local0 + line;
-      while (y >= params.out_height) y -= params.out_height, ++image;
+      while (y >= params.heights.out) y -= params.heights.out, ++image;
       T value;
       if (entry >= 0 && row >= 0 && row < branch.out) {
         value = load(m.result + (row * m.dw_pitch + line * params.out_row + x));

@@ -454,8 +454,8 @@ snv2_add_mutant(piece_of_the_next_column
 
 snv2_add_mutant(piece_that_stores_the_rows_of_another_cta
   FILE cuda/unit_product.h OF cuda/unit_piece.cu IN gpu_pieces CASES pieces_match
-  TEXT "const int at = (branch.first_depth + place.row) * m.dw_pitch + place.column;"
-  BECOMES "const int at = place.row * m.dw_pitch + place.column;"
+  TEXT "from = m.dw + (branch.first_depth + row) * m.dw_pitch;"
+  BECOMES "from = m.dw + row * m.dw_pitch;"
   EXPECT "shared memory: read at unit_product.h" "nobody wrote")
 
 snv2_add_mutant(piece_without_barrier_before_it_stores RACE
