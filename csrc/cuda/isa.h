@@ -5,6 +5,7 @@
 // Global<T>, Shared<T> and Remote<T> (shared memory of another CTA) are pointers that cannot be
 // dereferenced: load() and store() say which instruction is meant and let the emulator see it. A
 // Vector<T, N> of 2, 4, 8 or 16 bytes moves in one instruction and must be aligned to its size.
+// Address<T> is a place in shared memory that is worked out once.
 #pragma once
 
 #include <cstdint>

@@ -38,6 +38,29 @@ struct Shared {
   }
 };
 
+// The earlier of two places.
+template <class T>
+SNV2_DEVICE Shared<T> earlier(Shared<T> a, Shared<T> b) {
+  return {a.at < b.at ? a.at : b.at};
+}
+
+template <class T>
+struct Address {
+  uint32_t address = 0;
+  Address() = default;
+  SNV2_DEVICE explicit Address(Shared<T> row) : address(row.address()) {}
+  SNV2_DEVICE Address operator+(int i) const {
+    Address there = *this;
+    there.address += static_cast<uint32_t>(i) * sizeof(T);
+    return there;
+  }
+};
+template <class T>
+SNV2_DEVICE Address<T> earlier(Address<T> a, Address<T> b) {
+  a.address = a.address < b.address ? a.address : b.address;
+  return a;
+}
+
 // Shared memory of another CTA of the cluster.
 template <class T>
 struct Remote {
@@ -162,6 +185,17 @@ SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
                  "r"(p.address()), "r"(bits)
                  : "memory");
   }
+}
+
+template <int N, class T>
+SNV2_DEVICE void store_vector_if(bool wanted, Address<T> p, const Vector<T, N>& value) {
+  static_assert(sizeof value == 4, "a word");
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u32 [%1], %2;}" ::"r"(
+                   static_cast<int>(wanted)),
+               "r"(p.address), "r"(bits)
+               : "memory");
 }
 
 // Where p lies modulo `bytes`, a power of two.
@@ -305,9 +339,9 @@ SNV2_DEVICE Remote<T> remote(Shared<T> p, int rank) {
 
 // 8 x 8 matrices of 16-bit elements: lane 8 m + r names row r of matrix m.
 template <int Matrices, bool Transposed = false, class T>
-SNV2_DEVICE void ldmatrix(uint32_t (&d)[Matrices], Shared<T> row) {
+SNV2_DEVICE void ldmatrix(uint32_t (&d)[Matrices], Address<T> row) {
   static_assert(Matrices == 1 || Matrices == 2 || Matrices == 4);
-  const uint32_t address = row.address();
+  const uint32_t address = row.address;
 #define SNV2_LDMATRIX(TRANS)                                                                 \
   if constexpr (Matrices == 1) {                                                             \
     asm volatile("ldmatrix.sync.aligned.m8n8.x1" TRANS ".shared.b16 {%0}, [%1];"             \
@@ -331,6 +365,10 @@ SNV2_DEVICE void ldmatrix(uint32_t (&d)[Matrices], Shared<T> row) {
     SNV2_LDMATRIX("")
   }
 #undef SNV2_LDMATRIX
+}
+template <int Matrices, bool Transposed = false, class T>
+SNV2_DEVICE void ldmatrix(uint32_t (&d)[Matrices], Shared<T> row) {
+  ldmatrix<Matrices, Transposed>(d, Address<T>(row));
 }
 
 #if __CUDA_ARCH__ >= 800
@@ -370,6 +408,20 @@ SNV2_DEVICE void from_float(float value, bfloat16_t& out) {
 }
 
 // Two numbers, each rounded.
+// The two numbers of a word.
+template <class T>
+SNV2_DEVICE void to_floats(uint32_t word, float (&values)[2]) {
+  if constexpr (std::is_same_v<T, half_t>) {
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "=f"(values[0]), "=f"(values[1])
+        : "r"(word));
+  } else {
+    static_assert(std::is_same_v<T, bfloat16_t>);
+    values[0] = __uint_as_float(word << 16);
+    values[1] = __uint_as_float(word & 0xffff0000u);
+  }
+}
+
 template <class T>
 SNV2_DEVICE Vector<T, 2> rounded_pair(float a, float b) {
   Vector<T, 2> pair;

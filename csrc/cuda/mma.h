@@ -83,16 +83,24 @@ SNV2_DEVICE Global<const uint32_t> words(Global<const T> p) {
   return {reinterpret_cast<const uint32_t*>(p.address)};
 }
 
-// P is Global<const T> or Shared<T>, at the tile.
+// Where a lane's part of a tile begins.
 template <class P, class T>
-SNV2_DEVICE void load_tile(Tile<T>& tile, P at) {
-  const Vector<uint32_t, 4> v = load_vector<4>(words(at) + lane_of_warp() * 4);
+SNV2_DEVICE P lane_of_tile(P tile, const Tile<T>&) {
+  return tile + lane_of_warp() * 8;
+}
+template <class P>
+SNV2_DEVICE P lane_of_tile(P tile, const Tile<float>&) {
+  return tile + lane_of_warp() / 4 * 8;
+}
+// P is Global<const T> or Shared<T>, at the lane's part.
+template <class P, class T>
+SNV2_DEVICE void load_lane(Tile<T>& tile, P lane) {
+  const Vector<uint32_t, 4> v = load_vector<4>(words(lane));
 #pragma unroll
   for (int r = 0; r < 4; ++r) tile.a[r] = v.values[r];
 }
 template <class P>
-SNV2_DEVICE void load_tile(Tile<float>& tile, P at) {
-  const auto lane = at + lane_of_warp() / 4 * 8;
+SNV2_DEVICE void load_lane(Tile<float>& tile, P lane) {
   const Vector<float, 4> low = load_vector<4>(lane), high = load_vector<4>(lane + 4);
   for (int k = 0; k < 2; ++k) {
     for (int r = 0; r < 2; ++r) {
@@ -100,6 +108,10 @@ SNV2_DEVICE void load_tile(Tile<float>& tile, P at) {
       tile.a[k + 2][r] = high.values[2 * k + r];
     }
   }
+}
+template <class P, class T>
+SNV2_DEVICE void load_tile(Tile<T>& tile, P at) {
+  load_lane(tile, lane_of_tile(at, tile));
 }
 
 SNV2_DEVICE void mma(float (&d)[4], const Tile<half_t>& a, const uint32_t (&b)[2]) {
@@ -117,13 +129,13 @@ struct Operand {
   int depth;
 };
 
-// Tiles of kTiles rows of a packed matrix, each kAhead tiles before it is used.
-template <int kAhead, class T, class P, int kTiles>
+// Tiles of kTiles rows of a packed matrix in global memory, each kAhead tiles before it is used.
+template <int kAhead, class T, int kTiles>
 class Tiles {
  public:
-  SNV2_DEVICE Tiles(const P (&matrix)[kTiles], int deep) : left_(deep) {
+  SNV2_DEVICE Tiles(const Global<const T> (&matrix)[kTiles], int deep) : left_(deep) {
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) next_[i] = matrix[i];
+    for (int i = 0; i < kTiles; ++i) next_[i] = lane_of_tile(matrix[i], tiles_[0][0]);
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       if (k < deep) load(tiles_[k]);
@@ -135,20 +147,45 @@ class Tiles {
     for (int i = 0; i < kTiles; ++i) to[i] = tiles_[at][i];
     if (left_ > 0) load(tiles_[at]);
   }
-  // Loads the next tiles; after the last ones those again, which is quicker than asking.
+
+ private:
+  // After the last tiles loads those again, which is quicker than asking.
   SNV2_DEVICE void load(Tile<T> (&to)[kTiles]) {
     const int step = --left_ > 0 ? kTileElements<T> : 0;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      load_tile(to[i], next_[i]);
+      load_lane(to[i], next_[i]);
       next_[i] = next_[i] + step;
     }
   }
 
- private:
-  Tile<T> tiles_[kAhead > 0 ? kAhead : 1][kTiles];
-  P next_[kTiles];
+  Tile<T> tiles_[kAhead][kTiles];
+  Global<const T> next_[kTiles];
   int left_;  // tiles from next_ on
+};
+
+// The same in shared memory, which are loaded when they are asked for.
+template <class T, int kTiles>
+class SharedTiles {
+ public:
+  SNV2_DEVICE SharedTiles(const Shared<T> (&matrix)[kTiles], int deep) {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      next_[i] = lane_of_tile(matrix[i], Tile<T>{});
+      last_[i] = next_[i] + (deep - 1) * kTileElements<T>;
+    }
+  }
+  // The next tiles; after the last ones those again, which is quicker than asking.
+  SNV2_DEVICE void load(Tile<T> (&to)[kTiles]) {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      load_lane(to[i], next_[i]);
+      next_[i] = earlier(next_[i] + kTileElements<T>, last_[i]);
+    }
+  }
+
+ private:
+  Shared<T> next_[kTiles], last_[kTiles];
 };
 
 // The rows of a map that one tile of the matrix is multiplied with, as ldmatrix names them: lanes
@@ -158,26 +195,30 @@ class OperandRows {
  public:
   SNV2_DEVICE OperandRows(const Operand<T>& x, int deep, int blocks)
       : line_(x.rows + lane_of_warp() % 16 * x.pitch),
+        last_(line_),
+        here_(line_),
         step_(kTileDepth<T> * x.pitch),
-        left_(deep),
-        blocks_(blocks) {
+        blocks_(blocks),
+        second_(lane_of_warp() / 16 * kBlock) {
     const int last = (deep - 1) * kTileDepth<T> + lane_of_warp() % 16;
-    last_ = x.rows + (last < x.depth ? last : x.depth) * x.pitch;
+    last_ = Address<T>(x.rows + (last < x.depth ? last : x.depth) * x.pitch);
   }
-  // Moves to the next tile, the first one at first. Rows beyond the last are the one of zeros.
+  // Moves to the next tile, the first one at first, and stays in the last one. Rows beyond the last
+  // are the one of zeros.
   SNV2_DEVICE void move() {
-    here_ = --left_ > 0 ? line_ : last_;
+    here_ = earlier(line_, last_);
     line_ = line_ + step_;
   }
-  // Two registers of either block of a pair, of which the first is there.
-  SNV2_DEVICE void load(uint32_t (&b)[4], int pair) const {
-    const Shared<T> second = here_ + lane_of_warp() / 16 * kBlock;
-    ldmatrix<4, true>(b, (2 * pair + 1 < blocks_ ? second : here_) + 2 * pair * kBlock);
+  // Elements from a row to the blocks of a pair, of which the first is there.
+  SNV2_DEVICE int place(int pair) const {
+    return 2 * pair * kBlock + (2 * pair + 1 < blocks_ ? second_ : 0);
   }
+  // Two registers of either block of the pair at a place.
+  SNV2_DEVICE void load(uint32_t (&b)[4], int place) const { ldmatrix<4, true>(b, here_ + place); }
 
  private:
-  Shared<T> line_, last_, here_;
-  int step_, left_, blocks_;
+  Address<T> line_, last_, here_;
+  int step_, blocks_, second_;
 };
 
 template <int kTiles, int kBlocks, class T>
@@ -196,16 +237,17 @@ SNV2_DEVICE void multiply_pair(float (&acc)[kTiles][kBlocks][4], const Tile<T> (
 template <class T, int kTiles>
 SNV2_DEVICE void multiply_shared(float (&acc)[kTiles][4][4], const Shared<T> (&matrix)[kTiles],
                                  const Operand<T>& x, int deep, int blocks) {
-  Tiles<0, T, Shared<T>, kTiles> tiles(matrix, deep);
+  SharedTiles<T, kTiles> tiles(matrix, deep);
   OperandRows<T> rows(x, deep, blocks);
   const bool both = blocks > 2;
+  const int places[2] = {rows.place(0), rows.place(1)};
   Tile<T> a[2][kTiles];
   uint32_t b[2][2][4] = {};
   const auto load = [&](int at) {
     tiles.load(a[at]);
     rows.move();
-    rows.load(b[at][0], 0);
-    if (both) rows.load(b[at][1], 1);
+    rows.load(b[at][0], places[0]);
+    if (both) rows.load(b[at][1], places[1]);
   };
   const auto multiply = [&](int at) {
     multiply_pair(acc, a[at], b[at][0], 0);
@@ -233,7 +275,7 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
   if constexpr (std::is_same_v<P, Shared<T>>) {
     multiply_shared(acc, matrix, x, deep, blocks);
   } else {
-    Tiles<kAhead, T, P, kTiles> tiles(matrix, deep);
+    Tiles<kAhead, T, kTiles> tiles(matrix, deep);
     OperandRows<T> rows(x, deep, blocks);
     for (int k0 = 0; k0 < deep; k0 += kAhead) {
 #pragma unroll
@@ -244,12 +286,12 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
         rows.move();
         // A pair's rows are loaded while the pair before it is multiplied.
         uint32_t b[2][4];
-        rows.load(b[0], 0);
+        rows.load(b[0], rows.place(0));
 #pragma unroll
         for (int pair = 0; pair < kBlocks / 2; ++pair) {
           if (pair > 0 && 2 * pair >= blocks) break;
           if (pair + 1 < kBlocks / 2 && 2 * pair + 2 < blocks) {
-            rows.load(b[(pair + 1) % 2], pair + 1);
+            rows.load(b[(pair + 1) % 2], rows.place(pair + 1));
           }
           multiply_pair(acc, a, b[pair % 2], pair);
         }
@@ -266,7 +308,8 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
   constexpr int kDepth = kTileDepth<float>;
   const int deep = units_of<kDepth>(x.depth);
   constexpr bool kShared = std::is_same_v<P, Shared<float>>;
-  Tiles<kShared ? 1 : kAhead, float, P, kTiles> tiles(matrix, kShared ? 0 : deep);
+  std::conditional_t<kShared, SharedTiles<float, kTiles>, Tiles<kAhead, float, kTiles>> tiles(
+      matrix, deep);
   float part[kTiles][kBlocks][4] = {};
   for (int k0 = 0; k0 < deep; k0 += kAhead) {
 #pragma unroll
@@ -275,8 +318,7 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
       if (k >= deep) break;
       Tile<float> a[kTiles];
       if constexpr (kShared) {
-#pragma unroll
-        for (int i = 0; i < kTiles; ++i) load_tile(a[i], matrix[i] + k * kTileElements<float>);
+        tiles.load(a);
       } else {
         tiles.take(a, ahead);
       }

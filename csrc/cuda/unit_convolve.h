@@ -30,9 +30,13 @@ struct Ring {
   int size, row, width, height;  // elements of all and of a row; pixels of an image
 
   // `at` moved by rows, as many as it holds at most.
-  SNV2_DEVICE int moved(int at, int rows) const {
+  SNV2_DEVICE int after(int at, int rows) const {
     const int there = at + rows * row;
-    return there < 0 ? there + size : there < size ? there : there - size;
+    return there < size ? there : there - size;
+  }
+  SNV2_DEVICE int before(int at, int rows) const {
+    const int there = at - rows * row;
+    return there < 0 ? there + size : there;
   }
 };
 
@@ -41,8 +45,7 @@ SNV2_DEVICE void unpack(uint32_t word, float (&values)[4 / sizeof(T)]) {
   if constexpr (sizeof(T) == 4) {
     std::memcpy(values, &word, sizeof word);
   } else {
-    values[0] = to_float(T{static_cast<uint16_t>(word)});
-    values[1] = to_float(T{static_cast<uint16_t>(word >> 16)});
+    to_floats<T>(word, values);
   }
 }
 
@@ -85,7 +88,7 @@ class Sliding {
 #pragma unroll
       for (int p = 0; p < kPixels; ++p) upper_[p] = 0.0f;
       if (center > 0) {
-        read(ring.moved(place, -1));
+        read(ring.before(place, 1));
         add<0>(upper_, upper_);
       }
       if constexpr (kStride == 1) {
@@ -100,7 +103,7 @@ class Sliding {
     }
     const bool more = center + 1 < ring.height;
     if (more) {
-      read(ring.moved(place, 1));
+      read(ring.after(place, 1));
       add<2>(middle_, middle_);
     }
 #pragma unroll
@@ -186,7 +189,7 @@ class Dilated {
     for (int ky = 0; ky < window_; ++ky) {
       const int by = (ky - half) * dilation_;
       if (center + by < 0 || center + by >= ring.height) continue;
-      const Shared<T> line = line_ + ring.moved(place, by);
+      const Shared<T> line = line_ + (by < 0 ? ring.before(place, -by) : ring.after(place, by));
       for (int kx = 0; kx < window_; ++kx) {
         const float tap = load(weights_ + (ky * window_ + kx));
 #pragma unroll
@@ -307,10 +310,10 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
                    });
       }
       if (++local < params.heights.out) {
-        place = ring.moved(place, kStride);
+        place = ring.after(place, kStride);
       } else {
         local = 0;
-        place = ring.moved(place, params.heights.in - (params.heights.out - 1) * kStride);
+        place = ring.after(place, params.heights.in - (params.heights.out - 1) * kStride);
       }
     }
   }

@@ -56,23 +56,31 @@ template <class T, class Act, int kTiles, int kBlocks, class ColumnOf>
 SNV2_DEVICE void store_lines(Shared<T> lines, int pitch, const float (&acc)[kTiles][kBlocks][4],
                              Shared<float> bias, int rows, int tile, int count,
                              const ColumnOf& column_of) {
+  constexpr bool kWords = sizeof(T) == 2;
   const int first = tile * 16 + lane_of_warp() / 4;
+  bool there[2 * kTiles];
   float biases[2 * kTiles];
+  std::conditional_t<kWords, Address<T>, Shared<T>> line[2 * kTiles];
 #pragma unroll
   for (int i = 0; i < 2 * kTiles; ++i) {
-    biases[i] = first + i * 8 < rows ? load(bias + (first + i * 8)) : 0.0f;
+    const int row = first + i * 8;
+    there[i] = row < rows;
+    biases[i] = there[i] ? load(bias + row) : 0.0f;
+    line[i] = decltype(line[i] + 0)(lines + (row * pitch + lane_of_warp() % 4 * 2));
   }
-  const Shared<T> line = lines + (first * pitch + lane_of_warp() % 4 * 2);
 #pragma unroll
   for (int j = 0; j < kBlocks; ++j) {
     if (j >= count) break;
-    const Shared<T> to = line + column_of(j);
+    const int column = column_of(j);
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) {
-      if (first + i * 8 >= rows) continue;
       const float (&of)[4] = acc[i / 2][j];
-      store_vector<2>(to + i * 8 * pitch,
-                      finished_pair<T, Act>(of[i % 2 * 2], of[i % 2 * 2 + 1], biases[i]));
+      const auto pair = finished_pair<T, Act>(of[i % 2 * 2], of[i % 2 * 2 + 1], biases[i]);
+      if constexpr (kWords) {
+        store_vector_if(there[i], line[i] + column, pair);
+      } else if (there[i]) {
+        store_vector<2>(line[i] + column, pair);
+      }
     }
   }
 }

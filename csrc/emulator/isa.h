@@ -39,6 +39,21 @@ struct Shared {
 };
 
 template <class T>
+Shared<T> earlier(Shared<T> a, Shared<T> b) {
+  return a.address < b.address ? a : b;
+}
+template <class T>
+struct Address : Shared<T> {
+  Address() = default;
+  explicit Address(Shared<T> row) : Shared<T>(row) {}
+  Address operator+(int i) const { return Address(Shared<T>::operator+(i)); }
+};
+template <class T>
+Address<T> earlier(Address<T> a, Address<T> b) {
+  return a.address < b.address ? a : b;
+}
+
+template <class T>
 using Remote = Shared<T>;
 
 inline Shared<unsigned char> shared_memory() { return {emulator::shared_memory()}; }
@@ -103,6 +118,15 @@ template <int N, class T>
 void store_vector(Shared<T> p, const Vector<T, N>& value, SNV2_HERE) {
   emulator::access_shared(p.address, sizeof(T) * N, true, SNV2_SITE);
   std::memcpy(p.address, &value, sizeof value);
+}
+
+template <int N, class T>
+void store_vector_if(bool wanted, Address<T> p, const Vector<T, N>& value, SNV2_HERE) {
+  if (wanted) {
+    store_vector<N>(static_cast<const Shared<T>&>(p), value, file, line);
+  } else {
+    emulator::skip_shared_store(sizeof value, SNV2_SITE);
+  }
 }
 
 template <class T>
@@ -191,6 +215,11 @@ inline void from_float(float value, bfloat16_t& out) {
   out.bits = emulator::float_to_bfloat16(value);
 }
 inline void from_float(float value, half_t& out) { out.bits = emulator::float_to_half(value); }
+template <class T>
+void to_floats(uint32_t word, float (&values)[2]) {
+  values[0] = to_float(T{static_cast<uint16_t>(word)});
+  values[1] = to_float(T{static_cast<uint16_t>(word >> 16)});
+}
 template <class T>
 Vector<T, 2> rounded_pair(float a, float b) {
   Vector<T, 2> pair;
