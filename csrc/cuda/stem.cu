@@ -70,15 +70,16 @@ void place(const Shape& s, Cut& c) {
   c.shared_bytes = c.weights_at + s.channels * 9 * s.weight_pitch * s.size;
 }
 
-// The rule: as few panes as warps can take; rows for two CTAs per SM, but no more than leave shared
-// memory for as many warps as registers allow.
+// The rule: as few panes as warps can take; rows for one CTA per SM, since the rows that two tiles
+// share cost more than a second CTA hides, but no more than leave shared memory for as many warps as
+// registers allow.
 Cut choose(const Shape& s, const Device& device) {
   Cut c{};
   c.panes = ceil_div(s.out_width, int64_t{kStemColumns} * kStemWarps);
   // Panes begin on sectors; a line is whole vectors.
   c.columns = round_up(ceil_div(s.out_width, c.panes), c.panes > 1 ? 8 : 2);
   c.panes = ceil_div(s.out_width, c.columns);
-  const int64_t rows = ceil_div(s.batch * c.panes * s.out_height, 2 * device.sms);
+  const int64_t rows = ceil_div(s.batch * c.panes * s.out_height, device.sms);
   const int64_t ctas = kWarpsPerSm / ceil_div(c.columns, kStemColumns);
   c.rows = std::min({s.out_height, kMostRows, std::max<int64_t>(rows, 1)});
   for (;; --c.rows) {

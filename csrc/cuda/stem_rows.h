@@ -275,7 +275,7 @@ SNV2_DEVICE void Convolution<T, kTaps, Act>::row(Shared<T> line, Values& out) co
       }
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        out.values[(i * 2 + j) * 2 + c] = {{rounded<T>(v[c]), rounded<T>(v[c + 2])}};
+        out.values[(i * 2 + j) * 2 + c] = rounded_pair<T>(v[c], v[c + 2]);
       }
     }
   }
@@ -299,10 +299,11 @@ SNV2_DEVICE void Convolution<T, kTaps, Act>::pool(const StemParams<T>&, const Va
       if (j == 0 && t == 0) word = word_of(most.values[(i * 2 + 1) * 2]);
       const uint32_t got = shuffle(word, next);
       const Vector<T, 2> right{{{static_cast<uint16_t>(got)}, {static_cast<uint16_t>(got >> 16)}}};
-      const Vector<T, 2> y = max_nan(max_nan(left, most.values[(i * 2 + j) * 2 + 1]), right);
+      Vector<T, 2> y = max_nan(max_nan(left, most.values[(i * 2 + j) * 2 + 1]), right);
+      if constexpr (!Act::kAny) y = max_nan(y, Vector<T, 2>{});  // ReLU
       if (4 * j + t >= kStemColumns) continue;
       for (int half = 0; half < 2; ++half) {
-        put(i * 16 + half * 8 + lane / 4, column, rounded<T>(Act::apply(to_float(y.values[half]))));
+        put(i * 16 + half * 8 + lane / 4, column, y.values[half]);
       }
     }
   }

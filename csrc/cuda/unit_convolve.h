@@ -81,9 +81,10 @@ class Sliding {
   }
 
   // Calls emit(results) for an output row: the next one, or any if `fresh`. It is centred on input
-  // row `center` of its image, at `place`.
+  // row `center` of its image, at `place`. Unless it is the `last` one, the next row is begun.
   template <class Emit>
-  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool fresh, const Emit& emit) {
+  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool fresh, bool last,
+                       const Emit& emit) {
     if (fresh) {
 #pragma unroll
       for (int p = 0; p < kPixels; ++p) upper_[p] = 0.0f;
@@ -94,7 +95,7 @@ class Sliding {
       if constexpr (kStride == 1) {
         read(place);
         add<1>(middle_, upper_);
-        start_upper();
+        if (!last) start_upper();
       }
     }
     if constexpr (kStride == 2) {
@@ -109,7 +110,7 @@ class Sliding {
 #pragma unroll
     for (int p = 0; p < kPixels; ++p) middle_[p] += taps_[kTaps];
     emit(middle_);
-    if (more) {
+    if (more && !last) {
       if constexpr (kStride == 1) add<1>(middle_, upper_);
       start_upper();
     }
@@ -183,7 +184,7 @@ class Dilated {
     first_ = first;
   }
   template <class Emit>
-  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool, const Emit& emit) {
+  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool, bool, const Emit& emit) {
     const int half = window_ / 2;
     float sums[kPixels] = {};
     for (int ky = 0; ky < window_; ++ky) {
@@ -227,7 +228,7 @@ class Point {
     next_ = there + kPixels < ring.row ? kPixels : 0;
   }
   template <class Emit>
-  SNV2_DEVICE void row(const Ring&, int, int place, bool, const Emit& emit) {
+  SNV2_DEVICE void row(const Ring&, int, int place, bool, bool, const Emit& emit) {
     Vector<T, kPixels> vectors[kStride];
     vectors[0] = load_vector<kPixels>(line_ + place);
     if constexpr (kStride == 2) vectors[1] = load_vector<kPixels>(line_ + (place + next_));
@@ -296,7 +297,7 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
     int local = rows.local, place = rows.place;
     for (int r = 0; r < end; ++r) {
       if (r >= begin) {
-        window.row(ring, local * kStride, place, r == begin || local == 0,
+        window.row(ring, local * kStride, place, r == begin || local == 0, r == end - 1,
                    [&](const float (&results)[kPixels]) {
                      float y[kPixels];
 #pragma unroll
