@@ -194,25 +194,30 @@ Cut choose(const Shape& s, const Device& device) {
                             [&](const auto& a, const auto& b) { return order(a) < order(b); })
         ->second;
   };
+  const auto with = [&](Weights weights, int64_t cluster, bool last) {
+    Cut c;
+    c.weights = weights;
+    c.cluster = cluster;
+    c.last = last;
+    for_cuts<T, kStride>(s, device, c, [&](const Cut& cut) {
+      cuts.emplace_back(cost_of<T, kStride>(s, device, cut), cut);
+    });
+  };
+  // What the tuning asks for; where there is no such cut, all others.
+  const int64_t asked = device.tuning.weights;
   for (const bool last : {false, true}) {
-    const auto with = [&](Weights weights, int64_t cluster) {
-      if (device.tuning.weights != 0 && device.tuning.weights != static_cast<int64_t>(weights)) {
-        return;
+    for (const bool others : {false, true}) {
+      const auto wanted = [&](Weights weights) {
+        return others || asked == 0 || asked == static_cast<int64_t>(weights);
+      };
+      if (wanted(Weights::kResident)) with(Weights::kResident, 1, last);
+      for (int64_t cluster = 2;
+           s.in_planes && wanted(Weights::kClustered) && cluster <= device.cluster; cluster *= 2) {
+        with(Weights::kClustered, cluster, last);
       }
-      Cut c;
-      c.weights = weights;
-      c.cluster = cluster;
-      c.last = last;
-      for_cuts<T, kStride>(s, device, c, [&](const Cut& cut) {
-        cuts.emplace_back(cost_of<T, kStride>(s, device, cut), cut);
-      });
-    };
-    with(Weights::kResident, 1);
-    for (int64_t cluster = 2; s.in_planes && cluster <= device.cluster; cluster *= 2) {
-      with(Weights::kClustered, cluster);
+      if (wanted(Weights::kDirect)) with(Weights::kDirect, 1, last);
+      if (!cuts.empty()) return best();
     }
-    with(Weights::kDirect, 1);
-    if (!cuts.empty()) return best();
   }
   throw std::invalid_argument("x: " + std::to_string(s.width) +
                               " pixels of width are too many for a unit of " +
