@@ -1,6 +1,6 @@
-"""The ops' launches on Triton, compiled for a GPU that is not there with all that a launch finds out
-of its arguments, and the instructions of their threads. Run by test_triton_instructions.py, since a
-process decides once whether Triton interprets; prints a line of JSON for each argument.
+"""The ops' launches on Triton, compiled for a GPU that is not there with all that a launch finds
+out of its arguments, and the instructions of their threads. Run by test_triton_instructions.py,
+since a process decides once whether Triton interprets; prints a line of JSON for each argument.
 
     <op>[:2] <contiguous or channels_last> <stage>, joined by commas; :2 is stride 2
 """

@@ -1,15 +1,15 @@
 """The gradients of the depthwise convolutions as Triton kernels.
 
-They are three launches. ``depthwise_cut_kernel`` computes the convolution again, clears the gradient
-where the ReLU cut off, writes what is left of it and the sums for the parameters' gradients, and
-copies what passes through. The second is the convolution turned round, of what is left: at stride 1
+They are three launches. ``depthwise_cut_kernel`` computes the convolution again, clears the
+gradient where the ReLU cut off, writes what is left of it and the sums for the parameters'
+gradients, and copies what passes through. The second is the convolution turned round, of what is left: at stride 1
 ``convolve_kernel``, else ``depthwise_input_kernel``. ``depthwise_sums_kernel`` adds up, in a fixed
 order. In one launch each of the nine taps of what is left would need a convolution of its own.
 
 A program makes a tile [BP, BC]: BP pixels of a map, counted row by row, of BC channels. Taps are
 nine loads of the same tile, moved. One of the first makes several tiles of an image, one below the
-other, and writes one set of sums for all: for a single tile of few pixels, ten sums for each channel
-would be much.
+other, and writes one set of sums for all: for a single tile of few pixels, ten sums for each
+channel would be much.
 """
 
 import triton

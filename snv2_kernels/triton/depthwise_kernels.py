@@ -113,7 +113,7 @@ def _load_row(
     row = (tl.load(p_x - x_p, mask=m_left, other=0.0),)
     if VECTOR:
         p_v = p_x[:, :, None] + tl.arange(0, COLUMNS * STRIDE)[None, None, :] * x_p
-        if MASKED:
+        if MASKED:  # noqa: SIM108
             b_x = tl.load(p_v, mask=m_row, other=0.0)
         else:
             b_x = tl.load(p_v)
@@ -179,7 +179,7 @@ def _taps(b_y, row, weights, AT: tl.constexpr, TAP: tl.constexpr):
 
 
 @triton.jit
-def convolve_kernel(
+def convolve_kernel(  # noqa: PLR0912, PLR0915
     x,  # [N, TIMES * C, H * W], TIMES is 2 if as many channels pass through, else 1
     weight,  # [C, 9]
     scale,  # [C]

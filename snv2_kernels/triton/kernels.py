@@ -38,7 +38,8 @@ def _along_rows(
 
 @triton.jit
 def _down_rows(
-    i_o, i_i, outer, inner, BO: tl.constexpr, BI: tl.constexpr, ROUNDS: tl.constexpr, UNIT: tl.constexpr
+    i_o, i_i, outer, inner, BO: tl.constexpr, BI: tl.constexpr,
+    ROUNDS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Returns rows [BO, 1] of the first round and elements [1, BI] of all."""
     o_o = (i_o * (BO * ROUNDS) + tl.arange(0, BO))[:, None]

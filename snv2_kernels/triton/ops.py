@@ -1,4 +1,5 @@
-"""``torch.ops.snv2_triton``: schemas, checks and memory of the ops, as in ``csrc/torch/ops.h``. :mod:`~snv2_kernels.triton.network` has those of plans."""
+"""``torch.ops.snv2_triton``: schemas, checks and memory of the ops, as in ``csrc/torch/ops.h``.
+:mod:`~snv2_kernels.triton.network` has those of plans."""
 
 from __future__ import annotations
 

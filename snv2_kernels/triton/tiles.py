@@ -4,8 +4,8 @@ measurement unless it was asked for (:mod:`~snv2_kernels.triton.tuning`).
 A program that moves elements has 128 threads, whose vectors of at most 16 bytes lie along memory,
 and each thread has up to four or, where they are narrow, more of them under way. A thread of a
 depthwise convolution has a strip of results (``depthwise_kernels.py``): the taller and wider, the
-fewer inputs are read twice, and the more registers it takes. Of small maps strips are lower, so that
-there is a warp for each SM of a GPU of a hundred.
+fewer inputs are read twice, and the more registers it takes. Of small maps strips are lower, so
+that there is a warp for each SM of a GPU of a hundred.
 
 Products have lists of tiles from the largest to the smallest: the first of which a launch has
 enough is taken. Larger ones read weights and maps less often, smaller ones fill the GPU where there
