@@ -79,6 +79,9 @@ class Launch:
         return int(self.arguments.get("steps", 1))
 
 
+_logs: dict[str, str] = {}  # by binary; one that is there is not compiled again
+
+
 class _Recorder:
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
         self.kernel, self.launches = kernel, launches
@@ -90,7 +93,15 @@ class _Recorder:
                 binary = self.kernel.warmup(*args, grid=grid, **constants)
             arguments = dict(zip(self.kernel.arg_names, args, strict=False)) | constants
             name = self.kernel.fn.__name__
-            self.launches.append(Launch(name, binary, log.getvalue(), math.prod(grid), arguments))
+            self.launches.append(
+                Launch(
+                    name,
+                    binary,
+                    _logs.setdefault(binary.hash, log.getvalue()),
+                    math.prod(grid),
+                    arguments,
+                )
+            )
 
         return launch
 

@@ -194,13 +194,13 @@ def test_measured_tiles(tuning: Any, tmp_path: Path) -> None:
 
 
 def test_measured_tiles_of_maps(tuning: Any) -> None:
-    a, b = draw(1, 8, 5, 7), draw(1, 8, 5, 7, seed=1)
+    a, b = draw(2, 64, 5, 7), draw(2, 64, 5, 7, seed=1)
     expected = snv2.ops.cat_shuffle(a, b, backend="reference")
     tuning.autotune(timer=Clock(fastest=2))
     assert torch.equal(snv2.ops.cat_shuffle(a, b, backend="triton"), expected)
     ((key, tile),) = next(iter(tuning._measured.values())).items()
     assert key.startswith("cat_shuffle_kernel ")
-    assert tile == tiles().map_tiles(8, 35, 1, 4, False)[1]
+    assert tile == tiles().map_tiles(128, 35, 1, 4, False)[1]
 
 
 def test_use_tile_goes_before_what_was_measured(tuning: Any, triton: Any) -> None:

@@ -2,7 +2,8 @@
 
 They are three launches. ``depthwise_cut_kernel`` computes the convolution again, clears the
 gradient where the ReLU cut off, writes what is left of it and the sums for the parameters'
-gradients, and copies what passes through. The second is the convolution turned round, of what is left: at stride 1
+gradients, and copies what passes through.
+The second is the convolution turned round, of what is left: at stride 1
 ``convolve_kernel``, else ``depthwise_input_kernel``. ``depthwise_sums_kernel`` adds up, in a fixed
 order. In one launch each of the nine taps of what is left would need a convolution of its own.
 
