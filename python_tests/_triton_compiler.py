@@ -16,48 +16,51 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 import triton
+from _triton_launches import STAGES, TARGETS, NoGpu, launches_of
 from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton import knobs
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import snv2_kernels as snv2
 from snv2_kernels.ops import operators
 from snv2_kernels.packing.units import ACTIVATIONS
-from snv2_kernels.triton import backward_kernels, kernels
-from snv2_kernels.triton.backward import CUT_WARPS
 from snv2_kernels.triton.network import KERNELS as PRODUCTS
-from snv2_kernels.triton.tiles import PRODUCT_TILES, ProductTile, Tile, choose_tile, map_tiles
+from snv2_kernels.triton.tiles import PRODUCT_TILES, ProductTile
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-DTYPES = ("fp32", "fp16", "bf16")
-UNLIKE = ("split_dw_cat_shuffle", "depthwise_cut", "stem", "dw_pw2", "gates")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+UNLIKE = ("convolve", "depthwise_cut", "stem", "dw_pw2", "gates")
 QUICK = ("fp32", "sm_80"), ("fp16", "gfx942")
-MAPS = ("x", "y", "z", "a", "b", "middle", "source", "weights", "grad", "cut", "grad_x")
-FLOATS = ("weight", "scale", "shift", "parameters", "sums")
-FLOATS += ("means", "gates", "grad_weight", "grad_scale", "grad_shift")
+# Kernels of ops, and the ops that launch them, each with a stride.
+OPS = {
+    "cat_shuffle": [("cat_shuffle", 1)],
+    "convolve": [
+        ("split_dw_cat_shuffle", 1), ("dw_conv3x3", 1), ("dw_conv3x3", 2),
+        ("split_dw_cat_shuffle_backward", 1),
+    ],
+    "cat_shuffle_backward": [("cat_shuffle_backward", 1)],
+    "depthwise_cut": [("split_dw_cat_shuffle_backward", 1), ("dw_conv3x3_backward", 2)],
+    "depthwise_input": [("dw_conv3x3_backward", 2)],
+    "depthwise_sums": [("dw_conv3x3_backward", 1)],
+}  # fmt: skip
+SHAPES = [*STAGES.values(), (3, 42, 9, 11), (1, 24, 56, 56)]
+MAPS = ("x", "y", "z", "a", "b", "middle", "source", "weights")
+FLOATS = ("weight", "scale", "shift", "parameters", "sums", "means", "gates")
 # Offsets and strides that are multiples of 16 in every plan, as a launch finds out.
 ALIGNED = ("matrix", "side_matrix", "gate_matrix", "pitch", "side_pitch", "gate_pitch")
 ALIGNED += ("middle_c", "y_c")
 
 
 def compiled(
-    kernel: Any, values: dict[str, Any], tile: Tile | ProductTile, dtype: str, target: str
+    kernel: Any, values: dict[str, Any], tile: ProductTile, dtype: str, target: str
 ) -> dict[str, Any]:
-    """What a kernel with these constants uses."""
-    is_product = isinstance(tile, ProductTile)
-    aligned = ALIGNED if is_product else ()
+    """Returns what a kernel with these constants uses."""
+    aligned = ALIGNED
     if values.get("FLAT") or values.get("TO_PLANES") or "GATED" in values:
         aligned += ("x_c",)
     if values.get("FLAT"):
@@ -74,30 +77,48 @@ def compiled(
         signature[argument] = f"*{types[argument]}" if argument in types else "i32"
         if argument in types or argument in aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
-    stages = tile.stages if is_product else 1 if "PASSTHROUGH" in values else 3
     log = io.StringIO()
     with contextlib.redirect_stdout(log):
         binary: Any = triton.compile(
             ASTSource(kernel, signature, constexprs, attributes),
             target=TARGETS[target],
-            options={"num_warps": tile.warps, "num_stages": stages},
+            options={"num_warps": tile.warps, "num_stages": tile.stages},
         )
+    name = f"{kernel.__name__} {tile} {values} {dtype} {target}"
+    return used(name, binary, log.getvalue(), target)
+
+
+def used(name: str, binary: Any, log: str, target: str) -> dict[str, Any]:
+    """Returns what a binary uses, of its compiler's log and the assembler's text."""
     if target.startswith("sm"):
-        text, report = binary.asm["ptx"], log.getvalue()
-        used = re.findall(r"(\d+) bytes (spill stores|spill loads|stack frame)", report)
-        spilled = {key: int(n) for n, key in used}
+        text = binary.asm["ptx"]
+        found = re.findall(r"(\d+) bytes (spill stores|spill loads|stack frame)", log)
+        spilled = {key: int(n) for n, key in found}
     else:
-        text = report = binary.asm["amdgcn"]
+        text = binary.asm["amdgcn"]
         # Scalar registers spill to lanes of vector registers, not to memory.
-        used = re.findall(r"(vgpr_spill_count|ScratchSize): (\d+)", report)
-        spilled = {key: int(n) for key, n in used}
+        found = re.findall(r"(vgpr_spill_count|ScratchSize): (\d+)", text)
+        spilled = {key: int(n) for key, n in found}
     return {
-        "name": f"{kernel.__name__} {tile} {values} {dtype} {target}",
+        "name": name,
         "target": target,
         "shared": binary.metadata.shared,
         "stored": len(re.findall(r"st\.global|(?:global|buffer)_store", text)),
         "spilled": spilled,
     }
+
+
+def launched(name: str, dtype: str, target: str, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yields what each launch of a kernel of ops uses."""
+    for (op, stride), shape, order in itertools.product(
+        OPS[name][: 1 if quick else None],
+        SHAPES[: 1 if quick else None],
+        (torch.contiguous_format, torch.channels_last),
+    ):
+        for launch in launches_of(op, stride, shape, order, DTYPES[dtype], target):
+            described = f"{op} {stride} {shape} {order} {dtype} {target}"
+            if launch.kernel == f"{name}_kernel":
+                yield used(described, launch.binary, launch.log, target)
 
 
 # Configurations -------------------------------------------------------------------------------
@@ -125,21 +146,7 @@ def variants(  # noqa: PLR0912
     """Constants of each instance of a kernel but for its tile, strides of 1 among them, which a
     launch finds out; those that take the most registers first."""
     one = "c" if channels_last else "p"
-    ones = {f"{m}_{one}": 1 for m in ("x", "y", "a", "b", "t")}
-    if name == "dw_conv3x3":
-        for stride in (1, 2):
-            yield {"STRIDE": stride, "RELU": stride == 1, f"x_{one}": 1, f"y_{one}": 1}
-    elif name in ("cat_shuffle", "split_dw_cat_shuffle"):
-        yield {"CHANNELS_LAST": channels_last, **ones}
-    elif name == "cat_shuffle_backward":
-        yield ones
-    elif name == "depthwise_cut":
-        for stride in (1, 2):
-            yield {"STRIDE": stride, "RELU": True, "PASSTHROUGH": stride == 1, **ones}
-    elif name == "depthwise_input":
-        for stride in (1, 2):
-            yield {"STRIDE": stride, **ones}
-    elif name in ("stem", "stem_each"):
+    if name in ("stem", "stem_each"):
         each = {"EACH": name != "stem", **activations("relu" if name == "stem" else "silu")}
         for is_bytes in (True, False):
             yield {"BYTES": is_bytes, **each, f"x_{one}": 1}
@@ -188,22 +195,11 @@ def variants(  # noqa: PLR0912
         yield {}
 
 
-def instances(name: str, dtype: str) -> Iterator[tuple[Any, dict[str, Any], Tile | ProductTile]]:
+def instances(name: str, dtype: str) -> Iterator[tuple[Any, dict[str, Any], ProductTile]]:
+    kernel, tiles = PRODUCTS[name], PRODUCT_TILES[name, dtype != "fp32"]
     for channels_last in (False, True):
-        if name in PRODUCTS:
-            kernel, tiles = PRODUCTS[name], PRODUCT_TILES[name, dtype != "fp32"]
-        else:
-            module = kernels if hasattr(kernels, f"{name}_kernel") else backward_kernels
-            kernel, tiles = getattr(module, f"{name}_kernel"), tuple(map_tiles(channels_last))
-            if name == "depthwise_cut":  # as its launch takes them
-                tiles = (replace(choose_tile(1, 1, 1, channels_last), warps=CUT_WARPS),)
-            elif name == "depthwise_sums":
-                tiles = (Tile(64, 1, 2),)
         for tile, values in itertools.product(tiles, variants(name, channels_last)):
-            if isinstance(tile, ProductTile):
-                sizes = {"BM": tile.rows, "BP": tile.pixels, "BK": tile.depth, "WIDENS": False}
-            else:
-                sizes = {"BP": tile.pixels, "BC": tile.channels}
+            sizes = {"BM": tile.rows, "BP": tile.pixels, "BK": tile.depth, "WIDENS": False}
             sizes = {key: n for key, n in sizes.items() if key in kernel.arg_names}
             yield kernel, {**values, **sizes}, tile
 
@@ -218,25 +214,16 @@ def usage(names: list[str], quick: bool) -> Iterator[Any]:
             chosen = {("bf16", "sm_90"), *(QUICK if name in UNLIKE else ())}
             if quick and (dtype, target) not in chosen:
                 continue
+            if name in OPS:
+                for each in launched(name, dtype, target, quick):
+                    yield {"kernel": name, **each}
+                continue
             several = itertools.islice(instances(name, dtype), 1 if quick else None)
             for kernel, values, tile in several:
                 yield {"kernel": name, **compiled(kernel, values, tile, dtype, target)}
 
 
 # Tracing --------------------------------------------------------------------------------------
-
-
-class NoGpu:
-    """As much of a driver as torch asks when it looks what a kernel writes."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cuda", 0)
 
 
 def trace() -> Iterator[Any]:
@@ -277,8 +264,6 @@ def trace() -> Iterator[Any]:
 
 if __name__ == "__main__":
     command, *names = sys.argv[1:]
-    ops = ["cat_shuffle", "dw_conv3x3", "split_dw_cat_shuffle"]
-    ops += ["cat_shuffle_backward", "depthwise_cut", "depthwise_input", "depthwise_sums"]
     quick = command == "quick"
-    for line in trace() if command == "trace" else usage(names or [*ops, *PRODUCTS], quick):
+    for line in trace() if command == "trace" else usage(names or [*OPS, *PRODUCTS], quick):
         print(json.dumps(line), flush=True)

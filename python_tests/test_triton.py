@@ -29,8 +29,8 @@ backends = importlib.import_module("snv2_kernels.backends")
 COMPILER = Path(__file__).with_name("_triton_compiler.py")
 SHARED_BYTES = 48 * 1024  # of a CTA that asks for no more than any GPU has
 FORMATS = [torch.contiguous_format, torch.channels_last]
-KERNELS = ["cat_shuffle", "dw_conv3x3", "split_dw_cat_shuffle"]
-KERNELS += ["cat_shuffle_backward", "depthwise_cut", "depthwise_input", "depthwise_sums"]
+KERNELS = ["cat_shuffle", "convolve", "cat_shuffle_backward"]
+KERNELS += ["depthwise_cut", "depthwise_input", "depthwise_sums"]
 KERNELS += [
     "stem",
     "stem_each",
@@ -53,32 +53,55 @@ def tiles() -> Any:
 # Tiles ----------------------------------------------------------------------------------------
 
 
-def _map_for(shapes: Any) -> tuple[int, int, int, int]:
-    """One that is run in the tile of ``shapes``."""
-    extent = 7 if shapes.short and not shapes.channels_last else 15
-    channels = 29 if shapes.short and shapes.channels_last else 67
-    return (1 if shapes.small else 64, channels, extent, extent)
+# Shapes: rests in all directions, small planes, rows that are vectors.
+SHAPES = [(1, 21, 5, 9), (3, 3, 7, 7), (1, 5, 14, 8)]
 
 
 @pytest.mark.parametrize("op", OPS[::2] + OPS[-1:], ids=str)
-def test_every_tile_of_maps(triton: Any, op: Op) -> None:
-    """With rests in both directions."""
-    for shapes, tile in tiles().TILES.items():
-        memory_format = FORMATS[shapes.channels_last]
-        shape = (1, tile.channels + 3, 5, tile.pixels // 5 + 2)
-        with triton.use_tile(tile):
-            dtype = torch.float32 if shapes.small else torch.bfloat16
-            check(op, "triton", op.arguments(shape, dtype, draw, memory_format=memory_format))
+@pytest.mark.parametrize("memory_format", FORMATS, ids=["contiguous", "channels_last"])
+def test_every_tile_of_maps(triton: Any, op: Op, memory_format: torch.memory_format) -> None:
+    """Those that shapes and tuning choose."""
+    last, seen = memory_format == torch.channels_last, set()
+    for n, c, h, w in SHAPES:
+        outer, inner = (h * w, c) if last else (n * c, h * w)
+        for unit, element in ((1, 4), (4, 4), (8, 2)):
+            for tile in tiles().map_tiles(outer, inner, unit, element, last):
+                seen.add(tile)
+        args = op.arguments((n, c, h, w), torch.bfloat16, draw, memory_format=memory_format)
+        if op.name == "cat_shuffle":
+            each = seen
+        else:
+            stride = int(op.options.get("stride", 1))
+            sizes = n, c, (h - 1) // stride + 1, (w - 1) // stride + 1
+            each = {*tiles().strip_tiles(*sizes, stride, 1 if last else w % 2 * -1 + 2, 2, last)}
+        for tile in sorted(each, key=str):
+            with triton.use_tile(tile):
+                check(op, "triton", args)
 
 
 def test_choice_of_tiles_of_maps() -> None:
     pytest.importorskip("triton")
-    from snv2_kernels.triton.tiles import TILES, choose_tile
+    from snv2_kernels.triton.tiles import map_tiles, strip_tiles
 
-    for shapes, tile in TILES.items():
-        n, c, h, w = _map_for(shapes)
-        assert choose_tile(n, c, h * w, shapes.channels_last) == tile
-        assert 32 * tile.warps * 4 <= tile.pixels * tile.channels <= 32 * tile.warps * 8
+    for unit, element, last in ((1, 2, False), (4, 2, False), (8, 2, False), (4, 2, True)):
+        many, few = (map_tiles(1 << k, 49 * unit, unit, element, last)[0] for k in (20, 4))
+        assert many.rounds > few.rounds or last
+        assert many.pixels * many.channels >= 32 * many.warps
+    for last in (False, True):
+        for stride in (1, 2):
+            many, few = (strip_tiles(n, 58, 28, 28, stride, 2, 2, last)[0] for n in (64, 1))
+            assert many.rows > few.rows or (last and stride == 2)
+            assert 28 % many.rows == 0 == 28 % many.columns
+            assert 32 * many.warps <= many.channels * many.strips <= 64 * many.warps
+
+
+def test_grids_that_are_longer_than_axes(triton: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("snv2_kernels.triton.launches"), "_AXIS", 2)
+    for op in (OPS[0], OPS[-1]):
+        for memory_format in FORMATS:
+            args = op.arguments((2, 70, 5, 9), torch.float32, draw, memory_format=memory_format)
+            with triton.use_tile(triton.Tile(16, 16, 4), triton.StripTile(2, 4, 16, 8, 4)):
+                check(op, "triton", args)
 
 
 def test_choice_of_tiles_of_products() -> None:
@@ -99,7 +122,7 @@ def test_choice_of_tiles_of_products() -> None:
 def test_results_do_not_depend_on_the_tile(triton: Any) -> None:
     for op in OPS:
         args = op.arguments((1, 11, 5, 9), torch.float32, draw)
-        with triton.use_tile(triton.Tile(32, 16, 1)):
+        with triton.use_tile(triton.Tile(32, 16, 1), triton.StripTile(3, 2, 16, 4, 1)):
             first = op(*args, backend="triton")
         assert torch.equal(op(*args, backend="triton"), first)
 
@@ -171,13 +194,13 @@ def test_measured_tiles(tuning: Any, tmp_path: Path) -> None:
 
 
 def test_measured_tiles_of_maps(tuning: Any) -> None:
-    a, b = draw(1, 8, 5, 7), draw(1, 8, 5, 7, seed=1)
+    a, b = draw(2, 64, 5, 7), draw(2, 64, 5, 7, seed=1)
     expected = snv2.ops.cat_shuffle(a, b, backend="reference")
     tuning.autotune(timer=Clock(fastest=2))
     assert torch.equal(snv2.ops.cat_shuffle(a, b, backend="triton"), expected)
     ((key, tile),) = next(iter(tuning._measured.values())).items()
     assert key.startswith("cat_shuffle_kernel ")
-    assert tile == tiles().map_tiles(False)[1]
+    assert tile == tiles().map_tiles(128, 35, 1, 4, False)[1]
 
 
 def test_use_tile_goes_before_what_was_measured(tuning: Any, triton: Any) -> None:

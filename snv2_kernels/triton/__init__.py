@@ -2,13 +2,14 @@
 :mod:`snv2_kernels.ops` does so when the backend is first used."""
 
 from snv2_kernels.triton import backward, network  # noqa: F401  # they define their ops
-from snv2_kernels.triton.ops import INTERPRETED
-from snv2_kernels.triton.tiles import ProductTile, Tile, use_tile
+from snv2_kernels.triton.launches import INTERPRETED
+from snv2_kernels.triton.tiles import ProductTile, StripTile, Tile, use_tile
 from snv2_kernels.triton.tuning import autotune, load_tiles, save_tiles
 
 __all__ = [
     "INTERPRETED",
     "ProductTile",
+    "StripTile",
     "Tile",
     "autotune",
     "load_tiles",

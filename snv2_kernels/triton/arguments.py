@@ -10,7 +10,8 @@ from torch import Tensor
 from snv2_kernels.ops import KERNEL_DTYPES
 from snv2_kernels.packing.common import map_shape
 from snv2_kernels.packing.triton import STEM, TritonStep
-from snv2_kernels.triton.ops import check, check_pixels
+from snv2_kernels.triton.launches import check
+from snv2_kernels.triton.ops import check_pixels
 from snv2_kernels.triton.steps import BUFFERS, Results, parsed, sizes_of
 
 __all__ = ["check_affine", "check_memory", "check_results", "checked"]

@@ -6,24 +6,24 @@ import torch
 from torch import Tensor
 
 from snv2_kernels.ops import _empty_map, register_python_parts
-from snv2_kernels.triton import backward_kernels
-from snv2_kernels.triton.ops import (
-    _is_channels_last,
-    _launch,
+from snv2_kernels.triton import backward_kernels, kernels
+from snv2_kernels.triton.launches import (
+    Rows,
     check,
-    check_map,
-    check_parameters,
-    check_pixels,
-    define,
+    convolve,
+    is_channels_last,
+    move,
     planar,
     strides,
     wrapped,
 )
-from snv2_kernels.triton.tiles import choose_tile
+from snv2_kernels.triton.ops import check_map, check_parameters, check_pixels, define
+from snv2_kernels.triton.tiles import Tile
 
 _SUMS = int(backward_kernels.SUMS)
 _STEPS = 16  # tiles whose sums are written as one
 CUT_WARPS = 4
+CUT_TILES = Tile(64, 4, 2), Tile(8, 32, 2)  # of contiguous and channels-last maps
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # of x, weight, scale and shift
 
@@ -35,10 +35,13 @@ def cat_shuffle_backward(grad: Tensor) -> tuple[Tensor, Tensor]:
     a, b = (_empty_map(grad, c // 2, h, w) for _ in range(2))
     if h * w > 0:
         grad, g_strides = planar(grad)
-        _launch(
-            backward_kernels.cat_shuffle_backward_kernel, a, c // 2,
-            grad, a, b, c // 2, h * w, *g_strides, *strides(a),
-        )  # fmt: skip
+        g_n, g_c, g_p = g_strides
+        rows = Rows.of(a, c // 2, [(g_n, 2 * g_c, g_p)])
+        ((g_n, g_o, g_i),) = rows.strides
+        g_i = g_c if rows.channels_last else g_i
+        places = g_n, g_o, 0 if rows.channels_last else g_c, rows.outer * rows.inner, rows.inner
+        dense = bool(g_c == rows.inner and g_i == 1)
+        move(kernels.cat_shuffle_backward_kernel, [grad, a, b], rows, places, [g_i], dense)
     return a, b
 
 
@@ -64,8 +67,8 @@ def _depthwise_backward(
     height, width = grad.shape[2:]
     grad_x = _empty_map(x, c, h, w)
     cut = _empty_map(x, channels, height, width)
-    # The smallest: nine taps and ten sums of more elements for each thread are spilled.
-    tile = choose_tile(1, 1, 1, _is_channels_last(cut))
+    # Small: nine taps and ten sums of more elements for each thread are spilled.
+    tile = CUT_TILES[is_channels_last(cut)]
     steps = min(_STEPS, -(-height * width // tile.pixels))
     strips = -(-height * width // (tile.pixels * steps))
     sums = x.new_empty((n * strips, channels, _SUMS), dtype=torch.float32)
@@ -82,11 +85,15 @@ def _depthwise_backward(
             BP=tile.pixels, BC=tile.channels, num_warps=CUT_WARPS, num_stages=1,
             STRIDE=stride, RELU=relu, PASSTHROUGH=c != channels,
         )  # fmt: skip
-        _launch(
-            backward_kernels.depthwise_input_kernel, grad_x, channels,
-            cut, weight, scale, grad_x, c - channels, channels, h, w, h * w, width,
-            *strides(cut), *strides(grad_x), STRIDE=stride,
-        )  # fmt: skip
+        if stride == 1:
+            convolve(cut, weight, scale, shift, grad_x, channels, 1, False, turned=True)
+        else:
+            programs = n * -(-h * w // tile.pixels) * -(-channels // tile.channels)
+            wrapped(backward_kernels.depthwise_input_kernel)[(programs,)](
+                cut, weight, scale, grad_x, channels, h, w, h * w, width,
+                *strides(cut), *strides(grad_x),
+                BP=tile.pixels, BC=tile.channels, num_warps=tile.warps, STRIDE=stride,
+            )  # fmt: skip
     wrapped(backward_kernels.depthwise_sums_kernel)[(channels,)](
         sums, weight, scale, grad_weight, grad_scale, grad_shift, n * strips, channels,
         BP=64, num_warps=2,

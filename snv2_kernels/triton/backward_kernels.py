@@ -1,47 +1,74 @@
-"""The gradients of the ops as Triton kernels. Tiles and names are those of ``kernels.py``.
+"""The gradients of the depthwise convolutions as Triton kernels.
 
-A depthwise convolution's are three launches. ``depthwise_cut_kernel`` computes the convolution
-again, clears the gradient where the ReLU cut off, writes what is left of it and the sums for the
-parameters' gradients, and copies what passes through. ``depthwise_input_kernel`` is the convolution
-turned round, of what is left; ``depthwise_sums_kernel`` adds up, in a fixed order. In one launch
-each of the nine taps of what is left would need a convolution of its own.
+They are three launches. ``depthwise_cut_kernel`` computes the convolution again, clears the
+gradient where the ReLU cut off, writes what is left of it and the sums for the parameters'
+gradients, and copies what passes through.
+The second is the convolution turned round, of what is left: at stride 1
+``convolve_kernel``, else ``depthwise_input_kernel``. ``depthwise_sums_kernel`` adds up, in a fixed
+order. In one launch each of the nine taps of what is left would need a convolution of its own.
 
-A program of the first makes several tiles of an image, one below the other, and writes one set of
-sums for all: for a single tile of few pixels, ten sums for each channel would be much.
+A program makes a tile [BP, BC]: BP pixels of a map, counted row by row, of BC channels. Taps are
+nine loads of the same tile, moved. One of the first makes several tiles of an image, one below the
+other, and writes one set of sums for all: for a single tile of few pixels, ten sums for each
+channel would be much.
 """
 
 import triton
 import triton.language as tl
 
-from snv2_kernels.triton.kernels import _depthwise, _tap, _tile
-
 SUMS = tl.constexpr(10)  # of a channel: of gradient x input at each tap, and of the gradient
 
 
 @triton.jit
-def cat_shuffle_backward_kernel(
-    grad,  # [N, 2 * C, P]
-    a,  # [N, C, P]
-    b,  # [N, C, P]
-    channels,
-    pixels,
-    g_n,
-    g_c,
-    g_p,
-    y_n,  # of a and b
-    y_c,
-    y_p,
-    BP: tl.constexpr,
-    BC: tl.constexpr,
+def _tile(pixels, channels, BP: tl.constexpr, BC: tl.constexpr):
+    """Image, pixels and channels of this program; tiles of one image come one after the other."""
+    i_t = tl.program_id(0)
+    t_p = tl.cdiv(pixels, BP)
+    t_c = tl.cdiv(channels, BC)
+    i_n = (i_t // (t_p * t_c)).to(tl.int64)
+    i_c = i_t // t_p % t_c
+    o_p = i_t % t_p * BP + tl.arange(0, BP)
+    o_c = i_c * BC + tl.arange(0, BC)
+    return i_n, i_c, o_p, o_c
+
+
+@triton.jit
+def _tap(p_x, i: tl.constexpr, o_h, o_w, m_p, m_c, height, width, x_p):
+    """The inputs at tap ``i``, zero where there are none, and where there are."""
+    b_h = o_h + (i // 3 - 1)
+    b_w = o_w + (i % 3 - 1)
+    m_tap = m_p & (b_h >= 0) & (b_h < height) & (b_w >= 0) & (b_w < width)
+    m_x = m_tap[:, None] & m_c[None, :]
+    p_tap = p_x + ((i // 3 - 1) * width + (i % 3 - 1)) * x_p
+    return tl.load(p_tap, mask=m_x, other=0.0).to(tl.float32), m_x
+
+
+@triton.jit
+def _depthwise(
+    p_x,  # [BP, BC], the tap in the middle
+    weight,  # [C, 9]
+    scale,  # [C]
+    shift,  # [C]
+    o_h,  # [BP], row and column of the tap in the middle
+    o_w,
+    o_c,  # [BC]
+    m_p,  # [BP]
+    m_c,  # [BC]
+    height,
+    width,
+    x_p,
+    RELU: tl.constexpr,
 ):
-    i_n, _, o_p, o_c = _tile(pixels, channels, BP, BC)
-    m_y = (o_p < pixels)[:, None] & (o_c < channels)[None, :]
-    p_p = o_p.to(tl.int64)[:, None]
-    p_c = o_c.to(tl.int64)[None, :]
-    p_g = grad + i_n * g_n + p_p * g_p + 2 * p_c * g_c
-    p_y = i_n * y_n + p_p * y_p + p_c * y_c
-    tl.store(a + p_y, tl.load(p_g, mask=m_y), mask=m_y)
-    tl.store(b + p_y, tl.load(p_g + g_c, mask=m_y), mask=m_y)
+    b_y = tl.zeros(p_x.shape, tl.float32)  # [BP, BC]
+    for i in tl.static_range(9):
+        b_x, _ = _tap(p_x, i, o_h, o_w, m_p, m_c, height, width, x_p)
+        b_y += b_x * tl.load(weight + o_c * 9 + i, mask=m_c, other=0.0)[None, :]
+    b_scale = tl.load(scale + o_c, mask=m_c, other=0.0)
+    b_shift = tl.load(shift + o_c, mask=m_c, other=0.0)
+    b_y = b_y * b_scale[None, :] + b_shift[None, :]
+    if RELU:
+        b_y = tl.where(b_y < 0.0, 0.0, b_y)  # NaN stays
+    return b_y
 
 
 @triton.jit
@@ -123,8 +150,7 @@ def depthwise_input_kernel(
     cut,  # [N, C, P]
     weight,  # [C, 9]
     scale,  # [C]
-    grad_x,  # [N, first + C, H * W]
-    first,
+    grad_x,  # [N, C, H * W]
     channels,
     height,
     width,
@@ -151,16 +177,13 @@ def depthwise_input_kernel(
         b_h = o_h + (i // 3 - 1)
         b_w = o_w + (i % 3 - 1)
         m_tap = m_p & (b_h >= 0) & (b_h < height) & (b_w >= 0) & (b_w < width)
-        if STRIDE == 1:
-            o_t = o_p + ((i // 3 - 1) * width + (i % 3 - 1))
-        else:
-            m_tap = m_tap & (b_h % STRIDE == 0) & (b_w % STRIDE == 0)
-            o_t = b_h // STRIDE * t_width + b_w // STRIDE
+        m_tap = m_tap & (b_h % STRIDE == 0) & (b_w % STRIDE == 0)
+        o_t = b_h // STRIDE * t_width + b_w // STRIDE
         p_t = p_cut + o_t.to(tl.int64)[:, None] * t_p
         b_t = tl.load(p_t, mask=m_tap[:, None] & m_c[None, :], other=0.0).to(tl.float32)
         b_y += b_t * tl.load(weight + o_c * 9 + (8 - i), mask=m_c, other=0.0)[None, :]
     b_y *= tl.load(scale + o_c, mask=m_c, other=0.0)[None, :]
-    p_y = grad_x + i_n * y_n + o_p.to(tl.int64)[:, None] * y_p + (first + p_c) * y_c
+    p_y = grad_x + i_n * y_n + o_p.to(tl.int64)[:, None] * y_p + p_c * y_c
     tl.store(p_y, b_y.to(grad_x.dtype.element_ty), mask=m_p[:, None] & m_c[None, :])
 
 

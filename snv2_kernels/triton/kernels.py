@@ -1,17 +1,15 @@
-"""The ops as Triton kernels: cat_shuffle, dw_conv3x3, split_dw_cat_shuffle.
+"""cat_shuffle and its gradient as Triton kernels.
 
-A program makes a tile [BP, BC]: BP pixels of a map, counted row by row, of BC channels. Maps have
-strides in elements from image to image (n), channel to channel (c) and pixel to pixel (p), so one
-kernel serves both memory formats: the compiler sees which of ``_c`` and ``_p`` is 1, and lays
-threads out along it.
+They move elements and know nothing of pixels or channels: a map is [N, outer, inner] with its inner
+elements along memory, channels x pixels in contiguous maps and pixels x channels in channels-last.
+Dimensions that lie in memory as one are one (``ops.py``); so a dense channels-last map is one row.
 
-The taps of a depthwise convolution are nine loads of the same tile, moved; eight of them hit L1,
-where shared memory would cost a barrier and a halo for the same. Padding is a mask. Pixels are
-counted in int32 (rows and columns are a division), elements in int64.
-
-CHANNELS_LAST is about stores: the two halves of a shuffled result lie in rows of their own in
-contiguous memory, and element by element in turn in channels-last, where they are put together in
-registers and stored as one.
+A program moves ROUNDS tiles [BO, BI], from row to row, or in channels-last along the rows, and
+loads all before it stores any. Rows that begin at multiples of UNIT elements move in vectors of so
+many: their sizes and strides are given in units, so that the compiler sees it. Where tiles divide
+the rows of contiguous maps nothing has a mask: threads beyond a row's end move its last unit once
+more. Of small planes that lie one after the other the size is a constant, so that a program works
+out one address.
 """
 
 import triton
@@ -19,197 +17,171 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(pixels, channels, BP: tl.constexpr, BC: tl.constexpr):
-    """Image, pixels and channels of this program; tiles of one image come one after the other."""
-    i_t = tl.program_id(0)
-    t_p = tl.cdiv(pixels, BP)
-    t_c = tl.cdiv(channels, BC)
-    i_n = (i_t // (t_p * t_c)).to(tl.int64)
-    i_c = i_t // t_p % t_c
-    o_p = i_t % t_p * BP + tl.arange(0, BP)
-    o_c = i_c * BC + tl.arange(0, BC)
-    return i_n, i_c, o_p, o_c
+def _program(t_1, t_2, AXES: tl.constexpr):
+    """Returns this program's place among any x t_1 x t_2: the grid's axes, or, where those would be
+    too long, by division."""
+    if AXES:
+        return tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i = tl.program_id(0)
+    return i // t_1 // t_2, i % t_1, i // t_1 % t_2
 
 
 @triton.jit
-def _tap(p_x, i: tl.constexpr, o_h, o_w, m_p, m_c, height, width, x_p):
-    """The inputs at tap ``i``, zero where there are none, and where there are."""
-    b_h = o_h + (i // 3 - 1)
-    b_w = o_w + (i % 3 - 1)
-    m_tap = m_p & (b_h >= 0) & (b_h < height) & (b_w >= 0) & (b_w < width)
-    m_x = m_tap[:, None] & m_c[None, :]
-    p_tap = p_x + ((i // 3 - 1) * width + (i % 3 - 1)) * x_p
-    return tl.load(p_tap, mask=m_x, other=0.0).to(tl.float32), m_x
-
-
-@triton.jit
-def _depthwise(
-    p_x,  # [BP, BC], the tap in the middle
-    weight,  # [C, 9]
-    scale,  # [C]
-    shift,  # [C]
-    o_h,  # [BP], row and column of the tap in the middle
-    o_w,
-    o_c,  # [BC]
-    m_p,  # [BP]
-    m_c,  # [BC]
-    height,
-    width,
-    x_p,
-    RELU: tl.constexpr,
+def _along_rows(
+    i_o, i_i, k, outer, inner, BO: tl.constexpr, BI: tl.constexpr, ROUNDS: tl.constexpr
 ):
-    b_y = tl.zeros(p_x.shape, tl.float32)  # [BP, BC]
-    for i in tl.static_range(9):
-        b_x, _ = _tap(p_x, i, o_h, o_w, m_p, m_c, height, width, x_p)
-        b_y += b_x * tl.load(weight + o_c * 9 + i, mask=m_c, other=0.0)[None, :]
-    b_scale = tl.load(scale + o_c, mask=m_c, other=0.0)
-    b_shift = tl.load(shift + o_c, mask=m_c, other=0.0)
-    b_y = b_y * b_scale[None, :] + b_shift[None, :]
-    if RELU:
-        b_y = tl.where(b_y < 0.0, 0.0, b_y)  # NaN stays
-    return b_y
+    """Returns rows [BO, 1] and elements [1, BI] of round k of a program, and which there are."""
+    o_o = (i_o * BO + tl.arange(0, BO))[:, None]
+    o_i = ((i_i * ROUNDS + k) * BI + tl.arange(0, BI))[None, :]
+    return o_o.to(tl.int64), o_i.to(tl.int64), (o_o < outer) & (o_i < inner)
 
 
 @triton.jit
-def _store_shuffled(
-    y,  # [N, 2 * C, P]
-    b_a,  # [BP, BC]
-    b_b,
-    i_n,
-    i_c,
-    o_p,
-    o_c,
-    m_p,
-    channels,
-    y_n,
-    y_c,
-    y_p,
-    BC: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):
-    p_y = y + i_n * y_n + o_p.to(tl.int64)[:, None] * y_p
-    if CHANNELS_LAST:
-        o_y = i_c * (2 * BC) + tl.arange(0, 2 * BC)
-        m_y = m_p[:, None] & (o_y < 2 * channels)[None, :]
-        tl.store(p_y + o_y.to(tl.int64)[None, :] * y_c, tl.interleave(b_a, b_b), mask=m_y)
-    else:
-        p_y += 2 * o_c.to(tl.int64)[None, :] * y_c
-        m_y = m_p[:, None] & (o_c < channels)[None, :]
-        tl.store(p_y, b_a, mask=m_y)
-        tl.store(p_y + y_c, b_b, mask=m_y)
+def _down_rows(
+    i_o, i_i, outer, inner, BO: tl.constexpr, BI: tl.constexpr,
+    ROUNDS: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """Returns rows [BO, 1] of the first round and elements [1, BI] of all."""
+    o_o = (i_o * (BO * ROUNDS) + tl.arange(0, BO))[:, None]
+    o_i = i_i * BI + tl.arange(0, BI)
+    o_i = tl.where(o_i < inner, o_i, inner - UNIT + o_i % UNIT)
+    o_i = tl.max_contiguous(tl.multiple_of(o_i, UNIT), UNIT)[None, :]
+    return o_o, o_i.to(tl.int64)
 
 
 @triton.jit
 def cat_shuffle_kernel(
-    a,  # [N, C, P]
-    b,  # [N, C, P]
-    y,  # [N, 2 * C, P]
-    channels,
-    pixels,
+    a,  # [N, outer, inner]
+    b,
+    y,  # [N, 2 * outer, inner], or with channels-last [N, outer, 2 * inner]
+    outer,
+    inner,
+    t_i,  # tiles of a row
+    batch,
     a_n,
-    a_c,
-    a_p,
+    a_o,
     b_n,
-    b_c,
-    b_p,
+    b_o,
     y_n,
-    y_c,
-    y_p,
-    BP: tl.constexpr,
-    BC: tl.constexpr,
+    y_o,  # from where a row of a goes to where the next goes
+    y_b,  # and to where that of b goes, but for channels-last
+    a_i,
+    b_i,
+    BO: tl.constexpr,
+    BI: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    UNIT: tl.constexpr,
+    PLANE: tl.constexpr,  # elements of each row where they lie one after the other, or 0
+    EVEN: tl.constexpr,  # tiles divide the rows
     CHANNELS_LAST: tl.constexpr,
+    AXES: tl.constexpr,
 ):
-    i_n, i_c, o_p, o_c = _tile(pixels, channels, BP, BC)
-    m_p = o_p < pixels
-    m_x = m_p[:, None] & (o_c < channels)[None, :]
-    p_p = o_p.to(tl.int64)[:, None]
-    p_c = o_c.to(tl.int64)[None, :]
-    b_a = tl.load(a + i_n * a_n + p_p * a_p + p_c * a_c, mask=m_x)
-    b_b = tl.load(b + i_n * b_n + p_p * b_p + p_c * b_c, mask=m_x)
-    _store_shuffled(
-        y, b_a, b_b, i_n, i_c, o_p, o_c, m_p, channels, y_n, y_c, y_p, BC, CHANNELS_LAST
-    )
+    i_o, i_i, i_n = _program(t_i, batch, AXES)
+    inner *= UNIT
+    a_o *= UNIT
+    b_o *= UNIT
+    y_o *= UNIT
+    y_b *= UNIT
+    if PLANE:
+        inner, a_o, b_o, y_o, y_b = PLANE, PLANE, PLANE, 2 * PLANE, PLANE
+    i_n = i_n.to(tl.int64) * UNIT
+    a += i_n * a_n
+    b += i_n * b_n
+    y += i_n * y_n
+    loaded = ()
+    if CHANNELS_LAST:
+        for k in tl.static_range(ROUNDS):
+            o_o, o_i, m_x = _along_rows(i_o, i_i, k, outer, inner, BO, BI, ROUNDS)
+            b_a = tl.load(a + o_o * a_o + o_i * a_i, mask=m_x)
+            loaded = loaded + ((b_a, tl.load(b + o_o * b_o + o_i * b_i, mask=m_x)),)
+        for k in tl.static_range(ROUNDS):
+            o_o, o_y, m_y = _along_rows(i_o, i_i, k, outer, 2 * inner, BO, 2 * BI, ROUNDS)
+            tl.store(y + o_o * y_o + o_y, tl.interleave(loaded[k][0], loaded[k][1]), mask=m_y)
+    else:
+        o_o, o_i = _down_rows(i_o, i_i, outer, inner, BO, BI, ROUNDS, UNIT)
+        p_a = a + o_o.to(tl.int64) * a_o + o_i * a_i
+        p_b = b + o_o.to(tl.int64) * b_o + o_i * b_i
+        p_y = y + o_o.to(tl.int64) * y_o + o_i
+        for k in tl.static_range(ROUNDS):
+            p_k, p_l = p_a + k * BO * a_o, p_b + k * BO * b_o
+            if EVEN:
+                loaded = loaded + ((tl.load(p_k), tl.load(p_l)),)
+            else:
+                m_k = o_o + k * BO < outer
+                loaded = loaded + ((tl.load(p_k, mask=m_k), tl.load(p_l, mask=m_k)),)
+        for k in tl.static_range(ROUNDS):
+            p_k = p_y + k * BO * y_o
+            if EVEN:
+                tl.store(p_k, loaded[k][0])
+                tl.store(p_k + y_b, loaded[k][1])
+            else:
+                m_k = o_o + k * BO < outer
+                tl.store(p_k, loaded[k][0], mask=m_k)
+                tl.store(p_k + y_b, loaded[k][1], mask=m_k)
 
 
 @triton.jit
-def dw_conv3x3_kernel(
-    x,  # [N, C, H * W]
-    weight,  # [C, 9]
-    scale,  # [C]
-    shift,  # [C]
-    y,  # [N, C, P]
-    channels,
-    height,  # of x
-    width,
-    pixels,  # of y
-    y_width,
-    x_n,
-    x_c,
-    x_p,
-    y_n,
-    y_c,
-    y_p,
-    BP: tl.constexpr,
-    BC: tl.constexpr,
-    STRIDE: tl.constexpr,
-    RELU: tl.constexpr,
-):
-    i_n, _, o_p, o_c = _tile(pixels, channels, BP, BC)
-    m_p, m_c = o_p < pixels, o_c < channels
-    o_h = o_p // y_width * STRIDE
-    o_w = o_p % y_width * STRIDE
-    # At stride 1 the compiler is to see that pixels follow each other.
-    o_x = o_p if STRIDE == 1 else o_h * width + o_w
-    p_c = o_c.to(tl.int64)[None, :]
-    p_x = x + i_n * x_n + o_x.to(tl.int64)[:, None] * x_p + p_c * x_c
-    b_y = _depthwise(p_x, weight, scale, shift, o_h, o_w, o_c, m_p, m_c, height, width, x_p, RELU)
-    p_y = y + i_n * y_n + o_p.to(tl.int64)[:, None] * y_p + p_c * y_c
-    tl.store(p_y, b_y.to(y.dtype.element_ty), mask=m_p[:, None] & m_c[None, :])
-
-
-@triton.jit
-def split_dw_cat_shuffle_kernel(
-    x,  # [N, 2 * C, P]
-    weight,  # [C, 9]
-    scale,  # [C]
-    shift,  # [C]
-    y,  # [N, 2 * C, P]
-    channels,  # of a half
-    height,
-    width,
-    pixels,
-    x_n,
-    x_c,
-    x_p,
-    y_n,
-    y_c,
-    y_p,
-    BP: tl.constexpr,
-    BC: tl.constexpr,
+def cat_shuffle_backward_kernel(
+    grad,  # [N, 2 * outer, inner], or with channels-last [N, outer, 2 * inner]
+    a,  # [N, outer, inner]
+    b,
+    outer,
+    inner,
+    t_i,
+    batch,
+    g_n,
+    g_o,  # from where a row of a comes from to where the next comes from
+    g_b,  # and to where that of b does, but for channels-last
+    y_n,  # of a and b
+    y_o,
+    g_i,
+    BO: tl.constexpr,
+    BI: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    UNIT: tl.constexpr,
+    PLANE: tl.constexpr,
+    EVEN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    AXES: tl.constexpr,
 ):
-    i_n, i_c, o_p, o_c = _tile(pixels, channels, BP, BC)
-    m_p, m_c = o_p < pixels, o_c < channels
-    p_c = o_c.to(tl.int64)[None, :]
-    p_x = x + i_n * x_n + o_p.to(tl.int64)[:, None] * x_p
-    b_a = tl.load(p_x + p_c * x_c, mask=m_p[:, None] & m_c[None, :])
-    p_x += (p_c + channels) * x_c
-    b_b = _depthwise(
-        p_x,
-        weight,
-        scale,
-        shift,
-        o_p // width,
-        o_p % width,
-        o_c,
-        m_p,
-        m_c,
-        height,
-        width,
-        x_p,
-        True,
-    )
-    _store_shuffled(
-        y, b_a, b_b.to(y.dtype.element_ty), i_n, i_c, o_p, o_c, m_p, channels,
-        y_n, y_c, y_p, BC, CHANNELS_LAST,
-    )  # fmt: skip
+    i_o, i_i, i_n = _program(t_i, batch, AXES)
+    inner *= UNIT
+    g_o *= UNIT
+    g_b *= UNIT
+    y_o *= UNIT
+    if PLANE:
+        inner, g_o, g_b, y_o = PLANE, 2 * PLANE, PLANE, PLANE
+    i_n = i_n.to(tl.int64) * UNIT
+    grad += i_n * g_n
+    a += i_n * y_n
+    b += i_n * y_n
+    loaded = ()
+    if CHANNELS_LAST:
+        for k in tl.static_range(ROUNDS):
+            o_o, o_g, m_g = _along_rows(i_o, i_i, k, outer, 2 * inner, BO, 2 * BI, ROUNDS)
+            loaded = loaded + (tl.load(grad + o_o * g_o + o_g * g_i, mask=m_g),)
+        for k in tl.static_range(ROUNDS):
+            o_o, o_i, m_x = _along_rows(i_o, i_i, k, outer, inner, BO, BI, ROUNDS)
+            b_a, b_b = tl.split(tl.reshape(loaded[k], [BO, BI, 2]))
+            tl.store(a + o_o * y_o + o_i, b_a, mask=m_x)
+            tl.store(b + o_o * y_o + o_i, b_b, mask=m_x)
+    else:
+        o_o, o_i = _down_rows(i_o, i_i, outer, inner, BO, BI, ROUNDS, UNIT)
+        p_g = grad + o_o.to(tl.int64) * g_o + o_i * g_i
+        o_y = o_o.to(tl.int64) * y_o + o_i
+        for k in tl.static_range(ROUNDS):
+            p_k = p_g + k * BO * g_o
+            if EVEN:
+                loaded = loaded + ((tl.load(p_k), tl.load(p_k + g_b)),)
+            else:
+                m_k = o_o + k * BO < outer
+                loaded = loaded + ((tl.load(p_k, mask=m_k), tl.load(p_k + g_b, mask=m_k)),)
+        for k in tl.static_range(ROUNDS):
+            p_k, p_l = a + o_y + k * BO * y_o, b + o_y + k * BO * y_o
+            if EVEN:
+                tl.store(p_k, loaded[k][0])
+                tl.store(p_l, loaded[k][1])
+            else:
+                m_k = o_o + k * BO < outer
+                tl.store(p_k, loaded[k][0], mask=m_k)
+                tl.store(p_l, loaded[k][1], mask=m_k)

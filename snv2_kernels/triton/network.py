@@ -35,15 +35,8 @@ from snv2_kernels.packing.triton import (
 from snv2_kernels.packing.units import ACTIVATIONS
 from snv2_kernels.triton import branch_kernels, end_kernels, unit_kernels
 from snv2_kernels.triton.arguments import check_affine, check_memory, check_results, checked
-from snv2_kernels.triton.ops import (
-    INTERPRETED,
-    check,
-    check_map,
-    define,
-    planar,
-    strides,
-    wrapped,
-)
+from snv2_kernels.triton.launches import INTERPRETED, check, planar, strides, wrapped
+from snv2_kernels.triton.ops import check_map, define
 from snv2_kernels.triton.steps import Size, sized, sizes_of
 from snv2_kernels.triton.tiles import PRODUCT_TILES, ProductTile, choose_product_tile, programs
 from snv2_kernels.triton.tuning import tile_for

@@ -25,7 +25,7 @@ from snv2_kernels.packing.triton import (
     pitch,
 )
 from snv2_kernels.packing.units import ACTIVATIONS
-from snv2_kernels.triton.ops import check
+from snv2_kernels.triton.launches import check
 
 __all__ = ["BUFFERS", "Results", "Size", "parsed", "sized", "sizes_of"]
 

@@ -1,10 +1,11 @@
 """Which tile a program makes: a table keyed on the shape, so that a result never depends on a
 measurement unless it was asked for (:mod:`~snv2_kernels.triton.tuning`).
 
-A tile of a map has 1024 elements for 128 threads: eight sums for each, which stay in registers, and
-enough loads under way. Its longer side runs along memory and is at least a line of 128 bytes, or
-what the map has. Of small maps there would be too few tiles to fill a GPU of a hundred SMs, so
-theirs have 256 elements for 64 threads.
+A program that moves elements has 128 threads, whose vectors of at most 16 bytes lie along memory,
+and each thread has up to four or, where they are narrow, more of them under way. A thread of a
+depthwise convolution has a strip of results (``depthwise_kernels.py``): the taller and wider, the
+fewer inputs are read twice, and the more registers it takes. Of small maps strips are lower, so
+that there is a warp for each SM of a GPU of a hundred.
 
 Products have lists of tiles from the largest to the smallest: the first of which a launch has
 enough is taken. Larger ones read weights and maps less often, smaller ones fill the GPU where there
@@ -24,24 +25,37 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRODUCT_TILES",
-    "TILES",
+    "AnyTile",
     "ProductTile",
-    "Shapes",
+    "StripTile",
     "Tile",
     "choose_product_tile",
-    "choose_tile",
     "map_tiles",
     "overridden",
+    "strip_tiles",
     "use_tile",
 ]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Of a map: powers of two, and warps of a program."""
+    """Of elements that are moved: powers of two, how often, and warps of a program."""
 
     pixels: int
     channels: int
+    warps: int
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class StripTile:
+    """Of a depthwise convolution: results of a thread in each of its channels, channels and strips
+    of a program, which are powers of two, and its warps."""
+
+    rows: int
+    columns: int
+    channels: int
+    strips: int
     warps: int
 
 
@@ -58,30 +72,8 @@ class ProductTile:
 
 
 _SMS = 132
-_SMALL = 1 << 17  # elements of a map: half a tile of 1024 for each of 264 CTAs, two on an SM
-_PLANE = 64  # pixels; a plane of 7 x 7 is one row of a tile
-_NARROW = 32  # channels
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Of maps that run in the same tile."""
-
-    channels_last: bool
-    small: bool
-    short: bool  # few pixels in a plane, or with channels_last few channels
-
-
-TILES: dict[Shapes, Tile] = {
-    Shapes(False, False, False): Tile(256, 4, 4),
-    Shapes(False, False, True): Tile(64, 16, 4),
-    Shapes(False, True, False): Tile(64, 4, 2),
-    Shapes(False, True, True): Tile(64, 4, 2),
-    Shapes(True, False, False): Tile(16, 64, 4),
-    Shapes(True, False, True): Tile(32, 32, 4),
-    Shapes(True, True, False): Tile(8, 32, 2),
-    Shapes(True, True, True): Tile(8, 32, 2),
-}
+_WARPS = 100  # about one for each SM
+_THREADS = 128
 
 # By kernel and whether the map is in 16 bits; without tensor cores a thread makes fewer products.
 # Nine taps are under way for each element of a depthwise tile, so a thread has few of them: a depth
@@ -121,22 +113,88 @@ PRODUCT_TILES: dict[tuple[str, bool], tuple[ProductTile, ...]] = {
     ("linear", False): (ProductTile(32, 32, 32, 4), ProductTile(16, 16, 32, 4)),
 }
 
-AnyTile = Tile | ProductTile
-T = TypeVar("T", Tile, ProductTile)
+AnyTile = Tile | StripTile | ProductTile
+T = TypeVar("T", Tile, StripTile, ProductTile)
 
 _override: ContextVar[dict[type, AnyTile]] = ContextVar("snv2_triton_tile", default={})  # noqa: B039
 
 
-def choose_tile(batch: int, channels: int, pixels: int, channels_last: bool) -> Tile:
-    """The tile for a map of which a program makes these channels and pixels."""
-    short = channels <= _NARROW if channels_last else pixels <= _PLANE
-    small = batch * channels * pixels < _SMALL
-    return TILES[Shapes(channels_last, bool(small), bool(short))]  # sizes may be symbols
+def _power(n: int, most: int) -> int:
+    """Returns the least power of two from n on, or ``most``."""
+    power = 1
+    while power < most and power < n:
+        power *= 2
+    return power
 
 
-def map_tiles(channels_last: bool) -> list[Tile]:
-    """Of maps in this memory format, each once."""
-    return list(dict.fromkeys(t for s, t in TILES.items() if s.channels_last == channels_last))
+def map_tiles(outer: int, inner: int, unit: int, element: int, channels_last: bool) -> list[Tile]:
+    """Returns tiles of maps, the first of which is the default.
+
+    Args:
+        outer: rows, of which each lies in memory as one.
+        inner: elements of a row.
+        unit: elements that can be moved as one.
+        element: bytes.
+        channels_last: whether a row is pixels' channels.
+    """
+    if channels_last:
+        across = _power(inner, 8 // element * _THREADS)
+        down = _power(outer, 8 // element * _THREADS // across)
+        tiles = [Tile(down, across, 4, rounds) for rounds in (8, 4, 2, 1)]
+        steps, rows = -(-inner // across), -(-outer // down)
+    else:
+        lanes = _power(-(-inner // unit), _THREADS)
+        across, down = lanes * unit, _THREADS // lanes
+        most = 16 if unit == 1 else 8 if unit < 4 else 4
+        tiles = [Tile(across, down, 4, most >> i) for i in range(most.bit_length())]
+        steps, rows = -(-outer // down), -(-inner // across)
+        even = [t for t in tiles if outer % (down * t.rounds) == 0]
+        tiles = even or tiles
+    enough = [t for t in tiles if 4 * -(-steps // t.rounds) * rows >= _WARPS and t.rounds <= steps]
+    return (enough or tiles[-1:])[:3]
+
+
+def _part(extent: int, most: int) -> int:
+    """Returns the largest part of an extent, up to ``most``, if it is not much less."""
+    if extent <= most:
+        return int(extent)
+    return next((n for n in range(most, most // 2, -1) if extent % n == 0), most)
+
+
+def strip_tiles(
+    batch: int, channels: int, height: int, width: int, stride: int, vector: int, element: int,
+    channels_last: bool,
+) -> list[StripTile]:  # fmt: skip
+    """Returns tiles of a depthwise convolution, the first of which is the default.
+
+    Args:
+        batch: images.
+        channels: of the convolution.
+        height: of its results.
+        width: of its results.
+        stride: of the convolution.
+        vector: results of a contiguous row whose inputs can be loaded as one, 1 if there are none.
+        element: bytes.
+        channels_last: the maps' memory format.
+    """
+    if channels_last:
+        columns = _part(width, 7)
+        across = _power(channels, 64)
+        strips = 512 // element // across
+        warps, rows = 4, _part(height, 7 if stride == 1 else 3)
+    else:
+        columns = vector
+        strips = _power(-(-width // columns), 32)
+        fits = [n for n in (4 * 32 // strips, 2 * 32 // strips, 32 // strips) if n > 0]
+        padded = [-(-channels // n) * n for n in fits]
+        across = next(n for n, p in zip(fits, padded, strict=True) if p * 49 <= min(padded) * 50)
+        warps = across * strips // 32
+        rows = _part(height, 14 if columns * stride <= 4 else 7)
+    lanes = batch * -(-width // columns) * channels // (4 // element if channels_last else 1)
+    while rows > 2 and lanes * -(-height // rows) < 32 * _WARPS:
+        rows = -(-rows // 2)
+    heights = dict.fromkeys([rows, -(-rows // 2), 2 * rows])
+    return [StripTile(r, columns, across, strips, warps) for r in heights if r <= 14]
 
 
 def programs(tile: ProductTile, rows: tuple[int, ...], columns: int) -> int:
@@ -157,12 +215,12 @@ def choose_product_tile(
 
 
 def overridden(default: T) -> T | None:
-    """What :func:`use_tile` put in place of a tile of this kind."""
+    """Returns what :func:`use_tile` put in place of a tile of this kind."""
     return _override.get().get(type(default))  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
-def use_tile(*tiles: Tile | ProductTile) -> Iterator[None]:
+def use_tile(*tiles: AnyTile) -> Iterator[None]:
     """Everything inside the ``with`` block runs in these tiles, one of each kind, for tests and
     measurements."""
     token = _override.set({**_override.get(), **{type(tile): tile for tile in tiles}})

@@ -20,13 +20,21 @@ import torch
 from torch import Tensor
 
 from snv2_kernels.backends import is_set
-from snv2_kernels.triton.tiles import PRODUCT_TILES, ProductTile, T, Tile, overridden
+from snv2_kernels.triton.tiles import (
+    PRODUCT_TILES,
+    AnyTile,
+    ProductTile,
+    StripTile,
+    T,
+    Tile,
+    overridden,
+)
 
 __all__ = ["autotune", "load_tiles", "save_tiles", "tile_for"]
 
 Timer = Callable[[Callable[[], None]], float]
 
-_measured: dict[str, dict[str, Tile | ProductTile]] = {}  # of each GPU
+_measured: dict[str, dict[str, AnyTile]] = {}  # of each GPU
 _timer: Timer | None = None
 
 
@@ -79,13 +87,16 @@ def load_tiles(path: str | Path) -> None:
         _measured.setdefault(gpu, {}).update(tiles)
 
 
-def _tile(key: str, values: dict[str, Any]) -> Tile | ProductTile:
-    is_product = key.split(" ", maxsplit=1)[0] in [kernel for kernel, _ in PRODUCT_TILES]
-    tile = (ProductTile if is_product else Tile)(**values)
+def _tile(key: str, values: dict[str, Any]) -> AnyTile:
+    name = key.split(" ", maxsplit=1)[0]
+    is_product = name in [kernel for kernel, _ in PRODUCT_TILES]
+    kind = ProductTile if is_product else StripTile if name == "convolve_kernel" else Tile
+    tile: AnyTile = kind(**values)
+    of_a_thread = ("rows", "columns") if isinstance(tile, StripTile) else ("stages",)
     for name, value in dataclasses.asdict(tile).items():
         least = 16 if isinstance(tile, ProductTile) and name in ("rows", "pixels", "depth") else 1
         power_of_two = isinstance(value, int) and value > 0 and value & (value - 1) == 0
-        if not power_of_two and name != "stages":
+        if not power_of_two and name not in of_a_thread:
             raise ValueError(f"{name}: expected a power of two, got {value!r}")
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value!r}")
