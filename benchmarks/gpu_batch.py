@@ -190,12 +190,14 @@ def _steps() -> list[Step]:
     settings = {"SNV2_CUDA": "1", "SNV2_CUDA_ARCHITECTURES": _capability()}
     first = [(1, "fp16"), (256, "fp16")]
     rest = [(8, "fp16"), (64, "fp16"), (1, "fp32"), (256, "fp32"), (1, "bf16")]
-    info = f"nvidia-smi; {shlex.join([*SNV2, 'info'])}"
+    # Triton and torch.compile want a C compiler, others these tools: the log says what is there.
+    tools = "for tool in cc nvcc ncu compute-sanitizer; do command -v $tool || echo no $tool; done"
+    info = f"nvidia-smi; {tools}; {shlex.join([*SNV2, 'info'])}"
     few = ("test_modules", "test_auto_takes_cuda", "test_graph", "test_engine_replays_one_graph")
     on_gpu = ["--device", "cuda", "--json"]
     return [
         Step("build", build, 240, 60, settings, _build_is_wanted),
-        Step("info", ["sh", "-c", info], 30),
+        Step("info", ["sh", "-c", info], 60),  # torch may come from a slow disk
         _tests("smoke", 60, 15, "gpu", *(f"{TESTS / 'test_cuda.py'}::{name}" for name in few)),
         *(_networks(*case) for case in first),
         *(_autotune(*case) for case in first),
@@ -234,6 +236,7 @@ def _dry_steps() -> list[Step]:
         Step("info", [*SNV2, "info"], 60),
         _tests("smoke", 120, 5, "gpu and sanitize", "-n", "0", str(TESTS / "test_cuda.py")),
         *(Step(s.name, s.command, s.limit_s, s.least_s, emulated) for s in measured),
+        _tests("tests", 240, 5, "gpu and not triton", *_workers(), str(TESTS)),  # all skipped
         Step("memcheck", [], 60, needs=lambda: absent),
     ]
 

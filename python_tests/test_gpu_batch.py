@@ -3,10 +3,11 @@ folder that it runs in elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,32 +21,22 @@ from typing import Any
 import conftest
 import pytest
 import torch
+from _benchmarks import FOLDER, load
 
 import snv2_kernels as snv2
 from snv2_kernels.runners import Launch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SCRIPT = BENCHMARKS / "gpu_batch.py"
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+SCRIPT = FOLDER / "gpu_batch.py"
 
 
 @pytest.fixture(scope="module")
 def batch() -> ModuleType:
-    return _load("gpu_batch")
+    return load("gpu_batch")
 
 
 @pytest.fixture(scope="module")
 def measure() -> ModuleType:
-    return _load("gpu_measure")
+    return load("gpu_measure")
 
 
 def _index(out: Path) -> dict[str, Any]:
@@ -62,12 +53,41 @@ def _packed(archive: Path) -> set[str]:
         return {Path(name).name for name in file.getnames()}
 
 
+def _packages_that_a_gpu_machine_lacks() -> list[str]:
+    """Names to import, of all that is installed here."""
+    carried = load("gpu_folder").PACKAGES
+    plugins = [  # which these two import, asked or not
+        entry.dist.name
+        for group in ("pytest11", "hypothesis")
+        for entry in importlib.metadata.entry_points(group=group)
+        if entry.dist
+    ]
+    found = {"snv2-kernels"}
+    there = ["torch", "numpy", "triton", *carried, *plugins]
+    while there:
+        name = re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", there.pop())[0]).lower()
+        if name not in found:
+            found.add(name)
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                needed = importlib.metadata.requires(name) or []
+                there += [package for package in needed if "extra ==" not in package]
+    return [
+        module
+        for module, packages in importlib.metadata.packages_distributions().items()
+        if module.isidentifier()
+        and not {re.sub(r"[-_.]+", "-", package).lower() for package in packages} & found
+    ]
+
+
 def test_dry_run(tmp_path: Path) -> None:
-    """Every step of the real run's kinds, with what it writes, where packages are missing that a
-    GPU machine may lack."""
-    for name in ("pydantic", "expecttest"):
+    """Every step of the real run's kinds, with what it writes, where nothing is installed but what
+    a GPU machine has and what the folder carries."""
+    missing = _packages_that_a_gpu_machine_lacks()
+    assert "pydantic" in missing
+    absent = "raise ModuleNotFoundError(__name__, name=__name__)"
+    for name in missing:
         (tmp_path / "without" / name).mkdir(parents=True)
-        (tmp_path / "without" / name / "__init__.py").write_text("raise ImportError(__name__)")
+        (tmp_path / "without" / name / "__init__.py").write_text(absent)
     out = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, SCRIPT, "--dry-run", "--budget", "580", "--out", out],
@@ -85,6 +105,9 @@ def test_dry_run(tmp_path: Path) -> None:
     tests = json.loads((out / "smoke.json").read_text())
     assert tests["failed"] == []
     assert tests["passed"] + tests["skipped"] == 5
+    tests = json.loads((out / "tests.json").read_text())
+    assert tests["failed"] == []
+    assert tests["passed"] + tests["skipped"] > 500
     peers = {row["peer"]: row for row in _rows(out, "networks-b1-fp16", "rows")}
     assert peers["fused"]["reason"] is None
     assert "need a GPU" in peers["cuda_graph"]["reason"]
@@ -347,7 +370,7 @@ def test_launches_are_not_told_of_a_wrong_output(
 
 def test_folder_names_what_an_installation_names(tmp_path: Path) -> None:
     """Its commit, and the entry points of the package, which torch looks up."""
-    folder = _load("gpu_folder")
+    folder = load("gpu_folder")
     folder.copy_checkout(tmp_path)
     folder.write_entry_points(tmp_path)
     assert (tmp_path / "benchmarks" / SCRIPT.name).read_bytes() == SCRIPT.read_bytes()
