@@ -71,8 +71,8 @@ void place(const Shape& s, Cut& c) {
 }
 
 // The rule: as few panes as warps can take; rows for one CTA per SM, since the rows that two tiles
-// share cost more than a second CTA hides, but no more than leave shared memory for as many warps as
-// registers allow.
+// share cost more than a second CTA hides, but no more than leave shared memory for as many warps
+// as registers allow.
 Cut choose(const Shape& s, const Device& device) {
   Cut c{};
   c.panes = ceil_div(s.out_width, int64_t{kStemColumns} * kStemWarps);
