@@ -61,7 +61,9 @@ struct GateParams {
 template <class T, int kAhead, class Fetch, class Use>
 SNV2_DEVICE void for_each_of_lane(int count, const Fetch& fetch, const Use& use) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  for (int first = lane_of_warp() * kVector; first < count; first += kAhead * kWarp * kVector) {
+  // Signed: of lane_of_warp() the compiler spills a register in bfloat16.
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (int first = lane * kVector; first < count; first += kAhead * kWarp * kVector) {
     decltype(fetch(0)) fetched[kAhead] = {};
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
