@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "predict.py"
+from _benchmarks import load
 
 
 @pytest.fixture(scope="module")
 def predict() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("predict", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["predict"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load("predict")
 
 
 def test_page_is_up_to_date(predict: ModuleType) -> None:

@@ -37,7 +37,7 @@ class SignalsBlocked {
 #endif
 };
 
-// By who starts it: a thread that has not run yet has its name already.
+// Names a thread from without, so that one that has not run yet has its name already.
 void name_thread([[maybe_unused]] std::thread& thread) {
 #if defined(__linux__)
   pthread_setname_np(thread.native_handle(), "snv2");

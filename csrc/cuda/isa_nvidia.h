@@ -38,7 +38,7 @@ struct Shared {
   }
 };
 
-// The earlier of two places.
+// Returns the earlier of two places.
 template <class T>
 SNV2_DEVICE Shared<T> earlier(Shared<T> a, Shared<T> b) {
   return {a.at < b.at ? a.at : b.at};
@@ -408,7 +408,7 @@ SNV2_DEVICE void from_float(float value, bfloat16_t& out) {
 }
 
 // Two numbers, each rounded.
-// The two numbers of a word.
+// Unpacks the two numbers of a word.
 template <class T>
 SNV2_DEVICE void to_floats(uint32_t word, float (&values)[2]) {
   if constexpr (std::is_same_v<T, half_t>) {

@@ -83,7 +83,7 @@ SNV2_DEVICE Global<const uint32_t> words(Global<const T> p) {
   return {reinterpret_cast<const uint32_t*>(p.address)};
 }
 
-// Where a lane's part of a tile begins.
+// Returns the place of a lane's part of a tile.
 template <class P, class T>
 SNV2_DEVICE P lane_of_tile(P tile, const Tile<T>&) {
   return tile + lane_of_warp() * 8;
@@ -149,7 +149,7 @@ class Tiles {
   }
 
  private:
-  // After the last tiles loads those again, which is quicker than asking.
+  // Loads the next tiles; after the last ones those again, which is quicker than asking.
   SNV2_DEVICE void load(Tile<T> (&to)[kTiles]) {
     const int step = --left_ > 0 ? kTileElements<T> : 0;
 #pragma unroll
@@ -164,7 +164,7 @@ class Tiles {
   int left_;  // tiles from next_ on
 };
 
-// The same in shared memory, which are loaded when they are asked for.
+// Tiles of kTiles rows of a packed matrix in shared memory, each loaded when it is asked for.
 template <class T, int kTiles>
 class SharedTiles {
  public:
@@ -175,7 +175,7 @@ class SharedTiles {
       last_[i] = next_[i] + (deep - 1) * kTileElements<T>;
     }
   }
-  // The next tiles; after the last ones those again, which is quicker than asking.
+  // Loads the next tiles; after the last ones those again, which is quicker than asking.
   SNV2_DEVICE void load(Tile<T> (&to)[kTiles]) {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
@@ -213,7 +213,7 @@ class OperandRows {
   SNV2_DEVICE int place(int pair) const {
     return 2 * pair * kBlock + (2 * pair + 1 < blocks_ ? second_ : 0);
   }
-  // Two registers of either block of the pair at a place.
+  // Loads two registers of either block of the pair at a place.
   SNV2_DEVICE void load(uint32_t (&b)[4], int place) const { ldmatrix<4, true>(b, here_ + place); }
 
  private:

@@ -1,4 +1,4 @@
-// What a cut of a unit costs, about: for the choice among cuts (unit_cut.h), not for the clock.
+// An estimate of what a cut of a unit costs, for the choice among cuts (unit_cut.h).
 //
 // A warp's job is counted in PTX instructions, as the interpreter of PTX counts them
 // (docs/ptx.md). A warp that is alone waits for most of its instructions; an SM that is full issues
@@ -24,7 +24,7 @@ struct CostModel {
   static constexpr double kWeightsOfL2 = 700;  // cycles of a step of a product that waits for L2
   // Bytes of L2 in a cycle: of an SM that has it to itself, and of each where all are busy.
   static constexpr double kSmBytes = 40, kSharedBytes = 19;
-  static constexpr double kDoubt = 1.5;
+  static constexpr double kDoubt = 1.5;  // about inner loops that wait for L2
   // Instructions of each warp, in all and in each step, whatever its jobs.
   static constexpr double kFixed = 250, kStep = 90;
   static constexpr double kCopy = 4, kLoad = 14;  // of 32 vectors of weights, of planes
@@ -55,10 +55,11 @@ class Work {
   double warps_;
 };
 
-// Of a product of `rows` x `depth` with `blocks` blocks of columns.
+// Adds a product of `rows` x `depth` with `blocks` blocks of columns, `store` instructions for each
+// block of results.
 template <class Mode, class T>
 void add_product(Work& work, double rows, double depth, double blocks, double store, double times) {
-  // Of 16 x 8 x 16: in float32 as many multiply-adds as a lane has.
+  // Instructions for 16 x 8 x 16, which in float32 are a lane's multiply-adds, and for each step.
   constexpr double kProduct = sizeof(T) == 4 ? 80 : 2.9, kTile = sizeof(T) == 4 ? 0 : 14;
   const double tiles = std::ceil(rows / kTileRows), deep = std::ceil(depth / 16);
   const double tall = std::min<double>(Mode::kTiles, tiles);
@@ -73,7 +74,7 @@ void add_product(Work& work, double rows, double depth, double blocks, double st
   work.wait(CostModel::kBarrier, times);
 }
 
-// Of one of the two branches of a CTA (of a cluster, that CTA's share).
+// Returns the work of a CTA of one of the two branches; in a cluster, of its share.
 template <class T, int kStride, class Mode>
 Work work_of(const Shape& s, const Cut& c, bool projection) {
   const bool bare = projection || !s.expand, projects = projection || s.project;
@@ -153,7 +154,8 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
   return work;
 }
 
-// Of a launch: how long it takes, and how long the whole GPU would if it did nothing else.
+// The cost of a launch: its cycles, and those of the whole GPU that its instructions and bytes
+// take.
 struct Cost {
   double cycles, work;
 };

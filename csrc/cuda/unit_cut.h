@@ -155,8 +155,7 @@ void for_cuts(const Shape& s, const Device& device, Cut c, const With& with) {
   const bool direct = c.weights == Weights::kDirect;
   const int64_t wanted = round_up(device.tuning.columns, kBlock);
   const bool wide = s.ctas_per_sm(c.weights) > 1;  // a CTA that is alone may have more threads
-  const int64_t last_rows = ceil_div(s.rows(), slots_of(s, device, c, 1));
-  for (const int64_t rows : c.last ? std::vector<int64_t>{last_rows} : rows_of_ctas(s, device, c)) {
+  for (const int64_t rows : rows_of_ctas(s, device, c)) {
     const int64_t images = ceil_div(rows, s.out_height) * s.height;
     const int64_t range = std::min(rows * kStride + 2 * s.reach, images) * s.row;
     const int64_t most =
@@ -178,8 +177,8 @@ void for_cuts(const Shape& s, const Device& device, Cut c, const With& with) {
   }
 }
 
-// Of the cuts that are nearly the fastest, by cost_of, the one that has the least to do: the
-// estimate is no better than that, and the GPU may have other work.
+// Returns the cut that has the least to do among those that are nearly the fastest: the estimate is
+// no better than that, and the GPU may have other work.
 template <class T, int kStride>
 Cut choose(const Shape& s, const Device& device) {
   constexpr double kNearly = 1.15;

@@ -92,7 +92,8 @@ SNV2_DEVICE uint32_t word_of(Vector<bfloat16_t, 2> v) {
   return v.values[0].bits | static_cast<uint32_t>(v.values[1].bits) << 16;
 }
 
-// Lanes that differ in kBit exchange: what has the bit of one for what lacks it of the other.
+// Exchanges words between lanes that differ in kBit: what has the bit of one for what lacks it of
+// the other.
 template <int kBit>
 SNV2_DEVICE void exchange(uint32_t& without, uint32_t& with) {
   const bool has = (lane_of_warp() & kBit) != 0;
@@ -100,7 +101,7 @@ SNV2_DEVICE void exchange(uint32_t& without, uint32_t& with) {
   (has ? without : with) = got;
 }
 
-// Pairs of pixels as a vector.
+// Returns pairs of pixels as a vector.
 template <class T, int N>
 SNV2_DEVICE Vector<T, 2 * N> pixels_of(const uint32_t (&words)[N]) {
   Vector<T, 2 * N> pixels;
