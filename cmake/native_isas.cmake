@@ -1,5 +1,5 @@
-# The instruction set that is the best for float32 on this machine, as the compiler knows it, and no
-# other: half of what is compiled for all machines.
+# The instruction set that is the best for float32 on this machine, as the compiler knows it, with what
+# it multiplies bytes by, and no other: half of what is compiled for all machines.
 execute_process(
   COMMAND ${CMAKE_CXX_COMPILER} -march=native -dM -E -x c++ /dev/null
   OUTPUT_VARIABLE native_macros RESULT_VARIABLE native_failed)
@@ -17,8 +17,12 @@ function(snv2_all_native result)
 endfunction()
 snv2_all_native(has_avx2 AVX2 FMA F16C)
 snv2_all_native(has_avx512 AVX2 FMA F16C AVX512F AVX512BW AVX512DQ AVX512VL)
+snv2_all_native(has_avx512_vnni AVX512VNNI)
 if(has_avx512)
   set(isas avx512)
+  if(has_avx512_vnni)
+    list(APPEND isas avx512_vnni)
+  endif()
 elseif(has_avx2)
   set(isas avx2)
 endif()

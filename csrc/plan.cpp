@@ -9,8 +9,13 @@ namespace {
 
 class Checker : public PlanChecker {
  public:
-  Checker(const int64_t* tables, int64_t table_words, int64_t weight_count, int64_t word_planes)
-      : PlanChecker(tables, table_words), weight_count_(weight_count), word_planes_(word_planes) {}
+  Checker(const int64_t* tables, int64_t table_words, int64_t weight_count, DType element)
+      : PlanChecker(tables, table_words),
+        weight_count_(weight_count),
+        element_(element),
+        word_planes_(planes_in_word(element)) {}
+
+  bool integers() const { return element_ == DType::kUint8; }
 
   // A table of words of `limit` planes.
   void words(int64_t offset, int64_t length, int64_t limit, const char* what) const {
@@ -23,8 +28,18 @@ class Checker : public PlanChecker {
   int64_t words_of(int64_t channels) const { return ceil_div(channels, word_planes_); }
 
   void layer(const Layer& layer, int64_t outputs, int64_t depth, const char* what) const {
-    range(layer.weights, packed_floats(outputs, depth), weight_count_, what);
+    range(layer.weights, packed_floats(outputs, depth, element_), weight_count_, what);
     activation(layer, outputs, what);
+  }
+
+  void depthwise(const Layer& layer, int64_t outputs, int64_t window, const char* what) const {
+    this->layer(layer, outputs, window * (integers() ? tap_words(window) : window), what);
+  }
+
+  // Rows between floats and bytes, one entry for each of the channels.
+  void conversion(const Layer& layer, int64_t rows, int64_t channels, const char* what) const {
+    require(layer.activation == 0 && layer.slopes == 0, what);
+    range(layer.weights, integers() ? rows * channels : 0, weight_count_, what);
   }
 
   // The same of a layer that may have several groups.
@@ -33,7 +48,7 @@ class Checker : public PlanChecker {
       require(layer.blocks == 0, what);
       return this->layer(layer, outputs, depth, what);
     }
-    require(layer.block_count > 0 && layer.block_count <= panels_of(outputs), what);
+    require(layer.block_count > 0 && layer.block_count <= panels_of(outputs) && !integers(), what);
     const auto* const blocks =
         reinterpret_cast<const Block*>(table(layer.blocks, layer.block_count * kBlockWords, what));
     int64_t panels = 0, floats = 0;
@@ -53,6 +68,7 @@ class Checker : public PlanChecker {
   void activation(const Layer& layer, int64_t outputs, const char* what) const {
     const auto activation = static_cast<Activation>(layer.activation);
     require(layer.activation >= 0 && activation <= Activation::kHardsigmoid, what);
+    require(!integers() || activation <= Activation::kRelu6, what);
     if (activation == Activation::kLeakyRelu || activation == Activation::kPrelu) {
       range(layer.slopes, panels_of(outputs) * kPanel, weight_count_, what);
     } else {
@@ -75,10 +91,12 @@ class Checker : public PlanChecker {
 
  private:
   int64_t weight_count_;
+  DType element_;
   int64_t word_planes_;
 };
 
 void check_pool(const Branch& branch, int64_t in_panels, int64_t out_panels, Checker& check) {
+  check.require(!check.integers(), "parts");
   check.require(branch.parts == kPool || branch.parts == (kPool | kPoolInside), "parts");
   check.count(branch.in_channels, "in_channels");
   check.table(branch.in_table, branch.in_channels, in_panels, "in_table");
@@ -109,7 +127,8 @@ void check_branch(const Step& step, const Branch& branch, int64_t in_panels, int
     check.require(branch.window >= 3 && branch.window <= kMaxWindow && branch.window % 2 == 1,
                   "window");
     check.require(branch.dilation >= 1 && branch.dilation <= kMaxDilation, "dilation");
-    check.layer(branch.dw, branch.mid_channels, branch.window * branch.window, "dw");
+    check.require(!check.integers() || (branch.window == 3 && branch.dilation == 1), "window");
+    check.depthwise(branch.dw, branch.mid_channels, branch.window, "dw");
     depth = branch.depth;
   }
   if (expands) check.grouped(branch.pw1, branch.mid_channels, branch.in_channels, "pw1");
@@ -123,7 +142,7 @@ void check_branch(const Step& step, const Branch& branch, int64_t in_panels, int
     check.require(branch.out_channels == branch.mid_channels, "out_channels");
   }
   if (branch.added_panels != 0) {
-    const bool fits = projects && step.stride == 1 && !step.new_buffer &&
+    const bool fits = projects && step.stride == 1 && !step.new_buffer && !check.integers() &&
                       branch.added_panels == panels_of(branch.out_channels);
     check.require(fits, "added_panels");
     check.table(branch.added, branch.added_panels, in_panels, "added");
@@ -154,6 +173,7 @@ void check_unit(const Step& step, int64_t in_panels, int64_t out_panels, Checker
 void check_gate(const Step& step, int64_t panels, Checker& check) {
   const Branch& main = step.main;
   check.require(!step.new_buffer, "a gate has no new buffer");
+  check.require(!check.integers(), "a gate in a plan of integers");
   check.in_part("main.");
   check.panels(main.out_panel, main.out_channels, panels, "out_panel");
   check.activation(main.dw, main.out_channels, "dw");
@@ -179,6 +199,7 @@ void check_unused(const Step& step, Checker& check) {
   const bool unit = step.kind == StepKind::kUnit, gate = step.kind == StepKind::kGate;
   const bool head = step.kind == StepKind::kHead, stem = step.kind == StepKind::kStem;
   const bool starts = unit || stem || step.kind == StepKind::kImport;
+  const bool leaves = step.kind == StepKind::kExport;
   check.require(step.new_buffer == 0 || (starts && step.new_buffer == 1), "new_buffer");
   check.used_or_zero(step.new_buffer == 1, step.buffer_panels, "buffer_panels");
   for (const Branch* const branch : {&step.main, &step.projection}) {
@@ -203,11 +224,13 @@ void check_unused(const Step& step, Checker& check) {
     check.used_or_zero(has(kProject), branch->added_panels, "added_panels");
     check.used_or_zero(branch->added_panels != 0, branch->added, "added");
     check.used_or_zero(has(kExpand) || scales || multiplies || (stem && main), branch->pw1, "pw1");
-    check.used_or_zero(dw || pools || (gate && main), branch->dw, "dw");
+    const bool converts =
+        main && check.integers() && (stem || step.kind == StepKind::kImport || leaves);
+    check.used_or_zero(dw || pools || (gate && main) || converts, branch->dw, "dw");
     check.ungrouped(!unit, branch->pw1, "pw1");
     check.ungrouped(true, branch->dw, "dw");
     check.ungrouped(!unit, branch->pw2, "pw2");
-    check.used_or_zero(dw, branch->dw.weights, "dw");
+    check.used_or_zero(dw || converts, branch->dw.weights, "dw");
     check.used_or_zero(has(kProject) || scales || classifies, branch->pw2, "pw2");
   }
 }
@@ -219,11 +242,11 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
   header_ = reinterpret_cast<const PlanHeader*>(words);
   steps_ = reinterpret_cast<const Step*>(words + kHeaderWords);
   tables_ = words + kHeaderWords + steps * kStepWords;
-  if (element() != DType::kFloat32 && element() != DType::kBFloat16) {
-    throw std::invalid_argument("plan: element is neither float32 nor bfloat16");
+  if (element() != DType::kFloat32 && element() != DType::kBFloat16 &&
+      element() != DType::kUint8) {
+    throw std::invalid_argument("plan: element is neither float32 nor bfloat16 nor uint8");
   }
-  Checker check(tables_, word_count - kHeaderWords - steps * kStepWords, weight_count,
-                planes_in_word(element()));
+  Checker check(tables_, word_count - kHeaderWords - steps * kStepWords, weight_count, element());
 
   int64_t panels = 0;  // of the current buffer
   int64_t halvings = 0;
@@ -246,11 +269,13 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
         check.require(step.new_buffer, "import");
         check.table(main.in_table, main.out_channels, main.in_channels, "main.in_table");
         check.panels(0, main.out_channels, out_panels, "buffer_panels");
+        check.conversion(main.dw, 2, main.in_channels, "main.dw");
         break;
       case StepKind::kStem:
         check.require(step.new_buffer, "stem");
         check.layer(main.pw1, main.out_channels, check.words_of(main.in_channels) * 9, "main.pw1");
         check.panels(0, main.out_channels, out_panels, "buffer_panels");
+        check.conversion(main.dw, 3, main.in_channels, "main.dw");
         halvings += 2;
         break;
       case StepKind::kUnit:
@@ -263,6 +288,7 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
       case StepKind::kHead:
         check.count(main.mid_channels, "main.mid_channels");
         if (main.parts == kPool) {
+          check.require(!check.integers(), "main.parts");
           check.table(main.in_table, main.in_channels, panels * kPanel, "main.in_table");
           check.require(main.mid_channels == main.in_channels, "main.mid_channels");
         } else {
@@ -274,6 +300,7 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
       case StepKind::kExport:
         check.require(main.in_channels == main.out_channels, "export");
         check.table(main.in_table, main.in_channels, panels * kPanel, "main.in_table");
+        check.conversion(main.dw, 2, main.in_channels, "main.dw");
         break;
       default:
         check.require(false, "unknown kind");

@@ -52,14 +52,14 @@ void export_typed(const Element* x, const int32_t* offsets, const FeatureMap& y,
 }  // namespace
 
 void import_planes(const FeatureMap& x, int64_t image, const int64_t* channels, int64_t planes,
-                   Element* y, Range pixels) {
+                   const float*, Element* y, Range pixels) {
   with_type(x.dtype, [&](auto type) {
     import_typed<decltype(type)>(x, image, channels, planes, y, pixels);
   });
 }
 
-void export_planes(const Element* x, const int32_t* offsets, const FeatureMap& y, int64_t image,
-                   Range pixels) {
+void export_planes(const Element* x, const int32_t* offsets, const float*, const FeatureMap& y,
+                   int64_t image, Range pixels) {
   with_type(y.dtype,
             [&](auto type) { export_typed<decltype(type)>(x, offsets, y, image, pixels); });
 }

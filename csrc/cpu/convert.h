@@ -113,6 +113,8 @@ SNV2_INLINE void with_type(DType dtype, const F& f) {
       return f(Half{});
     case DType::kBFloat16:
       return f(BFloat16{});
+    case DType::kUint8:
+      break;  // images of plans of integers only, which tell them themselves
   }
 }
 

@@ -28,6 +28,11 @@ namespace avx512 {
 extern const Kernels kTable;
 }
 #endif
+#if defined(SNV2_HAVE_AVX512_VNNI)
+namespace avx512_vnni {
+extern const MapKernels<UInt8> kInt8Kernels;
+}
+#endif
 #if defined(SNV2_HAVE_AVX512_BF16)
 namespace avx512_bf16 {
 extern const MapKernels<BFloat16> kMapKernels;
@@ -36,13 +41,26 @@ extern const MapKernels<BFloat16> kMapKernels;
 
 namespace {
 
-constexpr int kMaxTables = 4;
+constexpr int kMaxTables = 5;
 
-#if defined(SNV2_HAVE_AVX512_BF16)
-// AVX-512 in all but the maps of bfloat16.
-const Kernels& avx512_bf16_table() {
+#if defined(SNV2_HAVE_AVX512_VNNI)
+// AVX-512 in all but the maps of integers.
+const Kernels& avx512_vnni_table() {
   static const Kernels table = [] {
     Kernels kernels = avx512::kTable;
+    kernels.name = "avx512_vnni";
+    kernels.uint8 = &avx512_vnni::kInt8Kernels;
+    return kernels;
+  }();
+  return table;
+}
+#endif
+
+#if defined(SNV2_HAVE_AVX512_BF16)
+// The same in all but the maps of bfloat16. A processor that multiplies these does bytes too.
+const Kernels& avx512_bf16_table() {
+  static const Kernels table = [] {
+    Kernels kernels = avx512_vnni_table();
     kernels.name = "avx512_bf16";
     kernels.bfloat16 = &avx512_bf16::kMapKernels;
     return kernels;
@@ -65,8 +83,12 @@ struct Available {
     [[maybe_unused]] const bool has_avx512 =
         has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    [[maybe_unused]] const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
 #if defined(SNV2_HAVE_AVX512_BF16)
-    if (has_avx512 && __builtin_cpu_supports("avx512bf16")) add(&avx512_bf16_table());
+    if (has_vnni && __builtin_cpu_supports("avx512bf16")) add(&avx512_bf16_table());
+#endif
+#if defined(SNV2_HAVE_AVX512_VNNI)
+    if (has_vnni) add(&avx512_vnni_table());
 #endif
 #if defined(SNV2_HAVE_AVX512)
     if (has_avx512) add(&avx512::kTable);
@@ -139,6 +161,7 @@ int64_t run_multiply_adds(int64_t count, DType element) {
   if (element == DType::kBFloat16 && table.bfloat16 != nullptr) {
     return table.bfloat16->multiply_adds(count);
   }
+  if (element == DType::kUint8) return table.uint8->multiply_adds(count);
   throw std::invalid_argument("run_multiply_adds: element is not one that this set multiplies");
 }
 

@@ -15,6 +15,7 @@ std::map<const float*, KernelTime> times;  // by weights
 Kernels timed;
 MapKernels<float> timed_float32;
 MapKernels<BFloat16> timed_bfloat16;
+MapKernels<UInt8> timed_uint8;
 std::atomic<const Kernels*> inner;
 
 template <class In, class Out>
@@ -82,6 +83,8 @@ void start_kernel_times() {
     timed_bfloat16 = timed_maps(*used.bfloat16);
     timed.bfloat16 = &timed_bfloat16;
   }
+  timed_uint8 = timed_maps(*used.uint8);
+  timed.uint8 = &timed_uint8;
   use_kernels(timed);
 }
 

@@ -4,8 +4,8 @@
 // Inside a network a feature map lies in panels: element (plane, pixel) of one image is
 // buffer[(plane / 16) * pixels * 16 + pixel * 16 + plane % 16]. A pixel step is always 16 elements,
 // so a gather of arbitrary words is one offset for each of them. A word is 32 bits of one pixel: a
-// plane of float, or two neighbouring ones of BFloat16. Sums, biases, depthwise weights and all
-// that is not a map are float.
+// plane of float, two neighbouring ones of BFloat16, or four of UInt8. Sums, biases, depthwise
+// weights and all that is not a map are float, but in a network of integers.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,18 @@ namespace snv2::cpu {
 struct BFloat16 {
   uint16_t bits;
 };
+
+// Of maps in a network of integers; int8/ has its kernels.
+struct UInt8 {
+  uint8_t bits;
+};
+
+template <class T>
+constexpr DType element_of() {
+  return std::is_same_v<T, UInt8>      ? DType::kUint8
+         : std::is_same_v<T, BFloat16> ? DType::kBFloat16
+                                       : DType::kFloat32;
+}
 
 // What a layer does to its result.
 struct Act {
@@ -134,6 +146,8 @@ struct Stem {
   const int32_t* offsets;  // [words of in * 9] into a strip of padded rows, see stem_offsets
   T* y;                    // [panels][pooled pixels][16]
   Act act;
+  const float* affine = nullptr;  // UInt8: [3][channels] factors and summands that make bytes of x,
+                                  // and the byte that pads it
 
   int64_t conv_height() const { return conv3x3_extent(x.height, 2); }
   int64_t conv_width() const { return conv3x3_extent(x.width, 2); }
@@ -163,10 +177,11 @@ struct MapKernels {
   void (*scale)(const Scale<T>&, Range panels);
 
   // User's tensor <-> panels, pixels in `pixels` of one image. Plane i is the user's channels[i].
+  // `affine` is for UInt8: [2][the user's channels] factors and summands of the conversion.
   void (*import_planes)(const FeatureMap& x, int64_t image, const int64_t* channels, int64_t planes,
-                        T* y, Range pixels);
-  void (*export_planes)(const T* x, const int32_t* offsets, const FeatureMap& y, int64_t image,
-                        Range pixels);
+                        const float* affine, T* y, Range pixels);
+  void (*export_planes)(const T* x, const int32_t* offsets, const float* affine,
+                        const FeatureMap& y, int64_t image, Range pixels);
 
   // At least `count` multiply-adds; returns how many.
   int64_t (*multiply_adds)(int64_t count);
@@ -193,6 +208,7 @@ struct Kernels {
   const char* name;
   const MapKernels<float>* float32;
   const MapKernels<BFloat16>* bfloat16;  // null where the set cannot multiply them
+  const MapKernels<UInt8>* uint8;
 
   // Whole-tensor ops: one plane (contiguous) or one row (channels last) for each work item.
   void (*cat_shuffle)(const FeatureMap& a, const FeatureMap& b, const FeatureMap& y, Range items);
@@ -264,6 +280,8 @@ template <class T>
 const MapKernels<T>* maps_of(const Kernels& kernels) {
   if constexpr (std::is_same_v<T, float>) {
     return kernels.float32;
+  } else if constexpr (std::is_same_v<T, UInt8>) {
+    return kernels.uint8;
   } else {
     return kernels.bfloat16;
   }

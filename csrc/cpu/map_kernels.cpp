@@ -14,8 +14,9 @@ void means(const Element*, int64_t, Range, float*);
 void mean_features(const float*, const int64_t*, int64_t, Element*, int64_t);
 void gate(const Gate&);
 void scale(const Scale<Element>&, Range);
-void import_planes(const FeatureMap&, int64_t, const int64_t*, int64_t, Element*, Range);
-void export_planes(const Element*, const int32_t*, const FeatureMap&, int64_t, Range);
+void import_planes(const FeatureMap&, int64_t, const int64_t*, int64_t, const float*, Element*,
+                   Range);
+void export_planes(const Element*, const int32_t*, const float*, const FeatureMap&, int64_t, Range);
 int64_t multiply_adds(int64_t);
 
 extern const MapKernels<Element> kMapKernels;

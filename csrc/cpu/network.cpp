@@ -116,8 +116,8 @@ class ImageRunner {
     const int64_t pixels = extent_.pixels();
     const int64_t parts = std::min(threads_for(pixels * main.in_channels * 8), pixels);
     parallel_for_(parts, [&](int64_t i) {
-      kernels_.import_planes(x_, image_, plan_.table(main.in_table), main.out_channels, current_,
-                             part_of(pixels, parts, i));
+      kernels_.import_planes(x_, image_, plan_.table(main.in_table), main.out_channels,
+                             weights_ + main.dw.weights, current_, part_of(pixels, parts, i));
     });
   }
 
@@ -140,9 +140,8 @@ class ImageRunner {
   void stem(const Step& step) {
     const Branch& main = step.main;
     stem_offsets(ceil_div(main.in_channels, kWordPlanes), kWordPlanes, extent_.width, offsets_);
-    const Stem<T> op{
-        x_,       image_,       weights_ + main.pw1.weights, main.out_channels, offsets_,
-        current_, act(main.pw1)};
+    const Stem<T> op{x_,       image_,   weights_ + main.pw1.weights, main.out_channels,
+                     offsets_, current_, act(main.pw1),               weights_ + main.dw.weights};
     const int64_t rows = op.out_height();
     const int64_t work = 4 * rows * op.out_width() * 9 * main.in_channels * main.out_channels;
     const int64_t parts = std::min(threads_for(work), rows);
@@ -370,7 +369,8 @@ class ImageRunner {
     plane_offsets(plan_.table(main.in_table), main.in_channels, pixels, offsets_);
     const int64_t parts = std::min(threads_for(pixels * main.in_channels * 8), pixels);
     parallel_for_(parts, [&](int64_t i) {
-      kernels_.export_planes(current_, offsets_, *result_, image_, part_of(pixels, parts, i));
+      kernels_.export_planes(current_, offsets_, weights_ + main.dw.weights, *result_, image_,
+                             part_of(pixels, parts, i));
     });
     ++result_;
   }
@@ -422,7 +422,8 @@ void classify(const Branch& head, const Kernels& kernels, const float* weights,
                               1,        out.batch};
   parallel_for(1, [&](int64_t) {
     consecutive_offsets(head.out_channels, 1, out.batch, offsets);
-    kernels.float32->export_planes(classes, offsets, transposed, 0, Range{0, out.batch});
+    kernels.float32->export_planes(classes, offsets, nullptr, transposed, 0,
+                                   Range{0, out.batch});
   });
 }
 
@@ -450,6 +451,11 @@ void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap* results,
   if (result_count != plan.result_count()) {
     throw std::invalid_argument("results are not as many as the plan's");
   }
+  const bool bytes = x.dtype == DType::kUint8;
+  if (bytes && plan.element() != DType::kUint8) {
+    throw std::invalid_argument("x is of bytes, which only a plan of integers takes");
+  }
+  const DType dtype = bytes ? DType::kFloat32 : x.dtype;
   Extent extent{x.height, x.width};
   for (const Step& step : plan) {
     extent = extent_after(step, extent);
@@ -457,7 +463,7 @@ void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap* results,
     if (step.kind == StepKind::kHead) extent = {1, 1};
     const FeatureMap& out = *results++;
     if (out.batch != x.batch || out.channels != step.main.out_channels ||
-        out.height != extent.height || out.width != extent.width || out.dtype != x.dtype) {
+        out.height != extent.height || out.width != extent.width || out.dtype != dtype) {
       throw std::invalid_argument("out does not fit the plan and x");
     }
   }
@@ -529,8 +535,7 @@ void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
                  int64_t workspace_size, const ParallelFor& parallel_for) {
   check_io(plan, x, results, result_count);
   const Kernels& table = kernels();
-  const bool narrow = plan.element() == DType::kBFloat16;
-  if (narrow && table.bfloat16 == nullptr) {
+  if (plan.element() == DType::kBFloat16 && table.bfloat16 == nullptr) {
     throw std::runtime_error(
         std::string("plan: it is for bfloat16, which the instruction set in use, ") + table.name +
         ", cannot multiply; avx512_bf16 can");
@@ -540,7 +545,9 @@ void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
     throw std::invalid_argument("workspace is smaller than workspace_bytes()");
   }
   if (x.batch == 0) return;
-  const auto run = narrow ? run_on<BFloat16> : run_on<float>;
+  const auto run = plan.element() == DType::kFloat32    ? run_on<float>
+                   : plan.element() == DType::kBFloat16 ? run_on<BFloat16>
+                                                        : run_on<UInt8>;
   run(table, plan, weights, x, results, workspace, parallel_for);
 }
 

@@ -68,7 +68,7 @@ void for_blocks(const Pointwise<In, Out>& op, Range panels, const F& f) {
       if (op.added != nullptr) block.added = op.added + first;
       f(block, taken, first);
     }
-    block.weights += packed_floats(it->outputs, it->depth);
+    block.weights += packed_floats(it->outputs, it->depth, element_of<In>());
     first += count;
   }
 }

@@ -101,10 +101,10 @@ struct Outputs {
 };
 
 // The sums of a tile, or one chain of them.
-template <int kTilePixels, class O>
+template <int kTilePixels, class O, class V = Vec, class H = HalfVec>
 struct Sums {
-  Vec full[kTilePixels][O::kFull + 1] = {};
-  HalfVec half[kTilePixels][O::kCount - O::kFull + 1] = {};
+  V full[kTilePixels][O::kFull + 1] = {};
+  H half[kTilePixels][O::kCount - O::kFull + 1] = {};
 
   template <int p, int v>
   SNV2_INLINE auto& at() {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ from snv2_kernels.packing import (
     TritonPlanBuilder,
 )
 from snv2_kernels.packing.units import Unsupported
+
+if TYPE_CHECKING:
+    from snv2_kernels.quantization.numbers import Ranges
+    from snv2_kernels.runners import Pixels
 
 __all__ = ["PlannedModule", "plan_element"]
 
@@ -51,6 +55,8 @@ class PlannedModule(FusedModule):
     """A drop-in module that runs as a plan: one op call, whatever its size."""
 
     kernel_backends: ClassVar[tuple[str, ...]] = tuple(OPERATORS)
+    # Of the maps of a quantized module, which runs in integers on a CPU.
+    _ranges: Ranges | None = None
 
     def _add_to(self, builder: Builder) -> None:
         """Tell the units of this module, or raise :class:`Unsupported`."""
@@ -92,20 +98,31 @@ class PlannedModule(FusedModule):
         self._tell(Builder())
 
     def _weights_kind(self, backend: str, dtype: torch.dtype) -> Any:
-        return ("cpu", plan_element(dtype)) if backend == "cpu" else (backend == "triton", dtype)
+        if backend != "cpu":
+            return backend == "triton", dtype
+        return "cpu", plan_element(dtype) if self._ranges is None else torch.uint8
 
     def _pack(
         self, backend: str, dtype: torch.dtype, device: torch.device
     ) -> Plan | GpuPlan | TritonPlan:
         if backend == "cpu":
             return self._cpu_plan(dtype)
+        if self._ranges is not None:
+            raise Unsupported("it is quantized, and integers run on a CPU only")
         return (self._triton_plan if backend == "triton" else self._gpu_plan)(dtype, device)
 
-    def _cpu_plan(self, dtype: torch.dtype, taps: Collection[str] = ()) -> Plan:
-        """Of the CPU's kernels, for an input of ``dtype``; see :meth:`_gpu_plan`."""
+    def _cpu_plan(
+        self, dtype: torch.dtype, taps: Collection[str] = (), pixels: Pixels | None = None
+    ) -> Plan:
+        """Of the CPU's kernels, for an input of ``dtype``; see :meth:`_gpu_plan`. That of a quantized
+        module takes bytes where ``pixels`` says what they stand for."""
         builder = PlanBuilder()
         self._tell(builder, taps)
-        return builder.build(plan_element(dtype))
+        if self._ranges is None:
+            return builder.build(plan_element(dtype))
+        from snv2_kernels.quantization.numbers import integer_layers
+
+        return builder.build_integers(integer_layers(builder, self._ranges), pixels)
 
     def _triton_plan(
         self, dtype: torch.dtype, device: torch.device, taps: Collection[str] = ()

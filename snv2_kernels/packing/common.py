@@ -21,6 +21,8 @@ from snv2_kernels.packing.units import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from snv2_kernels.quantization.numbers import IntegerLayer
+
 __all__ = [
     "BasePlan",
     "Builder",
@@ -249,6 +251,7 @@ class Folded(NamedTuple):
     keeps_input: bool = False
     groups: tuple[int, ...] = ()  # group of each row, if a pointwise layer has more than one
     shuffle: tuple[int, ...] = ()  # of the result; empty: as it is
+    integers: IntegerLayer | None = None  # the same layer for a plan of integers
 
     @property
     def channels(self) -> int:

@@ -1,5 +1,5 @@
-"""Plans of the CPU backend (``csrc/include/snv2/plan.h``): maps in panels of 16 planes, of float32
-or bfloat16.
+"""Plans of the CPU backend (``csrc/include/snv2/plan.h``): maps in panels of 16 planes, of float32,
+bfloat16 or bytes.
 
 So that no product reads half a word, whose other half might be NaN, a step places its result by
 who reads it (:mod:`~snv2_kernels.packing.cpu_panels`): a plane that stands there twice has half its
@@ -14,6 +14,8 @@ lies between two steps is a result like any other, of which the next unit's may 
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,10 +53,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from snv2_kernels.packing.units import Unit
+    from snv2_kernels.quantization.numbers import Affine, IntegerLayer, Quantization
+    from snv2_kernels.runners import Pixels
 
 __all__ = ["PlanBuilder"]
 
-_ELEMENTS = {torch.float32: 0, torch.bfloat16: 2}  # snv2::DType
+_ELEMENTS = {torch.float32: 0, torch.bfloat16: 2, torch.uint8: 3}  # snv2::DType
 _IMPORT, _STEM, _UNIT, _GATE, _HEAD, _EXPORT = range(6)
 _EXPAND, _DEPTHWISE, _PROJECT, _POOL, _POOL_INSIDE = 1, 2, 4, 8, 16  # snv2::Branch::parts
 
@@ -94,9 +98,30 @@ def _product(
 ) -> Tensor:
     """The packed matrix for planes that hold these rows and columns; a column that is held twice
     counts half each time."""
+    if element == torch.uint8:
+        return _integer_product(folded.integers, rows, columns)
     times = torch.bincount(torch.tensor(columns))
     weight = (folded.weight / times)[:, columns]
-    return pack_panels(_take(weight, rows), _take(folded.bias, rows), element)
+    return pack_panels(_take(weight, rows).to(element), _take(folded.bias, rows))
+
+
+def _integer_product(
+    layer: IntegerLayer | None, rows: Sequence[int], columns: Sequence[int]
+) -> Tensor:
+    """The same of bytes: multipliers, offsets and int8 weights; a column of -1 is zero."""
+    assert layer is not None
+    weight = _take(layer.weight.T, columns).T
+    before = _take(layer.multiplier, rows), _take(layer.offset, rows)
+    return pack_panels(_take(weight, rows), *before)
+
+
+def _integer_depthwise(folded: Folded, rows: Sequence[int]) -> Tensor:
+    """Multipliers, offsets and taps of int8, each row of the window in words of four."""
+    assert folded.integers is not None
+    taps = folded.integers.weight.view(-1, folded.kernel, folded.kernel)
+    taps = nn.functional.pad(taps, (0, -folded.kernel % 4)).flatten(1)
+    padded = replace(folded.integers, weight=taps)
+    return _integer_product(padded, rows, range(taps.shape[1]))
 
 
 def _take(values: Tensor, rows: Sequence[int]) -> Tensor:
@@ -120,24 +145,60 @@ class PlanBuilder(FoldingBuilder):
         Raises:
             Unsupported: for what the kernels do not cover.
         """
-        if element not in _ELEMENTS:
+        if element not in (torch.float32, torch.bfloat16):
             raise ValueError(f"element: expected float32 or bfloat16, got {element}")
-        channels = self.in_channels if self._stem is None else self._stem.conv.channels
-        readers = readers_of(channels, self._units, self._head is not None)
-        writer = _Writer(element, readers, reads_panels(self._units))
-        if self._stem is not None:
-            writer.stem(self._stem)
+        return self._built(element, self._stem, self._units, self._head, None)
+
+    def build_integers(self, quantization: Quantization, pixels: Pixels | None = None) -> Plan:
+        """The plan of a network in integers.
+
+        Args:
+            quantization: of this network.
+            pixels: what bytes as the input stand for, for a plan that takes such.
+
+        Raises:
+            Unsupported: for what the kernels do not cover.
+        """
+        layers = quantization.layers
+        units = []
+        for i, unit in enumerate(self._units):
+            keys = itertools.count()
+            units.append(unit.map(lambda f, i=i, k=keys: f._replace(integers=layers[i, next(k)])))
+        stem, head = self._stem, self._head
+        if stem is not None:
+            stem = replace(stem, conv=stem.conv._replace(integers=layers["stem"]))
+        if head is not None:
+            if head.conv is None:
+                raise Unsupported("a head without a convolution, in integers")
+            conv = head.conv._replace(integers=layers["features"])
+            head = FoldedHead(conv, head.fc._replace(integers=layers["fc"]))
+        entry = _Entry(quantization.input, pixels)
+        return self._built(torch.uint8, stem, units, head, entry)
+
+    def _built(
+        self,
+        element: torch.dtype,
+        stem: FoldedStem | None,
+        units: Sequence[Unit[Folded]],
+        head: FoldedHead | None,
+        entry: _Entry | None,
+    ) -> Plan:
+        channels = self.in_channels if stem is None else stem.conv.channels
+        readers = readers_of(channels, units, head is not None)
+        writer = _Writer(element, readers, reads_panels(units), entry)
+        if stem is not None:
+            writer.stem(stem)
         else:
             writer.import_map(self.in_channels)
-        for i, unit in enumerate(self._units):
+        for i, unit in enumerate(units):
             writer.unit(unit)
-            if i in self._tapped or (self._head is None and i == len(self._units) - 1):
+            if i in self._tapped or (head is None and i == len(units) - 1):
                 writer.export_map()
-        if self._head is not None:
-            writer.head(self._head)
+        if head is not None:
+            writer.head(head)
         out_channels = writer.steps[-1].main.out_channels
         words = [_native.PLAN_MAGIC, len(writer.steps), self.in_channels, out_channels]
-        words += [halvings_of(self.work), int(self._head is not None), _ELEMENTS[element]]
+        words += [halvings_of(self.work), int(head is not None), _ELEMENTS[element]]
         assert len(words) == _native.HEADER_WORDS
         for step in writer.steps:
             words += step.words()
@@ -146,7 +207,7 @@ class PlanBuilder(FoldingBuilder):
             words=torch.tensor(words + writer.tables, dtype=torch.int64, device="cpu"),
             in_channels=self.in_channels,
             out_channels=out_channels,
-            classify=self._head is not None,
+            classify=head is not None,
             units=self.units,
             work=tuple(self.work),
             results=tuple(writer.results),
@@ -156,11 +217,35 @@ class PlanBuilder(FoldingBuilder):
         )
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """How a map of floats, or of bytes as pixels, becomes one of a network in integers."""
+
+    affine: Affine
+    pixels: Pixels | None
+
+    def rows(self) -> Tensor:
+        """Factors, summands and the bytes that pad, [3, C]."""
+        factors, summands = 1 / self.affine.scale, self.affine.zero
+        if self.pixels is not None:
+            scale, shift = (torch.tensor(v).double() for v in (self.pixels.scale, self.pixels.shift))
+            factors, summands = scale * factors, shift * factors + summands
+            # Bytes that stay what they are need no arithmetic.
+            same = ((factors - 1) * 255 + summands).abs().max() < 0.01 and summands.abs().max() < 0.01
+            if same:
+                factors, summands = torch.ones_like(factors), torch.zeros_like(summands)
+        return torch.stack([factors, summands, self.affine.zero.round()])
+
+
 class _Writer:
     """Steps, tables and weights of a plan, written while following the channel table of the map."""
 
     def __init__(
-        self, element: torch.dtype, readers: list[list[tuple[int, ...]]], reads_panels: bool
+        self,
+        element: torch.dtype,
+        readers: list[list[tuple[int, ...]]],
+        reads_panels: bool,
+        entry: _Entry | None = None,
     ) -> None:
         self.steps: list[Step] = []
         self.tables: list[int] = []
@@ -172,6 +257,8 @@ class _Writer:
         self._panels = PanelAllocator(element, readers, reads_panels)
         self._in_word = self._panels.in_word
         self._table: list[int] = []  # first plane of each logical channel
+        self._entry = entry  # of a network in integers
+        self._reals: list[tuple[float, float]] = []  # its (scale, zero) of each logical channel
         self._stage, self._unit = 1, 0
         self._where = ""
         self._halvings = 0
@@ -266,9 +353,23 @@ class _Writer:
         return layer
 
     def _add_depthwise(self, name: str, folded: Folded, rows: Sequence[int]) -> PackedLayer:
-        packed = pack_panels(_take(folded.weight, rows), _take(folded.bias, rows))
+        if self._element == torch.uint8:
+            packed = _integer_depthwise(folded, rows)
+        else:
+            packed = pack_panels(_take(folded.weight, rows).float(), _take(folded.bias, rows))
         read = folded.channels, self._halvings_before
         return self._add_layer(name, folded, rows, packed, self._halvings, read)
+
+    def _add_conversion(self, rows: Tensor) -> PackedLayer:
+        """Rows between floats and bytes, [rows, C]."""
+        return PackedLayer(weights=self._add_floats(rows.float().flatten()))
+
+    def _reals_of(self, layer: Folded | None) -> list[tuple[float, float]]:
+        """What the bytes of a layer's result stand for; nothing is known where there are none."""
+        if layer is None or layer.integers is None or layer.integers.result is None:
+            return []
+        result = layer.integers.result
+        return list(zip(result.scale.tolist(), result.zero.tolist(), strict=True))
 
     # Steps ------------------------------------------------------------------------------------
 
@@ -278,7 +379,11 @@ class _Writer:
         rows = self._panels.next_order()
         self._table = places(self._panels.allocate(len(rows)), rows)
         step.main.in_channels, step.main.out_channels = channels, len(rows)
-        step.main.in_table = self._add_table(rows)
+        step.main.in_table = self._add_table([max(row, 0) for row in rows])
+        if self._entry is not None:
+            step.main.dw = self._add_conversion(self._entry.rows()[:2])
+            affine = self._entry.affine
+            self._reals = list(zip(affine.scale.tolist(), affine.zero.tolist(), strict=True))
         self.steps.append(step)
 
     def stem(self, stem: FoldedStem) -> None:
@@ -287,9 +392,9 @@ class _Writer:
         self._where = "stem"
         rows = self._panels.next_order()
         self._table = places(self._panels.allocate(len(rows)), rows)
-        channels = self._panels.doubled(stem.in_channels)
+        channels = self._panels.filled(stem.in_channels)
         columns = [
-            9 * c + tap
+            9 * c + tap if c >= 0 else -1
             for first in range(0, len(channels), self._in_word)
             for tap in range(9)
             for c in channels[first : first + self._in_word]
@@ -297,6 +402,9 @@ class _Writer:
         step.main.in_channels, step.main.out_channels = stem.in_channels, len(rows)
         maps: Any = {"read": (stem.in_channels, 0), "written": (stem.conv.channels, 2)}
         step.main.pw1 = self._add_product("conv", stem.conv, rows, columns, 1, **maps)
+        if self._entry is not None:
+            step.main.dw = self._add_conversion(self._entry.rows())
+        self._reals = self._reals_of(stem.conv)
         self._halvings = 2
         self.steps.append(step)
 
@@ -346,6 +454,12 @@ class _Writer:
             borrowed = place
         joined = first + planes
         before, self._table = self._table, [joined[j] for j in unit.order]
+        if self._entry is not None:
+            side = unit.projection_layers[-1:]
+            kept = self._reals_of(side[0]) if side else [self._reals[c] for c in unit.passthrough]
+            ends = [part for part in unit.branch if not isinstance(part, Gate)]
+            reals = kept + self._reals_of(ends[-1])
+            self._reals = [reals[j] for j in unit.order]
         if not unit.joins and unit.stride == 1:
             self._panels.free_map(before, self._table)
 
@@ -482,7 +596,7 @@ class _Writer:
         self._where = "head"
         halvings = self._halvings
         channels = len(self._table) if head.conv is None else head.conv.channels
-        features, classes = self._panels.doubled(channels), range(head.fc.channels)
+        features, classes = self._panels.filled(channels), range(head.fc.channels)
         main.mid_channels, main.out_channels = len(features), len(classes)
         if head.conv is None:
             main.parts, planes = _POOL, [self._table[channel] for channel in features]
@@ -502,5 +616,8 @@ class _Writer:
         step = Step(_EXPORT)
         step.main.in_channels = step.main.out_channels = channels
         step.main.in_table = self._add_table(self._table)
+        if self._entry is not None:
+            scale, zero = torch.tensor(self._reals, dtype=torch.float64).T
+            step.main.dw = self._add_conversion(torch.stack([scale, -zero * scale]))
         self.steps.append(step)
         self.results.append((channels, self._halvings))

@@ -1,7 +1,8 @@
 """Placement of planes in the panels of the CPU backend's feature maps.
 
-Products read planes by the word: one of float32, two neighbours of bfloat16. So the planes of a
-word are read by the same products, and one that has no such neighbour stands there twice. The rows
+Products read planes by the word: one of float32, two neighbours of bfloat16, four of bytes. So the
+planes of a word are read by the same products, and one that has no such neighbour stands there twice.
+Of bytes, which have no NaN, a product may leave some out: their weights are zero. The rows
 of a pointwise layer of several groups lie group by group, each group's in panels of its own, so
 that each group is a product of words that no other reads.
 """
@@ -20,6 +21,8 @@ __all__ = ["PanelAllocator", "places", "readers_of", "reads_panels"]
 
 Panels = tuple[int, int]  # the first, and how many
 
+_HALF = PANEL // 2  # planes that a product can leave out
+
 
 class PanelAllocator:
     """Allocates panels of the current buffer, and orders planes within them.
@@ -37,14 +40,16 @@ class PanelAllocator:
         self._readers = iter(readers)
         # Planes by who reads them: of a word all or none, and of a panel as many as can be.
         self._sorts = self.in_word > 1 or reads_panels
+        self._has_nan = element.is_floating_point
         self._buffer: Step | None = None  # the step that started it
         self._free: list[Panels] = []
 
     # Order ------------------------------------------------------------------------------------
 
-    def doubled(self, channels: int) -> list[int]:
-        """Channels of whole words."""
-        return [min(c, channels - 1) for c in range(channels + -channels % self.in_word)]
+    def filled(self, channels: int) -> list[int]:
+        """Returns channels in whole words: the last one again, or -1 where numbers have no NaN."""
+        filling = channels - 1 if self._has_nan else -1
+        return [*range(channels), *[filling] * (-channels % self.in_word)]
 
     def next_order(self, layer: Folded | None = None) -> list[int]:
         """The row of the next result, which a layer makes, for each of its planes; -1: none."""
@@ -67,7 +72,14 @@ class PanelAllocator:
         order: list[int] = []
         for sets in alike.values():
             order += [-1] * (-len(order) % PANEL)
-            order += [rows[i] for rows in sets.values() for i in self.doubled(len(rows))]
+            filled = [rows[i] if i >= 0 else -1 for rows in sets.values()
+                      for i in self.filled(len(rows))]  # fmt: skip
+            # Without NaN a word may be read in part; that costs less than more half panels.
+            count = sum(map(len, sets.values()))
+            if not self._has_nan and -(-len(filled) // _HALF) > -(-count // _HALF):
+                filled = [row for rows in sets.values() for row in rows]
+                filled += [-1] * (-count % self.in_word)
+            order += filled
         return order
 
     # Panels -----------------------------------------------------------------------------------
@@ -111,10 +123,14 @@ class PanelAllocator:
 
     def gather(self, planes: Sequence[int]) -> tuple[list[int], list[int]]:
         """The words of some planes, in the order of memory, and which one each plane of a word
-        holds."""
+        holds; -1: none."""
         place = {plane: k for k, plane in enumerate(planes)}
         words = sorted({plane - plane % self.in_word for plane in planes})
-        columns = [place.get(word + i, place[word]) for word in words for i in range(self.in_word)]
+        columns = [
+            place.get(word + i, place[word] if self._has_nan else -1)
+            for word in words
+            for i in range(self.in_word)
+        ]
         return words, columns
 
     def by_group(

@@ -28,16 +28,16 @@ __all__ = [
 PANEL: int = _native.PANEL
 
 
-def pack_panels(weight: Tensor, bias: Tensor, element: torch.dtype = torch.float32) -> Tensor:
-    """[O, K] and [O] as flat float32 panels: [ceil(O / 16)][1 + K][16], the bias row first. Of
-    bfloat16 two columns lie in each row's floats: [ceil(O / 16)][1 + K / 2][16]."""
+def pack_panels(weight: Tensor, *before: Tensor) -> Tensor:
+    """Packs [O, K] weights and rows of [O] that stand before them: [ceil(O / 16)][rows + words][16].
+
+    Returns flat float32. A word is a float, or as many neighbouring columns of a narrower dtype as
+    take its place.
+    """
     padding = -weight.shape[0] % PANEL
-    weight, bias = (
-        nn.functional.pad(weight, (0, 0, 0, padding)),
-        nn.functional.pad(bias, (0, padding)),
-    )
-    words = weight.to(element).view(-1, PANEL, weight.shape[1]).view(torch.float32)
-    return torch.cat([bias.float().view(-1, PANEL, 1), words], 2).transpose(1, 2).flatten()
+    words = nn.functional.pad(weight, (0, 0, 0, padding)).contiguous().view(torch.float32)
+    rows = [nn.functional.pad(row.float(), (0, padding)).view(-1, PANEL, 1) for row in before]
+    return torch.cat([*rows, words.view(-1, PANEL, words.shape[1])], 2).transpose(1, 2).flatten()
 
 
 @dataclass

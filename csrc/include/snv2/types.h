@@ -11,7 +11,8 @@
 
 namespace snv2 {
 
-enum class DType : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+// kUint8 is for maps inside a plan of integers, and for images as such a plan takes them.
+enum class DType : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kUint8 = 3 };
 
 // Order of a dense [N, C, H, W] feature map in memory.
 enum class Layout : int64_t { kContiguous = 0, kChannelsLast = 1 };
@@ -34,7 +35,9 @@ inline constexpr int64_t kExpand = 1, kDepthwise = 2, kProject = 4;
 // An average over 3x3 pixels, beside the others: of all nine, or of those inside the map.
 inline constexpr int64_t kPool = 8, kPoolInside = 16;
 
-constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+constexpr int64_t size_of(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kUint8 ? 1 : 2;
+}
 
 // A dense 4-D tensor in the caller's memory.
 struct FeatureMap {

@@ -1,0 +1,50 @@
+// The products of networks of integers, on the tile of int8/tile.h.
+#include "cpu/int8/kernels.h"
+#include "cpu/int8/tile.h"
+
+namespace snv2::cpu::SNV2_ISA::int8 {
+namespace {
+
+const uint8_t* bytes(const UInt8* x) { return reinterpret_cast<const uint8_t*>(x); }
+uint8_t* bytes(UInt8* y) { return reinterpret_cast<uint8_t*>(y); }
+
+}  // namespace
+
+void pointwise(const Pointwise<UInt8, UInt8>& op, Range panels, Range pixels) {
+  for_groups(panels, op.outputs, [&](int64_t panel, Group group) {
+    const Row row =
+        row_of(op.weights, panel, op.offsets, op.depth, bytes(op.x) + pixels.begin * kPanel);
+    const ToMap to{bytes(op.y) + panel * op.y_panel + pixels.begin * kPanel, op.y_panel};
+    product_row<kPanel>(row, group, pixels.size(), to);
+  });
+}
+
+void linear(const Pointwise<UInt8, float>& op, Range panels, Range pixels) {
+  for_groups(panels, op.outputs, [&](int64_t panel, Group group) {
+    const Row row =
+        row_of(op.weights, panel, op.offsets, op.depth, bytes(op.x) + pixels.begin * kPanel);
+    const ToFloats to{op.y + panel * op.y_panel + pixels.begin * kPanel, op.y_panel};
+    product_row<kPanel>(row, group, pixels.size(), to);
+  });
+}
+
+void pointwise_mean(const Pointwise<UInt8, UInt8>& op, Range panels) {
+  constexpr float kInfinity = __builtin_inff();
+  const float scale = 1.0f / static_cast<float>(op.pixels);
+  const float least = op.act.kind == Activation::kIdentity ? -kInfinity : 0.0f;
+  const float most = op.act.kind == Activation::kRelu6 ? 255.0f : kInfinity;
+  for_groups(panels, op.outputs, [&](int64_t panel, Group group) {
+    float sums[kMaxPanelGroup * kPanel] = {};
+    const Row row = row_of(op.weights, panel, op.offsets, op.depth, bytes(op.x));
+    product_row<kPanel>(row, group, op.pixels, ToSums{sums, kPanel, least, most});
+    for (int64_t g = 0; g < group.panels; ++g) {
+      Vec means[kQuad][kVecs] = {};
+      for (int64_t v = 0; v < kVecs; ++v) {
+        means[0][v] = load(sums + g * kPanel + v * kLanes) * scale;
+      }
+      store_pixels(bytes(op.y) + (panel + g) * op.y_panel, means, 1);
+    }
+  });
+}
+
+}  // namespace snv2::cpu::SNV2_ISA::int8

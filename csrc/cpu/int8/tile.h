@@ -1,0 +1,275 @@
+// Matrix product of gathered words, four planes of bytes each, with packed weights of int8.
+//
+// As in cpu/tile.h a tile holds P pixels x V vectors of outputs in registers, here of int32; its
+// results leave four pixels at a time, packed. Exact sums need no blocks, and a second chain only
+// where there are too few to hide the latency of a product.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/int8/vectors.h"
+#include "cpu/tile.h"
+
+namespace snv2::cpu::SNV2_ISA::int8 {
+
+// One row of work for a fixed group of panels.
+struct Row {
+  const uint8_t* x;        // first pixel
+  const int32_t* offsets;  // [depth]
+  int64_t depth;           // in words
+  const float* weights;    // first panel of the group
+};
+
+inline int64_t packed_panel(int64_t depth) { return (depth + kRowsBefore) * kPanel; }
+
+// Where results go: put<P, O>(values, first pixel), `values` of P pixels as Sums<P, O>.
+
+// Bytes as maps have them.
+struct ToMap {
+  uint8_t* y;
+  int64_t y_panel;
+
+  template <int kTilePixels, class O>
+  SNV2_INLINE void put(Sums<kTilePixels, O>& values, int64_t pixel) const;
+};
+
+// Bytes in quads of pixels, for the depthwise convolution; a last quad is filled with zeros.
+struct ToQuads {
+  uint8_t* y;
+  int64_t y_panel;
+
+  template <int kTilePixels, class O>
+  SNV2_INLINE void put(Sums<kTilePixels, O>& values, int64_t pixel) const;
+};
+
+struct ToFloats {
+  float* y;
+  int64_t y_panel;
+
+  template <int kTilePixels, class O>
+  SNV2_INLINE void put(Sums<kTilePixels, O>& values, int64_t pixel) const;
+};
+
+// Sums over pixels of what is behind the activation.
+struct ToSums {
+  float* y;
+  int64_t y_panel;
+  float least;  // that the activation lets through
+  float most;
+
+  template <int kTilePixels, class O>
+  SNV2_INLINE void put(Sums<kTilePixels, O>& values, int64_t pixel) const;
+};
+
+template <int kTilePixels, class O>
+using IntSums = Sums<kTilePixels, O, Ints, HalfInts>;
+
+// f(panel, its vectors of four pixels) of each panel of a quad; pixels beyond the tile are zero.
+template <int kFirst, int kTilePixels, class O, class F>
+SNV2_INLINE void each_panel(Sums<kTilePixels, O>& values, const F& f) {
+  unroll<O::kPanels>([&](auto panel) SNV2_INLINED {
+    Vec pixels[kQuad][kVecs] = {};
+    unroll<kQuad>([&](auto p) SNV2_INLINED {
+      if constexpr (kFirst + p < kTilePixels) {
+        unroll<O::kCount>([&](auto v) SNV2_INLINED {
+          if constexpr (O::panel_of(v) == panel) {
+            constexpr int kVec = O::at(v, 0) / kLanes;
+            auto& value = values.template at<kFirst + p, v>();
+#if defined(__AVX512F__)
+            if constexpr (v >= O::kFull) {
+              pixels[p][kVec] = _mm512_zextps256_ps512(value);
+            } else {
+              pixels[p][kVec] = value;
+            }
+#else
+            pixels[p][kVec] = value;
+#endif
+          }
+        });
+      }
+    });
+    f(panel, pixels);
+  });
+}
+
+template <int kTilePixels, class O>
+SNV2_INLINE void ToMap::put(Sums<kTilePixels, O>& values, int64_t pixel) const {
+  unroll<(kTilePixels + kQuad - 1) / kQuad>([&](auto quad) SNV2_INLINED {
+    constexpr int kFirst = quad * kQuad;
+    each_panel<kFirst>(values, [&](auto panel, auto& pixels) SNV2_INLINED {
+      store_pixels(y + panel * y_panel + (pixel + kFirst) * kPanel, pixels,
+                   std::min(kQuad, kTilePixels - kFirst));
+    });
+  });
+}
+
+template <int kTilePixels, class O>
+SNV2_INLINE void ToQuads::put(Sums<kTilePixels, O>& values, int64_t pixel) const {
+  unroll<(kTilePixels + kQuad - 1) / kQuad>([&](auto quad) SNV2_INLINED {
+    constexpr int kFirst = quad * kQuad;
+    each_panel<kFirst>(values, [&](auto panel, auto& pixels) SNV2_INLINED {
+      store_quad(y + panel * y_panel + (pixel + kFirst) * kPanel, pixels);
+    });
+  });
+}
+
+template <int kTilePixels, class O>
+SNV2_INLINE void ToFloats::put(Sums<kTilePixels, O>& values, int64_t pixel) const {
+  values.each([&](auto& value, auto p, auto v) SNV2_INLINED {
+    float* const to = y + (pixel + p) * kPanel + O::at(v, y_panel);
+    if constexpr (v < O::kFull) {
+      store(to, value);
+    } else {
+      store_half(to, value);
+    }
+  });
+}
+
+template <int kTilePixels, class O>
+SNV2_INLINE void ToSums::put(Sums<kTilePixels, O>& values, int64_t) const {
+  unroll<O::kCount>([&](auto v) SNV2_INLINED {
+    float* const to = y + O::at(v, y_panel);
+    auto total = load<std::decay_t<decltype(values.template at<0, v>())>>(to);
+    unroll<kTilePixels>([&](auto p) SNV2_INLINED {
+      const auto value = values.template at<p, v>();
+      const auto above = value > least ? value : decltype(total){} + least;
+      total += above < most ? above : decltype(total){} + most;
+    });
+    store(to, total);
+  });
+}
+
+template <int kTilePixels, class O, int kXStride, class To>
+SNV2_INLINE void tile(const Row& row, const uint8_t* x, const To& to, int64_t pixel) {
+  constexpr int kChains = kTilePixels * O::kCount < 8 ? 2 : 1;
+  const int64_t panel = packed_panel(row.depth);
+  IntSums<kTilePixels, O> chains[kChains];
+  const auto multiply_add = [&](auto& sums, const float* w, int32_t offset) SNV2_INLINED {
+    const uint8_t* const xk = x + offset;
+    if constexpr (kXStride == kPanel) {
+      unroll<O::kPanels>([&](auto p) SNV2_INLINED {
+        __builtin_prefetch(w + (O::kPanels + p) * panel, 0, 2);
+      });
+    }
+    Weights<Ints> full[O::kFull + 1];
+    Weights<HalfInts> half[O::kCount - O::kFull + 1];
+    unroll<O::kCount>([&](auto v) SNV2_INLINED {
+      if constexpr (v < O::kFull) {
+        full[v] = weights(load_ints<Ints>(w + O::at(v, panel)));
+      } else {
+        half[v - O::kFull] = weights(load_ints<HalfInts>(w + O::at(v, panel)));
+      }
+    });
+    unroll<kTilePixels>([&](auto p) SNV2_INLINED {
+      const auto word = broadcast<Ints>(xk + p * kXStride);
+      unroll<O::kCount>([&](auto v) SNV2_INLINED {
+        auto& sum = sums.template at<p, v>();
+        if constexpr (v < O::kFull) {
+          dot(word, full[v], sum);
+        } else {
+#if defined(__AVX512VNNI__)
+          dot(half_of(word), half[v - O::kFull], sum);
+#elif defined(__AVX512F__)
+          dot<HalfInts>(broadcast<HalfInts>(xk + p * kXStride), half[v - O::kFull], sum);
+#else
+          dot(word, half[v - O::kFull], sum);
+#endif
+        }
+      });
+    });
+  };
+  const float* w = row.weights + kRowsBefore * kPanel;
+  const int32_t* offset = row.offsets;
+  const int32_t* const last = offset + row.depth;
+#pragma GCC unroll 1
+  for (; offset + kChains <= last; offset += kChains, w += kChains * kPanel) {
+    unroll<kChains>([&](auto c)
+                        SNV2_INLINED { multiply_add(chains[c], w + c * kPanel, offset[c]); });
+  }
+  if constexpr (kChains > 1) {
+    for (; offset < last; ++offset, w += kPanel) multiply_add(chains[0], w, *offset);
+    chains[0].add(chains[1]);
+  }
+
+  Sums<1, O> multipliers, offsets;
+  multipliers.each([&](auto& value, auto, auto v) SNV2_INLINED {
+    value = load<std::decay_t<decltype(value)>>(row.weights + O::at(v, panel));
+  });
+  offsets.each([&](auto& value, auto, auto v) SNV2_INLINED {
+    value = load<std::decay_t<decltype(value)>>(row.weights + kPanel + O::at(v, panel));
+  });
+  Sums<kTilePixels, O> values;
+  values.each([&](auto& value, auto p, auto v) SNV2_INLINED {
+    value = floats_of(chains[0].template at<p, v>()) * multipliers.template at<0, v>() +
+            offsets.template at<0, v>();
+  });
+  to.put(values, pixel);
+}
+
+// Pixels of a tile: those that a table of tiles begins with are whole quads.
+template <class O>
+constexpr int max_pixels() {
+#if defined(__AVX512F__)
+  constexpr int kLargest = 12;
+#else
+  constexpr int kLargest = 4;
+#endif
+  constexpr int kFit = kAccumulators / O::kCount;
+  return kFit >= kQuad ? std::min(kLargest, kFit / kQuad * kQuad) : std::max(kFit, 1);
+}
+
+template <int kTilePixels, class O, int kXStride, class To>
+void tiles(const Row& row, const To& to, int64_t first, int64_t count) {
+  const uint8_t* x = row.x + first * kXStride;
+  for (int64_t i = 0; i < count; ++i, first += kTilePixels, x += kTilePixels * kXStride) {
+    tile<kTilePixels, O, kXStride>(row, x, to, first);
+  }
+}
+
+// As many largest tiles as there are whole ones, and one of what is left, which is cut in two where
+// both halves begin at quads.
+template <class O, int kXStride, class To, int... kPixelsMinus1>
+void run_tiles(const Row& row, const To& to, int64_t pixels,
+               std::integer_sequence<int, kPixelsMinus1...>) {
+  using Tiles = void (*)(const Row&, const To&, int64_t, int64_t);
+  static constexpr Tiles kTiles[] = {&tiles<kPixelsMinus1 + 1, O, kXStride, To>...};
+  constexpr int64_t kLargest = sizeof...(kPixelsMinus1);
+  const int64_t count = pixels / kLargest, left = pixels % kLargest;
+  if (count > 0) kTiles[kLargest - 1](row, to, 0, count);
+  if (left > 0) kTiles[left - 1](row, to, count * kLargest, 1);
+}
+
+// `pixels` outputs of a group, whose pixels of x are kXStride bytes apart.
+template <int kXStride, class To>
+void product_row(const Row& row, Group group, int64_t pixels, const To& to) {
+  const auto run = [&](auto outputs) {
+    using O = decltype(outputs);
+    run_tiles<O, kXStride>(row, to, pixels, std::make_integer_sequence<int, max_pixels<O>()>{});
+  };
+  switch (group.halves()) {
+    case 1:
+      return run(Outputs<1, true>{});
+    case 2:
+      return run(Outputs<1, false>{});
+#if defined(__AVX512F__)
+    case 3:
+      return run(Outputs<2, true>{});
+    case 4:
+      return run(Outputs<2, false>{});
+    case 5:
+      return run(Outputs<3, true>{});
+    case 6:
+      return run(Outputs<3, false>{});
+#endif
+    default:
+      __builtin_unreachable();
+  }
+}
+
+// The rows of a group of a layer's panels, from `panel` on.
+inline Row row_of(const float* weights, int64_t panel, const int32_t* offsets, int64_t depth,
+                  const uint8_t* x) {
+  return {x, offsets, depth, weights + panel * packed_panel(depth)};
+}
+
+}  // namespace snv2::cpu::SNV2_ISA::int8

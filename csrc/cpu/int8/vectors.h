@@ -1,0 +1,207 @@
+// Vectors of integers, for the kernels of networks whose maps are bytes: products of four planes for
+// each lane, and the way from sums back to bytes.
+//
+// Sums are exact, so all instruction sets give the same ones, in any order.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace snv2::cpu::SNV2_ISA::int8 {
+
+// A vector of T as long as V.
+template <class T, class V>
+struct AsLong {
+  typedef T type __attribute__((vector_size(sizeof(V))));
+};
+
+using Ints = int32_t __attribute__((vector_size(kVectorBytes)));
+using HalfInts = int32_t __attribute__((vector_size(kHalfLanes * 4)));
+
+// Rows of a panel of packed weights before the weights: multipliers and offsets.
+inline constexpr int64_t kRowsBefore = rows_before_weights(DType::kUint8);
+
+inline constexpr int kQuad = 4;  // pixels whose bytes are packed at a time
+inline constexpr int64_t kQuadBytes = kQuad * kPanel;
+
+template <class V>
+SNV2_INLINE V load_ints(const void* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+// Products -----------------------------------------------------------------------------------
+
+#if defined(__AVX512VNNI__)
+
+// Four planes of each lane, and four weights.
+template <class V>
+using Planes = V;
+template <class V>
+using Weights = V;
+
+template <class V>
+SNV2_INLINE Planes<V> planes(V x) {
+  return x;
+}
+template <class V>
+SNV2_INLINE Weights<V> weights(V w) {
+  return w;
+}
+
+SNV2_INLINE void dot(Ints x, Ints w, Ints& sum) {
+  sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+}
+SNV2_INLINE void dot(HalfInts x, HalfInts w, HalfInts& sum) {
+  sum = (HalfInts)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+}
+
+#else
+
+// The same as two pairs of 16 bits, since sums of two products of bytes would saturate.
+template <class V>
+struct Pairs {
+  V even;
+  V odd;
+};
+template <class V>
+using Planes = Pairs<V>;
+template <class V>
+using Weights = Pairs<V>;
+
+template <class V>
+SNV2_INLINE Planes<V> planes(V x) {
+  return {x & 0x00ff00ff, (x >> 8) & 0x00ff00ff};
+}
+template <class V>
+SNV2_INLINE Weights<V> weights(V w) {
+  using Shorts = typename AsLong<int16_t, V>::type;
+  const Shorts s = (Shorts)w;
+  return {(V)((s << 8) >> 8), (V)(s >> 8)};
+}
+
+// Sums of products of the two 16-bit integers in each lane.
+template <class V>
+SNV2_INLINE V sum_of_pairs(V a, V b) {
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(V) == 64) return (V)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) return (V)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(V) == 16) return (V)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#endif
+  return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}
+
+template <class V>
+SNV2_INLINE void dot(const Planes<V>& x, const Weights<V>& w, V& sum) {
+  sum += sum_of_pairs(x.even, w.even) + sum_of_pairs(x.odd, w.odd);
+}
+
+#endif
+
+// A word of a map in all lanes.
+template <class V>
+SNV2_INLINE Planes<V> broadcast(const uint8_t* x) {
+  int32_t word;
+  __builtin_memcpy(&word, x, sizeof word);
+  return planes<V>(V{} + word);
+}
+#if defined(__AVX512VNNI__)
+// The lower half of a word that is in all lanes.
+SNV2_INLINE HalfInts half_of(Ints word) {
+  return (HalfInts)_mm512_castsi512_si256((__m512i)word);
+}
+#endif
+
+// Bytes --------------------------------------------------------------------------------------
+
+template <class V>
+SNV2_INLINE auto floats_of(V sum) {
+  using Floats = typename AsLong<float, V>::type;
+  return __builtin_convertvector(sum, Floats);
+}
+
+// round(v) in [0, 255], halves to even; of a NaN 0. What is added to it leaves it in the low bits.
+template <class V>
+SNV2_INLINE auto byte_values(V v) {
+  using I = typename AsLong<int32_t, V>::type;
+  constexpr float kRounder = 8388608.0f;  // 2^23
+  const V positive = v > 0.0f ? v : V{};
+  const V clamped = positive < 255.0f ? positive : V{} + 255.0f;
+  return reinterpret_cast<I>(clamped + kRounder) & 0xff;
+}
+
+#if defined(__AVX512F__)
+
+// Bytes of four pixels of a panel: in each 16 bytes those of four planes of all four pixels.
+SNV2_INLINE __m512i packed(const Vec (&pixels)[kQuad]) {
+  const auto rounded = [&](int p) SNV2_INLINED { return _mm512_cvtps_epi32(pixels[p]); };
+  const __m512i low = _mm512_packs_epi32(rounded(0), rounded(1));
+  const __m512i high = _mm512_packs_epi32(rounded(2), rounded(3));
+  return _mm512_packus_epi16(low, high);
+}
+
+// The first `count` of four pixels, 16 planes each, to y.
+SNV2_INLINE void store_pixels(uint8_t* y, const Vec (&pixels)[kQuad][1], int count) {
+  const __m512i by_pixel = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const Vec quad[kQuad] = {pixels[0][0], pixels[1][0], pixels[2][0], pixels[3][0]};
+  const __m512i bytes = _mm512_permutexvar_epi32(by_pixel, packed(quad));
+  if (count == kQuad) return _mm512_storeu_si512(y, bytes);
+  _mm512_mask_storeu_epi32(y, static_cast<__mmask16>((1u << (4 * count)) - 1), bytes);
+}
+
+// In each 16 bytes a transposition of 4 x 4.
+SNV2_INLINE __m512i transposed(__m512i bytes) {
+  return _mm512_shuffle_epi8(
+      bytes, _mm512_broadcast_i32x4(
+                 _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+}
+
+// Four pixels of each of 16 planes.
+SNV2_INLINE void store_quad(uint8_t* y, const Vec (&pixels)[kQuad][1]) {
+  const Vec quad[kQuad] = {pixels[0][0], pixels[1][0], pixels[2][0], pixels[3][0]};
+  _mm512_storeu_si512(y, transposed(packed(quad)));
+}
+
+// The same from pixels as they lie in a map; those from `count` on are zero.
+SNV2_INLINE void copy_quad(uint8_t* y, const uint8_t* x, int64_t count) {
+  const __mmask16 live = count >= kQuad ? 0xffff : static_cast<__mmask16>((1u << (4 * count)) - 1);
+  const __m512i by_plane = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i bytes = _mm512_maskz_loadu_epi32(live, x);
+  _mm512_storeu_si512(y, transposed(_mm512_permutexvar_epi32(by_plane, bytes)));
+}
+
+#else
+
+SNV2_INLINE void store_pixels(uint8_t* y, const Vec (&pixels)[kQuad][kVecs], int count) {
+  using Bytes = uint8_t __attribute__((vector_size(kLanes)));
+  for (int p = 0; p < count; ++p) {
+    for (int v = 0; v < kVecs; ++v) {
+      const Bytes bytes = __builtin_convertvector(byte_values(pixels[p][v]), Bytes);
+      __builtin_memcpy(y + p * kPanel + v * kLanes, &bytes, sizeof bytes);
+    }
+  }
+}
+
+SNV2_INLINE void store_quad(uint8_t* y, const Vec (&pixels)[kQuad][kVecs]) {
+  for (int v = 0; v < kVecs; ++v) {
+    const Ints quad = byte_values(pixels[0][v]) | byte_values(pixels[1][v]) << 8 |
+                      byte_values(pixels[2][v]) << 16 | byte_values(pixels[3][v]) << 24;
+    __builtin_memcpy(y + v * kVectorBytes, &quad, sizeof quad);
+  }
+}
+
+SNV2_INLINE void copy_quad(uint8_t* y, const uint8_t* x, int64_t count) {
+  for (int64_t plane = 0; plane < kPanel; ++plane) {
+    for (int64_t p = 0; p < kQuad; ++p) {
+      y[plane * kQuad + p] = p < count ? x[p * kPanel + plane] : 0;
+    }
+  }
+}
+
+#endif
+
+}  // namespace snv2::cpu::SNV2_ISA::int8
