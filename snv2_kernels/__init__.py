@@ -15,6 +15,7 @@ from snv2_kernels.explanation import explain
 from snv2_kernels.fuse import fuse
 from snv2_kernels.packing import fold_bn
 from snv2_kernels.program import Program, save_program
+from snv2_kernels.quantization.quantize import quantize
 
 __all__ = [
     "Engine",
@@ -27,6 +28,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "quantize",
     "save_program",
     "use_backend",
 ]

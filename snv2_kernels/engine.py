@@ -48,6 +48,7 @@ class EngineReport:
     input_bytes: int
     output_bytes: int
     threads: int  # of the CPU backend; 1 elsewhere
+    element: torch.dtype  # of the maps on the way
     graph: bool  # whether a call replays a CUDA graph
     kernels: tuple[Launch, ...]  # of CUDA, in order; empty on the CPU and for Triton
 
@@ -74,7 +75,8 @@ class EngineReport:
     def __str__(self) -> str:
         where = f", {self.threads} threads" if self.backend == "cpu" else ""
         lines = [
-            f"backend     {self.backend}{where}, {str(self.dtype).removeprefix('torch.')}",
+            f"backend     {self.backend}{where}, {_name(self.dtype)}"
+            + (f", maps of {_name(self.element)}" if self.element != self.dtype else ""),
             f"input       {_text(self.input_shape)}, {_kib(self.input_bytes)}",
             f"output      {_text(self.output_shape)}, {_kib(self.output_bytes)}",
             f"op calls    {self.op_calls} ({self.units} units)",
@@ -100,6 +102,10 @@ class EngineReport:
             for k in self.kernels
         ]
         return "\n".join(lines)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _kib(count: int) -> str:
@@ -192,7 +198,9 @@ class Engine:
 
     def _packed_plan(self, fused: PlannedModule) -> Plan | GpuPlan | TritonPlan:
         if self._backend == "cpu":
-            return fused._cpu_plan(self._dtype, self._taps)
+            return fused._cpu_plan(self._dtype, self._taps, self._pixels)
+        if fused._ranges is not None:
+            raise Unsupported("it is quantized, and integers run on a CPU only")
         pack = fused._triton_plan if self._backend == "triton" else fused._gpu_plan
         return pack(self._dtype, self._device, self._taps)
 
@@ -227,9 +235,10 @@ class Engine:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         check_backend(self._backend)
-        if isinstance(self._plan, Plan) and self._plan.element != plan_element(self._dtype):
+        element = self._plan.element if isinstance(self._plan, Plan) else torch.uint8
+        if element not in (torch.uint8, plan_element(self._dtype)):
             raise RuntimeError(
-                f"this engine's maps are {self._plan.element}, which this processor does not"
+                f"this engine's maps are {element}, which this processor does not"
                 " multiply or has better kernels for; make an engine of the model here"
             )
         self._start()
@@ -331,6 +340,7 @@ class Engine:
             input_bytes=size(runner.input),
             output_bytes=size(*runner.results),
             threads=runner.threads if isinstance(runner, CpuRunner) else 1,
+            element=plan.element if isinstance(plan, Plan) else self._dtype,
             graph=not isinstance(runner, CpuRunner) and runner.graph is not None,
             kernels=runner.launches(),
         )

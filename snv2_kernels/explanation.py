@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from snv2_kernels.fuse import fused_copy
 from snv2_kernels.nn import FusedModule
+from snv2_kernels.nn.planned import PlannedModule
 from snv2_kernels.nn.recognized import NotRecognized, Recognized
 from snv2_kernels.nn.series import Mixed, Series
 from snv2_kernels.recognition import CONTAINERS, holds_unit, is_depthwise, recognize_module
@@ -72,7 +73,9 @@ def explain(model: nn.Module) -> Explanation:
 
 
 def _kind(module: FusedModule) -> str:
-    return module.kind() if isinstance(module, Recognized) else type(module).__name__
+    kind = module.kind() if isinstance(module, Recognized) else type(module).__name__
+    in_integers = isinstance(module, PlannedModule) and module._ranges is not None
+    return f"{kind} in int8" if in_integers else kind
 
 
 # What runs plain ------------------------------------------------------------------------------

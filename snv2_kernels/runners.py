@@ -93,7 +93,10 @@ class CpuRunner:
         self.plan, self._shape = plan, shape
         with torch.inference_mode(False):  # buffers that may be written in and out of it
             self.input = _input_buffer(shape, dtype, "cpu", pixels)
-            self._convert = _Conversion(pixels, shape, dtype) if pixels else None
+            # A plan of integers takes the bytes themselves.
+            self._takes_bytes = pixels is not None and plan.element == torch.uint8
+            converts = pixels is not None and not self._takes_bytes
+            self._convert = _Conversion(pixels, shape, dtype) if pixels and converts else None
             self.results = [
                 torch.empty(result, dtype=dtype, device="cpu")
                 for result in plan.result_shapes(n, h, w)

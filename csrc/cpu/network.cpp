@@ -452,10 +452,11 @@ void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap* results,
     throw std::invalid_argument("results are not as many as the plan's");
   }
   const bool bytes = x.dtype == DType::kUint8;
-  if (bytes && plan.element() != DType::kUint8) {
-    throw std::invalid_argument("x is of bytes, which only a plan of integers takes");
+  if (bytes &&
+      (plan.element() != DType::kUint8 || plan.begin()->kind != StepKind::kStem)) {
+    throw std::invalid_argument("x is of bytes, which only a whole network of integers takes");
   }
-  const DType dtype = bytes ? DType::kFloat32 : x.dtype;
+  const DType dtype = bytes && result_count > 0 ? results[0].dtype : x.dtype;
   Extent extent{x.height, x.width};
   for (const Step& step : plan) {
     extent = extent_after(step, extent);
@@ -463,7 +464,8 @@ void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap* results,
     if (step.kind == StepKind::kHead) extent = {1, 1};
     const FeatureMap& out = *results++;
     if (out.batch != x.batch || out.channels != step.main.out_channels ||
-        out.height != extent.height || out.width != extent.width || out.dtype != dtype) {
+        out.height != extent.height || out.width != extent.width || out.dtype != dtype ||
+        dtype == DType::kUint8) {
       throw std::invalid_argument("out does not fit the plan and x");
     }
   }

@@ -85,13 +85,13 @@ snv2::FeatureMap result_of(const Tensor& out, snv2::Layout layout) {
   return {out.data_ptr(), *dtype_of(out), layout, out.size(0), out.size(1), 1, 1};
 }
 
-void run_network(const snv2::Plan& plan, const Tensor& x, const Tensor& weights, void* workspace,
-                 int64_t workspace_bytes, const std::vector<Tensor>& results, snv2::Layout layout) {
+void run_network(const snv2::Plan& plan, const snv2::FeatureMap& x, const Tensor& weights,
+                 void* workspace, int64_t workspace_bytes, const std::vector<Tensor>& results,
+                 snv2::Layout layout) {
   std::vector<snv2::FeatureMap> maps;
   for (const Tensor& out : results) maps.push_back(result_of(out, layout));
-  snv2::cpu::run_network(plan, static_cast<const float*>(weights.const_data_ptr()),
-                         map_of(x, layout), maps.data(), static_cast<int64_t>(maps.size()),
-                         workspace, workspace_bytes, pool());
+  snv2::cpu::run_network(plan, static_cast<const float*>(weights.const_data_ptr()), x, maps.data(),
+                         static_cast<int64_t>(maps.size()), workspace, workspace_bytes, pool());
 }
 
 // The results of a plan in new memory.
@@ -106,7 +106,7 @@ std::vector<Tensor> new_results(const snv2::Plan& plan, const std::vector<PlanRe
   const int64_t bytes = snv2::cpu::workspace_bytes(plan, x.size(0), x.size(2), x.size(3),
                                                    torch::stable::get_num_threads());
   const ThreadMemory workspace(bytes);
-  run_network(plan, in, weights, workspace.data(), bytes, results, layout);
+  run_network(plan, map_of(in, layout), weights, workspace.data(), bytes, results, layout);
   return results;
 }
 
@@ -129,23 +129,35 @@ Tensor network(const Tensor& x, const Tensor& weights, const Tensor& plan_words,
   return new_results(plan, planned, x, weights, classify)[0];
 }
 
+// Bytes [N, H, W, C] as a map.
+snv2::FeatureMap pixels_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.is_contiguous() && x.is_cpu(),
+                  "x of bytes must be a contiguous CPU tensor [N, H, W, C]");
+  STD_TORCH_CHECK(x.size(1) > 0 && x.size(2) > 0, "x must have at least one pixel");
+  return {x.data_ptr(), snv2::DType::kUint8, snv2::Layout::kChannelsLast,
+          x.size(0),    x.size(3),           x.size(1),
+          x.size(2)};
+}
+
 void network_out(const Tensor& x, const Tensor& weights, const Tensor& plan_words, Tensor workspace,
                  std::vector<Tensor> results) {
-  check_image(x);
+  const bool bytes = x.scalar_type() == ScalarType::Byte;
+  if (!bytes) check_image(x);
   const snv2::Plan& plan = plan_of(plan_words, weights, x);
-  const snv2::Layout layout = layout_of(x);
-  STD_TORCH_CHECK(is_dense(x, layout), "x must be dense");
+  const snv2::Layout layout = bytes ? snv2::Layout::kContiguous : layout_of(x);
+  STD_TORCH_CHECK(bytes || is_dense(x, layout), "x must be dense");
+  const auto dtype = bytes && !results.empty() ? dtype_of(results[0]) : dtype_of(x);
   for (size_t i = 0; i < results.size(); ++i) {
     const Tensor& out = results[i];
     const bool scores = plan.header().classify != 0 && i + 1 == results.size();
-    STD_TORCH_CHECK(out.is_cpu() && dtype_of(out) == dtype_of(x),
-                    "results must be CPU tensors of x's dtype");
+    STD_TORCH_CHECK(out.is_cpu() && dtype.has_value() && dtype_of(out) == dtype,
+                    "results must be CPU tensors of x's dtype, for bytes of one dtype");
     STD_TORCH_CHECK(out.dim() == (scores ? 2 : 4), "results have the wrong rank");
     STD_TORCH_CHECK(scores ? out.is_contiguous() : is_dense(out, layout),
                     "results must be dense in x's memory format");
   }
   parameters(workspace, "workspace", workspace.numel(), x);
-  run_network(plan, x, weights, workspace.data_ptr(),
+  run_network(plan, bytes ? pixels_of(x) : map_of(x, layout), weights, workspace.data_ptr(),
               workspace.numel() * static_cast<int64_t>(sizeof(float)), results, layout);
 }
 

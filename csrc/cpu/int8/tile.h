@@ -206,7 +206,7 @@ SNV2_INLINE void tile(const Row& row, const uint8_t* x, const To& to, int64_t pi
   to.put(values, pixel);
 }
 
-// Pixels of a tile: those that a table of tiles begins with are whole quads.
+// Pixels of the largest tile: whole quads, so that each tile begins at one.
 template <class O>
 constexpr int max_pixels() {
 #if defined(__AVX512F__)
@@ -214,8 +214,7 @@ constexpr int max_pixels() {
 #else
   constexpr int kLargest = 4;
 #endif
-  constexpr int kFit = kAccumulators / O::kCount;
-  return kFit >= kQuad ? std::min(kLargest, kFit / kQuad * kQuad) : std::max(kFit, 1);
+  return std::clamp(kAccumulators / O::kCount / kQuad * kQuad, kQuad, kLargest);
 }
 
 template <int kTilePixels, class O, int kXStride, class To>
@@ -226,8 +225,7 @@ void tiles(const Row& row, const To& to, int64_t first, int64_t count) {
   }
 }
 
-// As many largest tiles as there are whole ones, and one of what is left, which is cut in two where
-// both halves begin at quads.
+// As many of the largest tiles as there are, and one of what is left.
 template <class O, int kXStride, class To, int... kPixelsMinus1>
 void run_tiles(const Row& row, const To& to, int64_t pixels,
                std::integer_sequence<int, kPixelsMinus1...>) {

@@ -71,7 +71,8 @@ using Weights = Pairs<V>;
 
 template <class V>
 SNV2_INLINE Planes<V> planes(V x) {
-  return {x & 0x00ff00ff, (x >> 8) & 0x00ff00ff};
+  using Shorts = typename AsLong<uint16_t, V>::type;
+  return {x & 0x00ff00ff, (V)((Shorts)x >> 8)};
 }
 template <class V>
 SNV2_INLINE Weights<V> weights(V w) {

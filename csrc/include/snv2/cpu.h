@@ -70,7 +70,7 @@ SNV2_API int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height
 
 // Runs all steps. `results` are as many as plan.result_count(), in the order of the steps that
 // write them: feature maps, and the last one may be [N, classes] (height = width = 1); all of x's
-// dtype, or of float32 for bytes, which a plan of integers takes. `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned.
+// dtype, or of one of floats for bytes, which a plan of integers takes. `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned.
 // Throws std::runtime_error for a plan whose element the instruction set in use does not run.
 // `parallel_for` is called once, for as many bodies as it has threads: those that run at the same
 // time share the work, and if they run one after the other the first does all of it.
