@@ -24,9 +24,10 @@ void import_typed(const FeatureMap& x, int64_t image, const int64_t* channels, i
         const float value = to_float(in[channel * x.channel_stride() + p * x.pixel_stride()]);
         values[i] = value * affine[channel] + affine[x.channels + channel];
       }
-      Vec pixel[kQuad][kVecs] = {};
-      for (int v = 0; v < kVecs; ++v) pixel[0][v] = load(values + v * kLanes);
-      store_pixels(panel + p * kPanel, pixel, 1);
+      for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+        const Vec pixel[kQuad] = {load(values + lane)};
+        store_pixels(panel + p * kPanel + lane, pixel, 1);
+      }
     }
   }
 }

@@ -84,33 +84,30 @@ SNV2_INLINE void quad_sums(const uint8_t* const (&rows)[kRows], const RowTaps (&
 // A row of results of a panel from three rows of the ring, which begin at their first quad.
 template <int kStride>
 void dw_row(const uint8_t* const* panel_rows, const float* packed, int64_t width, uint8_t* y) {
-  // All vectors of a panel leave together.
-  constexpr int kResults = kQuad;
-  for (int64_t x = 0; x < width; x += kResults) {
-    Vec values[kQuad][kVecs];
-    for (int v = 0; v < kVecs; ++v) {
-      const int64_t lane = v * kLanes;
-      const uint8_t* const rows[kRows] = {panel_rows[0] + lane * kQuad,
-                                          panel_rows[1] + lane * kQuad,
-                                          panel_rows[2] + lane * kQuad};
-      RowTaps taps[kRows];
-      unroll<kRows>([&](auto r) SNV2_INLINED {
-        load_taps<kStride>(packed + lane + (kRowsBefore + r) * kPanel, taps[r]);
-      });
-      Ints sums[kResults] = {};
+  for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+    const uint8_t* const rows[kRows] = {panel_rows[0] + lane * kQuad, panel_rows[1] + lane * kQuad,
+                                        panel_rows[2] + lane * kQuad};
+    RowTaps taps[kRows];
+    unroll<kRows>([&](auto r) SNV2_INLINED {
+      load_taps<kStride>(packed + lane + (kRowsBefore + r) * kPanel, taps[r]);
+    });
+    const Vec multiplier = load(packed + lane), offset = load(packed + kPanel + lane);
+    for (int64_t x = 0; x < width; x += kQuad) {
+      Ints sums[kQuad] = {};
       if constexpr (kStride == 1) {
         quad_sums<1>(rows, taps, x / kQuad, sums);
       } else {
         quad_sums<2>(rows, taps, x / 2, sums);
-        // The second quad may lie behind the row where its results are none.
+        // There is no second quad where its results are beyond the row.
         if (x + 2 < width) quad_sums<2>(rows, taps, x / 2 + 1, sums + 2);
       }
-      const Vec multiplier = load(packed + lane), offset = load(packed + kPanel + lane);
-      unroll<kResults>([&](auto p) SNV2_INLINED {
-        values[p][v] = floats_of(sums[p]) * multiplier + offset;
+      Vec values[kQuad];
+      unroll<kQuad>([&](auto p) SNV2_INLINED {
+        values[p] = floats_of(sums[p]) * multiplier + offset;
       });
+      store_pixels(y + x * kPanel + lane, values,
+                   static_cast<int>(std::min<int64_t>(kQuad, width - x)));
     }
-    store_pixels(y + x * kPanel, values, static_cast<int>(std::min<int64_t>(kQuad, width - x)));
   }
 }
 

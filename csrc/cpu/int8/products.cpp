@@ -38,11 +38,10 @@ void pointwise_mean(const Pointwise<UInt8, UInt8>& op, Range panels) {
     const Row row = row_of(op.weights, panel, op.offsets, op.depth, bytes(op.x));
     product_row<kPanel>(row, group, op.pixels, ToSums{sums, kPanel, least, most});
     for (int64_t g = 0; g < group.panels; ++g) {
-      Vec means[kQuad][kVecs] = {};
-      for (int64_t v = 0; v < kVecs; ++v) {
-        means[0][v] = load(sums + g * kPanel + v * kLanes) * scale;
+      for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+        const Vec means[kQuad] = {load(sums + g * kPanel + lane) * scale};
+        store_pixels(bytes(op.y) + (panel + g) * op.y_panel + lane, means, 1);
       }
-      store_pixels(bytes(op.y) + (panel + g) * op.y_panel, means, 1);
     }
   });
 }

@@ -13,7 +13,7 @@
 namespace snv2::cpu::SNV2_ISA::int8 {
 namespace {
 
-constexpr int64_t kChannels = 4;  // in a word
+constexpr int kChannels = 4;  // in a word
 
 // The byte nearest to a value, halves to even.
 SNV2_INLINE uint32_t rounded(float v) {
@@ -40,35 +40,60 @@ struct Conversion {
   }
 };
 
+SNV2_INLINE float to_float(uint8_t value) { return static_cast<float>(value); }
+using SNV2_ISA::to_float;
+
+template <class T>
+SNV2_INLINE Vec load_floats(const T* x, int64_t stride) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (stride == 1) return load(x);
+  }
+  Vec v;
+  for (int i = 0; i < kLanes; ++i) v[i] = to_float(x[i * stride]);
+  return v;
+}
+
 // Words of `count` pixels from the channels [first, first + live).
 template <class T>
 void read_words(const T* x, int64_t pixel_stride, int64_t channel_stride, int64_t count,
                 int64_t first, int64_t live, const Conversion& convert_to, uint32_t* y) {
-  for (int64_t i = 0; i < count; ++i) y[i] = 0;
-  for (int64_t c = 0; c < live; ++c) {
-    const T* const plane = x + (first + c) * channel_stride;
-    if (pixel_stride == 1) {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < count; ++i) {
-        y[i] |= convert_to(to_float(plane[i]), first + c) << (8 * c);
+  const T* const planes = x + first * channel_stride;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    // As four pixels of each of some planes, with the channels for pixels.
+    Vec channels[kQuad] = {};
+    unroll<kChannels>([&](auto c) SNV2_INLINED {
+      if (c < live) {
+        const T* const from = planes + c * channel_stride + i * pixel_stride;
+        channels[c] = load_floats(from, pixel_stride) * convert_to.factors[first + c] +
+                      convert_to.summands[first + c];
       }
-    } else {
-      for (int64_t i = 0; i < count; ++i) {
-        y[i] |= convert_to(to_float(plane[i * pixel_stride]), first + c) << (8 * c);
-      }
+    });
+    store_quad(reinterpret_cast<uint8_t*>(y + i), channels);
+  }
+  for (; i < count; ++i) {
+    y[i] = 0;
+    for (int64_t c = 0; c < live; ++c) {
+      const T value = planes[c * channel_stride + i * pixel_stride];
+      y[i] |= convert_to(to_float(value), first + c) << (8 * c);
     }
   }
 }
 
-SNV2_INLINE float to_float(uint8_t value) { return static_cast<float>(value); }
-using SNV2_ISA::to_float;
-
 // Pixels of three bytes as they are; the fourth of a word is any, as its weight is zero.
 void copy_words(const uint8_t* x, int64_t count, uint32_t* y) {
-  for (int64_t i = 0; i + 1 < count; ++i) std::memcpy(y + i, x + 3 * i, 4);
-  if (count > 0) {
-    y[count - 1] = 0;
-    std::memcpy(y + count - 1, x + 3 * (count - 1), 3);
+  using Bytes = uint8_t __attribute__((vector_size(16)));
+  int64_t i = 0;
+  // What is read ends with the row.
+  for (; 3 * i + 16 <= 3 * count; i += 4) {
+    const Bytes in = load_ints<Bytes>(x + 3 * i);
+    const Bytes words =
+        __builtin_shufflevector(in, in, 0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
+    std::memcpy(y + i, &words, sizeof words);
+  }
+  for (; i < count; ++i) {
+    y[i] = 0;
+    std::memcpy(y + i, x + 3 * i, 3);
   }
 }
 
@@ -82,7 +107,7 @@ void read_strip(const Stem<UInt8>& op, int64_t first, uint32_t* strip) {
                      conversion.keeps(x.channels);
   const T* const image = static_cast<const T*>(x.data) + op.image * x.channels * x.plane();
   for (int64_t c = 0; c < x.channels; c += kChannels) {
-    const int64_t live = std::min(kChannels, x.channels - c);
+    const int64_t live = std::min<int64_t>(kChannels, x.channels - c);
     uint32_t padding = 0;
     for (int64_t i = 0; i < live; ++i) padding |= rounded(op.affine[2 * x.channels + c + i]) << (8 * i);
     for (int64_t i = 0; i < kStemInRows; ++i) {

@@ -64,52 +64,37 @@ struct ToSums {
 template <int kTilePixels, class O>
 using IntSums = Sums<kTilePixels, O, Ints, HalfInts>;
 
-// f(panel, its vectors of four pixels) of each panel of a quad; pixels beyond the tile are zero.
-template <int kFirst, int kTilePixels, class O, class F>
-SNV2_INLINE void each_panel(Sums<kTilePixels, O>& values, const F& f) {
-  unroll<O::kPanels>([&](auto panel) SNV2_INLINED {
-    Vec pixels[kQuad][kVecs] = {};
-    unroll<kQuad>([&](auto p) SNV2_INLINED {
-      if constexpr (kFirst + p < kTilePixels) {
-        unroll<O::kCount>([&](auto v) SNV2_INLINED {
-          if constexpr (O::panel_of(v) == panel) {
-            constexpr int kVec = O::at(v, 0) / kLanes;
-            auto& value = values.template at<kFirst + p, v>();
+SNV2_INLINE Vec whole(Vec v) { return v; }
 #if defined(__AVX512F__)
-            if constexpr (v >= O::kFull) {
-              pixels[p][kVec] = _mm512_zextps256_ps512(value);
-            } else {
-              pixels[p][kVec] = value;
-            }
-#else
-            pixels[p][kVec] = value;
+SNV2_INLINE Vec whole(HalfVec v) { return _mm512_zextps256_ps512(v); }
 #endif
-          }
-        });
-      }
+
+// f(vector, first pixel, its four pixels) of each vector of each quad; pixels beyond the tile are zero.
+template <int kTilePixels, class O, class F>
+SNV2_INLINE void each_quad(Sums<kTilePixels, O>& values, const F& f) {
+  unroll<(kTilePixels + kQuad - 1) / kQuad>([&](auto quad) SNV2_INLINED {
+    constexpr int kFirst = quad * kQuad;
+    unroll<O::kCount>([&](auto v) SNV2_INLINED {
+      Vec pixels[kQuad] = {};
+      unroll<std::min(kQuad, kTilePixels - kFirst)>(
+          [&](auto p) SNV2_INLINED { pixels[p] = whole(values.template at<kFirst + p, v>()); });
+      f(v, std::integral_constant<int, kFirst>{}, pixels);
     });
-    f(panel, pixels);
   });
 }
 
 template <int kTilePixels, class O>
 SNV2_INLINE void ToMap::put(Sums<kTilePixels, O>& values, int64_t pixel) const {
-  unroll<(kTilePixels + kQuad - 1) / kQuad>([&](auto quad) SNV2_INLINED {
-    constexpr int kFirst = quad * kQuad;
-    each_panel<kFirst>(values, [&](auto panel, auto& pixels) SNV2_INLINED {
-      store_pixels(y + panel * y_panel + (pixel + kFirst) * kPanel, pixels,
-                   std::min(kQuad, kTilePixels - kFirst));
-    });
+  each_quad(values, [&](auto v, auto first, auto& pixels) SNV2_INLINED {
+    store_pixels(y + (pixel + first) * kPanel + O::at(v, y_panel), pixels,
+                 std::min<int>(kQuad, kTilePixels - first));
   });
 }
 
 template <int kTilePixels, class O>
 SNV2_INLINE void ToQuads::put(Sums<kTilePixels, O>& values, int64_t pixel) const {
-  unroll<(kTilePixels + kQuad - 1) / kQuad>([&](auto quad) SNV2_INLINED {
-    constexpr int kFirst = quad * kQuad;
-    each_panel<kFirst>(values, [&](auto panel, auto& pixels) SNV2_INLINED {
-      store_quad(y + panel * y_panel + (pixel + kFirst) * kPanel, pixels);
-    });
+  each_quad(values, [&](auto v, auto first, auto& pixels) SNV2_INLINED {
+    store_quad(y + (pixel + first) * kPanel + O::panel_of(v) * y_panel + O::at(v, 0) * kQuad, pixels);
   });
 }
 
@@ -225,16 +210,29 @@ void tiles(const Row& row, const To& to, int64_t first, int64_t count) {
   }
 }
 
-// As many of the largest tiles as there are, and one of what is left.
+// Tiles of equal height, up to one quad, the last of which may end within a quad: a short one leaves
+// the multiplier idle.
 template <class O, int kXStride, class To, int... kPixelsMinus1>
 void run_tiles(const Row& row, const To& to, int64_t pixels,
                std::integer_sequence<int, kPixelsMinus1...>) {
   using Tiles = void (*)(const Row&, const To&, int64_t, int64_t);
   static constexpr Tiles kTiles[] = {&tiles<kPixelsMinus1 + 1, O, kXStride, To>...};
-  constexpr int64_t kLargest = sizeof...(kPixelsMinus1);
-  const int64_t count = pixels / kLargest, left = pixels % kLargest;
-  if (count > 0) kTiles[kLargest - 1](row, to, 0, count);
-  if (left > 0) kTiles[left - 1](row, to, count * kLargest, 1);
+  const auto run = [&](int64_t size, int64_t first, int64_t count) {
+    if (count > 0) kTiles[size - 1](row, to, first, count);
+  };
+  const int64_t quads = ceil_div(pixels, kQuad);
+  const int64_t count = ceil_div(quads * kQuad, sizeof...(kPixelsMinus1));
+  const int64_t size = quads / count * kQuad, larger = quads % count;
+  const int64_t cut = quads * kQuad - pixels;  // from the last tile
+  const int64_t whole = cut > 0 ? count - 1 : count;
+  const int64_t whole_larger = std::min(larger, whole);
+  run(size + kQuad, 0, whole_larger);
+  const int64_t first = whole_larger * (size + kQuad);
+  run(size, first, whole - whole_larger);
+  if (cut > 0) {
+    const int64_t last = first + (whole - whole_larger) * size;
+    run(pixels - last, last, 1);
+  }
 }
 
 // `pixels` outputs of a group, whose pixels of x are kXStride bytes apart.

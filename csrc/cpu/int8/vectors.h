@@ -145,11 +145,10 @@ SNV2_INLINE __m512i packed(const Vec (&pixels)[kQuad]) {
   return _mm512_packus_epi16(low, high);
 }
 
-// The first `count` of four pixels, 16 planes each, to y.
-SNV2_INLINE void store_pixels(uint8_t* y, const Vec (&pixels)[kQuad][1], int count) {
+// A vector of each of the first `count` of four pixels, to y and every panel's width from there.
+SNV2_INLINE void store_pixels(uint8_t* y, const Vec (&pixels)[kQuad], int count) {
   const __m512i by_pixel = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const Vec quad[kQuad] = {pixels[0][0], pixels[1][0], pixels[2][0], pixels[3][0]};
-  const __m512i bytes = _mm512_permutexvar_epi32(by_pixel, packed(quad));
+  const __m512i bytes = _mm512_permutexvar_epi32(by_pixel, packed(pixels));
   if (count == kQuad) return _mm512_storeu_si512(y, bytes);
   _mm512_mask_storeu_epi32(y, static_cast<__mmask16>((1u << (4 * count)) - 1), bytes);
 }
@@ -161,13 +160,12 @@ SNV2_INLINE __m512i transposed(__m512i bytes) {
                  _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
 }
 
-// Four pixels of each of 16 planes.
-SNV2_INLINE void store_quad(uint8_t* y, const Vec (&pixels)[kQuad][1]) {
-  const Vec quad[kQuad] = {pixels[0][0], pixels[1][0], pixels[2][0], pixels[3][0]};
-  _mm512_storeu_si512(y, transposed(packed(quad)));
+// Four pixels of each plane of a vector.
+SNV2_INLINE void store_quad(uint8_t* y, const Vec (&pixels)[kQuad]) {
+  _mm512_storeu_si512(y, transposed(packed(pixels)));
 }
 
-// The same from pixels as they lie in a map; those from `count` on are zero.
+// A panel of four pixels from a map; those from `count` on are zero.
 SNV2_INLINE void copy_quad(uint8_t* y, const uint8_t* x, int64_t count) {
   const __mmask16 live = count >= kQuad ? 0xffff : static_cast<__mmask16>((1u << (4 * count)) - 1);
   const __m512i by_plane = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -177,22 +175,18 @@ SNV2_INLINE void copy_quad(uint8_t* y, const uint8_t* x, int64_t count) {
 
 #else
 
-SNV2_INLINE void store_pixels(uint8_t* y, const Vec (&pixels)[kQuad][kVecs], int count) {
+SNV2_INLINE void store_pixels(uint8_t* y, const Vec (&pixels)[kQuad], int count) {
   using Bytes = uint8_t __attribute__((vector_size(kLanes)));
   for (int p = 0; p < count; ++p) {
-    for (int v = 0; v < kVecs; ++v) {
-      const Bytes bytes = __builtin_convertvector(byte_values(pixels[p][v]), Bytes);
-      __builtin_memcpy(y + p * kPanel + v * kLanes, &bytes, sizeof bytes);
-    }
+    const Bytes bytes = __builtin_convertvector(byte_values(pixels[p]), Bytes);
+    __builtin_memcpy(y + p * kPanel, &bytes, sizeof bytes);
   }
 }
 
-SNV2_INLINE void store_quad(uint8_t* y, const Vec (&pixels)[kQuad][kVecs]) {
-  for (int v = 0; v < kVecs; ++v) {
-    const Ints quad = byte_values(pixels[0][v]) | byte_values(pixels[1][v]) << 8 |
-                      byte_values(pixels[2][v]) << 16 | byte_values(pixels[3][v]) << 24;
-    __builtin_memcpy(y + v * kVectorBytes, &quad, sizeof quad);
-  }
+SNV2_INLINE void store_quad(uint8_t* y, const Vec (&pixels)[kQuad]) {
+  const Ints quad = byte_values(pixels[0]) | byte_values(pixels[1]) << 8 |
+                    byte_values(pixels[2]) << 16 | byte_values(pixels[3]) << 24;
+  __builtin_memcpy(y, &quad, sizeof quad);
 }
 
 SNV2_INLINE void copy_quad(uint8_t* y, const uint8_t* x, int64_t count) {
