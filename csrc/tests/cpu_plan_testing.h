@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
+#include <limits>
+#include <stdexcept>
 #include <vector>
 
 #include "cpu_testing.h"
@@ -164,4 +167,33 @@ inline Values dw(const Values& x, const std::vector<float>& w, const std::vector
       y.push_back(act(sum, static_cast<int64_t>(c)));
     }
   return y;
+}
+
+// A plan that is cut short, has too few weights, or has any one word made huge or negative is
+// refused, unless that is the stride of a step that has none.
+inline void check_broken_plans(const Packer& packer, const std::vector<int64_t>& words) {
+  const auto weight_count = static_cast<int64_t>(packer.weights.size());
+  const auto count = static_cast<int64_t>(words.size());
+  for (int64_t size = 0; size < count; ++size) {
+    CHECK_THROWS(snv2::Plan(words.data(), size, weight_count));
+  }
+  CHECK_THROWS(snv2::Plan(words.data(), count, weight_count - 1));
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t step = (i - snv2::kHeaderWords) / snv2::kStepWords;
+    const bool stride = i >= snv2::kHeaderWords && (i - snv2::kHeaderWords) % snv2::kStepWords ==
+                                                       offsetof(Step, stride) / sizeof(int64_t);
+    if (stride && (step == 0 || step == static_cast<int64_t>(packer.steps.size()) - 1)) continue;
+    for (const int64_t value :
+         {int64_t{-1}, int64_t{1} << 40, std::numeric_limits<int64_t>::max()}) {
+      auto broken = words;
+      broken[i] = value;
+      bool refused = false;
+      try {
+        const snv2::Plan plan(broken.data(), count, weight_count);
+      } catch (const std::invalid_argument&) {
+        refused = true;
+      }
+      CHECK(refused, "word %d", static_cast<int>(i));
+    }
+  }
 }

@@ -295,41 +295,12 @@ TEST(results_on_the_way) {
   }
 }
 
-void broken_plans(DType element) {
-  const Stage stage(20, element == DType::kFloat32 ? 29 : 32, element);
-  const auto words = stage.packer.words(20, stage.channels, 1);
-  const auto weight_count = static_cast<int64_t>(stage.packer.weights.size());
-  const auto count = static_cast<int64_t>(words.size());
-  CHECK_THROWS(snv2::Plan(nullptr, 0, 0));
-  for (int64_t size = 0; size < count; ++size) {
-    CHECK_THROWS(snv2::Plan(words.data(), size, weight_count));
-  }
-  CHECK_THROWS(snv2::Plan(words.data(), count, weight_count - 1));
-  // Any one word made huge or negative is refused, unless it is the stride of what has none.
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t step = (i - snv2::kHeaderWords) / snv2::kStepWords;
-    const bool stride = i >= snv2::kHeaderWords && (i - snv2::kHeaderWords) % snv2::kStepWords ==
-                                                       offsetof(Step, stride) / sizeof(int64_t);
-    if (stride && (step == 0 || step == static_cast<int64_t>(stage.packer.steps.size()) - 1)) {
-      continue;
-    }
-    for (const int64_t value :
-         {int64_t{-1}, int64_t{1} << 40, std::numeric_limits<int64_t>::max()}) {
-      auto broken = words;
-      broken[i] = value;
-      bool refused = false;
-      try {
-        const snv2::Plan plan(broken.data(), count, weight_count);
-      } catch (const std::invalid_argument&) {
-        refused = true;
-      }
-      CHECK(refused, "word %d", static_cast<int>(i));
-    }
-  }
-}
-
 TEST(broken_plans_are_refused) {
-  for (const DType element : {DType::kFloat32, DType::kBFloat16}) broken_plans(element);
+  CHECK_THROWS(snv2::Plan(nullptr, 0, 0));
+  for (const DType element : {DType::kFloat32, DType::kBFloat16}) {
+    const Stage stage(20, element == DType::kFloat32 ? 29 : 32, element);
+    check_broken_plans(stage.packer, stage.packer.words(20, stage.channels, 1));
+  }
 }
 
 TEST(kernel_times_are_of_the_calls_between) {

@@ -25,7 +25,7 @@ void import_typed(const FeatureMap& x, int64_t image, const int64_t* channels, i
         values[i] = value * affine[channel] + affine[x.channels + channel];
       }
       for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
-        const Vec pixel[kQuad] = {load(values + lane)};
+        const Vec pixel[kQuad] = {bounded(load(values + lane))};
         store_pixels(panel + p * kPanel + lane, pixel, 1);
       }
     }

@@ -65,8 +65,8 @@ void read_words(const T* x, int64_t pixel_stride, int64_t channel_stride, int64_
     unroll<kChannels>([&](auto c) SNV2_INLINED {
       if (c < live) {
         const T* const from = planes + c * channel_stride + i * pixel_stride;
-        channels[c] = load_floats(from, pixel_stride) * convert_to.factors[first + c] +
-                      convert_to.summands[first + c];
+        channels[c] = bounded(load_floats(from, pixel_stride) * convert_to.factors[first + c] +
+                              convert_to.summands[first + c]);
       }
     });
     store_quad(reinterpret_cast<uint8_t*>(y + i), channels);

@@ -135,9 +135,16 @@ SNV2_INLINE auto byte_values(V v) {
   return reinterpret_cast<I>(clamped + kRounder) & 0xff;
 }
 
+// Numbers of any size, as they come from a caller, where integers still tell them apart. A NaN stays.
+SNV2_INLINE Vec bounded(Vec v) {
+  const Vec most = Vec{} + 255.0f;
+  return most < v ? most : v;
+}
+
 #if defined(__AVX512F__)
 
-// Bytes of four pixels of a panel: in each 16 bytes those of four planes of all four pixels.
+// Bytes of four pixels of a panel, of values below 2^31: in each 16 bytes those of four planes of all
+// four pixels.
 SNV2_INLINE __m512i packed(const Vec (&pixels)[kQuad]) {
   const auto rounded = [&](int p) SNV2_INLINED { return _mm512_cvtps_epi32(pixels[p]); };
   const __m512i low = _mm512_packs_epi32(rounded(0), rounded(1));
