@@ -225,7 +225,9 @@ void ProgramReader::read_plans() {
   for (const ProgramSection& section : sections_) {
     const auto kind = static_cast<SectionKind>(section.kind);
     const bool plans = section.kind >= static_cast<uint32_t>(SectionKind::kCpuPlan);
-    require(plans ? section.dtype <= static_cast<uint32_t>(DType::kBFloat16) : section.dtype == 0,
+    const bool of_cpu = kind == SectionKind::kCpuPlan || kind == SectionKind::kCpuWeights;
+    const DType last = of_cpu ? DType::kUint8 : DType::kBFloat16;
+    require(plans ? section.dtype <= static_cast<uint32_t>(last) : section.dtype == 0,
             "damaged: dtype of a section");
     switch (kind) {
       case SectionKind::kCpuPlan:
@@ -251,8 +253,9 @@ void ProgramReader::read_plans() {
     }
   }
   const std::vector<CpuProgram>& cpu = program_->cpu_;
-  require(!cpu.empty() && cpu.front().plan.element() == DType::kFloat32,
-          "it has no plan of float32 for the CPU");
+  // Whatever processor it is read on has one that runs.
+  require(!cpu.empty() && cpu.front().plan.element() != DType::kBFloat16,
+          "it has no plan of float32 or of integers for the CPU");
   const PlanHeader& first = cpu.front().plan.header();
   program_->results_ = results_of(cpu.front().plan);
   const auto fits = [&](const auto& plan) {

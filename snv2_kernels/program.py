@@ -21,7 +21,7 @@ from snv2_kernels.onnx.model import OnnxModel
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map, operators
 from snv2_kernels.packing import Builder, PlanBuilder
 from snv2_kernels.packing.common import map_shape
-from snv2_kernels.packing.planes import DTYPES
+from snv2_kernels.packing.planes import DTYPES, ELEMENTS
 from snv2_kernels.packing.units import Layer, Unit, Unsupported
 from snv2_kernels.program_file import (
     ABOUT,
@@ -101,7 +101,8 @@ def save_program(
             model's pooling is of one size.
         targets: ``"cpu"``, ``"cuda"``: what it has plans for. The CPU's is always there.
         dtypes: of maps that plans multiply. The CPU has a plan for float32 always, and one for
-            bfloat16 where that is among them; ``"cuda"`` has one for each.
+            bfloat16 where that is among them; ``"cuda"`` has one for each. A model of
+            :func:`snv2_kernels.quantize` has one plan, of integers, for whatever dtype comes.
         normalize: ``(mean, std)``, one number for each channel. The program then takes images as
             bytes too, and computes ``(x / 255 - mean) / std``. For whole networks, of at most four
             channels.
@@ -128,8 +129,14 @@ def save_program(
     cuda, dtypes = "cuda" in _checked_targets(targets), _checked_dtypes(dtypes)
     checked_pixels(normalize, fused, packed.in_channels)
     try:
-        plan = _cpu_plan(fused, torch.float32)
-        cpu = [plan, *(_cpu_plan(fused, d) for d in dtypes if d == torch.bfloat16)]
+        if fused._ranges is not None:
+            if cuda:
+                raise Unsupported("it is quantized, and integers run on a CPU only")
+            plan = fused._cpu_plan(torch.float32)
+            cpu = [plan]
+        else:
+            plan = _cpu_plan(fused, torch.float32)
+            cpu = [plan, *(_cpu_plan(fused, d) for d in dtypes if d == torch.bfloat16)]
         gpu = [fused._gpu_plan(d, torch.device("cpu")) for d in dtypes] if cuda else []
         counter = _Counter()
         fused._tell(counter)
@@ -311,7 +318,7 @@ class Program:
     def plans(self) -> tuple[tuple[str, torch.dtype], ...]:
         """Targets and dtypes of maps that there are plans for."""
         return tuple(
-            (target, DTYPES[dtype])
+            (target, ELEMENTS[dtype])
             for target, parts in (("cpu", self._file.cpu), ("cuda", self._file.gpu))
             for dtype in parts
         )
@@ -404,7 +411,7 @@ class Program:
         number = DTYPES.index(dtype)
         if backend == "cpu":
             narrow = dtype == torch.bfloat16 and _native.cpu_has_bfloat16()
-            number = number if narrow and number in self._file.cpu else 0
+            number = number if narrow and number in self._file.cpu else min(self._file.cpu)
         elif number not in self._file.gpu:
             kind = str(dtype).removeprefix("torch.")
             raise RuntimeError(f"x: this program has no plan for {kind} on a GPU; export it again")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snv2_kernels import _native
-from snv2_kernels.packing.planes import DTYPES
+from snv2_kernels.packing.planes import ELEMENTS
 
 __all__ = [
     "ABOUT", "CLASSES", "CPU_PLAN", "CPU_WEIGHTS", "GPU_PARAMETERS", "GPU_PLAN",
@@ -38,7 +38,7 @@ class Section:
     @staticmethod
     def of(kind: int, tensor: Tensor, dtype: torch.dtype = torch.float32) -> Section:
         data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        return Section(kind, DTYPES.index(dtype), data)
+        return Section(kind, ELEMENTS.index(dtype), data)
 
 
 def _file(sections: list[Section], library: str) -> bytes:

@@ -46,6 +46,7 @@ from snv2_kernels.packing.cpu_plan import (
     Step,
     pack_panels,
 )
+from snv2_kernels.packing.planes import ELEMENTS
 from snv2_kernels.packing.segments import Segment, cut_branch
 from snv2_kernels.packing.units import ACTIVATIONS, Activation, Gate, Pool, Unsupported
 
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PlanBuilder"]
 
-_ELEMENTS = {torch.float32: 0, torch.bfloat16: 2, torch.uint8: 3}  # snv2::DType
 _IMPORT, _STEM, _UNIT, _GATE, _HEAD, _EXPORT = range(6)
 _EXPAND, _DEPTHWISE, _PROJECT, _POOL, _POOL_INSIDE = 1, 2, 4, 8, 16  # snv2::Branch::parts
 
@@ -198,7 +198,7 @@ class PlanBuilder(FoldingBuilder):
             writer.head(head)
         out_channels = writer.steps[-1].main.out_channels
         words = [_native.PLAN_MAGIC, len(writer.steps), self.in_channels, out_channels]
-        words += [halvings_of(self.work), int(head is not None), _ELEMENTS[element]]
+        words += [halvings_of(self.work), int(head is not None), ELEMENTS.index(element)]
         assert len(words) == _native.HEADER_WORDS
         for step in writer.steps:
             words += step.words()

@@ -19,7 +19,8 @@ NO_RESULT = -1
 
 TILE_ROWS: int = _native.GPU_TILE_ROWS
 _ALIGNED = 4  # floats; parameters are read in vectors
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # snv2::DType
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # snv2::DType of tensors
+ELEMENTS = (*DTYPES, torch.uint8)  # snv2::DType
 
 
 def check_dtype(dtype: torch.dtype) -> None:
