@@ -294,6 +294,8 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
         } else {
           check.words(main.in_table, main.in_channels, panels * kPanel, "main.in_table");
           check.layer(main.pw1, main.mid_channels, main.in_channels, "main.pw1");
+          const auto activation = static_cast<Activation>(main.pw1.activation);
+          check.require(!check.integers() || activation == Activation::kRelu, "main.pw1");
         }
         check.layer(main.pw2, main.out_channels, check.words_of(main.mid_channels), "main.pw2");
         break;

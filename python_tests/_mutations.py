@@ -83,7 +83,10 @@ def plans(backend: str, count: int) -> list[tuple[Any, Tensor]]:
         else:
             network = drawn_unit(random, BRANCHES[seed // 2 % len(BRANCHES)])
         with contextlib.suppress(Unsupported):
-            plan = network.plan(backend, dtype)
+            if backend == "cpu" and seed % 4 == 3:
+                plan = network.integer_plan()
+            else:
+                plan = network.plan(backend, dtype)
             n, h, w = random.randint(1, 2), random.randint(1, 9), random.randint(1, 5)
             x = torch.randn(n, network.channels, h, w).to(dtype)
             if random.random() < 0.5:

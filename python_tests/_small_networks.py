@@ -15,6 +15,8 @@ from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.nn.planned import plan_element
 from snv2_kernels.packing import Builder, GpuPlanBuilder, PlanBuilder, TritonPlanBuilder
 from snv2_kernels.packing.units import Activation, Gate, Layer, Pool, Unit
+from snv2_kernels.quantization import integer_layers
+from snv2_kernels.quantization.calibrate import calibrate_builder
 from snv2_kernels.testing import randomize_
 
 MOST_CHANNELS = 12
@@ -49,6 +51,13 @@ class SmallNetwork:
         builder = TritonPlanBuilder() if backend == "triton" else GpuPlanBuilder()
         self.tell(builder)
         return builder.build(dtype, torch.get_default_device())
+
+    def integer_plan(self) -> Any:
+        """Of the CPU in integers; raises ``Unsupported`` where it has no kernel for it."""
+        builder = PlanBuilder()
+        self.tell(builder)
+        ranges = calibrate_builder(builder, torch.rand(1, self.channels, 9, 7), method="minmax")
+        return builder.build_integers(integer_layers(builder, ranges))
 
     def formula(self, x: Tensor) -> tuple[Tensor, ...]:
         """All results in plain PyTorch, in the dtype of ``x``."""

@@ -33,7 +33,9 @@ from snv2_kernels.testing import float64_reference, max_error, randomize_
 # Backends, the CPU's with each instruction set, and what their maps are of. The one that multiplies
 # bfloat16 is the one before it in all else.
 CPU_FLOAT32 = [
-    (f"cpu-{isa}", torch.float32) for isa in _native.available_cpu_isas() if isa != "avx512_bf16"
+    (f"cpu-{isa}", torch.float32)
+    for isa in _native.available_cpu_isas()
+    if isa not in ("avx512_bf16", "avx512_vnni")
 ]
 CPU_BFLOAT16 = [("cpu", torch.bfloat16)][: _native.cpu_has_bfloat16()]
 CPU = [*CPU_FLOAT32, *CPU_BFLOAT16]

@@ -115,7 +115,7 @@ def test_pack_panels(outputs: int, depth: int) -> None:
     generator = torch.Generator().manual_seed(outputs)
     weight = torch.randn(outputs, depth, dtype=torch.float64, generator=generator)
     bias = torch.randn(outputs, dtype=torch.float64, generator=generator)
-    packed = pack_panels(weight, bias)
+    packed = pack_panels(weight.float(), bias)
     panels = -(-outputs // PANEL)
     assert packed.dtype == torch.float32
     assert packed.shape == (panels * (1 + depth) * PANEL,)
@@ -210,7 +210,7 @@ def test_import_and_export() -> None:
 def test_pack_panels_of_bfloat16() -> None:
     weight = torch.randn(18, 6, dtype=torch.float64)
     bias = torch.randn(18, dtype=torch.float64)
-    rows = pack_panels(weight, bias, torch.bfloat16).view(2, 4, PANEL)
+    rows = pack_panels(weight.to(torch.bfloat16), bias).view(2, 4, PANEL)
     assert torch.equal(rows[:, 0].flatten()[:18], bias.float())
     pairs = rows[:, 1:].contiguous().view(torch.bfloat16).view(2, 3, PANEL, 2)
     unpacked = pairs.permute(0, 2, 1, 3).reshape(32, 6)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.backends import use_backend
 from snv2_kernels.fuse import fuse
 from snv2_kernels.nn.planned import PlannedModule
 from snv2_kernels.packing import PlanBuilder
@@ -18,6 +17,7 @@ from snv2_kernels.quantization.numbers import integer_layers
 
 if TYPE_CHECKING:
     from snv2_kernels.quantization.calibrate import Method
+    from snv2_kernels.quantization.numbers import Ranges
 
 __all__ = ["quantize"]
 
@@ -64,26 +64,29 @@ def quantize(
     fused = fuse(model)
     if fused.training:
         raise ValueError("model: expected eval() mode; call model.eval() first")
-    parts = list(_parts(fused))
-    reasons = [f"{name or 'model'}: {reason}" for name, part in parts if (reason := part.reason())]
-    parts = [(name, part) for name, part in parts if part.reason() is None]
-    whole = len(parts) == 1 and parts[0][1] is fused
+    whole = isinstance(fused, PlannedModule)
     if normalize is not None and not whole:
         raise ValueError("normalize: only a model that is one network as a whole takes images")
-    if not isinstance(batches, Tensor) and len(parts) > 1:
-        batches = list(batches)  # which each part reads once
+    found: dict[str, PlannedModule]
+    if isinstance(fused, PlannedModule):
+        found, inputs = {"model": fused}, lambda _: batches
+    else:
+        listed = _listed(batches)  # which each part reads once
+        found, inputs = _called(fused, listed[0]), lambda part: _inputs_of(part, fused, listed)
+    reasons = []
     quantized = {}
-    for name, part in parts:
-        inputs = batches if whole else _inputs_of(part, fused, batches)
+    for name, part in found.items():
         try:
-            ranges = calibrate(part, inputs, normalize=normalize, method=method)
+            if (reason := part.reason()) is not None:
+                raise Unsupported(reason)
+            ranges = calibrate(part, inputs(part), normalize=normalize, method=method)
             _check(part, ranges)
             quantized[part] = ranges
         except Unsupported as error:
-            reasons.append(f"{name or 'model'}: {error}")
+            reasons.append(f"{name}: {error}")
     if not quantized:
-        found = "; ".join(reasons) or "it has no ShuffleNet V2 parts"
-        raise ValueError(f"model: no part of it runs in integers: {found}")
+        why = "; ".join(reasons) or "it calls no fused part"
+        raise ValueError(f"model: no part of it runs in integers: {why}")
     # Only now, so that all parts were calibrated on the maps of the float model.
     for part, ranges in quantized.items():
         part._ranges = ranges
@@ -91,33 +94,73 @@ def quantize(
     return fused
 
 
-def _parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, PlannedModule]]:
-    """The outermost fused parts, by name."""
+def _listed(batches: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(batches, Tensor):
+        return [batches]
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches: expected tensors, got {type(batches).__name__}")
+    listed = list(batches)
+    for batch in listed:
+        if not isinstance(batch, Tensor):
+            raise TypeError(f"batches: expected tensors, got {type(batch).__name__}")
+    if not listed:
+        raise ValueError("batches: expected at least one image, got none")
+    return listed
+
+
+def _called(model: nn.Module, batch: Tensor) -> dict[str, PlannedModule]:
+    """Returns the outermost fused parts that run when the model does, by name.
+
+    Those inside a part are looked at only where it is not called itself: a hook on one would make
+    the parts around it run plain.
+    """
+    called: dict[str, PlannedModule] = {}
+    looked_at = dict(_outermost(model))
+    while looked_at:
+        ran: set[nn.Module] = set()
+        hooks = [
+            part.register_forward_pre_hook(lambda part, _: ran.add(part))
+            for part in looked_at.values()
+        ]
+        try:
+            with torch.no_grad():
+                model(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        called |= {name: part for name, part in looked_at.items() if part in ran}
+        looked_at = {
+            inner_name: inner
+            for name, part in looked_at.items()
+            if part not in ran
+            for child_name, child in part.named_children()
+            for inner_name, inner in _outermost(child, f"{name}.{child_name}")
+        }
+    return called
+
+
+def _outermost(module: nn.Module, name: str = "") -> Iterator[tuple[str, PlannedModule]]:
     if isinstance(module, PlannedModule):
         yield name, module
         return
     for child_name, child in module.named_children():
-        yield from _parts(child, f"{name}.{child_name}" if name else child_name)
+        yield from _outermost(child, f"{name}.{child_name}" if name else child_name)
 
 
-def _check(part: PlannedModule, ranges: object) -> None:
+def _check(part: PlannedModule, ranges: Ranges) -> None:
     """Packs the part in integers, which raises Unsupported where no kernel computes it."""
     builder = PlanBuilder()
     part._tell(builder)
-    builder.build_integers(integer_layers(builder, ranges))  # type: ignore[arg-type]
+    builder.build_integers(integer_layers(builder, ranges))
 
 
-def _inputs_of(
-    part: PlannedModule, model: nn.Module, batches: Tensor | Iterable[Tensor]
-) -> Iterator[Tensor]:
-    """What a part is given when the float model runs on each batch."""
+def _inputs_of(part: PlannedModule, model: nn.Module, batches: list[Tensor]) -> Iterator[Tensor]:
+    """Returns what a part is given when the float model runs on each batch."""
     taken: list[Tensor] = []
     hook = part.register_forward_pre_hook(lambda _, args: taken.append(args[0].detach()))
     try:
-        for batch in [batches] if isinstance(batches, Tensor) else batches:
-            if not isinstance(batch, Tensor):
-                raise TypeError(f"batches: expected tensors, got {type(batch).__name__}")
-            with torch.no_grad(), use_backend("auto"):
+        for batch in batches:
+            with torch.no_grad():
                 model(batch)
             yield from taken
             taken.clear()

@@ -29,14 +29,11 @@ void linear(const Pointwise<UInt8, float>& op, Range panels, Range pixels) {
 }
 
 void pointwise_mean(const Pointwise<UInt8, UInt8>& op, Range panels) {
-  constexpr float kInfinity = __builtin_inff();
   const float scale = 1.0f / static_cast<float>(op.pixels);
-  const float least = op.act.kind == Activation::kIdentity ? -kInfinity : 0.0f;
-  const float most = op.act.kind == Activation::kRelu6 ? 255.0f : kInfinity;
   for_groups(panels, op.outputs, [&](int64_t panel, Group group) {
     float sums[kMaxPanelGroup * kPanel] = {};
     const Row row = row_of(op.weights, panel, op.offsets, op.depth, bytes(op.x));
-    product_row<kPanel>(row, group, op.pixels, ToSums{sums, kPanel, least, most});
+    product_row<kPanel>(row, group, op.pixels, ToSums{sums, kPanel});
     for (int64_t g = 0; g < group.panels; ++g) {
       for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
         const Vec means[kQuad] = {load(sums + g * kPanel + lane) * scale};

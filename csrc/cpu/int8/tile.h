@@ -50,12 +50,10 @@ struct ToFloats {
   SNV2_INLINE void put(Sums<kTilePixels, O>& values, int64_t pixel) const;
 };
 
-// Sums over pixels of what is behind the activation.
+// Sums over pixels of what is behind a ReLU.
 struct ToSums {
   float* y;
   int64_t y_panel;
-  float least;  // that the activation lets through
-  float most;
 
   template <int kTilePixels, class O>
   SNV2_INLINE void put(Sums<kTilePixels, O>& values, int64_t pixel) const;
@@ -117,8 +115,7 @@ SNV2_INLINE void ToSums::put(Sums<kTilePixels, O>& values, int64_t) const {
     auto total = load<std::decay_t<decltype(values.template at<0, v>())>>(to);
     unroll<kTilePixels>([&](auto p) SNV2_INLINED {
       const auto value = values.template at<p, v>();
-      const auto above = value > least ? value : decltype(total){} + least;
-      total += above < most ? above : decltype(total){} + most;
+      total += value > 0.0f ? value : decltype(total){};
     });
     store(to, total);
   });
