@@ -288,8 +288,8 @@ def test_programs(quantized: Any, tmp_path: Path) -> None:
 # Errors ---------------------------------------------------------------------------------------
 
 
-class Plain(nn.Sequential):
-    pass
+PLAIN = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+PLUS = models.shufflenet_v2_plus("Small").eval()
 
 
 @pytest.mark.parametrize(
@@ -297,13 +297,13 @@ class Plain(nn.Sequential):
     [
         (3, draw(1, 3, 32, 32), TypeError, "model: expected a torch.nn.Module, got int"),
         (network().train(), draw(1, 3, 32, 32), ValueError, "model: expected eval"),
-        (Plain(nn.Conv2d(3, 4, 3)).eval(), draw(1, 3, 8, 8), ValueError, "model: no part of it runs in integers"),
+        (PLAIN, draw(1, 3, 8, 8), ValueError, "model: no part of it runs in integers"),
         (network(), [], ValueError, "batches: expected at least one image"),
         (network(), "images", TypeError, "batches"),
         (network(), draw(1, 4, 32, 32), ValueError, "batches"),
         (network(), draw(1, 3, 32, 32).int(), TypeError, "batches"),
         (network(), draw(1, 3, 32, 32) / 0, ValueError, "batches: expected finite numbers"),
-        (models.shufflenet_v2_plus("Small").eval(), draw(1, 3, 224, 224), ValueError, "no part of it runs in integers"),
+        (PLUS, draw(1, 3, 224, 224), ValueError, "no part of it runs in integers: .*unit 3, layer 1"),
     ],
 )  # fmt: skip
 def test_bad_arguments(model: Any, batches: Any, kind: type[Exception], message: str) -> None:

@@ -114,8 +114,8 @@ class PlannedModule(FusedModule):
     def _cpu_plan(
         self, dtype: torch.dtype, taps: Collection[str] = (), pixels: Pixels | None = None
     ) -> Plan:
-        """Of the CPU's kernels, for an input of ``dtype``; see :meth:`_gpu_plan`. That of a quantized
-        module takes bytes where ``pixels`` says what they stand for."""
+        """Of the CPU's kernels, for an input of ``dtype``; see :meth:`_gpu_plan`. A quantized
+        module's takes bytes where ``pixels`` says what they stand for."""
         builder = PlanBuilder()
         self._tell(builder, taps)
         if self._ranges is None:

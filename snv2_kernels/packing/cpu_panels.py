@@ -1,8 +1,8 @@
 """Placement of planes in the panels of the CPU backend's feature maps.
 
 Products read planes by the word: one of float32, two neighbours of bfloat16, four of bytes. So the
-planes of a word are read by the same products, and one that has no such neighbour stands there twice.
-Of bytes, which have no NaN, a product may leave some out: their weights are zero. The rows
+planes of a word are read by the same products, and one that has no such neighbour stands there
+twice. Of bytes, which have no NaN, a product may leave some out: their weights are zero. The rows
 of a pointwise layer of several groups lie group by group, each group's in panels of its own, so
 that each group is a product of words that no other reads.
 """

@@ -29,10 +29,10 @@ PANEL: int = _native.PANEL
 
 
 def pack_panels(weight: Tensor, *before: Tensor) -> Tensor:
-    """Packs [O, K] weights and rows of [O] that stand before them: [ceil(O / 16)][rows + words][16].
+    """Packs [O, K] weights and rows of [O] that stand before them, as flat float32.
 
-    Returns flat float32. A word is a float, or as many neighbouring columns of a narrower dtype as
-    take its place.
+    The result is [ceil(O / 16)][rows + words][16]. A word is a float, or as many neighbouring
+    columns of a narrower dtype as take its place.
     """
     padding = -weight.shape[0] % PANEL
     words = nn.functional.pad(weight, (0, 0, 0, padding)).contiguous().view(torch.float32)

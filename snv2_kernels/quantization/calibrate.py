@@ -8,8 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.nn.planned import PlannedModule
-from snv2_kernels.packing import PlanBuilder
 from snv2_kernels.packing.common import FoldingBuilder
 from snv2_kernels.quantization.equalize import equalized
 from snv2_kernels.quantization.histogram import Histogram
@@ -17,7 +15,7 @@ from snv2_kernels.quantization.network import Step, steps
 from snv2_kernels.quantization.numbers import LARGEST_BYTE, Affine, Ranges
 from snv2_kernels.quantization.observe import Statistics, observe
 
-__all__ = ["calibrate"]
+__all__ = ["Method", "calibrate", "calibrate_builder"]
 
 Method = Literal["mse", "percentile", "minmax"]
 _ENDS: dict[str, Callable[[Histogram], tuple[Tensor, Tensor]]] = {
@@ -25,7 +23,9 @@ _ENDS: dict[str, Callable[[Histogram], tuple[Tensor, Tensor]]] = {
     "percentile": lambda histogram: histogram.percentile(99.99),
     "minmax": Histogram.minmax,
 }
-_HEADROOM = 4.0  # over the square root of the count; benchmarks/quantization_accuracy.py
+# Over the square root of a count. Measured by benchmarks/quantization_accuracy.py: with half of it
+# ranges found on few images clip others, with twice as much steps are coarse.
+_HEADROOM = 8.0
 _LEAST = 1 / 256  # scale of a channel, of the widest one's
 
 
@@ -53,6 +53,10 @@ def calibrate(
             ``method``, or a ``normalize`` that does not fit.
         Unsupported: naming the first layer that has no integer form.
     """
+    # Packing may know integer layers, so this module can be loaded before it.
+    from snv2_kernels.nn.planned import PlannedModule
+    from snv2_kernels.packing import PlanBuilder
+
     if not isinstance(fused, PlannedModule):
         raise TypeError(f"fused: expected a module fused as a whole, got {type(fused).__name__}")
     if method not in _ENDS:
@@ -125,24 +129,31 @@ def _of_bytes(normalize: tuple[Sequence[float], Sequence[float]], channels: int)
 
 
 def _of_input(histogram: Histogram, is_image: bool) -> Affine:
-    """With whole zero points, so that padding is exact. All of an image is kept as it is: its
-    levels are often bytes already."""
+    """Around 0 and with whole zero points, so that padding is exact. All of an image is kept as it
+    is: its levels are often bytes already."""
     low, high = histogram.minmax()
-    widened = 1.0 if is_image else _headroom(histogram)
-    scale = _scale(low * widened, high * widened)
-    return Affine(scale, (-low * widened / scale).round())
+    widened = torch.ones_like(low) if is_image else _headroom(histogram)
+    low, high = low.clamp(max=0) * widened, high.clamp(min=0) * widened
+    scale = _scale(low, high)
+    return Affine(scale, (-low / scale).round())
 
 
-def _headroom(histogram: Histogram) -> float:
-    """How much further numbers reach than a sample of them."""
-    return 1 + _HEADROOM / float(histogram.total) ** 0.5
+def _headroom(histogram: Histogram) -> Tensor:
+    """How much further the numbers of each channel reach than a sample of them, [C].
+
+    Zeros tell nothing of it: a channel that was rarely above 0 is known by the few times it was.
+    """
+    return 1 + _HEADROOM / histogram.nonzero().clamp(min=1).sqrt()
 
 
 def _ends(step: Step, histogram: Histogram, method: Method) -> tuple[Tensor, Tensor]:
-    low, high = (end * _headroom(histogram) for end in _ENDS[method](histogram))
+    low, high = _ENDS[method](histogram)
     if step.clamps:
         low = torch.zeros_like(low)
-    return low, high.clamp(max=_most(step))
+    beyond = (_headroom(histogram) - 1) * (high - low)
+    if step.clamps:
+        return low, (high + beyond).clamp(max=_most(step))
+    return low - beyond / 2, high + beyond / 2
 
 
 def _most(step: Step) -> float:

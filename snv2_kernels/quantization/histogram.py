@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["Histogram"]
 
-_BINS = 1024  # on each side of 0
+_BINS = 512  # for each sign
 _FRACTIONS = 0.94 ** torch.arange(40, dtype=torch.float64)  # of the extreme, to clip at
-LEVELS = 255
+_STEPS = 255  # between the ends of a range
 
 
 class Histogram:
@@ -19,25 +20,27 @@ class Histogram:
 
     Args:
         channels: of the map.
+        signed: whether it has negative numbers; an activation makes none.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, signed: bool = True) -> None:
         self.width = torch.zeros(channels)  # of all bins of a sign together
-        self.counts = torch.zeros(channels, 2, _BINS, dtype=torch.float64)  # positive, negative
+        signs = 2 if signed else 1  # positive first
+        self.counts = torch.zeros(channels, signs, _BINS, dtype=torch.int64)
         self.total = 0  # for each channel, zeros included
-        self.highest = torch.zeros(channels)
-        self.lowest = torch.zeros(channels)
+        self.highest = torch.full((channels,), -torch.inf)
+        self.lowest = torch.full((channels,), torch.inf)
 
     def add(self, x: Tensor) -> None:
-        """Counts a map [N, C, ...]."""
+        """Counts a map [N, C, ...] of finite numbers."""
         flat = x.transpose(0, 1).flatten(1)
         self.total += flat.shape[1]
         self.highest = torch.maximum(self.highest, flat.amax(1))
         self.lowest = torch.minimum(self.lowest, flat.amin(1))
         self._widen(torch.maximum(self.highest, -self.lowest))
         step = torch.where(self.width > 0, self.width, torch.ones_like(self.width)) / _BINS
-        bins = (flat.abs() / step[:, None]).long().clamp_(max=_BINS - 1)
-        bins += torch.arange(len(flat))[:, None] * (2 * _BINS) + (flat < 0) * _BINS
+        bins = (flat.abs() / step[:, None]).clamp_(max=_BINS - 1).long()
+        bins += torch.arange(len(flat))[:, None] * self.counts[0].numel() + (flat < 0) * _BINS
         counts = torch.bincount(bins[flat != 0], minlength=self.counts.numel())
         self.counts += counts.view(self.counts.shape)
 
@@ -52,46 +55,53 @@ class Histogram:
             self.counts[narrow] = torch.cat([halved, torch.zeros_like(halved)], 2)
             self.width[narrow] *= 2
 
+    def nonzero(self) -> Tensor:
+        """Returns how many numbers of each channel were not 0, [C] in float64."""
+        return self.counts.sum((1, 2)).double()
+
     def minmax(self) -> tuple[Tensor, Tensor]:
-        """Returns the least and the largest number of each channel, [C] in float64; 0 counts as
-        seen."""
+        """Returns the least and the largest number of each channel, [C] in float64."""
         return self.lowest.double(), self.highest.double()
 
     def percentile(self, percent: float) -> tuple[Tensor, Tensor]:
         """Returns the least and the largest number of each channel once the rest of
         ``100 - percent`` percent is cut off on each side."""
         allowed = self.total * (100 - percent) / 100
-        beyond = self.counts.flip(2).cumsum(2).flip(2)  # in this bin or further out
-        kept = (beyond > allowed).sum(2).double()
+        kept = (_from_far(self.counts) > allowed).sum(2).double()
         ends = kept * (self.width.double() / _BINS)[:, None]
         high = torch.minimum(ends[:, 0], self.highest.double())
-        low = torch.maximum(-ends[:, 1], self.lowest.double())
-        return low, high
+        low = torch.minimum(ends[:, -1], -self.lowest.double())  # 0 of a map without negatives
+        return -low, high
 
     def least_error(self) -> tuple[Tensor, Tensor]:
         """Returns the ends between which 256 levels have the least mean squared error.
 
         What is inside errs by a step / sqrt(12), what is outside by its distance.
         """
-        centers = (torch.arange(_BINS, dtype=torch.float64) + 0.5) / _BINS  # of the width
         lowest, highest = self.minmax()
-        errors, ends = [], []
-        for side, extreme in ((0, highest), (1, -lowest)):
-            at = _FRACTIONS * extreme[:, None]  # [C, F]
-            counts = self.counts[:, side]
-            reach = centers * self.width.double()[:, None]  # [C, B]
-            # Sums over all bins beyond each end, by what the bins add up to from the far end on.
-            moments = torch.stack([counts, counts * reach, counts * reach**2])
-            beyond = moments.flip(2).cumsum(2).flip(2)
-            beyond = torch.cat([beyond, torch.zeros_like(beyond[:, :, :1])], 2)
-            first = torch.searchsorted(reach.contiguous(), at.contiguous())
-            n, total, squares = (m.gather(1, first) for m in beyond)
-            errors.append(squares - 2 * at * total + at**2 * n)
-            ends.append(at)
-        inside = self.counts.sum((1, 2))[:, None, None]
-        step = (ends[0][:, :, None] + ends[1][:, None, :]) / LEVELS
-        error = errors[0][:, :, None] + errors[1][:, None, :] + step**2 / 12 * inside
-        best = error.flatten(1).argmin(1)
-        high = ends[0].gather(1, (best // len(_FRACTIONS))[:, None])[:, 0]
-        low = ends[1].gather(1, (best % len(_FRACTIONS))[:, None])[:, 0]
-        return -low, high
+        high, beyond_high = self._clipped(0, highest)
+        low, beyond_low = self._clipped(-1, -lowest)
+        step = (high[:, :, None] + low[:, None, :]) / _STEPS
+        error = beyond_high[:, :, None] + beyond_low[:, None, :]
+        error += step**2 / 12 * self.nonzero()[:, None, None]
+        best = error.flatten(1).argmin(1, keepdim=True)
+        count = len(_FRACTIONS)
+        low = -low.gather(1, best % count)[:, 0]
+        high = high.gather(1, best // count)[:, 0]
+        return torch.maximum(low, lowest), torch.minimum(high, highest)
+
+    def _clipped(self, sign: int, extreme: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns ends to clip at on one side, [C, ends], and the squared errors that each makes of
+        what is beyond."""
+        ends = _FRACTIONS * extreme.clamp(min=0)[:, None]
+        counts = self.counts[:, sign].double()
+        centers = (torch.arange(_BINS, dtype=torch.float64) + 0.5) / _BINS
+        centers = centers * self.width.double()[:, None]
+        first = torch.searchsorted(centers, ends)  # bin beyond each end
+        sums = [_from_far(F.pad(counts * centers**p, (0, 1))).gather(1, first) for p in (0, 1, 2)]
+        return ends, sums[2] - 2 * ends * sums[1] + ends**2 * sums[0]
+
+
+def _from_far(counts: Tensor) -> Tensor:
+    """Returns the sum of each bin and of all further out."""
+    return counts.flip(-1).cumsum(-1).flip(-1)

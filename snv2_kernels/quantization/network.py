@@ -6,7 +6,7 @@ The float network, the integer network and the scales of its maps are all evalua
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
@@ -66,7 +66,7 @@ class Evaluator(Protocol[M]):
 
 
 def evaluate(builder: FoldingBuilder, x: M, evaluator: Evaluator[M]) -> list[M]:
-    """Returns all results of the network for the input ``x``: tapped maps, then the last one.
+    """Returns all results of the network for the input ``x``: tapped maps, then the last one, once.
 
     Raises:
         Unsupported: naming the first layer that has no integer form.
@@ -77,7 +77,7 @@ def evaluate(builder: FoldingBuilder, x: M, evaluator: Evaluator[M]) -> list[M]:
         x = evaluator.max_pool(evaluator.layer(step, x))
     for index, unit in enumerate(builder._units):
         x = _evaluate_unit(index, unit, x, evaluator)
-        if index in builder._tapped:
+        if index in builder._tapped and (builder._head or index + 1 < len(builder._units)):
             results.append(x)
     if builder._head is not None:
         if builder._head.conv is None:
@@ -143,8 +143,8 @@ def _checked(step: Step) -> Step:
     return step
 
 
-class _Nothing:
-    """Evaluator that notes the steps it is shown."""
+class _Listing:
+    """Evaluator without maps, which lists the steps that it is shown."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -159,12 +159,12 @@ class _Nothing:
     def concat(self, parts: Sequence[None]) -> None: ...
 
 
-def steps(builder: FoldingBuilder) -> Iterator[Step]:
-    """Yields all layers of the network in the order in which they run.
+def steps(builder: FoldingBuilder) -> list[Step]:
+    """Returns all layers of the network in the order in which they run.
 
     Raises:
         Unsupported: naming the first layer that has no integer form.
     """
-    noted = _Nothing()
+    noted = _Listing()
     evaluate(builder, None, noted)
-    yield from noted.steps
+    return noted.steps

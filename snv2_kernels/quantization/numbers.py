@@ -124,6 +124,11 @@ def integer_layers(builder: FoldingBuilder, ranges: Ranges) -> Quantization:
         Unsupported: naming a layer that has no integer form, whose weights are not finite, or whose
             results could leave the range of int32.
     """
+    if len(ranges.input) != builder.in_channels:
+        raise ValueError(
+            f"ranges: input: expected {builder.in_channels} channels, got {len(ranges.input)};"
+            " is it of this network?"
+        )
     maker = _Maker(ranges)
     evaluate(builder, ranges.input, maker)
     return Quantization(ranges, maker.layers)
@@ -140,40 +145,43 @@ class _Maker:
         if step.kind == "depthwise" and x.zero.any():
             raise Unsupported(f"{step.name}: a depthwise layer pads with 0, which is no byte there")
         result = None if step.kind == "fc" else self._result(step)
-        if step.kind in ("pointwise", "features", "fc"):
-            _check_count(step, x, step.folded.weight.shape[1])
-        self.layers[step.key] = _integer_layer(step, x, result, self.ranges.means.get(step.key))
+        self.layers[step.key] = _integer_layer(step, x, result, self._means(step))
         return x if result is None else result
 
     def _result(self, step: Step) -> Affine:
         result = self.ranges.results.get(step.key)
         if result is None:
             raise ValueError(f"ranges: there is none for {step.name}; is it of this network?")
-        _check_count(step, result, len(step.folded.bias))
+        count = len(step.folded.bias)
+        if len(result) != count:
+            raise ValueError(
+                f"ranges: {step.name}: expected {count} channels, got {len(result)};"
+                " is it of this network?"
+            )
         if step.clamps and result.zero.any():
             raise ValueError(f"ranges: zero of {step.name}: expected 0 behind an activation")
         if step.folded.activation.kind == "relu6" and float(result.scale.max()) * 255 > 6.0001:
             raise ValueError(f"ranges: scale of {step.name}: expected at most 6 / 255 behind relu6")
         return result
 
+    def _means(self, step: Step) -> Tensor | None:
+        means = self.ranges.means.get(step.key)
+        shape = step.folded.weight.shape[0 if step.kind == "depthwise" else 1 :]
+        if means is not None and means.shape != shape:
+            raise ValueError(
+                f"ranges: means of {step.name}: expected {list(shape)}, got {list(means.shape)};"
+                " is it of this network?"
+            )
+        return means
+
     def max_pool(self, x: Affine) -> Affine:
         return x
 
     def take(self, x: Affine, channels: Sequence[int]) -> Affine:
-        if len(channels) and max(channels) >= len(x):
-            raise ValueError(f"ranges: input: expected more than {max(channels)}, got {len(x)}")
         return x.take(channels)
 
     def concat(self, parts: Sequence[Affine]) -> Affine:
         return Affine(torch.cat([p.scale for p in parts]), torch.cat([p.zero for p in parts]))
-
-
-def _check_count(step: Step, affine: Affine, expected: int) -> None:
-    if len(affine) != expected:
-        raise ValueError(
-            f"ranges: {step.name}: expected {expected} channels, got {len(affine)};"
-            " is it of this network?"
-        )
 
 
 def _columns(step: Step, x: Affine) -> tuple[Tensor, Tensor]:
@@ -214,8 +222,8 @@ def _check_bounds(step: Step, layer: IntegerLayer) -> None:
     clamp."""
     weight = layer.weight.double()
     multiplier, offset = layer.multiplier.double(), layer.offset.double()
-    for sums in (weight.clamp(min=0).sum(1), weight.clamp(max=0).sum(1)):
-        sums = sums * LARGEST_BYTE
+    for side in (weight.clamp(min=0), weight.clamp(max=0)):
+        sums = side.sum(1) * LARGEST_BYTE
         for what, values in (("sums", sums), ("results", multiplier * sums + offset)):
             if not bool((values.abs() < _INT32).all()):  # what is NaN is not smaller either
                 raise Unsupported(f"{step.name}: its {what} could leave the range of int32")

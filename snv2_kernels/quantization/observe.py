@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snv2_kernels.packing.common import FoldingBuilder
+from snv2_kernels.packing.units import Unsupported
 from snv2_kernels.quantization.histogram import Histogram
 from snv2_kernels.quantization.network import Key, Step, evaluate
 
@@ -29,9 +30,8 @@ class Moments:
         """Counts the input ``x`` of the layer."""
         taps = _taps(step, x)
         self._count += taps[0][:, 0].numel()
-        powers = [
-            [(t.double() ** p).transpose(0, 1).flatten(1).sum(1) for t in taps] for p in (1, 2)
-        ]
+        flat = [tap.double().transpose(0, 1).flatten(1) for tap in taps]
+        powers = [[(tap**p).sum(1) for tap in flat] for p in (1, 2)]
         sums = torch.stack([torch.stack(p, 1) for p in powers])  # [2, C, taps]
         if step.kind == "stem":
             sums = sums.flatten(1)
@@ -79,9 +79,13 @@ class Statistics:
     moments: dict[Key, Moments] = field(default_factory=dict)
 
     def __call__(self, step: Step, x: Tensor, result: Tensor) -> None:
+        """Counts one layer; raises :class:`Unsupported` if its results are not finite."""
+        if not bool(result.isfinite().all()):
+            raise Unsupported(f"{step.name}: its results on these inputs are not finite")
         self.moments.setdefault(step.key, Moments()).add(step, x)
         if step.kind != "fc":
-            self.results.setdefault(step.key, Histogram(result.shape[1])).add(result)
+            new = Histogram(result.shape[1], signed=not step.clamps)
+            self.results.setdefault(step.key, new).add(result)
 
 
 class _Floats:

@@ -117,17 +117,7 @@ def _called(model: nn.Module, batch: Tensor) -> dict[str, PlannedModule]:
     called: dict[str, PlannedModule] = {}
     looked_at = dict(_outermost(model))
     while looked_at:
-        ran: set[nn.Module] = set()
-        hooks = [
-            part.register_forward_pre_hook(lambda part, _: ran.add(part))
-            for part in looked_at.values()
-        ]
-        try:
-            with torch.no_grad():
-                model(batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        ran = _ran(model, batch, looked_at.values())
         called |= {name: part for name, part in looked_at.items() if part in ran}
         looked_at = {
             inner_name: inner
@@ -137,6 +127,19 @@ def _called(model: nn.Module, batch: Tensor) -> dict[str, PlannedModule]:
             for inner_name, inner in _outermost(child, f"{name}.{child_name}")
         }
     return called
+
+
+def _ran(model: nn.Module, batch: Tensor, parts: Iterable[nn.Module]) -> set[nn.Module]:
+    """Returns those of some modules that are called when the model runs."""
+    ran: set[nn.Module] = set()
+    hooks = [part.register_forward_pre_hook(lambda part, _: ran.add(part)) for part in parts]
+    try:
+        with torch.no_grad():
+            model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran
 
 
 def _outermost(module: nn.Module, name: str = "") -> Iterator[tuple[str, PlannedModule]]:
