@@ -195,6 +195,28 @@ def test_quantized_files_are_the_float_networks_they_stand_for(
     relus = [step for step in model._steps if getattr(step.function, "__name__", "") == "relu"]
     assert len(relus) == sum(isinstance(m, nn.ReLU) for m in network().modules())
     fused_as_one(model, x[:2])
+    # In integers it is no further off than the file within that's ranges, and nearer within its own.
+    integers = snv2.load_onnx(file, dtype="int8")
+    assert "network in int8: fused" in str(snv2.explain(integers))
+    assert (scores(integers, x) - exact).square().mean().sqrt() < 1.1 * theirs
+    calibrated = snv2.quantize(model, images(16, seed=2))
+    assert (scores(calibrated, x) - exact).square().mean().sqrt() < theirs
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_files_that_do_not_run_in_integers(tmp_path: Path) -> None:
+    path = save(V2(12).write(network()), tmp_path / "net.onnx")
+    with pytest.raises(ValueError, match=r"does not say in which range the result of stem is"):
+        snv2.load_onnx(path, dtype="int8")
+    with pytest.raises(ValueError, match=r"dtype: expected None or 'int8', got 'int4'"):
+        snv2.load_onnx(path, dtype="int4")
+    # Without the numbers that the image is rounded to.
+    file = quantized(path, "QDQ")
+    model = onnx.load(str(file))
+    reader = next(node for node in model.graph.node if node.op_type == "Conv")
+    reader.input[0] = model.graph.input[0].name
+    with pytest.raises(ValueError, match="the file does not quantize its image"):
+        snv2.load_onnx(save(model, file), dtype="int8")
 
 
 @pytest.mark.filterwarnings("ignore")

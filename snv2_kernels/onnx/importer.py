@@ -35,6 +35,8 @@ class Importer:
         self.drafts: list[Draft] = []
         self.names = Names()
         self.buffers: dict[int, tuple[str, Tensor]] = {}  # by the value that a buffer is
+        self.ranges: dict[int, Quantization] = {}  # of each map that the file has as integers
+        self.makers: dict[int, nn.Conv2d] = {}  # of a convolution's result, and of what follows it
         self.is_of_one_size = False  # whether the file says the height and width of images
         self._maps: list[Map] = []
         self._parameters: dict[tuple[str, str], nn.Parameter] = {}
@@ -193,6 +195,11 @@ class Importer:
             made_map = Map(value, checked, known, is_positive, quantization)
             self._maps.append(made_map)
             results.append(made_map)
+            follows = call is None or isinstance(draft.module, nn.BatchNorm2d)
+            if isinstance(draft.module, nn.Conv2d):
+                self.makers[value] = draft.module
+            elif follows and len(maps) == 1 and maps[0].id in self.makers:
+                self.makers[value] = self.makers[maps[0].id]
         draft.outputs = tuple(m.id for m in results)
         self.drafts.append(draft)
         return results

@@ -11,15 +11,16 @@ from torch import nn
 
 from snv2_kernels.onnx import moves, operators, quantized  # noqa: F401  # register operators
 from snv2_kernels.onnx.importer import Importer
+from snv2_kernels.onnx.integers import in_integers
 from snv2_kernels.onnx.model import OnnxModel, OnnxNetwork
 from snv2_kernels.onnx.reader import read_file
 from snv2_kernels.onnx.steps import Draft, live, merged, placed
-from snv2_kernels.onnx.values import Map
+from snv2_kernels.onnx.values import Map, Quantization
 
 __all__ = ["load_onnx"]
 
 
-def load_onnx(path: str | os.PathLike[str]) -> nn.Module:
+def load_onnx(path: str | os.PathLike[str], dtype: str | None = None) -> nn.Module:
     """The network of an ONNX file as a module, in ``eval()`` mode.
 
     Its layers are submodules, ``nn.Conv2d``, ``nn.BatchNorm2d``, ``nn.Linear`` and so on, named as
@@ -29,29 +30,34 @@ def load_onnx(path: str | os.PathLike[str]) -> nn.Module:
     ``nn.Sequential`` of ``normalization``, ``network`` and ``tail``.
 
     A quantized file becomes the floating-point network that it stands for: weights dequantized,
-    ReLUs kept, and maps not rounded.
+    ReLUs kept, and maps not rounded. With ``dtype="int8"`` it is that network as
+    :func:`snv2_kernels.quantize` makes it, within the ranges that the file has its maps in.
 
     Args:
         path: a file of opset 1 to 25. Weights may lie in another file in the same folder.
+        dtype: ``"int8"`` for a quantized file that is to run in integers; None for floats.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is no ONNX file, damaged, or has a node that is not supported; nothing is
-            guessed. The message names the node, its operator, domain and opset.
+            guessed. The message names the node, its operator, domain and opset. For another
+            ``dtype``; with ``"int8"`` if the file is not quantized or does not run in integers.
         ImportError: if the package ``onnx`` is missing.
     """
+    if dtype not in (None, "int8"):
+        raise ValueError(f"dtype: expected None or 'int8', got {dtype!r}")
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path: expected a path, got {type(path).__name__}")
     try:
         with torch.inference_mode(False), torch.no_grad():
             importer = Importer(read_file(path))
             source, results = importer.run()
-            return _built(importer, source, results).eval()
+            return _built(importer, source, results, dtype == "int8").eval()
     except ValueError as error:
         raise ValueError(f"{Path(path)}: {error}") from None
 
 
-def _built(importer: Importer, source: Map, results: Sequence[Map]) -> nn.Module:
+def _built(importer: Importer, source: Map, results: Sequence[Map], integers: bool) -> nn.Module:
     returned = [m.id for m in results]
     drafts = merged(live(importer.drafts, returned), returned)
     if not any(isinstance(draft.module, nn.Conv2d) for draft in drafts):
@@ -61,11 +67,23 @@ def _built(importer: Importer, source: Map, results: Sequence[Map]) -> nn.Module
     start = front[-1].outputs[0] if front else source.id
     ends = back[0].inputs[:1] if back else returned
     network = _network(importer, inner, start, list(ends))
+    if integers:
+        network = in_integers(network.eval(), importer.ranges.get(start), _weight_ranges(importer))
     if not front and not back:
         return network
     before = _network(importer, front, source.id, [start]) if front else None
     after = _network(importer, back, ends[0], returned) if back else None
     return OnnxModel(before, network, after)
+
+
+def _weight_ranges(importer: Importer) -> dict[int, Quantization]:
+    """Ranges of convolutions' results by the addresses of their weights, behind an activation if
+    there is one."""
+    return {
+        importer.makers[value].weight.data_ptr(): told
+        for value, told in importer.ranges.items()
+        if value in importer.makers
+    }
 
 
 def _front(drafts: Sequence[Draft], source: int, results: Sequence[int]) -> list[Draft]:

@@ -61,6 +61,7 @@ def _quantized(node: Node, x: Map, to: Quantization) -> Map:
         raise ValueError(f"zero point {to.zero} leaves no positive numbers")
     if to.zero == limits.min and x.id != _IMAGE:
         x = relu_of(node, x)
+    node.importer.ranges[x.id] = to
     return replace(x, quantization=to)
 
 
