@@ -16,6 +16,7 @@ from _triton_units import depthwise, layer
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
+from snv2_bench.guidelines.networks import torchvision_models
 from snv2_kernels import _native, models
 from snv2_kernels.packing import PlanBuilder
 from snv2_kernels.packing.units import Activation, Unit
@@ -270,6 +271,41 @@ def test_elsewhere_it_is_the_float_network(quantized: Any) -> None:
                 snv2.Engine(quantized, (1, 3, 64, 64))
 
 
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_models_that_pytorch_quantized() -> None:
+    import torch.ao.quantization as ao
+
+    make = torchvision_models().quantization.shufflenet_v2_x0_5
+    model = randomize_(make(quantize=False)).eval()
+    plain, x = copy.deepcopy(model), draw(8, 3, 64, 64)
+    model.fuse_model(is_qat=False)
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = next(
+        name for name in torch.backends.quantized.supported_engines if name != "none"
+    )
+    try:
+        model.qconfig = ao.QConfig(  # with all eight bits
+            ao.MinMaxObserver.with_args(dtype=torch.quint8), ao.default_per_channel_weight_observer
+        )
+        prepared = ao.prepare(model)
+        prepared(x)
+        converted = ao.convert(prepared)
+        theirs = error(converted(x), plain(x))
+        ours = snv2.quantization.from_torch_ao(converted)
+        assert "network in int8: fused" in str(snv2.explain(ours))
+        assert error(ours(x), plain(x)) < 1.1 * theirs
+        with pytest.raises(ValueError, match="model: .* is not known"):
+            snv2.quantization.from_torch_ao(plain)
+        part = nn.Sequential(converted.stage2)
+        with pytest.raises(ValueError, match="0 stubs"):
+            snv2.quantization.from_torch_ao(part)
+    finally:
+        torch.backends.quantized.engine = engine
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got int"):
+        snv2.quantization.from_torch_ao(3)  # type: ignore[arg-type]
+
+
 @torch.no_grad()
 def test_programs(quantized: Any, tmp_path: Path) -> None:
     path, x = tmp_path / "net.snv2", draw(2, 3, 64, 64, seed=4)
@@ -303,7 +339,7 @@ PLUS = models.shufflenet_v2_plus("Small").eval()
         (network(), draw(1, 4, 32, 32), ValueError, "batches"),
         (network(), draw(1, 3, 32, 32).int(), TypeError, "batches"),
         (network(), draw(1, 3, 32, 32) / 0, ValueError, "batches: expected finite numbers"),
-        (PLUS, draw(1, 3, 224, 224), ValueError, "no part of it runs in integers: .*unit 3, layer 1"),
+        (PLUS, draw(1, 3, 224, 224), ValueError, "no part of it runs in .*unit 3, layer 1"),
     ],
 )  # fmt: skip
 def test_bad_arguments(model: Any, batches: Any, kind: type[Exception], message: str) -> None:

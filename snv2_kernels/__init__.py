@@ -8,14 +8,14 @@
 from typing import Any
 
 import snv2_kernels.graph.op  # noqa: F401  # defines operators
-from snv2_kernels import models, nn, ops
+from snv2_kernels import models, nn, ops, quantization
 from snv2_kernels.backends import backends, use_backend
 from snv2_kernels.engine import Engine
 from snv2_kernels.explanation import explain
 from snv2_kernels.fuse import fuse
 from snv2_kernels.packing import fold_bn
 from snv2_kernels.program import Program, save_program
-from snv2_kernels.quantization.quantize import quantize
+from snv2_kernels.quantization import quantize
 
 __all__ = [
     "Engine",
@@ -28,6 +28,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "quantization",
     "quantize",
     "save_program",
     "use_backend",

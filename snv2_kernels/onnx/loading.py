@@ -6,16 +6,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from snv2_kernels.onnx import moves, operators, quantized  # noqa: F401  # register operators
 from snv2_kernels.onnx.importer import Importer
-from snv2_kernels.onnx.integers import in_integers
 from snv2_kernels.onnx.model import OnnxModel, OnnxNetwork
 from snv2_kernels.onnx.reader import read_file
 from snv2_kernels.onnx.steps import Draft, live, merged, placed
 from snv2_kernels.onnx.values import Map, Quantization
+from snv2_kernels.quantization.spans import Span, within_spans
 
 __all__ = ["load_onnx"]
 
@@ -68,7 +69,12 @@ def _built(importer: Importer, source: Map, results: Sequence[Map], integers: bo
     ends = back[0].inputs[:1] if back else returned
     network = _network(importer, inner, start, list(ends))
     if integers:
-        network = in_integers(network.eval(), importer.ranges.get(start), _weight_ranges(importer))
+        image = importer.ranges.get(start)
+        span = None if image is None else _span(image)
+        try:
+            network = within_spans(network.eval(), span, _spans_by_weight(importer))
+        except ValueError as error:
+            raise ValueError(f"dtype: {error}") from None
     if not front and not back:
         return network
     before = _network(importer, front, source.id, [start]) if front else None
@@ -76,14 +82,20 @@ def _built(importer: Importer, source: Map, results: Sequence[Map], integers: bo
     return OnnxModel(before, network, after)
 
 
-def _weight_ranges(importer: Importer) -> dict[int, Quantization]:
-    """Ranges of convolutions' results by the addresses of their weights, behind an activation if
+def _spans_by_weight(importer: Importer) -> dict[int, Span]:
+    """Spans of convolutions' results by the addresses of their weights, behind an activation if
     there is one."""
     return {
-        importer.makers[value].weight.data_ptr(): told
+        importer.makers[value].weight.data_ptr(): _span(told)
         for value, told in importer.ranges.items()
         if value in importer.makers
     }
+
+
+def _span(told: Quantization) -> Span:
+    limits = np.iinfo(told.dtype)
+    low, high = (told.scale * (int(end) - told.zero) for end in (limits.min, limits.max))
+    return Span(low, high)
 
 
 def _front(drafts: Sequence[Draft], source: int, results: Sequence[int]) -> list[Draft]:

@@ -21,6 +21,8 @@ from snv2_kernels.quantization.numbers import (
     Ranges,
     integer_layers,
 )
+from snv2_kernels.quantization.quantize import quantize
+from snv2_kernels.quantization.torch_ao import from_torch_ao
 
 __all__ = [
     "Affine",
@@ -29,6 +31,8 @@ __all__ = [
     "Quantization",
     "Ranges",
     "calibrate",
+    "from_torch_ao",
     "integer_layers",
     "interpret",
+    "quantize",
 ]

@@ -1,25 +1,35 @@
-"""Quantized files as networks in integers: the ranges that the file has its maps in."""
+"""Models that were quantized elsewhere, in integers within the ranges of their maps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from snv2_kernels.fuse import fuse
 from snv2_kernels.nn.planned import PlannedModule
-from snv2_kernels.onnx.values import Quantization
 from snv2_kernels.packing import PlanBuilder
 from snv2_kernels.packing.units import Layer, Unit, Unsupported
 from snv2_kernels.quantization.network import Key, Step, steps
 from snv2_kernels.quantization.numbers import LARGEST_BYTE, Affine, Ranges, integer_layers
 
-__all__ = ["in_integers"]
+__all__ = ["Span", "within_spans"]
 
 _SIX = 6.0  # the end of ReLU6
+
+
+class Span(NamedTuple):
+    """The least and the largest number that the integers of a map stand for."""
+
+    low: float
+    high: float
+
+    @property
+    def scale(self) -> float:
+        """Of a byte."""
+        return (self.high - self.low) / LARGEST_BYTE
 
 
 class _LayerBuilder(PlanBuilder):
@@ -44,77 +54,67 @@ class _LayerBuilder(PlanBuilder):
         super().add_head(layer, fc)
 
 
-def in_integers(
-    network: nn.Module, image: Quantization | None, maps: Mapping[int, Quantization]
-) -> nn.Module:
-    """Returns the network fused, in integers within the ranges of its file.
+def within_spans(network: nn.Module, image: Span | None, maps: Mapping[int, Span]) -> nn.Module:
+    """Returns the network fused, in integers within the spans of its maps.
 
     Weights are rounded again, as the kernels need them; maps that only pass through a unit are
-    not, which the file's concatenations do.
+    not, as concatenations of quantized models are.
 
     Args:
-        network: of the file, dequantized.
-        image: of the file's input, None if that is not quantized.
+        network: in floats, of dequantized weights.
+        image: of the input, None if that was not quantized.
         maps: of each convolution's result, by the address of its weight.
 
     Raises:
-        ValueError: if the network does not run in integers, or the file does not say a range.
+        ValueError: if the network does not run in integers, or a span is not known.
     """
     fused = fuse(network)
     if not isinstance(fused, PlannedModule) or (reason := fused.reason()) is not None:
         why = reason if isinstance(fused, PlannedModule) else "it is not fused as a whole"
-        raise ValueError(f"dtype: the network does not run in int8: {why}")
+        raise ValueError(f"the network does not run in int8: {why}")
     builder = _LayerBuilder()
     try:
         fused._tell(builder)
         results = {
-            step.key: _affine(step, _told(builder.convolutions[step.key], maps, step))
+            step.key: _affine(step, _span(builder.convolutions[step.key], maps, step))
             for step in steps(builder)
             if step.kind != "fc"
         }
         ranges = Ranges(_input(image, builder.in_channels), results)
         builder.build_integers(integer_layers(builder, ranges))
     except Unsupported as error:
-        raise ValueError(f"dtype: the network does not run in int8: {error}") from None
+        raise ValueError(f"the network does not run in int8: {error}") from None
     fused._ranges = ranges
     fused._packed_state = None
     return fused
 
 
-def _told(conv: nn.Conv2d, maps: Mapping[int, Quantization], step: Step) -> Quantization:
+def _span(conv: nn.Conv2d, maps: Mapping[int, Span], step: Step) -> Span:
     found = maps.get(conv.weight.data_ptr())
     if found is None:
         raise Unsupported(
-            f"the file does not say in which range the result of {step.name} is;"
-            " snv2.quantize(load_onnx(path), images) finds it"
+            f"it does not say in which range the result of {step.name} is;"
+            " snv2.quantize(model, images) of the model in floats finds it"
         )
     return found
 
 
-def _ends(told: Quantization) -> tuple[float, float]:
-    """The least and the largest number that integers stand for."""
-    limits = np.iinfo(told.dtype)
-    return (limits.min - told.zero) * told.scale, (limits.max - told.zero) * told.scale
-
-
-def _affine(step: Step, told: Quantization) -> Affine:
+def _affine(step: Step, span: Span) -> Affine:
     """What the bytes of a layer's result stand for, all channels alike."""
     channels = step.folded.channels
-    low, high = _ends(told)
     if not step.clamps:
-        scale, zero = told.scale, float(-low / told.scale)
-    else:  # a byte of 0 is 0
-        high = min(high, _SIX) if step.folded.activation.kind == "relu6" else high
-        scale, zero = high / LARGEST_BYTE, 0.0
-    return Affine(_filled(scale, channels), _filled(zero, channels))
+        return Affine(_filled(span.scale, channels), _filled(-span.low / span.scale, channels))
+    # A byte of 0 is 0.
+    high = min(span.high, _SIX) if step.folded.activation.kind == "relu6" else span.high
+    return Affine(_filled(high / LARGEST_BYTE, channels), _filled(0, channels))
 
 
-def _input(image: Quantization | None, channels: int) -> Affine:
+def _input(image: Span | None, channels: int) -> Affine:
     if image is None:
-        raise Unsupported("the file does not quantize its image")
-    low, _ = _ends(image)
-    return Affine(_filled(image.scale, channels), _filled(round(-low / image.scale), channels))
+        raise Unsupported("it does not quantize its image")
+    zero = round(-image.low / image.scale)
+    return Affine(_filled(image.scale, channels), _filled(zero, channels))
 
 
-def _filled(value: Any, channels: int) -> torch.Tensor:
+def _filled(value: float, channels: int) -> torch.Tensor:
     return torch.full((channels,), float(value), dtype=torch.float64)
