@@ -295,7 +295,7 @@ def test_models_that_pytorch_quantized() -> None:
         ours = snv2.quantization.from_torch_ao(converted)
         assert "network in int8: fused" in str(snv2.explain(ours))
         assert error(ours(x), plain(x)) < 1.1 * theirs
-        with pytest.raises(ValueError, match="model: .* is not known"):
+        with pytest.raises(ValueError, match=r"model: .* is not known"):
             snv2.quantization.from_torch_ao(plain)
         part = nn.Sequential(converted.stage2)
         with pytest.raises(ValueError, match="0 stubs"):
