@@ -307,12 +307,12 @@ def test_summary() -> None:
 @pytest.mark.parametrize(
     ("peer", "package"),
     [("onnxruntime", "onnxruntime"), ("onnxruntime", "onnx"), ("openvino", "openvino"),
-     ("ncnn", "ncnn"), ("ncnn", "pnnx")],
+     ("ncnn", "ncnn"), ("ncnn", "pnnx"), ("mnn", "MNN")],
 )  # fmt: skip
 def test_bench_without_an_inference_engine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, peer: str, package: str
 ) -> None:
-    for module in ("onnxruntime", "onnx", "openvino", "ncnn", "pnnx"):
+    for module in ("onnxruntime", "onnx", "openvino", "ncnn", "pnnx", "MNN"):
         monkeypatch.setitem(sys.modules, module, ModuleType(module))
     monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / "out.json"
@@ -531,7 +531,7 @@ def test_bench_on_a_gpu(tmp_path: Path) -> None:
      ("--json", "nowhere/out.json", "no such directory"), ("--width", "x9", "x0.5"),
      ("--weights", "missing.pth", "does not exist"), ("--weights", __file__, "not a state_dict"),
      ("--batch", 0, "0"), ("--batch", 10**20, "range"), ("--threads", 10**5, "range"),
-     ("--dtype", "int8", "fp16"), ("--peer", "tensorrt", "onnxruntime"),
+     ("--dtype", "int4", "fp16"), ("--peer", "tensorrt", "onnxruntime"),
      ("--peer", "cuda_graph", "on cpu"), ("--device", "meta", "expected cpu or cuda"),
      ("--device", "cuda:99", "no such GPU")],
 )  # fmt: skip

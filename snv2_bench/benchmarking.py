@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from snv2_bench.peers import Unavailable, peers_of
+from snv2_bench.peers import INT8_PEERS, Unavailable, peers_of
 from snv2_kernels.testing import float64_reference, max_error
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "Comparison", "Measurement", "Turns", "one_line", "percentiles_of", "wait_until_idle",
-    "wrong_output",
+    "Comparison", "Measurement", "Turns", "one_line", "percentiles_of", "rms_error",
+    "wait_until_idle", "wrong_output",
 ]  # fmt: skip
 
 # Profiling executors and autotuners settle within this many calls.
@@ -52,6 +52,21 @@ def one_line(error: BaseException) -> str:
 def wrong_output(error: float, bound: float) -> str | None:
     """The reason not to tell a time, if an error is beyond its bound or NaN."""
     return None if error <= bound else f"wrong output: error {error:.1e}, allowed {bound:.1e}"
+
+
+def rms_error(actual: Tensor, expected: Tensor) -> float:
+    """The root mean square of ``actual - expected`` over that of ``expected``, in float64.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if actual.shape != expected.shape:
+        raise ValueError(
+            f"actual: expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}"
+        )
+    expected = expected.double()
+    scale = expected.square().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(((actual.double() - expected).square().mean() / scale).sqrt())
 
 
 def wait_until_idle() -> None:
@@ -124,6 +139,7 @@ class Turns:
         build: Callable[[], Callable[[], Tensor]],
         exact: Callable[[], Tensor],
         bound: float,
+        error_of: Callable[[Tensor, Tensor], float] | None = None,
     ) -> None:
         """One more that takes turns.
 
@@ -132,9 +148,11 @@ class Turns:
             build: makes it ready, and returns what is timed.
             exact: its output in float64.
             bound: the largest error that its output may have.
+            error_of: the error of an output, given that in float64 as well; by default
+                :func:`~snv2_kernels.testing.max_error`.
         """
         self.rows[name] = Measurement(name)
-        self._entries[name] = _Entry(build, exact, bound)
+        self._entries[name] = _Entry(build, exact, bound, error_of or max_error)
 
     @torch.inference_mode()
     def prepare(self, name: str) -> None:
@@ -145,7 +163,7 @@ class Turns:
                 # The jit API is deprecated, and tracers doubt what the check below settles.
                 warnings.simplefilter("ignore")
                 call = entry.build()
-                ready = _Ready(call, entry.exact(), entry.bound)
+                ready = _Ready(call, entry.exact(), entry.bound, entry.error_of)
                 right = all(ready.passes(call(), row) for _ in range(_WARM_UP_CALLS))
         except Unavailable as error:
             row.reason = str(error)
@@ -188,6 +206,7 @@ class _Entry:
     build: Callable[[], Callable[[], Tensor]]
     exact: Callable[[], Tensor]
     bound: float
+    error_of: Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
@@ -195,10 +214,11 @@ class _Ready:
     call: Callable[[], Tensor]
     exact: Tensor
     bound: float
+    error_of: Callable[[Tensor, Tensor], float]
 
     def passes(self, out: Tensor, row: Measurement) -> bool:
         """Check an output, note its error in the row, and overwrite it."""
-        row.error = max_error(out, self.exact)
+        row.error = self.error_of(out, self.exact)
         row.reason = wrong_output(row.error, self.bound)
         out.fill_(math.nan)
         return row.reason is None
@@ -211,12 +231,31 @@ class Comparison(Turns):
         model: in ``eval()`` mode, in the dtype of ``x``.
         x: [N, 3, H, W].
         peers: names from :func:`~snv2_bench.peers.peers_of` of the device of ``x``.
-        bound: the largest error that an output may have.
+        bound: the largest error that an output may have; where batches are given, by
+            :func:`rms_error`.
+        batches: for a comparison in int8, what each peer quantizes the model after. Those that
+            run no int8 say so.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, peers: Sequence[str], bound: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        peers: Sequence[str],
+        bound: float,
+        batches: Sequence[Tensor] | None = None,
+    ) -> None:
         super().__init__(x.device)
         ways = peers_of(x.device)
         self.exact = exact = float64_reference(model)(x)
         for name in peers:
-            self.add(name, functools.partial(ways[name], model, x), lambda: exact, bound)
+            if batches is None:
+                self.add(name, functools.partial(ways[name], model, x), lambda: exact, bound)
+            else:
+                way = INT8_PEERS.get(name, _no_int8)
+                build = functools.partial(way, model, x, batches)
+                self.add(name, build, lambda: exact, bound, rms_error)
+
+
+def _no_int8(model: nn.Module, x: Tensor, batches: Sequence[Tensor]) -> Callable[[], Tensor]:
+    raise Unavailable(f"measured in int8 are {', '.join(INT8_PEERS)} alone")

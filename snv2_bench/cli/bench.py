@@ -40,13 +40,13 @@ from snv2_bench.cli.results import (
     startup_table_of,
     table_of,
 )
-from snv2_bench.cli.rule import upper_bound
+from snv2_bench.cli.rule import INT8_BOUND, upper_bound
 from snv2_bench.cli.summary import label_of, summary_of, summary_table, versus_line
 from snv2_bench.cli.weights import WeightsError, load_model, width_of
 from snv2_bench.floor import least_bytes, measure_floor, multiply_adds
 from snv2_bench.layers import layer_times
 from snv2_bench.load import busy_processes
-from snv2_bench.peers import GPU_PEERS, PEERS, peers_of
+from snv2_bench.peers import GPU_PEERS, INT8_PEERS, PEERS, peers_of
 from snv2_bench.startup import first_results
 from snv2_kernels.engine import Engine
 from snv2_kernels.nn.planned import plan_element
@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     from snv2_bench.floor import Floor
 
 __all__ = ["bench"]
+
+_INT8 = "int8"  # a float32 network and input, quantized by each peer after the same batches
+_CALIBRATION_IMAGES = 32
 
 
 def _plot_file(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
@@ -84,6 +87,31 @@ def _images(image: str | None, size: int, batch: int) -> Tensor:
     except ImageError as error:
         raise click.BadParameter(str(error), param_hint="--image") from None
     return torch.stack([picture.roll(rows, 1) for rows in range(batch)])
+
+
+def _batches(x: Tensor, image: str | None) -> list[Tensor]:
+    """Batches like the input, to quantize networks after: the same ones in every run.
+
+    Random ones for a random input; for a picture, that picture, each time moved elsewhere.
+    """
+    generator = torch.Generator().manual_seed(1)
+    count = max(1, _CALIBRATION_IMAGES // len(x))
+    if image is None:
+        return [torch.randn(x.shape, generator=generator) for _ in range(count)]
+    moves = torch.randint(0, x.shape[-1], (count, 2), generator=generator).tolist()
+    return [x.roll(move, (2, 3)) for move in moves]
+
+
+def _element(dtype: str) -> torch.dtype:
+    return torch.float32 if dtype == _INT8 else DTYPES[dtype]
+
+
+def _peers_in(dtype: str, settings: dict[str, Any]) -> list[str]:
+    """Returns the peers of a case: of all only those that run in its dtype, of named ones each."""
+    peers: list[str] = settings["peers"]
+    if dtype == _INT8 and peers == list(PEERS):
+        return list(INT8_PEERS)
+    return peers
 
 
 def _models(widths: tuple[str, ...], weights: str | None) -> dict[str, nn.Module]:
@@ -110,7 +138,10 @@ def _several(name: str, choices: list[str], default: list[str], text: str) -> An
     "--batch", "batches", multiple=True, default=[1], show_default=True,
     type=AMOUNT, help="Images in a call. May be repeated.",
 )  # fmt: skip
-@_several("dtype", list(DTYPES), ["fp32"], "Type of weights and activations.")
+@_several(
+    "dtype", [*DTYPES, _INT8], ["fp32"],
+    "Type of weights and activations; int8 on the CPU alone, quantized from fp32.",
+)  # fmt: skip
 @_several("peer", list(PEERS | GPU_PEERS), [], "A way to run the network; by default all.")
 @DEVICE
 @click.option(
@@ -177,13 +208,14 @@ def bench(
 ) -> None:
     """Time the fused network beside other ways to run it, taking turns.
 
-    Every output is checked against float64. Each timed call follows one that is not timed,
-    after the threads of the call before have stopped spinning. Peers are set for low latency; ncnn
-    takes the images of a batch one by one. The floor is the longer of two times: that of the
-    multiply-adds at what the kernels' instruction set multiplies and adds in registers, in as many
-    threads and in float32, or for bf16 in that where it can; and that of input and weights at the
-    rate of copies in caches. Both rates are measured in the same run, before busy processes start.
-    Ctrl-C keeps what has been measured.
+    Every output is checked against float64. For int8 each peer quantizes the network after the same
+    batches of images; its error is the rms of the difference over that of the scores. Each timed
+    call follows one that is not timed, after the threads of the call before have stopped spinning.
+    Peers are set for low latency; ncnn takes the images of a batch one by one. The floor is the
+    longer of two times: that of the multiply-adds at what the kernels' instruction set multiplies
+    and adds in registers, in as many threads and in float32, or for bf16 in that where it can; and
+    that of input and weights at the rate of copies in caches. Both rates are measured in the same
+    run, before busy processes start. Ctrl-C keeps what has been measured.
 
     On a GPU a time is the mean of calls that follow each other, and there is no floor.
     """
@@ -194,6 +226,14 @@ def bench(
     if gpu and (layers or startup):
         option = "--layers" if layers else "--startup"
         raise click.BadParameter(f"measures on the CPU alone, not on {device}", param_hint=option)
+    if gpu and _INT8 in dtypes:
+        raise click.BadParameter(
+            f"int8: runs on the CPU alone, not on {device}", param_hint="--dtype"
+        )
+    if startup and dtypes[0] == _INT8:
+        raise click.BadParameter(
+            "measures no int8, and that is the first dtype", param_hint="--startup"
+        )
     before = torch.get_num_threads()
     try:
         settings = {
@@ -222,14 +262,15 @@ def _run(settings: dict[str, Any], json_path: str | None) -> Result:
     device: torch.device = settings["device"]
     result = new_result(settings | {"widths": tuple(models), "device": str(device)})
     images = _images(settings["image"], settings["size"], max(settings["batches"]))
-    names = (f"{name} {version}" for name, version in result["versions"].items())
+    found = (f"{name} {version}" for name, version in result["versions"].items())
     size = settings["size"]
     gpu = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if gpu else result["machine"]["cpu"]
     result["machine"]["device"] = where
-    console.print(f"{where}, {size} x {size}, {', '.join(names)}")
+    console.print(f"{where}, {size} x {size}, {', '.join(found)}")
     # What each dtype is multiplied in.
-    elements = {} if gpu else {name: plan_element(DTYPES[name]) for name in settings["dtypes"]}
+    names = [] if gpu else [name for name in settings["dtypes"] if name != _INT8]
+    elements = {name: plan_element(DTYPES[name]) for name in names}
     floors = {
         (threads, name): measure_floor(threads, element)
         for threads in settings["threads"]
@@ -257,7 +298,7 @@ def _run(settings: dict[str, Any], json_path: str | None) -> Result:
             for case in itertools.product(models, *(settings[key] for key in keys)):
                 width, batch, dtype, threads = case
                 torch.set_num_threads(threads)
-                model, x = models[width], images[:batch].to(device, DTYPES[dtype])
+                model, x = models[width], images[:batch].to(device, _element(dtype))
                 least = floors.get((threads, dtype))
                 _time_case(result, case, model, x, least, settings, bar)
                 save()
@@ -285,9 +326,11 @@ def _time_case(
     """Add one case to the result and print it, as far as it gets."""
     _, _, dtype, _ = case
     console = output()
-    model = copy.deepcopy(model).to(x.device, DTYPES[dtype])
-    bound = upper_bound("network", DTYPES[dtype])
-    comparison = Comparison(model, x, settings["peers"], bound)
+    model = copy.deepcopy(model).to(x.device, _element(dtype))
+    int8 = dtype == _INT8
+    bound = INT8_BOUND if int8 else upper_bound("network", DTYPES[dtype])
+    batches = _batches(x, settings["image"]) if int8 else None
+    comparison = Comparison(model, x, _peers_in(dtype, settings), bound, batches)
     try:
         measure(comparison, settings["repeats"], bar, label_of(case))
     finally:

@@ -17,6 +17,11 @@ from snv2_kernels import _native
 
 __all__ = ["commit", "isa_note", "machine", "peer_versions", "versions"]
 
+_ENGINES = (
+    "onnxruntime", "onnx", "openvino", "nncf", "ncnn", "pnnx", "MNN", "ai-edge-litert",
+    "litert-torch", "ai-edge-quantizer", "executorch", "torchao",
+)  # fmt: skip
+
 
 def _cpu_model() -> str:
     try:
@@ -77,7 +82,7 @@ def versions() -> dict[str, str]:
 def peer_versions() -> dict[str, str]:
     """Versions of the inference engines that are installed and of what converts for them."""
     found = {}
-    for name in ("onnxruntime", "onnx", "openvino", "ncnn", "pnnx"):
+    for name in _ENGINES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -28,11 +28,11 @@ from snv2_bench.cli.page_parts import (
 )
 from snv2_bench.cli.summary import CASE, case_of, cases_of, label_of
 from snv2_bench.floor import Floor
-from snv2_bench.peers import GPU_PEERS, OURS, PEERS
+from snv2_bench.peers import GPU_PEERS, INT8_PEERS, OURS, PEERS
 from snv2_bench.startup import PHASES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from snv2_bench.cli.schema import Floor as FloorRow
     from snv2_bench.cli.schema import Layers, Result, Row
@@ -156,8 +156,9 @@ def _times(result: Result, name: str) -> Iterator[Section]:
     section.words.append(
         f"ShuffleNet V2 on {size} x {size}. Ways take turns, one call each in random order; each "
         "timed call follows one that is not timed. Nothing is timed whose output was not checked "
-        "against float64. The floor is the longer of two times: that of the multiply-adds at the "
-        "measured peak, and that of input and weights at the measured rate of copies in caches. "
+        "against float64; of int8 the error is its rms over that of the scores. The floor is the "
+        "longer of two times: that of the multiply-adds at the measured peak, and that of input "
+        "and weights at the measured rate of copies in caches. "
         "p99 of fewer than 100 samples is about their maximum."
     )
     cells = [
@@ -380,11 +381,16 @@ def _origin(files: Sequence[tuple[str, Result]]) -> Section:
             for name, value in facts
         ]
         section.parts.append(Table(path, ("what", "value"), rows))
-    used = {row["peer"] for _, result in files for row in result.get("rows", [])}
+    rows_of_all = [row for _, result in files for row in result.get("rows", [])]
+    floats = {row["peer"] for row in rows_of_all if row["dtype"] != "int8"}
+    int8 = {row["peer"] for row in rows_of_all if row["dtype"] == "int8"}
+    used: list[tuple[str, Callable[..., Any]]] = [
+        *((name, make) for name, make in (PEERS | GPU_PEERS).items() if name in floats),
+        *((f"{name}, int8", make) for name, make in INT8_PEERS.items() if name in int8),
+    ]
     ways = [
         [Cell(name), Cell(re.sub(r":\w+:|`", "", inspect.getdoc(make) or ""))]
-        for name, make in (PEERS | GPU_PEERS).items()
-        if name in used
+        for name, make in used
     ]
     if ways:
         section.parts.append(Table("The ways to run the network", ("peer", "what it is"), ways))

@@ -93,7 +93,16 @@ def table_of(rows: list[Row], title: str) -> FittedTable:
     """Rows of one case as a table."""
     table = FittedTable(title)
     table.add_texts("peer")
-    headings = ("error", "median ms", "p10 - p90 ms", "p99 ms", "images/s", "of floor", "vs eager")
+    of_int8 = any(row["dtype"] == "int8" for row in rows)
+    headings = (
+        "rms error" if of_int8 else "error",
+        "median ms",
+        "p10 - p90 ms",
+        "p99 ms",
+        "images/s",
+        "of floor",
+        "vs eager",
+    )
     table.add_numbers(*headings)
     if any(row["reason"] for row in rows):
         table.add_texts("not measured because")

@@ -77,7 +77,8 @@ class Row(Case):
     """One peer in one case. Times are of one call."""
 
     peer: Text
-    error: float | None  # against float64, of the largest score
+    # Against float64: the largest of the largest score, or of int8 the rms of that of the scores.
+    error: float | None
     error_bound: float
     reason: Text | None  # why it was not timed
     samples: Count

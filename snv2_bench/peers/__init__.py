@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snv2_bench.peers import engines, pytorch
+from snv2_bench.peers import engines, pytorch, quantized, xnnpack
 from snv2_bench.peers.engines import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import Tensor, nn
 
     Peer = Callable[[nn.Module, Tensor], Callable[[], Tensor]]
+    QuantizedPeer = Callable[[nn.Module, Tensor, Sequence[Tensor]], Callable[[], Tensor]]
 
-__all__ = ["GPU_PEERS", "OURS", "PEERS", "Unavailable", "peers_of"]
+__all__ = ["GPU_PEERS", "INT8_PEERS", "OURS", "PEERS", "Unavailable", "peers_of"]
 
 OURS = ("fused", "engine")
 
@@ -29,8 +30,21 @@ PEERS: dict[str, Peer] = {
     "onnxruntime": engines.onnxruntime,
     "openvino": engines.openvino,
     "ncnn": engines.ncnn,
+    "mnn": engines.mnn,
+    "litert": xnnpack.litert,
+    "executorch": xnnpack.executorch,
     "fused": pytorch.fused,
     "engine": pytorch.engine,
+}
+
+# Each quantizes a float32 model after batches of the input's shape as well.
+INT8_PEERS: dict[str, QuantizedPeer] = {
+    "onnxruntime": quantized.onnxruntime,
+    "openvino": quantized.openvino,
+    "litert": xnnpack.quantized_litert,
+    "executorch": xnnpack.quantized_executorch,
+    "fused": quantized.quantized_fused,
+    "engine": quantized.quantized_engine,
 }
 
 GPU_PEERS: dict[str, Peer] = {

@@ -103,9 +103,24 @@ SNV2_INLINE void dot(const Planes<V>& x, const Weights<V>& w, V& sum) {
 
 #endif
 
-// A word of a map in all lanes.
+// A word of a map in all lanes. As an integer it would pass through general registers on its way.
 template <class V>
 SNV2_INLINE Planes<V> broadcast(const uint8_t* x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) {
+    return planes<V>((V)_mm512_broadcastss_ps(_mm_load_ss(reinterpret_cast<const float*>(x))));
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) {
+    return planes<V>((V)_mm256_broadcast_ss(reinterpret_cast<const float*>(x)));
+  }
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(V) == 16) {
+    return planes<V>((V)_mm_load1_ps(reinterpret_cast<const float*>(x)));
+  }
+#endif
   int32_t word;
   __builtin_memcpy(&word, x, sizeof word);
   return planes<V>(V{} + word);
