@@ -4,6 +4,11 @@
 #include <cstring>
 #include <stdexcept>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "cpu/kernels.h"
 
 namespace snv2::cpu {
@@ -11,6 +16,11 @@ namespace snv2::cpu {
 #if defined(SNV2_HAVE_NEON)
 namespace neon {
 extern const Kernels kTable;
+}
+#endif
+#if defined(SNV2_HAVE_NEON_DOT)
+namespace neon_dot {
+extern const MapKernels<UInt8> kInt8Kernels;
 }
 #endif
 #if defined(SNV2_HAVE_PORTABLE)
@@ -21,6 +31,11 @@ extern const Kernels kTable;
 #if defined(SNV2_HAVE_AVX2)
 namespace avx2 {
 extern const Kernels kTable;
+}
+#endif
+#if defined(SNV2_HAVE_AVX2_VNNI)
+namespace avx2_vnni {
+extern const MapKernels<UInt8> kInt8Kernels;
 }
 #endif
 #if defined(SNV2_HAVE_AVX512)
@@ -41,23 +56,50 @@ extern const MapKernels<BFloat16> kMapKernels;
 
 namespace {
 
-constexpr int kMaxTables = 5;
+constexpr int kMaxTables = 6;
+
+// The kernels of one instruction set in all but the maps of integers.
+[[maybe_unused]] Kernels with_integers(Kernels kernels, const char* name,
+                                       const MapKernels<UInt8>& integers) {
+  kernels.name = name;
+  kernels.uint8 = &integers;
+  return kernels;
+}
+
+#if defined(SNV2_HAVE_NEON_DOT)
+const Kernels& neon_dot_table() {
+  static const Kernels table = with_integers(neon::kTable, "neon_dot", neon_dot::kInt8Kernels);
+  return table;
+}
+
+bool has_dot_products() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+  return true;  // all of Apple's that run macOS
+#else
+  return false;
+#endif
+}
+#endif
+
+#if defined(SNV2_HAVE_AVX2_VNNI)
+const Kernels& avx2_vnni_table() {
+  static const Kernels table = with_integers(avx2::kTable, "avx2_vnni", avx2_vnni::kInt8Kernels);
+  return table;
+}
+#endif
 
 #if defined(SNV2_HAVE_AVX512_VNNI)
-// AVX-512 in all but the maps of integers.
 const Kernels& avx512_vnni_table() {
-  static const Kernels table = [] {
-    Kernels kernels = avx512::kTable;
-    kernels.name = "avx512_vnni";
-    kernels.uint8 = &avx512_vnni::kInt8Kernels;
-    return kernels;
-  }();
+  static const Kernels table =
+      with_integers(avx512::kTable, "avx512_vnni", avx512_vnni::kInt8Kernels);
   return table;
 }
 #endif
 
 #if defined(SNV2_HAVE_AVX512_BF16)
-// The same in all but the maps of bfloat16. A processor that multiplies these does bytes too.
+// AVX-512 in all but maps of bfloat16 and integers. A processor that multiplies the first does both.
 const Kernels& avx512_bf16_table() {
   static const Kernels table = [] {
     Kernels kernels = avx512_vnni_table();
@@ -93,9 +135,15 @@ struct Available {
 #if defined(SNV2_HAVE_AVX512)
     if (has_avx512) add(&avx512::kTable);
 #endif
+#if defined(SNV2_HAVE_AVX2_VNNI)
+    if (has_avx2 && __builtin_cpu_supports("avxvnni")) add(&avx2_vnni_table());
+#endif
 #if defined(SNV2_HAVE_AVX2)
     if (has_avx2) add(&avx2::kTable);
 #endif
+#endif
+#if defined(SNV2_HAVE_NEON_DOT)
+    if (has_dot_products()) add(&neon_dot_table());
 #endif
 #if defined(SNV2_HAVE_NEON)
     add(&neon::kTable);

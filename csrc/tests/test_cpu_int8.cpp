@@ -81,8 +81,11 @@ struct IntegerPacker {
     packer.weights.resize(first + snv2::packed_floats(count, depth, DType::kUint8));
     for (int64_t i = 0; i < count; ++i) {
       if (rows[i] < 0) continue;
-      float* const panel = &packer.weights[first + i / 16 * (depth + 2) * 16 + i % 16];
+      float* const panel = &packer.weights[first + i / 16 * (depth + 3) * 16 + i % 16];
       panel[0] = layer.multipliers[rows[i]], panel[16] = layer.offsets[rows[i]];
+      int32_t sum = 0;
+      for (int64_t k = 0; k < layer.depth; ++k) sum += layer.weights[rows[i] * layer.depth + k];
+      std::memcpy(panel + 32, &sum, 4);
       for (int64_t k = 0; k < depth; ++k) {
         int8_t word[4] = {};
         for (int j = 0; j < 4; ++j) {
@@ -91,7 +94,7 @@ struct IntegerPacker {
             word[j] = static_cast<int8_t>(layer.weights[rows[i] * layer.depth + column]);
           }
         }
-        std::memcpy(panel + (k + 2) * 16, word, 4);
+        std::memcpy(panel + (k + 3) * 16, word, 4);
       }
     }
     return first;

@@ -31,10 +31,12 @@ def packed_product(
 
 
 def _integers(layer: IntegerLayer | None, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-    """The same of bytes: multipliers, offsets and int8 weights; a column of -1 is zero."""
+    """The same of bytes: multipliers, offsets, sums and int8 weights; a column of -1 is zero."""
     assert layer is not None
     weight = taken(layer.weight.T, columns).T
-    before = taken(layer.multiplier, rows), taken(layer.offset, rows)
+    # As int32; some processors multiply bytes less 128.
+    sums = layer.weight.sum(1, dtype=torch.int32).view(torch.float32)
+    before = (taken(values, rows) for values in (layer.multiplier, layer.offset, sums))
     return pack_panels(taken(weight, rows), *before)
 
 

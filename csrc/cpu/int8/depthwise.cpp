@@ -92,8 +92,9 @@ void dw_row(const uint8_t* const* panel_rows, const float* packed, int64_t width
       load_taps<kStride>(packed + lane + (kRowsBefore + r) * kPanel, taps[r]);
     });
     const Vec multiplier = load(packed + lane), offset = load(packed + kPanel + lane);
+    const Ints first = first_sums<Ints>(packed + 2 * kPanel + lane);
     for (int64_t x = 0; x < width; x += kQuad) {
-      Ints sums[kQuad] = {};
+      Ints sums[kQuad] = {first, first, first, first};
       if constexpr (kStride == 1) {
         quad_sums<1>(rows, taps, x / kQuad, sums);
       } else {

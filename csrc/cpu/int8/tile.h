@@ -126,6 +126,9 @@ SNV2_INLINE void tile(const Row& row, const uint8_t* x, const To& to, int64_t pi
   constexpr int kChains = kTilePixels * O::kCount < 8 ? 2 : 1;
   const int64_t panel = packed_panel(row.depth);
   IntSums<kTilePixels, O> chains[kChains];
+  chains[0].each([&](auto& sum, auto, auto v) SNV2_INLINED {
+    sum = first_sums<std::decay_t<decltype(sum)>>(row.weights + 2 * kPanel + O::at(v, panel));
+  });
   const auto multiply_add = [&](auto& sums, const float* w, int32_t offset) SNV2_INLINED {
     const uint8_t* const xk = x + offset;
     if constexpr (kXStride == kPanel) {

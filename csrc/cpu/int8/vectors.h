@@ -6,6 +6,10 @@
 
 #include "cpu/simd.h"
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace snv2::cpu::SNV2_ISA::int8 {
 
 // A vector of T as long as V.
@@ -17,7 +21,7 @@ struct AsLong {
 using Ints = int32_t __attribute__((vector_size(kVectorBytes)));
 using HalfInts = int32_t __attribute__((vector_size(kHalfLanes * 4)));
 
-// Rows of a panel of packed weights before the weights: multipliers and offsets.
+// Rows of a panel of packed weights before the weights: multipliers, offsets, sums of weights.
 inline constexpr int64_t kRowsBefore = rows_before_weights(DType::kUint8);
 
 inline constexpr int kQuad = 4;  // pixels whose bytes are packed at a time
@@ -32,7 +36,7 @@ SNV2_INLINE V load_ints(const void* p) {
 
 // Products -----------------------------------------------------------------------------------
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
 
 // Four planes of each lane, and four weights.
 template <class V>
@@ -41,20 +45,44 @@ template <class V>
 using Weights = V;
 
 template <class V>
-SNV2_INLINE Planes<V> planes(V x) {
-  return x;
-}
-template <class V>
 SNV2_INLINE Weights<V> weights(V w) {
   return w;
 }
 
+#if defined(__ARM_FEATURE_DOTPROD)
+
+// Less 128, since both factors are signed here: sums start with 128 times the sums of weights.
+template <class V>
+SNV2_INLINE Planes<V> planes(V x) {
+  return (V)((VecBits)x ^ 0x80808080u);
+}
+inline constexpr int kPlaneShift = 7;
+
+SNV2_INLINE void dot(Ints x, Ints w, Ints& sum) {
+  sum = (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)x, (int8x16_t)w);
+}
+
+#else
+
+template <class V>
+SNV2_INLINE Planes<V> planes(V x) {
+  return x;
+}
+
+#if defined(__AVX512VNNI__)
 SNV2_INLINE void dot(Ints x, Ints w, Ints& sum) {
   sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
 }
 SNV2_INLINE void dot(HalfInts x, HalfInts w, HalfInts& sum) {
   sum = (HalfInts)_mm256_dpbusd_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
 }
+#else
+SNV2_INLINE void dot(Ints x, Ints w, Ints& sum) {
+  sum = (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+}
+#endif
+
+#endif
 
 #else
 
@@ -93,6 +121,10 @@ SNV2_INLINE V sum_of_pairs(V a, V b) {
 #if defined(__SSE2__)
   if constexpr (sizeof(V) == 16) return (V)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #endif
+#if defined(__aarch64__)
+  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+  return (V)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+#endif
   return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 }
 
@@ -102,6 +134,16 @@ SNV2_INLINE void dot(const Planes<V>& x, const Weights<V>& w, V& sum) {
 }
 
 #endif
+
+// What the sums of an output start with, by its row of sums of weights.
+template <class V>
+SNV2_INLINE V first_sums([[maybe_unused]] const float* sums_of_weights) {
+#if defined(__ARM_FEATURE_DOTPROD)
+  return load_ints<V>(sums_of_weights) << kPlaneShift;
+#else
+  return V{};
+#endif
+}
 
 // A word of a map in all lanes. As an integer it would pass through general registers on its way.
 template <class V>

@@ -37,9 +37,9 @@ constexpr int64_t panels_of(int64_t channels) { return ceil_div(channels, kPanel
 // Planes in a word of a map.
 constexpr int64_t planes_in_word(DType element) { return 4 / size_of(element); }
 
-// Rows of a panel of a packed matrix before its weights: one of biases, or of multipliers and one of
-// offsets.
-constexpr int64_t rows_before_weights(DType element) { return element == DType::kUint8 ? 2 : 1; }
+// Rows of a panel of a packed matrix before its weights: one of biases; of integers multipliers,
+// offsets and, as int32, the sums of the weights of each output.
+constexpr int64_t rows_before_weights(DType element) { return element == DType::kUint8 ? 3 : 1; }
 
 // Floats of a packed [outputs, depth] matrix: for each panel of outputs the rows before its weights,
 // then `depth` rows of weights, each row 16 outputs. The weights of a product with a bfloat16 map are
