@@ -52,6 +52,24 @@ def test_networks_of_the_authors(tmp_path: Path) -> None:
     assert "the model pools a part of its map" in large.output
 
 
+def test_export_in_eight_bits(tmp_path: Path) -> None:
+    weights, picture, net = save_weights(tmp_path), save_picture(tmp_path), tmp_path / "net.snv2"
+    made = run("export", "--weights", weights, "-o", net, "--int8", tmp_path, "--int8", picture)
+    assert made.exit_code == 0, made.output
+    assert "plans       cpu uint8" in made.output
+    expected, result = run("classify", "--weights", weights, picture), run("run", net, picture)
+    assert result.exit_code == 0, result.output
+    assert top(result)[0][0] == top(expected)[0][0]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    none = run("export", "--weights", weights, "-o", net, "--int8", empty)
+    assert none.exit_code == 2
+    assert "--int8: no images in" in none.output
+    on_gpus = run("export", "--weights", weights, "-o", net, "--int8", picture, "--target", "cuda")
+    assert on_gpus.exit_code == 2
+    assert "integers run on a CPU only" in on_gpus.output
+
+
 def test_export_refuses(tmp_path: Path) -> None:
     weights, net, names = save_weights(tmp_path), tmp_path / "net.snv2", tmp_path / "names"
     names.write_text("one\ntwo\n")
