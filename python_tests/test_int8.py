@@ -232,6 +232,26 @@ def test_parts_of_a_larger_model() -> None:
 
 
 @torch.no_grad()
+def test_units_between_other_layers() -> None:
+    """Units of a container that follow each other are one call, in integers too."""
+    net: Any = network()
+    units = list(net.stage2)[:3]
+    model = nn.Sequential(net.conv1, net.maxpool, *units, nn.Conv2d(48, 4, 1)).eval()
+    x = draw(2, 3, 64, 64)
+    quantized: Any = snv2.quantize(model, x)
+    assert "2-4: stage in int8: fused" in str(snv2.explain(quantized))
+    series = quantized.steps()["2-4"]
+    entered = net.maxpool(net.conv1(x))
+    (expected,) = interpreted(series, entered)
+    assert torch.allclose(quantized(x), model[-1](expected), rtol=1e-4, atol=1e-4)
+    assert error(quantized(x), model(x)) < NEAR
+    # One that is not quantized is in no series with others that are.
+    quantized[3]._ranges = quantized._made = None
+    assert list(quantized.steps()) == ["0", "1", "2", "3", "4", "5"]
+    assert error(quantized(x), model(x)) < NEAR
+
+
+@torch.no_grad()
 def test_changed_weights_are_packed_again() -> None:
     net = network()
     x = draw(2, 3, 64, 64)

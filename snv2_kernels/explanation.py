@@ -68,12 +68,16 @@ def explain(model: nn.Module) -> Explanation:
             for step, series in module.steps().items():
                 if isinstance(series, Series):
                     place = f"{name}.{step}" if name else step
-                    parts.append(Part(place, "stage", series.reason()))
+                    parts.append(Part(place, _in_dtype("stage", series), series.reason()))
     return Explanation((*parts, *_plain_parts(fused, reasons)))
 
 
 def _kind(module: FusedModule) -> str:
     kind = module.kind() if isinstance(module, Recognized) else type(module).__name__
+    return _in_dtype(kind, module)
+
+
+def _in_dtype(kind: str, module: FusedModule) -> str:
     in_integers = isinstance(module, PlannedModule) and module._ranges is not None
     return f"{kind} in int8" if in_integers else kind
 

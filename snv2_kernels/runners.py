@@ -94,8 +94,7 @@ class CpuRunner:
         with torch.inference_mode(False):  # buffers that may be written in and out of it
             self.input = _input_buffer(shape, dtype, "cpu", pixels)
             # A plan of integers takes the bytes themselves.
-            self._takes_bytes = pixels is not None and plan.element == torch.uint8
-            converts = pixels is not None and not self._takes_bytes
+            converts = pixels is not None and plan.element != torch.uint8
             self._convert = _Conversion(pixels, shape, dtype) if pixels and converts else None
             self.results = [
                 torch.empty(result, dtype=dtype, device="cpu")

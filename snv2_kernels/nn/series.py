@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from snv2_kernels.nn.watch import has_own_hooks, note_mode
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.units import Unsupported
 
+if TYPE_CHECKING:
+    from snv2_kernels.quantization.numbers import Ranges
+
 __all__ = ["Mixed", "Series", "has_series"]
 
 
@@ -25,6 +28,22 @@ class Series(PlannedModule, nn.Sequential):
     def _plain(self, x: Tensor) -> Tensor:
         out: Tensor = nn.Sequential.forward(self, x)
         return out
+
+    _joined_ranges: tuple[list[Ranges], Ranges] | None = None  # of its modules, and of them all
+
+    @property
+    def _ranges(self) -> Ranges | None:  # type: ignore[override]
+        """Of its modules, which are all quantized or none."""
+        parts = [module._ranges for module in self._runs()]
+        told = [ranges for ranges in parts if ranges is not None]
+        if len(told) < len(parts):
+            return None
+        made = self._joined_ranges
+        if made is None or any(a is not b for a, b in zip(made[0], told, strict=True)):
+            from snv2_kernels.quantization.numbers import joined
+
+            made = self._joined_ranges = told, joined(told)
+        return made[1]
 
     def _runs(self) -> list[PlannedModule]:
         return [module for module in self if isinstance(module, PlannedModule)]
@@ -73,14 +92,23 @@ def _is_transparent(module: nn.Module | None) -> TypeGuard[nn.Sequential]:
 
 
 def _joined(modules: list[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
-    for backend, group in itertools.groupby(modules, lambda item: _backend(item[1])):
+    for kind, group in itertools.groupby(modules, lambda item: _kind(item[1])):
         found = list(group)
-        if backend is None or len(found) == 1:
+        if kind is None or len(found) == 1:
             yield from found
             continue
         series = Series(*(module for _, module in found))
-        series.training, series._backend = False, backend
+        series.training, series._backend = False, kind[0]
         yield f"{found[0][0]}-{found[-1][0]}", series
+
+
+def _kind(module: nn.Module) -> tuple[str, bool] | None:
+    """What is alike in modules of a series; None for others."""
+    backend = _backend(module)
+    if backend is None:
+        return None
+    assert isinstance(module, PlannedModule)
+    return backend, module._ranges is not None
 
 
 def _backend(module: nn.Module) -> str | None:

@@ -22,7 +22,7 @@ from snv2_kernels.packing.common import FoldingBuilder
 from snv2_kernels.packing.units import Unsupported
 from snv2_kernels.quantization.network import Key, Step, evaluate
 
-__all__ = ["Affine", "IntegerLayer", "Quantization", "Ranges", "integer_layers"]
+__all__ = ["Affine", "IntegerLayer", "Quantization", "Ranges", "integer_layers", "joined"]
 
 LARGEST_BYTE, LARGEST_WEIGHT = 255, 127
 _INT32 = 2.0**31
@@ -76,6 +76,22 @@ class Ranges:
     input: Affine
     results: dict[Key, Affine]
     means: dict[Key, Tensor] = field(default_factory=dict)
+
+
+def joined(parts: Sequence[Ranges]) -> Ranges:
+    """Returns the ranges of networks without stem and head that run one behind the other."""
+    results: dict[Key, Affine] = {}
+    means: dict[Key, Tensor] = {}
+    units = 0
+    for part in parts:
+        places = [key for key in part.results if not isinstance(key, str)]
+        assert len(places) == len(part.results), "a part has a stem or a head"
+        for unit, layer in places:
+            results[units + unit, layer] = part.results[unit, layer]
+            if (unit, layer) in part.means:
+                means[units + unit, layer] = part.means[unit, layer]
+        units += 1 + max(unit for unit, _ in places)
+    return Ranges(parts[0].input, results, means)
 
 
 @dataclass(frozen=True)

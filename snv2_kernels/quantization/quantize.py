@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from snv2_kernels.fuse import fuse
 from snv2_kernels.nn.planned import PlannedModule
+from snv2_kernels.nn.series import Mixed
 from snv2_kernels.packing import PlanBuilder
 from snv2_kernels.packing.units import Unsupported
 from snv2_kernels.quantization.calibrate import calibrate
@@ -91,6 +92,9 @@ def quantize(
     for part, ranges in quantized.items():
         part._ranges = ranges
         part._packed_state = None
+    for module in fused.modules():
+        if isinstance(module, Mixed):
+            module._made = None  # whose series are all in integers or not at all
     return fused
 
 
