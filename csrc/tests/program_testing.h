@@ -1,6 +1,7 @@
 // Programs written by hand, as docs/program.md says, and a small network to put into one.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -86,6 +87,10 @@ struct SmallNetwork {
   int64_t words(int64_t channels) const { return snv2::ceil_div(channels, packer.planes()); }
   snv2::Layer layer(int64_t outputs, int64_t depth) {
     snv2::Layer packed{};
+    if (packer.element == DType::kUint8) {  // words of any four bytes
+      packed.weights = floats(snv2::packed_floats(outputs, depth, packer.element));
+      return packed;
+    }
     std::vector<float> weights = random(outputs * depth, 0.3f);
     if (packer.element == DType::kBFloat16) {
       // A word of bfloat16 is a pair: of the same number, which is about what the word is.
@@ -100,12 +105,20 @@ struct SmallNetwork {
     return packed;
   }
 
+  int64_t floats(int64_t count) {
+    const std::vector<float> more = random(count);
+    packer.weights.insert(packer.weights.end(), more.begin(), more.end());
+    return static_cast<int64_t>(packer.weights.size()) - count;
+  }
+
   explicit SmallNetwork(DType element) : packer{element, {}, {}, {}} {
+    const bool integers = element == DType::kUint8;
     Step stem{};
     stem.kind = StepKind::kStem;
     stem.stride = 1, stem.new_buffer = 1, stem.buffer_panels = 1;
     stem.main.in_channels = 3, stem.main.out_channels = 8;
     stem.main.pw1 = layer(8, words(3) * 9);
+    if (integers) stem.main.dw.weights = floats(3 * 3);
     packer.steps.push_back(stem);
 
     Step unit{};
@@ -117,7 +130,8 @@ struct SmallNetwork {
     main.mid_channels = 12, main.window = 3, main.dilation = 1;
     main.depth = words(12), main.table = table(12);
     main.out_channels = 10;
-    main.pw1 = layer(12, words(8)), main.dw = layer(12, 9), main.pw2 = layer(10, words(12));
+    main.pw1 = layer(12, words(8)), main.dw = layer(12, integers ? 3 : 9),
+    main.pw2 = layer(10, words(12));
     packer.steps.push_back(unit);
 
     Step head{};
@@ -151,6 +165,21 @@ inline std::vector<Section> small_sections() {
       {SectionKind::kCpuWeights, DType::kFloat32, bytes_of(single.packer.weights)},
       {SectionKind::kCpuWeights, DType::kBFloat16, bytes_of(narrow.packer.weights)},
   };
+}
+
+// The same network in integers, which needs no other plan.
+inline std::vector<Section> integer_sections() {
+  const SmallNetwork network(DType::kUint8);
+  std::vector<Section> sections = small_sections();
+  sections.erase(std::remove_if(sections.begin(), sections.end(),
+                                [](const Section& s) {
+                                  return s.kind == SectionKind::kCpuPlan ||
+                                         s.kind == SectionKind::kCpuWeights;
+                                }),
+                 sections.end());
+  sections.push_back({SectionKind::kCpuPlan, DType::kUint8, bytes_of(network.plan())});
+  sections.push_back({SectionKind::kCpuWeights, DType::kUint8, bytes_of(network.packer.weights)});
+  return sections;
 }
 
 // A plan for GPUs of as many channels.

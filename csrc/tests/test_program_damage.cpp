@@ -128,16 +128,16 @@ void run(snv2::Network& network) {
 TEST(damaged_programs) {
   const char* const wanted = std::getenv("SNV2_MUTATIONS");
   const int64_t count = wanted != nullptr ? std::atoll(wanted) : 3000;
-  // One has all sections; the other's last is the weights, so that what reads on leaves the file.
-  std::vector<Section> bases[] = {all_sections(), small_sections()};
+  // One has all sections; the others' last is the weights, so that what reads on leaves the file.
+  std::vector<Section> bases[] = {all_sections(), small_sections(), integer_sections()};
   bases[1].erase(std::remove_if(bases[1].begin(), bases[1].end(),
                                 [](const Section& s) { return s.dtype != DType::kFloat32; }),
                  bases[1].end());
-  const std::string files[] = {file_of(bases[0]), file_of(bases[1])};
+  const std::string files[] = {file_of(bases[0]), file_of(bases[1]), file_of(bases[2])};
   int64_t refused = 0, ran = 0;
   for (int64_t seed = 0; seed < count; ++seed) {
     generator.seed(static_cast<uint32_t>(seed));
-    const InMemory memory(mutated(bases[seed % 2], files[seed % 2]));
+    const InMemory memory(mutated(bases[seed % 3], files[seed % 3]));
     try {
       snv2::Network network = snv2::Network::view(memory.data.get(), memory.size, 1);
       run(network);
