@@ -179,27 +179,40 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
-# All ways to run the network side by side, with the inference engines of the extra `peers`, and a
-# page of it: some 18 minutes on two cores. QUICK=1 takes two.
+# LiteRT and ExecuTorch bring converters that want older packages than the checkout: they have an
+# environment on top of its own, whose PyTorch they take.
+PEERS := build/peers
+$(PEERS)/.installed: $(INSTALLED) pyproject.toml
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(BIN)/python -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > "$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/checkout.pth"
+	$(BIN)/python tools/requirements.py peers-xnnpack | $(PEERS)/bin/pip install -r /dev/stdin
+	touch $@
+
+# All ways to run the network side by side, with the inference engines of the extra `peers-xnnpack`, all
+# dtypes, and a page of it: most of an hour on two cores. QUICK=1 takes some minutes.
 ifdef QUICK
 BENCH := --width x1.0 --threads 1 --threads 2 --repeats 10 --layers
 TABLES := --quick
+DTYPES := --width x1.0 --threads 1 --dtype bf16 --dtype int8 --repeats 10
 else
 BENCH := --width x0.5 --width x1.0 --width x1.5 --width x2.0 --batch 1 --batch 8 \
   --threads 1 --threads 2 --repeats 20 --layers --startup
 TABLES := --repeats 10
+DTYPES := --width x0.5 --width x1.0 --width x2.0 --threads 1 --threads 2 --dtype fp32 --dtype bf16 \
+  --dtype int8 --repeats 20
 BATCHES := --width x1.0 --batch 1 --batch 4 --batch 16 --batch 64 --repeats 3
 COUNTED := out/gpu.json
 endif
 
-bench: $(INSTALLED) $(COUNTED)
-	$(BIN)/pip install -e ".[peers]"
+bench: $(PEERS)/.installed $(COUNTED)
 	mkdir -p out
-	$(BIN)/snv2 bench $(BENCH) --json out/bench.json
+	$(PEERS)/bin/python -m snv2_bench bench $(BENCH) --json out/bench.json
+	$(PEERS)/bin/python -m snv2_bench bench $(DTYPES) --json out/dtypes.json
 	$(BIN)/snv2 guidelines $(TABLES) --json out/guidelines.json
 	$(BIN)/snv2 table8 $(TABLES) --json out/table8.json
 	$(if $(BATCHES),$(BIN)/snv2 bench $(BATCHES) --json out/batches.json)
-	$(BIN)/snv2 report out/bench.json $(if $(BATCHES),out/batches.json) out/guidelines.json \
+	$(BIN)/snv2 report out/bench.json out/dtypes.json $(if $(BATCHES),out/batches.json) out/guidelines.json \
 	  out/table8.json $(COUNTED) -o out/report.html
 
 # What the CUDA kernels move, counted by the emulator.

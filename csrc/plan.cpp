@@ -242,8 +242,7 @@ Plan::Plan(const int64_t* words, int64_t word_count, int64_t weight_count) {
   header_ = reinterpret_cast<const PlanHeader*>(words);
   steps_ = reinterpret_cast<const Step*>(words + kHeaderWords);
   tables_ = words + kHeaderWords + steps * kStepWords;
-  if (element() != DType::kFloat32 && element() != DType::kBFloat16 &&
-      element() != DType::kUint8) {
+  if (element() != DType::kFloat32 && element() != DType::kBFloat16 && element() != DType::kUint8) {
     throw std::invalid_argument("plan: element is neither float32 nor bfloat16 nor uint8");
   }
   Checker check(tables_, word_count - kHeaderWords - steps * kStepWords, weight_count, element());

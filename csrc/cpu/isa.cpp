@@ -99,7 +99,8 @@ const Kernels& avx512_vnni_table() {
 #endif
 
 #if defined(SNV2_HAVE_AVX512_BF16)
-// AVX-512 in all but maps of bfloat16 and integers. A processor that multiplies the first does both.
+// AVX-512 in all but maps of bfloat16 and integers. A processor that multiplies the first does
+// both.
 const Kernels& avx512_bf16_table() {
   static const Kernels table = [] {
     Kernels kernels = avx512_vnni_table();

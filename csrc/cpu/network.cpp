@@ -140,8 +140,9 @@ class ImageRunner {
   void stem(const Step& step) {
     const Branch& main = step.main;
     stem_offsets(ceil_div(main.in_channels, kWordPlanes), kWordPlanes, extent_.width, offsets_);
-    const Stem<T> op{x_,       image_,   weights_ + main.pw1.weights, main.out_channels,
-                     offsets_, current_, act(main.pw1),               weights_ + main.dw.weights};
+    const Stem<T> op{
+        x_,       image_,        weights_ + main.pw1.weights, main.out_channels, offsets_,
+        current_, act(main.pw1), weights_ + main.dw.weights};
     const int64_t rows = op.out_height();
     const int64_t work = 4 * rows * op.out_width() * 9 * main.in_channels * main.out_channels;
     const int64_t parts = std::min(threads_for(work), rows);
@@ -422,8 +423,7 @@ void classify(const Branch& head, const Kernels& kernels, const float* weights,
                               1,        out.batch};
   parallel_for(1, [&](int64_t) {
     consecutive_offsets(head.out_channels, 1, out.batch, offsets);
-    kernels.float32->export_planes(classes, offsets, nullptr, transposed, 0,
-                                   Range{0, out.batch});
+    kernels.float32->export_planes(classes, offsets, nullptr, transposed, 0, Range{0, out.batch});
   });
 }
 
@@ -452,8 +452,7 @@ void check_io(const Plan& plan, const FeatureMap& x, const FeatureMap* results,
     throw std::invalid_argument("results are not as many as the plan's");
   }
   const bool bytes = x.dtype == DType::kUint8;
-  if (bytes &&
-      (plan.element() != DType::kUint8 || plan.begin()->kind != StepKind::kStem)) {
+  if (bytes && (plan.element() != DType::kUint8 || plan.begin()->kind != StepKind::kStem)) {
     throw std::invalid_argument("x is of bytes, which only a whole network of integers takes");
   }
   const DType dtype = bytes && result_count > 0 ? results[0].dtype : x.dtype;

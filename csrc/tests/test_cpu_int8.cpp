@@ -1,7 +1,7 @@
 // Plans of integers against loops, exactly.
 //
-// Multipliers are powers of two and offsets multiples of an eighth, so that nothing but the rounding
-// to bytes is rounded, and halves are met often.
+// Multipliers are powers of two and offsets multiples of an eighth, so that nothing but the
+// rounding to bytes is rounded, and halves are met often.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -133,7 +133,8 @@ struct Unit {
   Integers pw1, dw, pw2, side_dw, side_pw;
 };
 
-// Import, a unit of stride 2, two of stride 1, export: floats that are bytes times an eighth less 3.
+// Import, a unit of stride 2, two of stride 1, export: floats that are bytes times an eighth
+// less 3.
 struct IntegerStage {
   IntegerPacker p;
   int64_t channels;
@@ -341,8 +342,8 @@ struct IntegerClassifier {
           for (int64_t k = 0; k < 9 * kIn; ++k) {
             const int64_t c = k / 9, row = 2 * y + k % 9 / 3 - 1, column = 2 * xx + k % 3 - 1;
             const bool inside = row >= 0 && column >= 0 && row < h && column < w;
-            const int64_t byte = inside ? x[(c * h + row) * w + column]
-                                        : static_cast<int64_t>(padding[c]);
+            const int64_t byte =
+                inside ? x[(c * h + row) * w + column] : static_cast<int64_t>(padding[c]);
             sum += byte * stem.weights[o * 9 * kIn + k];
           }
           const uint8_t value = byte_of(stem.value(o, sum));
@@ -394,8 +395,8 @@ TEST(integer_classifier_equals_loops_on_floats_and_bytes) {
         for (int64_t n = 0; n < s.n; ++n)
           for (int64_t c = 0; c < 3; ++c)
             for (int64_t p = 0; p < s.h * s.w; ++p) {
-              const int64_t at = n * 3 * s.h * s.w + c * x.map.channel_stride() +
-                                 p * x.map.pixel_stride();
+              const int64_t at =
+                  n * 3 * s.h * s.w + c * x.map.channel_stride() + p * x.map.pixel_stride();
               ordered.push_back(bytes[at]);
               x.values[at] = (static_cast<float>(bytes[at]) - static_cast<float>(100 + c)) / 16.0f;
             }
@@ -433,8 +434,8 @@ TEST(bytes_go_into_whole_networks_of_integers_only) {
   const int64_t size = snv2::cpu::workspace_bytes(plan, 1, 5, 5, 1);
   std::vector<float> memory(static_cast<size_t>(size / 4));
   const FeatureMap in{x.data(), DType::kUint8, Layout::kChannelsLast, 1, 8, 5, 5};
-  CHECK_THROWS(snv2::cpu::run_network(plan, stage.p.packer.weights.data(), in, y.map,
-                                      memory.data(), size, one_thread(1)));
+  CHECK_THROWS(snv2::cpu::run_network(plan, stage.p.packer.weights.data(), in, y.map, memory.data(),
+                                      size, one_thread(1)));
 }
 
 TEST(broken_plans_of_integers_are_refused) {
@@ -458,9 +459,8 @@ TEST(broken_plans_of_integers_are_refused) {
   };
   refused("window", [](Step& step) { step.main.window = 5; });
   refused("dilation", [](Step& step) { step.main.dilation = 2; });
-  refused("activation", [](Step& step) {
-    step.main.pw1.activation = static_cast<int64_t>(Activation::kSilu);
-  });
+  refused("activation",
+          [](Step& step) { step.main.pw1.activation = static_cast<int64_t>(Activation::kSilu); });
 }
 
 }  // namespace

@@ -15,7 +15,6 @@ import torch
 
 import snv2_kernels
 from snv2_bench.peers.engines import (
-    Unavailable,
     export_onnx,
     installed,
     openvino_request,
@@ -102,8 +101,4 @@ def quantized_engine(
 
 
 def _quantized(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
-    quantize = getattr(snv2_kernels, "quantize", None)
-    if quantize is None:
-        raise Unavailable("this version has no snv2_kernels.quantize")
-    module: nn.Module = quantize(model, batches)
-    return module
+    return snv2_kernels.quantize(model, batches)

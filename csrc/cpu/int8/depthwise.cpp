@@ -103,17 +103,16 @@ void dw_row(const uint8_t* const* panel_rows, const float* packed, int64_t width
         if (x + 2 < width) quad_sums<2>(rows, taps, x / 2 + 1, sums + 2);
       }
       Vec values[kQuad];
-      unroll<kQuad>([&](auto p) SNV2_INLINED {
-        values[p] = floats_of(sums[p]) * multiplier + offset;
-      });
+      unroll<kQuad>([&](auto p)
+                        SNV2_INLINED { values[p] = floats_of(sums[p]) * multiplier + offset; });
       store_pixels(y + x * kPanel + lane, values,
                    static_cast<int>(std::min<int64_t>(kQuad, width - x)));
     }
   }
 }
 
-// Rolls `group` panels of rows through the ring. make_row(row, out, panel pitch) writes the quads of
-// input row `row`.
+// Rolls `group` panels of rows through the ring. make_row(row, out, panel pitch) writes the quads
+// of input row `row`.
 template <class F>
 void roll_rows(const Depthwise<UInt8>& op, int64_t panel, int64_t group, Range out_rows,
                uint8_t* scratch, const F& make_row) {
@@ -141,8 +140,8 @@ void roll_rows(const Depthwise<UInt8>& op, int64_t panel, int64_t group, Range o
         rows[i] = (inside ? scratch + (row % kRows * group + g) * pitch : zeros) + kQuadBytes;
       }
       const float* const packed = op.weights + (panel + g) * packed_panel(kDepth);
-      auto* const y = reinterpret_cast<uint8_t*>(op.y) + (panel + g) * y_panel +
-                      out_row * out_width * kPanel;
+      auto* const y =
+          reinterpret_cast<uint8_t*>(op.y) + (panel + g) * y_panel + out_row * out_width * kPanel;
       if (shape.stride == 1) {
         dw_row<1>(rows, packed, out_width, y);
       } else {
@@ -173,8 +172,7 @@ void panel_depthwise(const PanelDepthwise<UInt8>& op, Range panels, Range out_ro
   const DepthwiseShape& shape = op.dw.shape;
   const int64_t x_panel = shape.height * shape.width * kPanel;
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    const auto* const x =
-        reinterpret_cast<const uint8_t*>(op.x) + op.panels[panel] * x_panel;
+    const auto* const x = reinterpret_cast<const uint8_t*>(op.x) + op.panels[panel] * x_panel;
     roll_rows(op.dw, panel, 1, out_rows, reinterpret_cast<uint8_t*>(scratch),
               [&](int64_t index, uint8_t* out, int64_t) {
                 const uint8_t* const in = x + index * shape.width * kPanel;

@@ -109,7 +109,8 @@ void read_strip(const Stem<UInt8>& op, int64_t first, uint32_t* strip) {
   for (int64_t c = 0; c < x.channels; c += kChannels) {
     const int64_t live = std::min<int64_t>(kChannels, x.channels - c);
     uint32_t padding = 0;
-    for (int64_t i = 0; i < live; ++i) padding |= rounded(op.affine[2 * x.channels + c + i]) << (8 * i);
+    for (int64_t i = 0; i < live; ++i)
+      padding |= rounded(op.affine[2 * x.channels + c + i]) << (8 * i);
     for (int64_t i = 0; i < kStemInRows; ++i) {
       uint32_t* const out = strip + (c / kChannels * kStemInRows + i) * pitch;
       const int64_t row = first + i;
@@ -193,10 +194,12 @@ void stem(const Stem<UInt8>& op, Range out_rows, float* scratch) {
       });
     }
     for (int64_t panel = 0; panel < panels; ++panel) {
-      auto* const y = reinterpret_cast<uint8_t*>(op.y) + panel * op.out_height() * out_width * kPanel;
+      auto* const y =
+          reinterpret_cast<uint8_t*>(op.y) + panel * op.out_height() * out_width * kPanel;
       for (int64_t row = begin; row < end; ++row) {
         const uint8_t* const top = conv + 2 * (row - begin) * conv_row + panel * conv_pitch;
-        pool_row({top, top + conv_row, top + 2 * conv_row}, out_width, y + row * out_width * kPanel);
+        pool_row({top, top + conv_row, top + 2 * conv_row}, out_width,
+                 y + row * out_width * kPanel);
       }
     }
   }

@@ -67,7 +67,8 @@ SNV2_INLINE Vec whole(Vec v) { return v; }
 SNV2_INLINE Vec whole(HalfVec v) { return _mm512_zextps256_ps512(v); }
 #endif
 
-// f(vector, first pixel, its four pixels) of each vector of each quad; pixels beyond the tile are zero.
+// f(vector, first pixel, its four pixels) of each vector of each quad; pixels beyond the tile are
+// zero.
 template <int kTilePixels, class O, class F>
 SNV2_INLINE void each_quad(Sums<kTilePixels, O>& values, const F& f) {
   unroll<(kTilePixels + kQuad - 1) / kQuad>([&](auto quad) SNV2_INLINED {
@@ -92,7 +93,8 @@ SNV2_INLINE void ToMap::put(Sums<kTilePixels, O>& values, int64_t pixel) const {
 template <int kTilePixels, class O>
 SNV2_INLINE void ToQuads::put(Sums<kTilePixels, O>& values, int64_t pixel) const {
   each_quad(values, [&](auto v, auto first, auto& pixels) SNV2_INLINED {
-    store_quad(y + (pixel + first) * kPanel + O::panel_of(v) * y_panel + O::at(v, 0) * kQuad, pixels);
+    store_quad(y + (pixel + first) * kPanel + O::panel_of(v) * y_panel + O::at(v, 0) * kQuad,
+               pixels);
   });
 }
 
@@ -132,9 +134,8 @@ SNV2_INLINE void tile(const Row& row, const uint8_t* x, const To& to, int64_t pi
   const auto multiply_add = [&](auto& sums, const float* w, int32_t offset) SNV2_INLINED {
     const uint8_t* const xk = x + offset;
     if constexpr (kXStride == kPanel) {
-      unroll<O::kPanels>([&](auto p) SNV2_INLINED {
-        __builtin_prefetch(w + (O::kPanels + p) * panel, 0, 2);
-      });
+      unroll<O::kPanels>(
+          [&](auto p) SNV2_INLINED { __builtin_prefetch(w + (O::kPanels + p) * panel, 0, 2); });
     }
     Weights<Ints> full[O::kFull + 1];
     Weights<HalfInts> half[O::kCount - O::kFull + 1];
@@ -210,8 +211,8 @@ void tiles(const Row& row, const To& to, int64_t first, int64_t count) {
   }
 }
 
-// Tiles of equal height, up to one quad, the last of which may end within a quad: a short one leaves
-// the multiplier idle.
+// Tiles of equal height, up to one quad, the last of which may end within a quad: a short one
+// leaves the multiplier idle.
 template <class O, int kXStride, class To, int... kPixelsMinus1>
 void run_tiles(const Row& row, const To& to, int64_t pixels,
                std::integer_sequence<int, kPixelsMinus1...>) {

@@ -1,5 +1,5 @@
-// Vectors of integers, for the kernels of networks whose maps are bytes: products of four planes for
-// each lane, and the way from sums back to bytes.
+// Vectors of integers, for the kernels of networks whose maps are bytes: products of four planes
+// for each lane, and the way from sums back to bytes.
 //
 // Sums are exact, so all instruction sets give the same ones, in any order.
 #pragma once
@@ -169,9 +169,7 @@ SNV2_INLINE Planes<V> broadcast(const uint8_t* x) {
 }
 #if defined(__AVX512VNNI__)
 // The lower half of a word that is in all lanes.
-SNV2_INLINE HalfInts half_of(Ints word) {
-  return (HalfInts)_mm512_castsi512_si256((__m512i)word);
-}
+SNV2_INLINE HalfInts half_of(Ints word) { return (HalfInts)_mm512_castsi512_si256((__m512i)word); }
 #endif
 
 // Bytes --------------------------------------------------------------------------------------
@@ -192,7 +190,8 @@ SNV2_INLINE auto byte_values(V v) {
   return reinterpret_cast<I>(clamped + kRounder) & 0xff;
 }
 
-// Numbers of any size, as they come from a caller, where integers still tell them apart. A NaN stays.
+// Numbers of any size, as they come from a caller, where integers still tell them apart. A NaN
+// stays.
 SNV2_INLINE Vec bounded(Vec v) {
   const Vec most = Vec{} + 255.0f;
   return most < v ? most : v;
@@ -200,8 +199,8 @@ SNV2_INLINE Vec bounded(Vec v) {
 
 #if defined(__AVX512F__)
 
-// Bytes of four pixels of a panel, of values below 2^31: in each 16 bytes those of four planes of all
-// four pixels.
+// Bytes of four pixels of a panel, of values below 2^31: in each 16 bytes those of four planes of
+// all four pixels.
 SNV2_INLINE __m512i packed(const Vec (&pixels)[kQuad]) {
   const auto rounded = [&](int p) SNV2_INLINED { return _mm512_cvtps_epi32(pixels[p]); };
   const __m512i low = _mm512_packs_epi32(rounded(0), rounded(1));
@@ -219,9 +218,8 @@ SNV2_INLINE void store_pixels(uint8_t* y, const Vec (&pixels)[kQuad], int count)
 
 // In each 16 bytes a transposition of 4 x 4.
 SNV2_INLINE __m512i transposed(__m512i bytes) {
-  return _mm512_shuffle_epi8(
-      bytes, _mm512_broadcast_i32x4(
-                 _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+  return _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(_mm_setr_epi8(
+                                        0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
 }
 
 // Four pixels of each plane of a vector.

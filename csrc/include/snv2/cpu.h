@@ -14,7 +14,8 @@
 namespace snv2::cpu {
 
 // Name of the instruction set in use: "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2",
-// "neon_dot", "neon" or "portable". The best one the machine has, or the one named by the environment variable SNV2_CPU_ISA.
+// "neon_dot", "neon" or "portable". The best one the machine has, or the one named by the
+// environment variable SNV2_CPU_ISA.
 SNV2_API const char* isa();
 
 // Whether the instruction set in use runs plans for bfloat16. All run those for float32 and of
@@ -70,10 +71,11 @@ SNV2_API int64_t workspace_bytes(const Plan& plan, int64_t batch, int64_t height
 
 // Runs all steps. `results` are as many as plan.result_count(), in the order of the steps that
 // write them: feature maps, and the last one may be [N, classes] (height = width = 1); all of x's
-// dtype, or of one of floats for bytes, which a plan of integers takes. `weights` is the float buffer the plan was made with; `workspace` is 64-byte aligned.
-// Throws std::runtime_error for a plan whose element the instruction set in use does not run.
-// `parallel_for` is called once, for as many bodies as it has threads: those that run at the same
-// time share the work, and if they run one after the other the first does all of it.
+// dtype, or of one of floats for bytes, which a plan of integers takes. `weights` is the float
+// buffer the plan was made with; `workspace` is 64-byte aligned. Throws std::runtime_error for a
+// plan whose element the instruction set in use does not run. `parallel_for` is called once, for as
+// many bodies as it has threads: those that run at the same time share the work, and if they run
+// one after the other the first does all of it.
 SNV2_API void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
                           const FeatureMap* results, int64_t result_count, void* workspace,
                           int64_t workspace_size, const ParallelFor& parallel_for);
@@ -85,8 +87,8 @@ inline void run_network(const Plan& plan, const float* weights, const FeatureMap
   run_network(plan, weights, x, &out, 1, workspace, workspace_size, parallel_for);
 }
 
-// For benchmarks: does at least `count` multiply-adds of float32, bfloat16 or bytes in registers, as
-// fast as one core can with the instruction set in use, and returns how many.
+// For benchmarks: does at least `count` multiply-adds of float32, bfloat16 or bytes in registers,
+// as fast as one core can with the instruction set in use, and returns how many.
 SNV2_API int64_t run_multiply_adds(int64_t count, DType element = DType::kFloat32);
 
 // For benchmarks: time that all threads together spent in kernels with these weights.

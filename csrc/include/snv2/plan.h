@@ -10,17 +10,18 @@
 //
 // Products read planes by the *word*, 32 bits of each pixel: a plane of float32, planes 2i and
 // 2i + 1 of bfloat16, or four of uint8. A word of which a product reads one plane of bfloat16 would
-// carry the NaN of the other into its sums, so planes are placed such that both of a word are read by
-// the same steps, and one without such a neighbour stands there twice, with half its weight. Bytes
-// have no NaN: what a product does not read has a weight of zero.
+// carry the NaN of the other into its sums, so planes are placed such that both of a word are read
+// by the same steps, and one without such a neighbour stands there twice, with half its weight.
+// Bytes have no NaN: what a product does not read has a weight of zero.
 //
 // In a plan of integers (element uint8) each layer computes, with exact sums,
 //
 //   y[o] = clamp(round(multiplier[o] * sum_k weight[o][k] x[k] + offset[o]), 0, 255)
 //
 // where round takes halves to even; the mean of the head's features is rounded behind the mean, and
-// scores are not. Scales and zero points of maps are in the multipliers and offsets, so a plan names
-// none but at its ends: those of a kImport, a kStem and a kExport convert between floats and bytes.
+// scores are not. Scales and zero points of maps are in the multipliers and offsets, so a plan
+// names none but at its ends: those of a kImport, a kStem and a kExport convert between floats and
+// bytes.
 #pragma once
 
 #include <cstdint>
@@ -41,16 +42,16 @@ constexpr int64_t planes_in_word(DType element) { return 4 / size_of(element); }
 // offsets and, as int32, the sums of the weights of each output.
 constexpr int64_t rows_before_weights(DType element) { return element == DType::kUint8 ? 3 : 1; }
 
-// Floats of a packed [outputs, depth] matrix: for each panel of outputs the rows before its weights,
-// then `depth` rows of weights, each row 16 outputs. The weights of a product with a bfloat16 map are
-// two of bfloat16 in the place of a float, those of one with a map of uint8 four of int8, and `depth`
-// counts words.
-constexpr int64_t packed_floats(int64_t outputs, int64_t depth,
-                                DType element = DType::kFloat32) {
+// Floats of a packed [outputs, depth] matrix: for each panel of outputs the rows before its
+// weights, then `depth` rows of weights, each row 16 outputs. The weights of a product with a
+// bfloat16 map are two of bfloat16 in the place of a float, those of one with a map of uint8 four
+// of int8, and `depth` counts words.
+constexpr int64_t packed_floats(int64_t outputs, int64_t depth, DType element = DType::kFloat32) {
   return panels_of(outputs) * (depth + rows_before_weights(element)) * kPanel;
 }
 
-// Words of a row of a depthwise window's taps, of one output, in a plan of integers: four taps each.
+// Words of a row of a depthwise window's taps, of one output, in a plan of integers: four taps
+// each.
 constexpr int64_t tap_words(int64_t window) { return ceil_div(window, 4); }
 
 enum class StepKind : int64_t {
@@ -111,9 +112,9 @@ struct Branch {
               // a word of the user's channels has nine neighbouring columns
   Layer dw;   // packed [mid, window * window]: kDepthwise, in a plan of integers [mid, window *
               // tap_words(window)]; kGate, kPool: what its result goes through, no weights; in a
-              // plan of integers also kImport, kStem: [2][in_channels] factors and summands that make
-              // bytes of the user's channels, and for kStem another row, the byte that pads each;
-              // kExport: factors and summands that make floats of planes
+              // plan of integers also kImport, kStem: [2][in_channels] factors and summands that
+             // make bytes of the user's channels, and for kStem another row, the byte that pads
+             // each; kExport: factors and summands that make floats of planes
   Layer pw2;  // packed [out, depth]: kProject; [out, mid]: kGate (of floats), kHead
 };
 
