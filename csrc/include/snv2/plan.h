@@ -113,8 +113,8 @@ struct Branch {
   Layer dw;   // packed [mid, window * window]: kDepthwise, in a plan of integers [mid, window *
               // tap_words(window)]; kGate, kPool: what its result goes through, no weights; in a
               // plan of integers also kImport, kStem: [2][in_channels] factors and summands that
-             // make bytes of the user's channels, and for kStem another row, the byte that pads
-             // each; kExport: factors and summands that make floats of planes
+              // make bytes of the user's channels, and for kStem another row, the byte that pads
+              // each; kExport: factors and summands that make floats of planes
   Layer pw2;  // packed [out, depth]: kProject; [out, mid]: kGate (of floats), kHead
 };
 
