@@ -315,7 +315,7 @@ def test_models_that_pytorch_quantized() -> None:
         ours = snv2.quantization.from_torch_ao(converted)
         assert "network in int8: fused" in str(snv2.explain(ours))
         assert error(ours(x), plain(x)) < 1.1 * theirs
-        with pytest.raises(ValueError, match=r"model: .* is not known"):
+        with pytest.raises(ValueError, match=r"model: expected one that torch\.ao"):
             snv2.quantization.from_torch_ao(plain)
         part = nn.Sequential(converted.stage2)
         with pytest.raises(ValueError, match="0 stubs"):
@@ -339,6 +339,17 @@ def test_programs(quantized: Any, tmp_path: Path) -> None:
     assert error(program(image), engine(image)) < 0.01
     with pytest.raises(ValueError, match="integers run on a CPU only"):
         snv2.save_program(quantized, path, (1, 3, 64, 64), targets=("cpu", "cuda"))
+
+
+@torch.no_grad()
+def test_networks_of_gray_images() -> None:
+    net: Any = models.shufflenet_v2_x0_5(num_classes=7)
+    net.conv1[0] = nn.Conv2d(1, 24, 3, 2, 1, bias=False)
+    randomize_(net).eval()
+    x = draw(2, 1, 33, 47)
+    assert torch.equal(snv2.Engine(net, (2, 1, 33, 47))(x), snv2.fuse(net)(x))
+    quantized: Any = snv2.quantize(net, x)
+    assert torch.equal(snv2.Engine(quantized, (2, 1, 33, 47))(x), interpreted(quantized, x)[0])
 
 
 # Errors ---------------------------------------------------------------------------------------

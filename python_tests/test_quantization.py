@@ -80,6 +80,9 @@ def no_batches() -> Iterator[Tensor]:
         (torch.zeros(1, 4, 8, 8), ValueError, r"batches: expected \[N, 3, H, W\], got \[1, 4,"),
         ([torch.zeros(3, 8, 8)], ValueError, r"batches\[0\]: expected \[N, 3, H, W\]"),
         (torch.full((1, 3, 8, 8), torch.nan), ValueError, "batches: expected finite numbers"),
+        (torch.full((1, 3, 8, 8), 1e300, dtype=torch.float64), ValueError, "batches: expected finite"),
+        (torch.zeros(1, 3, 8, 8).to_sparse(), TypeError, "batches: expected a dense tensor"),
+        (torch.zeros(1, 3, 8, 8, device="meta"), TypeError, "batches: .* one without values"),
     ],
 )
 def test_bad_batches(batches: Any, error_class: type[Exception], message: str) -> None:
@@ -91,8 +94,10 @@ def test_bad_batches(batches: Any, error_class: type[Exception], message: str) -
     ("options", "message"),
     [
         ({"method": "best"}, "method: expected one of .*, got 'best'"),
-        ({"normalize": (MEAN[:2], STD)}, "normalize: expected 3 finite numbers as mean"),
-        ({"normalize": (MEAN, (1, 0, 1))}, "normalize: expected a positive std"),
+        ({"method": ["mse"]}, "method: expected one of .*, got"),
+        ({"normalize": (MEAN[:2], STD)}, r"normalize: expected \(mean, std\) of 3 finite"),
+        ({"normalize": (MEAN, (1, 0, 1))}, r"normalize: expected \(mean, std\) of 3 finite"),
+        ({"normalize": 5}, r"normalize: expected \(mean, std\) of 3 finite numbers .* got 5"),
         ({"normalize": ((1, 2, 0), STD)}, "normalize: expected a mean between 0 and 1"),
     ],
     ids=str,
@@ -412,13 +417,13 @@ def test_changed_weights_keep_their_ranges() -> None:
     model = small()
     fused, builder = told(model)
     before = integer_layers(builder, calibrate(fused, images(8, 0)))
-    assert_same(before.with_weights_of(builder), before)
+    assert_same(integer_layers(builder, before.ranges), before)
     with torch.no_grad():
         model.fc.weight.mul_(-2)
         model.stage3[0].branch2[1].weight.mul_(1.01)
     builder = PlanBuilder()
     fused._tell(builder)
-    after = before.with_weights_of(builder)
+    after = integer_layers(builder, before.ranges)
     changed = {
         key for key, layer in after.layers.items()
         if not torch.equal(layer.multiplier, before.layers[key].multiplier)
@@ -434,7 +439,7 @@ def test_pickling() -> None:
     quantization = integer_layers(builder, calibrate(fused, images(2, 0)))
     loaded = pickle.loads(pickle.dumps(quantization))
     assert_same(loaded, quantization)
-    assert_same(loaded.with_weights_of(builder), quantization)
+    assert_same(integer_layers(builder, loaded.ranges), quantization)
 
 
 def assert_same(found: Quantization, expected: Quantization) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import operator
 import sys
 import threading
@@ -22,7 +21,14 @@ from snv2_kernels.onnx.model import OnnxModel, OnnxNetwork
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 from snv2_kernels.packing import GpuPlan, Plan, TritonPlan
 from snv2_kernels.packing.units import Unsupported
-from snv2_kernels.runners import CpuRunner, GpuRunner, Launch, Pixels, TritonRunner
+from snv2_kernels.runners import (
+    CpuRunner,
+    GpuRunner,
+    Launch,
+    Pixels,
+    TritonRunner,
+    checked_normalize,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -458,14 +464,7 @@ def _checked_taps(taps: Any, fused: PlannedModule) -> tuple[str, ...]:
 def checked_pixels(normalize: Any, fused: PlannedModule, channels: int) -> Pixels | None:
     if normalize is None:
         return None
-    expected = f"normalize: expected (mean, std) of {channels} finite numbers each, std > 0"
-    try:
-        mean, std = ([float(v) for v in values] for values in normalize)
-    except (TypeError, ValueError):
-        raise ValueError(f"{expected}, got {normalize!r}") from None
-    finite = all(math.isfinite(v) for v in (*mean, *std))
-    if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
-        raise ValueError(f"{expected}, got {normalize!r}")
+    mean, std = checked_normalize(normalize, channels)
     if not fused._takes_images():
         raise ValueError("normalize: only a whole network takes images, not a stage or unit")
     if channels > _MOST_PIXEL_CHANNELS:

@@ -7,6 +7,7 @@ may be of fewer images than these hold; it returns the results' first images.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from snv2_kernels.ops import OPERATORS, operators
 if TYPE_CHECKING:
     from snv2_kernels.packing import GpuPlan, Plan, TritonPlan
 
-__all__ = ["CpuRunner", "GpuRunner", "Launch", "Pixels", "TritonRunner"]
+__all__ = [
+    "CpuRunner", "GpuRunner", "Launch", "Pixels", "TritonRunner", "checked_normalize",
+]  # fmt: skip
 
 WORKSPACE_SLACK = 255  # bytes, for the ops to align the rest
 
@@ -53,6 +56,23 @@ class Pixels:
 
     scale: tuple[float, ...]
     shift: tuple[float, ...]
+
+
+def checked_normalize(normalize: Any, channels: int) -> tuple[list[float], list[float]]:
+    """Returns the mean and the standard deviation of each channel.
+
+    Raises:
+        ValueError: unless these are finite numbers, one for each channel, and the latter positive.
+    """
+    expected = f"normalize: expected (mean, std) of {channels} finite numbers each, std > 0"
+    try:
+        mean, std = ([float(v) for v in values] for values in normalize)
+    except (TypeError, ValueError):
+        raise ValueError(f"{expected}, got {normalize!r}") from None
+    finite = all(math.isfinite(v) for v in (*mean, *std))
+    if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
+        raise ValueError(f"{expected}, got {normalize!r}")
+    return mean, std
 
 
 def _input_buffer(shape: Shape, dtype: torch.dtype, device: Any, pixels: Pixels | None) -> Tensor:

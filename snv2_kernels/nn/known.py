@@ -72,6 +72,11 @@ class KnownModule(Recognized):
         self._remember(None)
         return builder.in_channels
 
+    def _why_not_at(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> str | None:
+        return None if self.fits_class() else super()._why_not_at(shape, dtype, device)
+
     def _splits_input(self) -> bool:
         # While a graph is traced, by what Dynamo can follow.
         known = self._recognition if torch.compiler.is_compiling() else self._known()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from snv2_kernels.quantization.histogram import Histogram
 from snv2_kernels.quantization.network import Step, steps
 from snv2_kernels.quantization.numbers import LARGEST_BYTE, Affine, Ranges
 from snv2_kernels.quantization.observe import Statistics, observe
+from snv2_kernels.runners import checked_normalize
 
 __all__ = ["Method", "calibrate", "calibrate_builder"]
 
@@ -26,6 +27,7 @@ _ENDS: dict[str, Callable[[Histogram], tuple[Tensor, Tensor]]] = {
 # Over the square root of a count. Measured by benchmarks/quantization_accuracy.py: with half of it
 # ranges found on few images clip others, with twice as much steps are coarse.
 _HEADROOM = 8.0
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _LEAST = 1 / 256  # scale of a channel, of the widest one's
 
 
@@ -59,7 +61,7 @@ def calibrate(
 
     if not isinstance(fused, PlannedModule):
         raise TypeError(f"fused: expected a module fused as a whole, got {type(fused).__name__}")
-    if method not in _ENDS:
+    if not isinstance(method, str) or method not in _ENDS:
         raise ValueError(f"method: expected one of {sorted(_ENDS)}, got {method!r}")
     builder = PlanBuilder()
     fused._tell(builder)
@@ -103,29 +105,28 @@ def _checked(batches: Tensor | Iterable[Tensor], channels: int) -> Iterator[Tens
         raise TypeError(f"batches: expected tensors, got {type(batches).__name__}")
     for i, batch in enumerate([batches] if isinstance(batches, Tensor) else batches):
         name = "batches" if isinstance(batches, Tensor) else f"batches[{i}]"
-        if not isinstance(batch, Tensor) or not batch.is_floating_point():
+        if not isinstance(batch, Tensor) or batch.dtype not in _DTYPES:
             got = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
             raise TypeError(f"{name}: expected a floating-point tensor, got {got}")
+        if batch.layout != torch.strided or batch.is_meta:
+            kind = "without values" if batch.is_meta else f"of layout {batch.layout}"
+            raise TypeError(f"{name}: expected a dense tensor, got one {kind}")
         if batch.dim() != 4 or batch.shape[1] != channels or 0 in batch.shape[2:]:
             raise ValueError(f"{name}: expected [N, {channels}, H, W], got {list(batch.shape)}")
-        if not bool(batch.isfinite().all()):
+        single = batch.detach().float().cpu()
+        if not bool(single.isfinite().all()):
             raise ValueError(f"{name}: expected finite numbers, got some that are not")
-        if len(batch):
-            yield batch.detach().float().cpu()
+        if len(single):
+            yield single
 
 
-def _of_bytes(normalize: tuple[Sequence[float], Sequence[float]], channels: int) -> Affine:
-    mean, std = (torch.as_tensor(t, dtype=torch.float64).flatten() for t in normalize)
-    for name, value in (("mean", mean), ("std", std)):
-        if len(value) != channels or not bool(value.isfinite().all()):
-            raise ValueError(
-                f"normalize: expected {channels} finite numbers as {name}, got {value.tolist()}"
-            )
-    if not bool((std > 0).all()):
-        raise ValueError(f"normalize: expected a positive std, got {std.tolist()}")
-    if not bool(((mean >= 0) & (mean <= 1)).all()):
-        raise ValueError(f"normalize: expected a mean between 0 and 1, got {mean.tolist()}")
-    return Affine(1 / (LARGEST_BYTE * std), LARGEST_BYTE * mean)
+def _of_bytes(normalize: Any, channels: int) -> Affine:
+    mean, std = checked_normalize(normalize, channels)
+    if not all(0 <= m <= 1 for m in mean):
+        # What pads the image is a byte.
+        raise ValueError(f"normalize: expected a mean between 0 and 1, got {mean}")
+    scales, means = (torch.tensor(numbers, dtype=torch.float64) for numbers in (std, mean))
+    return Affine(1 / (LARGEST_BYTE * scales), LARGEST_BYTE * means)
 
 
 def _of_input(histogram: Histogram, is_image: bool) -> Affine:

@@ -64,9 +64,9 @@ class Histogram:
         return self.lowest.double(), self.highest.double()
 
     def percentile(self, percent: float) -> tuple[Tensor, Tensor]:
-        """Returns the least and the largest number of each channel once the rest of
-        ``100 - percent`` percent is cut off on each side."""
-        allowed = self.total * (100 - percent) / 100
+        """Returns the least and the largest number of each channel once ``100 - percent`` percent
+        of what is on either side of 0 is cut off at its end."""
+        allowed = self.counts.sum(2, keepdim=True) * (100 - percent) / 100
         kept = (_from_far(self.counts) > allowed).sum(2).double()
         ends = kept * (self.width.double() / _BINS)[:, None]
         high = torch.minimum(ends[:, 0], self.highest.double())

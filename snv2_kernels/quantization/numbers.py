@@ -111,11 +111,6 @@ class Quantization:
         """What the bytes of the image or of the caller's map stand for."""
         return self.ranges.input
 
-    def with_weights_of(self, builder: FoldingBuilder) -> Quantization:
-        """Returns the integers of changed weights within the same ranges; see
-        :func:`integer_layers`."""
-        return integer_layers(builder, self.ranges)
-
 
 def integer_layers(builder: FoldingBuilder, ranges: Ranges) -> Quantization:
     """Returns the integer layers of a folded network.

@@ -14,11 +14,10 @@ from snv2_kernels.nn.series import Mixed
 from snv2_kernels.packing import PlanBuilder
 from snv2_kernels.packing.units import Unsupported
 from snv2_kernels.quantization.calibrate import calibrate
-from snv2_kernels.quantization.numbers import integer_layers
+from snv2_kernels.quantization.ranges import check_kernels, set_ranges
 
 if TYPE_CHECKING:
     from snv2_kernels.quantization.calibrate import Method
-    from snv2_kernels.quantization.numbers import Ranges
 
 __all__ = ["quantize"]
 
@@ -38,18 +37,21 @@ def quantize(
     ``q = clamp(round(multiplier[o] * sum_k(weight[o, k] * q[k]) + offset[o]), 0, 255)``, with an
     exact sum. Input and results stay floats. The model is one like any other afterwards: it goes
     into :class:`snv2_kernels.Engine`, :func:`snv2_kernels.explain` and pickles, and its parameters
-    may change, within the ranges that were found here. In ``train()`` mode, with gradients (in the
-    backward pass), on a GPU and under ``torch.compile`` it is the float network.
+    may change, within the ranges that were found here. What is beyond a range becomes its end, and
+    a NaN the least number. In ``train()`` mode, in the backward pass, on a GPU, under
+    ``torch.compile`` and in ``torch.jit.trace`` it is the float network; ``torch.export`` keeps the
+    integers.
 
     Args:
         model: in ``eval()`` mode.
         batches: sample inputs of the model, [N, C, H, W] of a floating-point dtype, on which the
             ranges of all maps are found; one tensor or several. Some hundred images of the kind
-            that the model will see are enough.
+            and size that the model will see are enough. Each batch is one call; of a model with
+            several parts all are kept meanwhile, and the parts are those that the first one calls.
         normalize: mean and standard deviation of each channel, if inputs are images
             ``(bytes / 255 - mean) / std``. The first layer then computes on the bytes themselves,
             and an ``Engine`` with the same ``normalize`` makes no float image. For models that are
-            one network as a whole.
+            one network as a whole, with means between 0 and 1.
         method: what ends a range: ``"mse"`` the least mean squared error, ``"percentile"`` all but
             0.01 % of what is on each side of zero, ``"minmax"`` the extremes.
 
@@ -81,21 +83,28 @@ def quantize(
             if (reason := part.reason()) is not None:
                 raise Unsupported(reason)
             ranges = calibrate(part, inputs(part), normalize=normalize, method=method)
-            _check(part, ranges)
+            check_kernels(_told(part), ranges)
             quantized[part] = ranges
         except Unsupported as error:
             reasons.append(f"{name}: {error}")
     if not quantized:
-        why = "; ".join(reasons) or "it calls no fused part"
+        why = "; ".join(reasons) or _why_none(fused)
         raise ValueError(f"model: no part of it runs in integers: {why}")
     # Only now, so that all parts were calibrated on the maps of the float model.
     for part, ranges in quantized.items():
-        part._ranges = ranges
-        part._packed_state = None
+        set_ranges(part, ranges)
     for module in fused.modules():
         if isinstance(module, Mixed):
             module._made = None  # whose series are all in integers or not at all
     return fused
+
+
+def _why_none(model: nn.Module) -> str:
+    """Why a model calls no fused part."""
+    converted = any(type(m).__module__.startswith("torch.ao.nn.") for m in model.modules())
+    if converted:
+        return "PyTorch has quantized it; snv2.quantization.from_torch_ao takes such models"
+    return "it calls no ShuffleNet V2 part that is fused; see snv2_kernels.explain(model)"
 
 
 def _listed(batches: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -154,15 +163,14 @@ def _outermost(module: nn.Module, name: str = "") -> Iterator[tuple[str, Planned
         yield from _outermost(child, f"{name}.{child_name}" if name else child_name)
 
 
-def _check(part: PlannedModule, ranges: Ranges) -> None:
-    """Packs the part in integers, which raises Unsupported where no kernel computes it."""
+def _told(part: PlannedModule) -> PlanBuilder:
     builder = PlanBuilder()
     part._tell(builder)
-    builder.build_integers(integer_layers(builder, ranges))
+    return builder
 
 
 def _inputs_of(part: PlannedModule, model: nn.Module, batches: list[Tensor]) -> Iterator[Tensor]:
-    """Returns what a part is given when the float model runs on each batch."""
+    """Yields what a part is given when the float model runs on each batch."""
     taken: list[Tensor] = []
     hook = part.register_forward_pre_hook(lambda _, args: taken.append(args[0].detach()))
     try:

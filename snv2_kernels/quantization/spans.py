@@ -13,7 +13,8 @@ from snv2_kernels.nn.planned import PlannedModule
 from snv2_kernels.packing import PlanBuilder
 from snv2_kernels.packing.units import Layer, Unit, Unsupported
 from snv2_kernels.quantization.network import Key, Step, steps
-from snv2_kernels.quantization.numbers import LARGEST_BYTE, Affine, Ranges, integer_layers
+from snv2_kernels.quantization.numbers import LARGEST_BYTE, Affine, Ranges
+from snv2_kernels.quantization.ranges import check_kernels, set_ranges
 
 __all__ = ["Span", "within_spans"]
 
@@ -81,11 +82,10 @@ def within_spans(network: nn.Module, image: Span | None, maps: Mapping[int, Span
             if step.kind != "fc"
         }
         ranges = Ranges(_input(image, builder.in_channels), results)
-        builder.build_integers(integer_layers(builder, ranges))
+        check_kernels(builder, ranges)
     except Unsupported as error:
         raise ValueError(f"the network does not run in int8: {error}") from None
-    fused._ranges = ranges
-    fused._packed_state = None
+    set_ranges(fused, ranges)
     return fused
 
 

@@ -68,7 +68,7 @@ def _dequantized(
         linear = nn.Linear(made.in_features, made.out_features, made.bias() is not None)
         _fill(linear, made)
         return linear
-    if type(module).__module__.startswith("torch.ao."):
+    if type(module).__module__.startswith("torch.ao.nn."):
         raise ValueError(f"model: {name}: {type(module).__name__} is not known")
     copied = copy.copy(module)
     copied._modules = {
