@@ -10,18 +10,26 @@ void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& y
     if (y.layout == Layout::kContiguous) {
       for (int64_t item = items.begin; item < items.end; ++item) {
         const int64_t image = item / y.channels, c = item % y.channels;
-        dw_plane(plane_of<const T>(x, image, c), x, dw, c, plane_of<T>(y, image, c), scratch);
+        const T* in = plane_of<const T>(x, image, c);
+        T* out = plane_of<T>(y, image, c);
+        if (dw.stride == 1) {
+          dw_plane_stride1(in, x.height, x.width, dw, c, out, [](auto) {});
+        } else {
+          dw_plane_stride2(in, x.height, x.width, dw, c, out, scratch);
+        }
       }
       return;
     }
-    ChannelsLastRows<T> rows(x, 0, x.channels, dw, scratch);
-    for (int64_t item = items.begin; item < items.end; ++item) {
-      const int64_t image = item / y.height, row = item % y.height;
-      T* out = row_of<T>(y, image, row);
-      rows.run(image, row, [&](int64_t p, const float* values) {
-        write_floats(values, y.channels, out + p * y.channels, 1);
-      });
-    }
+    T* const out = static_cast<T*>(y.data);
+    ChannelsLastRows<T>(x, 0, x.channels, dw, scratch)
+        .run(items, [&](int64_t pixel, int64_t c, int64_t count, auto result) SNV2_INLINED {
+          T* to = out + pixel * y.channels + c;
+          if (count == kLanesOf<decltype(result)>) {
+            store_floats(to, result);
+          } else {
+            store_floats(to, result, count);
+          }
+        });
   });
 }
 

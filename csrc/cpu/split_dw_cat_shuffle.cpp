@@ -14,28 +14,27 @@ void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw, const Fea
     if (y.layout == Layout::kContiguous) {
       for (int64_t item = items.begin; item < items.end; ++item) {
         const int64_t image = item / half, c = item % half;
-        std::memcpy(plane_of<T>(y, image, 2 * c), plane_of<T>(x, image, c),
-                    static_cast<size_t>(x.plane()) * sizeof(T));
-        dw_plane(plane_of<const T>(x, image, half + c), x, dw, c, plane_of<T>(y, image, 2 * c + 1),
-                 scratch);
+        PlaneCopy<T> copy(plane_of<const T>(x, image, c), plane_of<T>(y, image, 2 * c), x.plane());
+        dw_plane_stride1(plane_of<const T>(x, image, half + c), x.height, x.width, dw, c,
+                         plane_of<T>(y, image, 2 * c + 1),
+                         [&](auto v) SNV2_INLINED { copy.step(v); });
       }
       return;
     }
-    ChannelsLastRows<T> rows(x, half, half, dw, scratch);
-    for (int64_t item = items.begin; item < items.end; ++item) {
-      const int64_t image = item / y.height, row = item % y.height;
-      const T* in = row_of<T>(x, image, row);
-      T* out = row_of<T>(y, image, row);
-      rows.run(image, row, [&](int64_t p, const float* values) {
-        const T* passthrough = in + p * x.channels;
-        T* pixel = out + p * x.channels;
-#pragma GCC ivdep
-        for (int64_t c = 0; c < half; ++c) {
-          pixel[2 * c] = passthrough[c];
-          from_float(values[c], pixel[2 * c + 1]);
-        }
-      });
-    }
+    const T* const in = static_cast<const T*>(x.data);
+    T* const out = static_cast<T*>(y.data);
+    ChannelsLastRows<T>(x, half, half, dw, scratch)
+        .run(items, [&](int64_t pixel, int64_t c, int64_t count, auto result) SNV2_INLINED {
+          const T* from = in + pixel * x.channels + c;
+          T* to = out + pixel * x.channels + 2 * c;
+          if (count == kLanesOf<decltype(result)>) {
+            store_zipped(to, from, result);
+          } else {
+            T lanes[kLanes];
+            store_floats(lanes, result);
+            for (int64_t i = 0; i < count; ++i) to[2 * i] = from[i], to[2 * i + 1] = lanes[i];
+          }
+        });
   });
 }
 
