@@ -276,13 +276,14 @@ class ChannelsLastRows {
     taps.scale = lanes(dw_.scale + c);
     taps.shift = lanes(dw_.shift + c);
     taps.lowest = lowest_of<V>(dw_);
+    const int64_t channel_step = x_.channels;
     const T* rows[kLines + 2];
     int64_t step[kLines + 2];
     for (int64_t i = 0; i < kLines + 2; ++i) {
       const int64_t row = out_row * kStride - 1 + i;
       const bool inside = row >= 0 && row < x_.height;
       rows[i] = inside ? row_of<const T>(x_, image, row) + first_ + c : kZeros;
-      step[i] = inside ? x_.channels : 0;
+      step[i] = inside ? channel_step : 0;
     }
     const auto read = [&](int64_t pixel, V(&in)[kLines + 2]) SNV2_INLINED {
       unroll<kLines + 2>([&](auto i) SNV2_INLINED { in[i] = lanes(rows[i] + pixel * step[i]); });

@@ -23,10 +23,11 @@ void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw, const Fea
     }
     const T* const in = static_cast<const T*>(x.data);
     T* const out = static_cast<T*>(y.data);
+    const int64_t step = x.channels;
     ChannelsLastRows<T>(x, half, half, dw, scratch)
-        .run(items, [&](int64_t pixel, int64_t c, int64_t count, auto result) SNV2_INLINED {
-          const T* from = in + pixel * x.channels + c;
-          T* to = out + pixel * x.channels + 2 * c;
+        .run(items, [=](int64_t pixel, int64_t c, int64_t count, auto result) SNV2_INLINED {
+          const T* from = in + pixel * step + c;
+          T* to = out + pixel * step + 2 * c;
           if (count == kLanesOf<decltype(result)>) {
             store_zipped(to, from, result);
           } else {
