@@ -10,26 +10,22 @@ void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& y
     if (y.layout == Layout::kContiguous) {
       for (int64_t item = items.begin; item < items.end; ++item) {
         const int64_t image = item / y.channels, c = item % y.channels;
-        const T* in = plane_of<const T>(x, image, c);
-        T* out = plane_of<T>(y, image, c);
-        if (dw.stride == 1) {
-          dw_plane_stride1(in, x.height, x.width, dw, c, out, [](auto) {});
+        const T* const in = plane_of<const T>(x, image, c);
+        T* const out = plane_of<T>(y, image, c);
+        if (dw.stride == 2) {
+          dw_plane_stride2(in, x.height, x.width, Filter(dw, c), out, scratch);
         } else {
-          dw_plane_stride2(in, x.height, x.width, dw, c, out, scratch);
+          dw_plane(in, x.height, x.width, Filter(dw, c),
+                   [&](int64_t row, int64_t column, int64_t count, auto result)
+                       SNV2_INLINED { store_floats(out + row * x.width + column, result, count); });
         }
       }
       return;
     }
     T* const out = static_cast<T*>(y.data);
-    ChannelsLastRows<T>(x, 0, x.channels, dw, scratch)
-        .run(items, [&](int64_t pixel, int64_t c, int64_t count, auto result) SNV2_INLINED {
-          T* to = out + pixel * y.channels + c;
-          if (count == kLanesOf<decltype(result)>) {
-            store_floats(to, result);
-          } else {
-            store_floats(to, result, count);
-          }
-        });
+    dw_rows<T>(x, 0, x.channels, dw, items, scratch,
+               [=, step = y.channels](int64_t pixel, int64_t c, int64_t count, auto result)
+                   SNV2_INLINED { store_floats(out + pixel * step + c, result, count); });
   });
 }
 

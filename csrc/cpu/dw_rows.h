@@ -1,4 +1,4 @@
-// Depthwise 3x3 on the caller's own tensors, for dw_conv3x3 and split_dw_cat_shuffle.
+// Depthwise 3x3 on the caller's own tensors, for dw_conv3x3, split_dw_cat_shuffle and gradients.
 //
 // A vector marches along a line of its map: down the columns of a plane (contiguous layout), along
 // the pixels of a row with a vector of channels (channels-last). At each place it reads its three
@@ -22,7 +22,7 @@ T* row_of(const FeatureMap& x, int64_t image, int64_t row) {
   return static_cast<T*>(x.data) + (image * x.height + row) * x.width * x.channels;
 }
 
-// Convolution with what follows it, of some channels.
+// A convolution and what follows it, as a march takes it.
 template <class V>
 struct Taps {
   V weight[3][3];  // [place along the line][neighbour across it]
@@ -33,8 +33,8 @@ struct Taps {
 };
 
 template <class V>
-SNV2_INLINE V lowest_of(const Depthwise3x3& dw) {
-  return V{} - (dw.relu ? 0.0f : std::numeric_limits<float>::infinity());
+SNV2_INLINE V lowest_of(bool relu) {
+  return V{} - (relu ? 0.0f : std::numeric_limits<float>::infinity());
 }
 
 // Marches kLines lines that lie beside each other. load(i, in) gives the neighbours at place i, one
@@ -61,7 +61,7 @@ SNV2_INLINE void march(const Taps<V>& taps, int64_t count, const Load& load, con
   unroll<kLines>([&](auto line) SNV2_INLINED { emit(count - 1, line, taps.finish(before[line])); });
 }
 
-// The same at stride 2, for `count` places.
+// One line at stride 2, of `count` places.
 template <class V, class Load, class Emit>
 SNV2_INLINE void march_stride2(const Taps<V>& taps, int64_t count, const Load& load,
                                const Emit& emit) {
@@ -82,129 +82,117 @@ SNV2_INLINE void march_stride2(const Taps<V>& taps, int64_t count, const Load& l
   }
 }
 
-template <class V>
-SNV2_INLINE Taps<V> taps_of(const Depthwise3x3& dw, int64_t channel) {
-  Taps<V> taps;
-  unroll<9>([&](auto i)
-                SNV2_INLINED { taps.weight[i / 3][i % 3] = V{} + dw.weight[channel * 9 + i]; });
-  taps.scale = V{} + dw.scale[channel];
-  taps.shift = V{} + dw.shift[channel];
-  taps.lowest = lowest_of<V>(dw);
-  return taps;
-}
+// Planes -----------------------------------------------------------------------------------------
 
-// A vector of columns of one plane, which are its first, its last, both, or neither. Calls also()
-// once a row.
-template <class V, bool kFirst, bool kLast, class T, class Also>
-SNV2_INLINE void dw_columns(const Taps<V>& taps, const T* x, int64_t height, int64_t width, T* y,
-                            const Also& also) {
-  march<1>(
-      taps, height,
-      [&](int64_t row, V(&in)[3]) SNV2_INLINED {
-        const T* const p = x + row * width;
-        in[1] = load_floats<V>(p);
-        in[0] = kFirst ? lane_before(in[1]) : load_floats<V>(p - 1);
-        in[2] = kLast ? lane_after(in[1]) : load_floats<V>(p + 1);
-        also(V{});
-      },
-      [&](int64_t row, int, V result) SNV2_INLINED { store_floats(y + row * width, result); });
-}
+// What marches down a vector of columns of one plane, which are its first, its last, both, or
+// neither.
+template <class T, class V, bool kFirst, bool kLast>
+struct Columns {
+  const T* x;  // first of the columns
+  int64_t width;
 
-// A plane that is narrower than the vector. What lies beside a row is the next rows, which are
-// written after it; vectors that would end outside of the plane are cut.
-template <class V, class T, class Also>
-SNV2_INLINE void dw_narrow(const Taps<V>& taps, const T* x, int64_t height, int64_t width, T* y,
-                           const Also& also) {
-  const int64_t whole = height * width - kLanesOf<V>;  // vectors behind here are cut
-  const auto inside = lane_numbers<V>() < static_cast<uint32_t>(width);
-  march<1>(
-      taps, height,
-      [&](int64_t row, V(&in)[3]) SNV2_INLINED {
-        const int64_t at = row * width;
-        in[1] = at <= whole ? load_floats<V>(x + at) : load_floats<V>(x + at, width);
-        in[1] = inside ? in[1] : V{};
-        in[0] = lane_before(in[1]);
-        in[2] = lane_after(in[1]);
-        also(V{});
-      },
-      [&](int64_t row, int, V result) SNV2_INLINED {
-        const int64_t at = row * width;
-        if (at <= whole) {
-          store_floats(y + at, result);
-        } else {
-          store_floats(y + at, result, width);
-        }
-      });
-}
+  static constexpr int64_t count(int64_t) { return kLanesOf<V>; }
+  SNV2_INLINE void operator()(int64_t row, V (&in)[3]) const {
+    const T* const p = x + row * width;
+    in[1] = load_floats<V>(p);
+    in[0] = kFirst ? lane_before(in[1]) : load_floats<V>(p - 1);
+    in[2] = kLast ? lane_after(in[1]) : load_floats<V>(p + 1);
+  }
+};
 
-template <class T, class Also>
-void dw_plane_stride1(const T* x, int64_t height, int64_t width, const Depthwise3x3& dw,
-                      int64_t channel, T* y, const Also& also) {
+// All columns, fewer than the vector has lanes. Beside a row lie the next ones, which are written
+// after it; only vectors that would end outside of the plane are cut.
+template <class T, class V>
+struct NarrowColumns {
+  const T* x;
+  int64_t height, width;
+
+  SNV2_INLINE int64_t count(int64_t row) const {
+    return (height - row) * width < kLanesOf<V> ? width : kLanesOf<V>;
+  }
+  SNV2_INLINE void operator()(int64_t row, V (&in)[3]) const {
+    const V v = load_floats<V>(x + row * width, count(row));
+    in[1] = lane_numbers<V>() < static_cast<uint32_t>(width) ? v : V{};
+    in[0] = lane_before(in[1]);
+    in[2] = lane_after(in[1]);
+  }
+};
+
+// f(V{}, first column, columns) for vectors that cover a plane. columns(row, in) gives the
+// neighbours in a row, columns.count(row) how many lanes may be read and written there.
+template <class T, class F>
+SNV2_INLINE void for_each_columns(const T* x, int64_t height, int64_t width, const F& f) {
   for_each_strip(width, [&](auto v, int64_t i) SNV2_INLINED {
     using V = decltype(v);
     const bool last = i + kLanesOf<V> == width;
-    const Taps<V> taps = taps_of<V>(dw, channel);
     if (width < kLanesOf<V>) {
-      dw_narrow(taps, x, height, width, y, also);
+      f(v, i, NarrowColumns<T, V>{x, height, width});
     } else if (i == 0 && last) {
-      dw_columns<V, true, true>(taps, x, height, width, y, also);
+      f(v, i, Columns<T, V, true, true>{x, width});
     } else if (i == 0) {
-      dw_columns<V, true, false>(taps, x, height, width, y, also);
+      f(v, i, Columns<T, V, true, false>{x, width});
     } else if (last) {
-      dw_columns<V, false, true>(taps, x + i, height, width, y + i, also);
+      f(v, i, Columns<T, V, false, true>{x + i, width});
     } else {
-      dw_columns<V, false, false>(taps, x + i, height, width, y + i, also);
+      f(v, i, Columns<T, V, false, false>{x + i, width});
     }
   });
 }
 
-// Copies a plane a vector at a time, while another is convolved: the arithmetic hides the copy.
-template <class T>
-class PlaneCopy {
- public:
-  PlaneCopy(const T* from, T* to, int64_t count) : from_(from), to_(to), count_(count) {
-    if (count >= kLanes) return;
-    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
-    count_ = 0;
+// A convolution of one channel.
+struct Filter {
+  float weight[9];
+  float scale, shift;
+  bool relu;
+
+  Filter(const Depthwise3x3& dw, int64_t channel)
+      : scale(dw.scale[channel]), shift(dw.shift[channel]), relu(dw.relu) {
+    for (int i = 0; i < 9; ++i) weight[i] = dw.weight[channel * 9 + i];
   }
 
   template <class V>
-  SNV2_INLINE void step(V) {
-    using Elements = std::conditional_t<sizeof(T) == 2, Shorts<V>, V>;
-    if (at_ >= count_) return;
-    const int64_t at = at_ < count_ - kLanesOf<V> ? at_ : count_ - kLanesOf<V>;
-    const auto v = load_raw<Elements>(from_ + at);
-    std::memcpy(to_ + at, &v, sizeof v);
-    at_ += kLanesOf<V>;
+  SNV2_INLINE Taps<V> taps() const {
+    Taps<V> taps;
+    unroll<9>([&](auto i) SNV2_INLINED { taps.weight[i / 3][i % 3] = V{} + weight[i]; });
+    taps.scale = V{} + scale;
+    taps.shift = V{} + shift;
+    taps.lowest = lowest_of<V>(relu);
+    return taps;
   }
-
- private:
-  const T* from_;
-  T* to_;
-  int64_t count_;
-  int64_t at_ = 0;
 };
 
-SNV2_INLINE void dw_row_stride2(const float* x, int64_t pitch, const float* w, float scale,
-                                float shift, bool with_relu, int64_t width, float* y) {
+// emit(row, column, count, result) gets vectors of results, of which `count` lanes may be written.
+template <class T, class Emit>
+SNV2_INLINE void dw_plane(const T* x, int64_t height, int64_t width, const Filter& filter,
+                          const Emit& emit) {
+  for_each_columns(x, height, width, [&](auto v, int64_t i, const auto& columns) SNV2_INLINED {
+    using V = decltype(v);
+    march<1>(filter.taps<V>(), height, columns, [&](int64_t row, int, V result) SNV2_INLINED {
+      emit(row, i, columns.count(row), result);
+    });
+  });
+}
+
+SNV2_INLINE void dw_row_stride2(const float* x, int64_t pitch, Filter filter, int64_t width,
+                                float* y) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < width; ++i) {
     float acc = 0.0f;
-    for (int tap = 0; tap < 9; ++tap) acc += x[2 * i + tap / 3 * pitch + tap % 3] * w[tap];
-    acc = acc * scale + shift;
-    y[i] = with_relu && 0.0f >= acc ? 0.0f : acc;
+    for (int tap = 0; tap < 9; ++tap) {
+      acc += x[2 * i + tap / 3 * pitch + tap % 3] * filter.weight[tap];
+    }
+    acc = acc * filter.scale + filter.shift;
+    y[i] = filter.relu && 0.0f >= acc ? 0.0f : acc;
   }
 }
 
 // A strip of rows at a time, padded with zeros; see plane_op_scratch for what scratch holds.
 template <class T>
-void dw_plane_stride2(const T* x, int64_t height, int64_t width, const Depthwise3x3& dw,
-                      int64_t channel, T* y, float* scratch) {
+void dw_plane_stride2(const T* x, int64_t height, int64_t width, const Filter& filter, T* y,
+                      float* scratch) {
   const int64_t pitch = width + 2;
   const int64_t out_height = conv3x3_extent(height, 2), out_width = conv3x3_extent(width, 2);
   float* const out = scratch + (2 * plane_strip_rows(width) + 1) * pitch + kPanel;
-  float w[9];
-  for (int tap = 0; tap < 9; ++tap) w[tap] = dw.weight[channel * 9 + tap];
 
   for (int64_t begin = 0; begin < out_height; begin += plane_strip_rows(width)) {
     const int64_t left = out_height - begin;
@@ -220,92 +208,131 @@ void dw_plane_stride2(const T* x, int64_t height, int64_t width, const Depthwise
       read_floats(x + row * width, width, padded + 1);
     }
     for (int64_t r = 0; r < rows; ++r) {
-      dw_row_stride2(scratch + 2 * r * pitch, pitch, w, dw.scale[channel], dw.shift[channel],
-                     dw.relu, out_width, out);
+      dw_row_stride2(scratch + 2 * r * pitch, pitch, filter, out_width, out);
       write_floats(out, out_width, y + (begin + r) * out_width);
     }
   }
 }
 
-// Channels [first, first + channels) of channels-last rows.
+// Copies a plane a vector at a time, while another is convolved: the arithmetic hides the copy.
 template <class T>
-class ChannelsLastRows {
+class PlaneCopy {
  public:
-  ChannelsLastRows(const FeatureMap& x, int64_t first, int64_t channels, const Depthwise3x3& dw,
-                   float* scratch)
-      : x_(x), first_(first), channels_(channels), dw_(dw), weights_(scratch) {
+  PlaneCopy(const T* from, T* to, int64_t count) : from_(from), to_(to), count_(count) {
+    if (count >= kLanes) return;
+    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
+    count_ = 0;
+  }
+
+  template <class V>
+  SNV2_INLINE void step() {
+    if (at_ >= count_) return;
+    const int64_t at = at_ < count_ - kLanesOf<V> ? at_ : count_ - kLanesOf<V>;
+    store_raw(to_ + at, load_raw<V>(from_ + at));
+    at_ += kLanesOf<V>;
+  }
+
+ private:
+  const T* from_;
+  T* to_;
+  int64_t count_;
+  int64_t at_ = 0;
+};
+
+// Rows of pixels ---------------------------------------------------------------------------------
+
+// kCount rows from `first` on, of which those outside of the map are zeros.
+template <class T, int kCount>
+struct Rows {
+  const T* at[kCount];
+  int64_t step[kCount];  // from pixel to pixel
+
+  // x: the map's first pixel; pitch: from row to row.
+  SNV2_INLINE Rows(const T* x, int64_t first, int64_t height, int64_t pitch, int64_t pixel_step) {
+    static constexpr T kZeros[kLanes] = {};
+    for (int64_t i = 0; i < kCount; ++i) {
+      const bool inside = first + i >= 0 && first + i < height;
+      at[i] = inside ? x + (first + i) * pitch : kZeros;
+      step[i] = inside ? pixel_step : 0;
+    }
+  }
+
+  template <class V>
+  SNV2_INLINE void load(int64_t pixel, int64_t count, V (&in)[kCount]) const {
+    unroll<kCount>([&](auto i)
+                       SNV2_INLINED { in[i] = load_floats<V>(at[i] + pixel * step[i], count); });
+  }
+};
+
+// The weights of a depthwise convolution, in the order that vectors of channels need them.
+class PackedTaps {
+ public:
+  PackedTaps(const Depthwise3x3& dw, int64_t channels, float* scratch)
+      : dw_(dw), channels_(channels), weights_(scratch) {
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t tap = 0; tap < 9; ++tap) weights_[tap * channels + c] = dw.weight[c * 9 + tap];
     }
   }
 
-  // Output rows of all images one after the other. emit(pixel, channel, count, result) gets
-  // vectors of results, of which `count` lanes are meant; pixels are counted over all images.
-  template <class Emit>
-  SNV2_INLINE void run(Range out_rows, const Emit& emit) const {
-    const int64_t height = conv3x3_extent(x_.height, dw_.stride);
-    for (int64_t row = out_rows.begin; row < out_rows.end;) {
-      const int64_t left = height - row % height;
-      const int64_t lines = dw_.stride == 1 && left > 1 && row + 1 < out_rows.end ? 2 : 1;
-      for_each_strip(channels_, [&](auto v, int64_t c) SNV2_INLINED {
-        using V = decltype(v);
-        if (dw_.stride == 2) {
-          run_lines<V, 1, 2>(row / height, row % height, c, emit);
-        } else if (lines == 2) {
-          run_lines<V, 2, 1>(row / height, row % height, c, emit);
-        } else {
-          run_lines<V, 1, 1>(row / height, row % height, c, emit);
-        }
-      });
-      row += lines;
-    }
+  // Of channels [c, c + count).
+  template <class V>
+  SNV2_INLINE Taps<V> taps(int64_t c, int64_t count) const {
+    Taps<V> taps;
+    unroll<9>([&](auto i) SNV2_INLINED {
+      taps.weight[i % 3][i / 3] = load_floats<V>(weights_ + i * channels_ + c, count);
+    });
+    taps.scale = load_floats<V>(dw_.scale + c, count);
+    taps.shift = load_floats<V>(dw_.shift + c, count);
+    taps.lowest = lowest_of<V>(dw_.relu);
+    return taps;
   }
 
  private:
-  template <class V, int kLines, int kStride, class Emit>
-  SNV2_INLINE void run_lines(int64_t image, int64_t out_row, int64_t c, const Emit& emit) const {
-    static constexpr T kZeros[kLanes] = {};
-    const int64_t count = channels_ < kLanesOf<V> ? channels_ : kLanesOf<V>;
-    const auto lanes = [&](const auto* p) SNV2_INLINED {
-      return count == kLanesOf<V> ? load_floats<V>(p) : load_floats<V>(p, count);
-    };
-    Taps<V> taps;
-    unroll<9>([&](auto i) SNV2_INLINED {
-      taps.weight[i % 3][i / 3] = lanes(weights_ + i * channels_ + c);
-    });
-    taps.scale = lanes(dw_.scale + c);
-    taps.shift = lanes(dw_.shift + c);
-    taps.lowest = lowest_of<V>(dw_);
-    const int64_t channel_step = x_.channels;
-    const T* rows[kLines + 2];
-    int64_t step[kLines + 2];
-    for (int64_t i = 0; i < kLines + 2; ++i) {
-      const int64_t row = out_row * kStride - 1 + i;
-      const bool inside = row >= 0 && row < x_.height;
-      rows[i] = inside ? row_of<const T>(x_, image, row) + first_ + c : kZeros;
-      step[i] = inside ? channel_step : 0;
-    }
-    const auto read = [&](int64_t pixel, V(&in)[kLines + 2]) SNV2_INLINED {
-      unroll<kLines + 2>([&](auto i) SNV2_INLINED { in[i] = lanes(rows[i] + pixel * step[i]); });
-    };
-    const int64_t height = conv3x3_extent(x_.height, kStride);
-    const int64_t width = conv3x3_extent(x_.width, kStride);
-    const int64_t first_pixel = (image * height + out_row) * width;
-    const auto write = [&](int64_t pixel, int line, V result) SNV2_INLINED {
-      emit(first_pixel + line * width + pixel, c, count, result);
-    };
-    if constexpr (kStride == 1) {
-      march<kLines>(taps, x_.width, read, write);
-    } else {
-      march_stride2(taps, x_.width, read, write);
-    }
-  }
-
-  const FeatureMap& x_;
-  int64_t first_;
-  int64_t channels_;
   const Depthwise3x3& dw_;
+  int64_t channels_;
   float* weights_;  // [9][channels]
 };
+
+// Output rows, counted over all images, of channels [first, first + channels). emit(pixel, channel,
+// count, result) gets vectors of results, of which `count` lanes are meant; pixels are counted over
+// all images.
+template <class T, class Emit>
+SNV2_INLINE void dw_rows(const FeatureMap& x, int64_t first, int64_t channels,
+                         const Depthwise3x3& dw, Range out_rows, float* scratch, const Emit& emit) {
+  const PackedTaps packed(dw, channels, scratch);
+  const int64_t height = conv3x3_extent(x.height, dw.stride);
+  const int64_t width = conv3x3_extent(x.width, dw.stride);
+  for (int64_t i = out_rows.begin; i < out_rows.end;) {
+    const int64_t image = i / height, row = i % height;
+    // Two rows share most of what they read.
+    const int64_t lines = dw.stride == 1 && row + 1 < height && i + 1 < out_rows.end ? 2 : 1;
+    for_each_strip(channels, [&](auto v, int64_t c) SNV2_INLINED {
+      using V = decltype(v);
+      const int64_t count = channels < kLanesOf<V> ? channels : kLanesOf<V>;
+      const Taps<V> taps = packed.taps<V>(c, count);
+      const T* const from = row_of<const T>(x, image, 0) + first + c;
+      const auto run = [&](auto line_count, const auto& along) SNV2_INLINED {
+        const Rows<T, line_count + 2> rows(from, row * dw.stride - 1, x.height,
+                                           x.width * x.channels, x.channels);
+        along(
+            taps, x.width,
+            [&](int64_t pixel, V(&in)[line_count + 2])
+                SNV2_INLINED { rows.load(pixel, count, in); },
+            [&](int64_t pixel, int line, V result)
+                SNV2_INLINED { emit((i + line) * width + pixel, c, count, result); });
+      };
+      using One = std::integral_constant<int, 1>;
+      using Two = std::integral_constant<int, 2>;
+      if (dw.stride == 2) {
+        run(One{}, [](const auto&... args) SNV2_INLINED { march_stride2(args...); });
+      } else if (lines == 2) {
+        run(Two{}, [](const auto&... args) SNV2_INLINED { march<2>(args...); });
+      } else {
+        run(One{}, [](const auto&... args) SNV2_INLINED { march<1>(args...); });
+      }
+    });
+    i += lines;
+  }
+}
 
 }  // namespace snv2::cpu::SNV2_ISA
