@@ -309,7 +309,7 @@ class RowsBackward {
   }
 
   // What passes through is copied on the way.
-  template <int kLines, int kStride, class V>
+  template <int kCount, int kStride, class V>
   SNV2_INLINE void mask_rows(const Taps<V>& taps, int64_t image, int64_t row, int64_t c,
                              int64_t count, float* to) const {
     const int64_t channels = op_.x.channels, width = width_, grad_width = op_.grad.width;
@@ -317,9 +317,9 @@ class RowsBackward {
     const T* const grad =
         row_of<const T>(op_.grad, image, row / kStride) + (passthrough ? 2 * c : c);
     T* const passed = row_of<T>(op_.grad_x, image, row) + c;
-    const auto x = x_rows<kLines + 2>(image, row - 1, c);
-    march<kLines>(
-        taps, width, [&](int64_t i, V(&in)[kLines + 2]) SNV2_INLINED { x.load(i, count, in); },
+    const auto x = x_rows<kCount + 2>(image, row - 1, c);
+    march<kCount>(
+        taps, width, [&](int64_t i, V(&in)[kCount + 2]) SNV2_INLINED { x.load(i, count, in); },
         [=](int64_t i, int line, V y) SNV2_INLINED {
           V gradient = {};
           if (i % kStride == 0) {
@@ -396,12 +396,11 @@ class RowsBackward {
     });
   }
 
-  // Two rows share most of what they read.
   template <class F>
   static SNV2_INLINE void for_each_lines(Range rows, const F& f) {
     int64_t row = rows.begin;
-    for (; row + 2 <= rows.end; row += 2) f(std::integral_constant<int, 2>{}, row);
-    if (row < rows.end) f(std::integral_constant<int, 1>{}, row);
+    for (; row + kLines <= rows.end; row += kLines) f(std::integral_constant<int, kLines>{}, row);
+    for (; row < rows.end; ++row) f(std::integral_constant<int, 1>{}, row);
   }
 
   const DepthwiseBackward& op_;

@@ -37,28 +37,28 @@ SNV2_INLINE V lowest_of(bool relu) {
   return V{} - (relu ? 0.0f : std::numeric_limits<float>::infinity());
 }
 
-// Marches kLines lines that lie beside each other. load(i, in) gives the neighbours at place i, one
+// Marches kCount lines that lie beside each other. load(i, in) gives the neighbours at place i, one
 // more to either side than there are lines; emit(i, line, result).
-template <int kLines, class V, class Load, class Emit>
+template <int kCount, class V, class Load, class Emit>
 SNV2_INLINE void march(const Taps<V>& taps, int64_t count, const Load& load, const Emit& emit) {
-  V before[kLines] = {}, here[kLines] = {};
+  V before[kCount] = {}, here[kCount] = {};
   for (int64_t i = 0; i < count; ++i) {
-    V in[kLines + 2], after[kLines] = {};
+    V in[kCount + 2], after[kCount] = {};
     load(i, in);
-    unroll<kLines * 3>([&](auto k) SNV2_INLINED {
-      constexpr int kLine = k % kLines, kTap = k / kLines;
+    unroll<kCount * 3>([&](auto k) SNV2_INLINED {
+      constexpr int kLine = k % kCount, kTap = k / kCount;
       const V v = in[kLine + kTap];
       before[kLine] += v * taps.weight[2][kTap];
       here[kLine] += v * taps.weight[1][kTap];
       after[kLine] += v * taps.weight[0][kTap];
     });
-    unroll<kLines>([&](auto line) SNV2_INLINED {
+    unroll<kCount>([&](auto line) SNV2_INLINED {
       if (i > 0) emit(i - 1, line, taps.finish(before[line]));
       before[line] = here[line];
       here[line] = after[line];
     });
   }
-  unroll<kLines>([&](auto line) SNV2_INLINED { emit(count - 1, line, taps.finish(before[line])); });
+  unroll<kCount>([&](auto line) SNV2_INLINED { emit(count - 1, line, taps.finish(before[line])); });
 }
 
 // One line at stride 2, of `count` places.
@@ -241,6 +241,9 @@ class PlaneCopy {
 
 // Rows of pixels ---------------------------------------------------------------------------------
 
+// Rows that are marched along together: they share most of what they read.
+inline constexpr int kLines = 2;
+
 // kCount rows from `first` on, of which those outside of the map are zeros.
 template <class T, int kCount>
 struct Rows {
@@ -304,8 +307,8 @@ SNV2_INLINE void dw_rows(const FeatureMap& x, int64_t first, int64_t channels,
   const int64_t width = conv3x3_extent(x.width, dw.stride);
   for (int64_t i = out_rows.begin; i < out_rows.end;) {
     const int64_t image = i / height, row = i % height;
-    // Two rows share most of what they read.
-    const int64_t lines = dw.stride == 1 && row + 1 < height && i + 1 < out_rows.end ? 2 : 1;
+    const bool together = row + kLines <= height && i + kLines <= out_rows.end;
+    const int64_t lines = dw.stride == 1 && together ? kLines : 1;
     for_each_strip(channels, [&](auto v, int64_t c) SNV2_INLINED {
       using V = decltype(v);
       const int64_t count = channels < kLanesOf<V> ? channels : kLanesOf<V>;
@@ -322,11 +325,11 @@ SNV2_INLINE void dw_rows(const FeatureMap& x, int64_t first, int64_t channels,
                 SNV2_INLINED { emit((i + line) * width + pixel, c, count, result); });
       };
       using One = std::integral_constant<int, 1>;
-      using Two = std::integral_constant<int, 2>;
+      using All = std::integral_constant<int, kLines>;
       if (dw.stride == 2) {
         run(One{}, [](const auto&... args) SNV2_INLINED { march_stride2(args...); });
-      } else if (lines == 2) {
-        run(Two{}, [](const auto&... args) SNV2_INLINED { march<2>(args...); });
+      } else if (lines == kLines) {
+        run(All{}, [](const auto&... args) SNV2_INLINED { march<kLines>(args...); });
       } else {
         run(One{}, [](const auto&... args) SNV2_INLINED { march<1>(args...); });
       }
