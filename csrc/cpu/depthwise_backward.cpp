@@ -36,60 +36,76 @@ Range around(Range range, int64_t end) {
   return {std::max<int64_t>(range.begin - 1, 0), std::min(range.end + 1, end)};
 }
 
-using Totals = double[kDepthwiseSums][kPanel];
+// The sums of an item, in lanes. A few terms at a time are added in float, so that no chain of
+// roundings is long.
+struct Totals {
+  float run[kDepthwiseSums][kPanel] = {};
+  double sums[kDepthwiseSums][kPanel] = {};
+  int terms = 0;  // of a run
 
-// The sums of a vector of channels, or of columns of one: a few terms at a time in float, so that
-// no chain of roundings is long.
+  void flush() {
+    terms = 0;
+    for (int i = 0; i < kDepthwiseSums; ++i) {
+      for (int lane = 0; lane < kPanel; ++lane) {
+        sums[i][lane] += double{run[i][lane]};
+        run[i][lane] = 0.0f;
+      }
+    }
+  }
+
+  bool finite() const {
+    double zeros[kPanel] = {};
+    for (const auto& lanes : sums) {
+      for (int lane = 0; lane < kPanel; ++lane) zeros[lane] += 0.0 * lanes[lane];
+    }
+    return std::all_of(zeros, zeros + kPanel, [](double zero) { return zero == 0.0; });
+  }
+};
+
+// The run of a vector of channels, or of columns of one, in registers.
 template <class V>
-class Sums {
+class Run {
  public:
-  explicit Sums(Totals& totals) : totals_(totals) {}
+  explicit SNV2_INLINE Run(Totals& totals) : totals_(totals) { load_run(); }
+  SNV2_INLINE ~Run() { store_run(); }
+  Run(const Run&) = delete;
 
   // in: x's neighbours across the line at one place; before, here and after: gradients along it.
   // kPlace and kNeighbour are the steps from tap to tap.
   template <int kPlace, int kNeighbour>
   SNV2_INLINE void add(const V (&in)[3], V before, V here, V after) {
     unroll<3>([&](auto j) SNV2_INLINED {
-      run_[j * kNeighbour] += in[j] * after;
-      run_[j * kNeighbour + kPlace] += in[j] * here;
-      run_[j * kNeighbour + 2 * kPlace] += in[j] * before;
+      sums_[j * kNeighbour] += in[j] * after;
+      sums_[j * kNeighbour + kPlace] += in[j] * here;
+      sums_[j * kNeighbour + 2 * kPlace] += in[j] * before;
     });
-    run_[9] += here;
-    if (++terms_ == kTerms) flush();
-  }
-
-  SNV2_INLINE void flush() {
-    terms_ = 0;
-    unroll<kDepthwiseSums>([&](auto i) SNV2_INLINED {
-      float lanes[kLanesOf<V>];
-      store(lanes, run_[i]);
-      for (int lane = 0; lane < kLanesOf<V>; ++lane) totals_[i][lane] += double{lanes[lane]};
-      run_[i] = V{};
-    });
+    sums_[9] += here;
+    if (++terms_ == kTerms) {
+      store_run();
+      totals_.flush();
+      load_run();
+    }
   }
 
  private:
-  static constexpr int kTerms = 32;
+  static constexpr int kTerms = 16;
+
+  SNV2_INLINE void load_run() {
+    terms_ = totals_.terms;
+    unroll<kDepthwiseSums>([&](auto i) SNV2_INLINED { sums_[i] = load<V>(totals_.run[i]); });
+  }
+  SNV2_INLINE void store_run() {
+    totals_.terms = terms_;
+    unroll<kDepthwiseSums>([&](auto i) SNV2_INLINED { store(totals_.run[i], sums_[i]); });
+  }
 
   Totals& totals_;
-  V run_[kDepthwiseSums] = {};
-  int terms_ = 0;
+  int terms_;
+  V sums_[kDepthwiseSums];
 };
 
-// Adds the sums of a block, unless there are none: the border's zeros times infinity are NaN.
-bool add_finite(const Totals& block, Totals& totals) {
-  double zeros[kPanel] = {};
-  for (const auto& sums : block) {
-    for (int lane = 0; lane < kPanel; ++lane) zeros[lane] += 0.0 * sums[lane];
-  }
-  if (std::any_of(zeros, zeros + kPanel, [](double zero) { return zero != 0.0; })) return false;
-  for (int64_t i = 0; i < kDepthwiseSums; ++i) {
-    for (int lane = 0; lane < kPanel; ++lane) totals[i][lane] += block[i][lane];
-  }
-  return true;
-}
-
-// Then only pixels inside the map are multiplied: gradient(row, column) with x(row, column).
+// The border's zeros times infinity are NaN. So where a total is not finite it is summed up again
+// of pixels inside the map: gradient(row, column) times x(row, column).
 template <class Gradient, class X>
 void add_inside(const DepthwiseBackward& op, Range rows, int lane, const Gradient& gradient,
                 const X& x, Totals& totals) {
@@ -100,9 +116,9 @@ void add_inside(const DepthwiseBackward& op, Range rows, int lane, const Gradien
       for (int64_t tap = 0; tap < 9; ++tap) {
         const int64_t y = row + tap / 3 - 1, z = column + tap % 3 - 1;
         if (y < 0 || y >= op.x.height || z < 0 || z >= op.x.width) continue;
-        totals[tap][lane] += double{g * x(y, z)};
+        totals.sums[tap][lane] += double{g * x(y, z)};
       }
-      totals[9][lane] += double{g};
+      totals.sums[9][lane] += double{g};
     }
   }
 }
@@ -120,10 +136,25 @@ class PlanesBackward {
         spread_(scratch + (backward_rows(op.x) + 4) * width_ + kPanel) {}
 
   void run(int64_t item) const {
+    Totals totals;
+    run(item, totals, false);
+    if (!totals.finite()) {
+      totals = {};
+      run(item, totals, true);
+    }
+    float* const to = op_.sums + item * kDepthwiseSums;
+    for (int64_t i = 0; i < kDepthwiseSums; ++i) {
+      double sum = 0;
+      for (const double lane : totals.sums[i]) sum += lane;
+      to[i] = static_cast<float>(sum);
+    }
+  }
+
+ private:
+  void run(int64_t item, Totals& totals, bool inside) const {
     const int64_t channel = item % op_.channels, part = item / op_.channels;
     const int64_t main = op_.x.channels - op_.channels, every = op_.passthrough() ? 2 : 1;
     const Filter filter(op_.dw, channel);
-    Totals totals = {};
     const int64_t end = std::min((part + 1) * op_.images(), op_.x.batch);
     for (int64_t image = part * op_.images(); image < end; ++image) {
       const T* const x = plane_of<const T>(op_.x, image, main + channel);
@@ -134,19 +165,19 @@ class PlanesBackward {
       for (int64_t row = 0; row < height_; row += backward_rows(op_.x)) {
         const Range rows{row, std::min(row + backward_rows(op_.x), height_)};
         mask(x, grad, filter, rows);
-        add(x, rows, totals);
+        if (inside) {
+          add_inside(
+              op_, rows, 0, [&](int64_t y, int64_t i) { return gradient_row(y, rows)[i]; },
+              [&](int64_t y, int64_t i) { return to_float(x[y * width_ + i]); }, totals);
+        } else {
+          add(x, rows, totals);
+        }
         compute_grad_x(filter, rows, plane_of<T>(op_.grad_x, image, main + channel), copy);
       }
     }
-    float* const to = op_.sums + (part * op_.channels + channel) * kDepthwiseSums;
-    for (int64_t i = 0; i < kDepthwiseSums; ++i) {
-      double sum = 0;
-      for (const double lane : totals[i]) sum += lane;
-      to[i] = static_cast<float>(sum);
-    }
+    totals.flush();
   }
 
- private:
   // Rows of x that are read for a block's; the outermost are right only at the border.
   Range rows_read(Range rows) const { return around(around(rows, height_), height_); }
 
@@ -182,7 +213,6 @@ class PlanesBackward {
 
   void add(const T* x, Range rows, Totals& totals) const {
     const Range read = around(rows, height_);
-    Totals block = {};
     for_each_columns(x + read.begin * width_, read.size(), width_,
                      [&](auto v, int64_t column, const auto& columns) SNV2_INLINED {
                        using V = decltype(v);
@@ -196,22 +226,17 @@ class PlanesBackward {
                          if (row < rows.begin || row >= rows.end) return V{};
                          return ours ? load<V>(gradient_row(row, rows) + column) : V{};
                        };
-                       Sums<V> sums(block);
+                       Run<V> run(totals);
                        V before = {}, here = gradient(read.begin);
                        for (int64_t row = read.begin; row < read.end; ++row) {
                          V in[3];
                          columns(row - read.begin, in);
                          const V after = gradient(row + 1);
-                         sums.template add<3, 1>(in, before, here, after);
+                         run.template add<3, 1>(in, before, here, after);
                          before = here;
                          here = after;
                        }
-                       sums.flush();
                      });
-    if (add_finite(block, totals)) return;
-    add_inside(
-        op_, rows, 0, [&](int64_t row, int64_t i) { return gradient_row(row, rows)[i]; },
-        [&](int64_t row, int64_t i) { return to_float(x[row * width_ + i]); }, totals);
   }
 
   void compute_grad_x(const Filter& filter, Range rows, T* grad_x, PlaneCopy<T>& copy) const {
@@ -260,16 +285,26 @@ class RowsBackward {
       const int64_t c = channels.begin + i;
       const int64_t count = std::min<int64_t>(channels.size(), kLanesOf<V>);
       const Taps<V> taps = packed_.taps<V>(c, count);
-      Totals totals = {};
-      for (int64_t image = group * op_.images(); image < end; ++image) {
-        mask(taps, image, rows, c, count);
-        add<V>(image, rows, c, count, totals);
-        compute_grad_x(turned(taps), image, rows, c, count);
-      }
+      const auto run_strip = [&](bool inside) {
+        Totals totals;
+        for (int64_t image = group * op_.images(); image < end; ++image) {
+          mask(taps, image, rows, c, count);
+          if (inside) {
+            add_inside_of<V>(image, rows, c, count, totals);
+          } else {
+            add<V>(image, rows, c, count, totals);
+          }
+          compute_grad_x(turned(taps), image, rows, c, count);
+        }
+        totals.flush();
+        return totals;
+      };
+      Totals totals = run_strip(false);
+      if (!totals.finite()) totals = run_strip(true);
       float* const to = op_.sums + (part * op_.channels + c) * kDepthwiseSums;
       for (int64_t lane = 0; lane < count; ++lane) {
         for (int64_t sum = 0; sum < kDepthwiseSums; ++sum) {
-          to[lane * kDepthwiseSums + sum] = static_cast<float>(totals[sum][lane]);
+          to[lane * kDepthwiseSums + sum] = static_cast<float>(totals.sums[sum][lane]);
         }
       }
     });
@@ -289,8 +324,7 @@ class RowsBackward {
   }
 
   template <class V>
-  SNV2_INLINE void mask(const Taps<V>& taps, int64_t image, Range rows, int64_t c,
-                        int64_t count) const {
+  SNV2_INLINE void mask(Taps<V> taps, int64_t image, Range rows, int64_t c, int64_t count) const {
     const Range read = around(rows, height_);
     if (op_.dw.stride == 1) {
       for_each_lines(read, [&](auto lines, int64_t row) SNV2_INLINED {
@@ -310,8 +344,8 @@ class RowsBackward {
 
   // What passes through is copied on the way.
   template <int kCount, int kStride, class V>
-  SNV2_INLINE void mask_rows(const Taps<V>& taps, int64_t image, int64_t row, int64_t c,
-                             int64_t count, float* to) const {
+  SNV2_INLINE void mask_rows(Taps<V> taps, int64_t image, int64_t row, int64_t c, int64_t count,
+                             float* to) const {
     const int64_t channels = op_.x.channels, width = width_, grad_width = op_.grad.width;
     const bool relu = op_.dw.relu, passthrough = op_.passthrough();
     const T* const grad =
@@ -347,8 +381,7 @@ class RowsBackward {
 
   template <class V>
   SNV2_INLINE void add(int64_t image, Range rows, int64_t c, int64_t count, Totals& totals) const {
-    Totals block = {};
-    Sums<V> sums(block);
+    Run<V> run(totals);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const Rows<T, 3> x = x_rows<3>(image, row - 1, c);
       const float* const gradient = gradient_row<V>(row, rows);
@@ -357,13 +390,15 @@ class RowsBackward {
         V in[3];
         x.load(i, count, in);
         const V after = i + 1 < width_ ? load<V>(gradient + (i + 1) * kLanesOf<V>) : V{};
-        sums.template add<1, 3>(in, before, here, after);
+        run.template add<1, 3>(in, before, here, after);
         before = here;
         here = after;
       }
     }
-    sums.flush();
-    if (add_finite(block, totals)) return;
+  }
+
+  template <class V>
+  void add_inside_of(int64_t image, Range rows, int64_t c, int64_t count, Totals& totals) const {
     for (int lane = 0; lane < count; ++lane) {
       add_inside(
           op_, rows, lane,
@@ -379,7 +414,7 @@ class RowsBackward {
   }
 
   template <class V>
-  SNV2_INLINE void compute_grad_x(const Taps<V>& taps, int64_t image, Range rows, int64_t c,
+  SNV2_INLINE void compute_grad_x(Taps<V> taps, int64_t image, Range rows, int64_t c,
                                   int64_t count) const {
     const Range read = around(rows, height_);
     const int64_t pitch = width_ * kLanesOf<V>;
