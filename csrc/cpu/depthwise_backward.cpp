@@ -62,8 +62,8 @@ struct Totals {
   }
 };
 
-// The run of a vector of channels, or of columns of one, in registers.
-template <class V>
+// The run of a vector of channels, or of columns of one, in registers: up to kTerms terms.
+template <class V, int kTerms>
 class Run {
  public:
   explicit SNV2_INLINE Run(Totals& totals) : totals_(totals) { load_run(); }
@@ -88,8 +88,6 @@ class Run {
   }
 
  private:
-  static constexpr int kTerms = 16;
-
   SNV2_INLINE void load_run() {
     terms_ = totals_.terms;
     unroll<kDepthwiseSums>([&](auto i) SNV2_INLINED { sums_[i] = load<V>(totals_.run[i]); });
@@ -226,7 +224,7 @@ class PlanesBackward {
                          if (row < rows.begin || row >= rows.end) return V{};
                          return ours ? load<V>(gradient_row(row, rows) + column) : V{};
                        };
-                       Run<V> run(totals);
+                       Run<V, 16> run(totals);
                        V before = {}, here = gradient(read.begin);
                        for (int64_t row = read.begin; row < read.end; ++row) {
                          V in[3];
@@ -381,7 +379,7 @@ class RowsBackward {
 
   template <class V>
   SNV2_INLINE void add(int64_t image, Range rows, int64_t c, int64_t count, Totals& totals) const {
-    Run<V> run(totals);
+    Run<V, 32> run(totals);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const Rows<T, 3> x = x_rows<3>(image, row - 1, c);
       const float* const gradient = gradient_row<V>(row, rows);
