@@ -24,8 +24,12 @@ void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& y
     }
     T* const out = static_cast<T*>(y.data);
     dw_rows<T>(x, 0, x.channels, dw, items, scratch,
-               [=, step = y.channels](int64_t pixel, int64_t c, int64_t count, auto result)
-                   SNV2_INLINED { store_floats(out + pixel * step + c, result, count); });
+               [=, step = y.channels, ahead = kLines * y.width * y.channels](
+                   int64_t pixel, int64_t c, int64_t count, auto result) SNV2_INLINED {
+                 T* const to = out + pixel * step + c;
+                 prefetch_to_write<sizeof(Raw<T, decltype(result)>)>(to + ahead);
+                 store_floats(to, result, count);
+               });
   });
 }
 

@@ -25,20 +25,21 @@ void split_dw_cat_shuffle(const FeatureMap& x, const Depthwise3x3& dw, const Fea
     const T* const in = static_cast<const T*>(x.data);
     T* const out = static_cast<T*>(y.data);
     dw_rows<T>(x, half, half, dw, items, scratch,
-               [=, step = x.channels](int64_t pixel, int64_t c, int64_t count, auto result)
-                   SNV2_INLINED {
-                     using V = decltype(result);
-                     const T* from = in + pixel * step + c;
-                     T* to = out + pixel * step + 2 * c;
-                     if (count == kLanesOf<V>) {
-                       store_pairs_of<T>(to, load_raw<V>(from), result);
-                       return;
-                     }
-                     T lanes[kLanesOf<V>];
-                     store_floats(lanes, result);
-                     for (int64_t i = 0; i < count; ++i)
-                       to[2 * i] = from[i], to[2 * i + 1] = lanes[i];
-                   });
+               [=, step = x.channels, ahead = kLines * x.width * x.channels](
+                   int64_t pixel, int64_t c, int64_t count, auto result) SNV2_INLINED {
+                 using V = decltype(result);
+                 const T* from = in + pixel * step + c;
+                 T* to = out + pixel * step + 2 * c;
+                 prefetch(from + ahead);
+                 prefetch_to_write<2 * sizeof(Raw<T, V>)>(to + ahead);
+                 if (count == kLanesOf<V>) {
+                   store_pairs_of<T>(to, load_raw<V>(from), result);
+                   return;
+                 }
+                 T lanes[kLanesOf<V>];
+                 store_floats(lanes, result);
+                 for (int64_t i = 0; i < count; ++i) to[2 * i] = from[i], to[2 * i + 1] = lanes[i];
+               });
   });
 }
 
