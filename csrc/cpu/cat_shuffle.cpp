@@ -37,11 +37,14 @@ void cat_shuffle(const FeatureMap& a, const FeatureMap& b, const FeatureMap& y, 
           std::memcpy(whole, half, static_cast<size_t>(count) * sizeof(T));
         },
         [](const T* left, const T* right, T* out, int64_t count) {
-#pragma GCC ivdep
-          for (int64_t i = 0; i < count; ++i) {
-            out[2 * i] = left[i];
-            out[2 * i + 1] = right[i];
+          if (count < kHalfLanes) {
+            for (int64_t i = 0; i < count; ++i) out[2 * i] = left[i], out[2 * i + 1] = right[i];
+            return;
           }
+          for_each_strip(count, [&](auto v, int64_t i) SNV2_INLINED {
+            using V = decltype(v);
+            store_pairs<V>(out + 2 * i, load_raw<V>(left + i), load_raw<V>(right + i));
+          });
         });
   });
 }
@@ -56,11 +59,17 @@ void cat_shuffle_backward(const FeatureMap& grad, const FeatureMap& grad_a,
           std::memcpy(half, whole, static_cast<size_t>(count) * sizeof(T));
         },
         [](T* left, T* right, const T* in, int64_t count) {
-#pragma GCC ivdep
-          for (int64_t i = 0; i < count; ++i) {
-            left[i] = in[2 * i];
-            right[i] = in[2 * i + 1];
+          if (count < kHalfLanes) {
+            for (int64_t i = 0; i < count; ++i) left[i] = in[2 * i], right[i] = in[2 * i + 1];
+            return;
           }
+          for_each_strip(count, [&](auto v, int64_t i) SNV2_INLINED {
+            using V = decltype(v);
+            Raw<T, V> even, odd;
+            load_pairs<V>(in + 2 * i, even, odd);
+            store_raw(left + i, even);
+            store_raw(right + i, odd);
+          });
         });
   });
 }

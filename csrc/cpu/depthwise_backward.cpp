@@ -1,264 +1,446 @@
 // Gradients of dw_conv3x3 and split_dw_cat_shuffle, in one pass over the gradient and x.
 //
-// A strip of rows is turned into floats with a border of zeros, and computed on as one long row in
-// which a pixel is kStep floats: 1 in the contiguous layout, where a work item is a channel and
-// vectors run along its pixels, or a panel of channels in channels-last. A tap is then an offset,
-// and parameters are the same vectors all along. On a strip there are three passes:
-//   the convolution again, to clear the gradient where the ReLU cut off,
+// A work item is a channel of some images (contiguous layout) or some rows of some channels
+// (channels-last). A block of its rows, which fits in the L1 cache, is marched over three times:
+//   the convolution again, to clear the gradient where the ReLU cut off; that is kept as floats,
 //   the sums that the parameters' gradients are made of,
-//   grad_x, the same convolution turned round, over x, which nobody needs any more.
+//   grad_x, the same convolution turned round.
 // The gradient of stride 2 is spread over the pixels of x, with zeros between.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "cpu/dw_rows.h"
 
 namespace snv2::cpu::SNV2_ISA {
 namespace {
 
-// Calls f(tap, offset) with the places of the taps around a pixel.
-template <class F>
-SNV2_INLINE void for_each_tap(int64_t pitch, int64_t step, const F& f) {
-#pragma GCC unroll 9
-  for (int tap = 0; tap < 9; ++tap) f(tap, (tap / 3 - 1) * pitch + (tap % 3 - 1) * step);
+template <class V>
+SNV2_INLINE Taps<V> turned(const Taps<V>& taps) {
+  Taps<V> result;
+  unroll<9>([&](auto i)
+                SNV2_INLINED { result.weight[i / 3][i % 3] = taps.weight[2 - i / 3][2 - i % 3]; });
+  result.scale = taps.scale;
+  result.shift = V{};
+  result.lowest = lowest_of<V>(false);
+  return result;
 }
 
-SNV2_INLINE Vec first_lanes(Vec v, int64_t count) {
-  float lanes[kLanes] = {};
-  std::memcpy(lanes, &v, static_cast<size_t>(count) * sizeof(float));
-  return load(lanes);
+// Of the ReLU: NaN lets it through.
+template <class V>
+SNV2_INLINE V masked(V gradient, V y) {
+  return V{} >= y ? V{} : gradient;
 }
 
-template <class T, int kStep>
-class Backward {
-  static constexpr int kVectors = kStep == 1 ? 1 : kVecs;  // side by side
-  static constexpr int kStride = kStep == 1 ? kLanes : kPanel;
+// The range and one place to either side.
+Range around(Range range, int64_t end) {
+  return {std::max<int64_t>(range.begin - 1, 0), std::min(range.end + 1, end)};
+}
 
- public:
-  Backward(const DepthwiseBackward& op, float* scratch)
-      : op_(op),
-        pitch_((op.x.width + 2) * kStep),
-        x_(scratch + kBackwardMargin),
-        grad_(x_ + (backward_strip_rows(op.x, kStep) + 4) * pitch_ + kBackwardMargin) {}
+// The sums of an item, in lanes. A few terms at a time are added in float, so that no chain of
+// roundings is long.
+struct Totals {
+  float run[kDepthwiseSums][kPanel] = {};
+  double sums[kDepthwiseSums][kPanel] = {};
+  int terms = 0;  // of a run
 
-  void run(int64_t item) {
-    const int64_t panels = ceil_div(op_.channels, kStep);
-    const int64_t group = item / panels, end = std::min((group + 1) * op_.images(), op_.x.batch);
-    take_channels(item % panels * kStep);
-    for (image_ = group * op_.images(); image_ < end; ++image_) {
-      if (op_.passthrough()) pass();
-      for (row_ = 0; row_ < op_.x.height; row_ += rows_) {
-        rows_ = std::min(backward_strip_rows(op_.x, kStep), op_.x.height - row_);
-        load_strip();
-        if (op_.dw.relu) mask();
-        add();
-        compute_grad_x();
+  void flush() {
+    terms = 0;
+    for (int i = 0; i < kDepthwiseSums; ++i) {
+      for (int lane = 0; lane < kPanel; ++lane) {
+        sums[i][lane] += double{run[i][lane]};
+        run[i][lane] = 0.0f;
       }
     }
-    store_sums(op_.sums + (group * op_.channels + channel_) * kDepthwiseSums);
+  }
+
+  bool finite() const {
+    double zeros[kPanel] = {};
+    for (const auto& lanes : sums) {
+      for (int lane = 0; lane < kPanel; ++lane) zeros[lane] += 0.0 * lanes[lane];
+    }
+    return std::all_of(zeros, zeros + kPanel, [](double zero) { return zero == 0.0; });
+  }
+};
+
+// The run of a vector of channels, or of columns of one, in registers: up to kTerms terms.
+template <class V, int kTerms>
+class Run {
+ public:
+  explicit SNV2_INLINE Run(Totals& totals) : totals_(totals) { load_run(); }
+  SNV2_INLINE ~Run() { store_run(); }
+  Run(const Run&) = delete;
+
+  // in: x's neighbours across the line at one place; before, here and after: gradients along it.
+  // kPlace and kNeighbour are the steps from tap to tap.
+  template <int kPlace, int kNeighbour>
+  SNV2_INLINE void add(const V (&in)[3], V before, V here, V after) {
+    unroll<3>([&](auto j) SNV2_INLINED {
+      sums_[j * kNeighbour] += in[j] * after;
+      sums_[j * kNeighbour + kPlace] += in[j] * here;
+      sums_[j * kNeighbour + 2 * kPlace] += in[j] * before;
+    });
+    sums_[9] += here;
+    if (++terms_ == kTerms) {
+      store_run();
+      totals_.flush();
+      load_run();
+    }
   }
 
  private:
-  void take_channels(int64_t channel) {
-    channel_ = channel;
-    channels_ = std::min<int64_t>(kStep, op_.channels - channel);
-    const Depthwise3x3& dw = op_.dw;
-    for (int64_t lane = 0; lane < kPanel; ++lane) {
-      const int64_t c = kStep == 1 ? channel : channel + lane;
-      const bool inside = c < op_.channels;
-      for (int tap = 0; tap < 9; ++tap) weight_[tap][lane] = inside ? dw.weight[c * 9 + tap] : 0;
-      scale_[lane] = inside ? dw.scale[c] : 0;
-      shift_[lane] = inside ? dw.shift[c] : 0;
-      for (auto& sums : sums_) sums[lane] = 0;
+  SNV2_INLINE void load_run() {
+    terms_ = totals_.terms;
+    unroll<kDepthwiseSums>([&](auto i) SNV2_INLINED { sums_[i] = load<V>(totals_.run[i]); });
+  }
+  SNV2_INLINE void store_run() {
+    totals_.terms = terms_;
+    unroll<kDepthwiseSums>([&](auto i) SNV2_INLINED { store(totals_.run[i], sums_[i]); });
+  }
+
+  Totals& totals_;
+  int terms_;
+  V sums_[kDepthwiseSums];
+};
+
+// The border's zeros times infinity are NaN. So where a total is not finite it is summed up again
+// of pixels inside the map: gradient(row, column) times x(row, column).
+template <class Gradient, class X>
+void add_inside(const DepthwiseBackward& op, Range rows, int lane, const Gradient& gradient,
+                const X& x, Totals& totals) {
+  const int64_t stride = op.dw.stride;
+  for (int64_t row = ceil_div(rows.begin, stride) * stride; row < rows.end; row += stride) {
+    for (int64_t column = 0; column < op.x.width; column += stride) {
+      const float g = gradient(row, column);
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        const int64_t y = row + tap / 3 - 1, z = column + tap % 3 - 1;
+        if (y < 0 || y >= op.x.height || z < 0 || z >= op.x.width) continue;
+        totals.sums[tap][lane] += double{g * x(y, z)};
+      }
+      totals.sums[9][lane] += double{g};
+    }
+  }
+}
+
+// Contiguous layout ------------------------------------------------------------------------------
+
+template <class T>
+class PlanesBackward {
+ public:
+  PlanesBackward(const DepthwiseBackward& op, float* scratch)
+      : op_(op),
+        height_(op.x.height),
+        width_(op.x.width),
+        gradient_(scratch),
+        spread_(scratch + (backward_rows(op.x) + 4) * width_ + kPanel) {}
+
+  void run(int64_t item) const {
+    Totals totals;
+    run(item, totals, false);
+    if (!totals.finite()) {
+      totals = {};
+      run(item, totals, true);
+    }
+    float* const to = op_.sums + item * kDepthwiseSums;
+    for (int64_t i = 0; i < kDepthwiseSums; ++i) {
+      double sum = 0;
+      for (const double lane : totals.sums[i]) sum += lane;
+      to[i] = static_cast<float>(sum);
     }
   }
 
-  // First channel of this item in a map of the op's channels, of which every `every`th is meant.
-  template <class U>
-  U* first_of(const FeatureMap& map, int64_t first, int64_t every) const {
-    return static_cast<U*>(map.data) + image_ * map.channels * map.plane() +
-           (first + channel_ * every) * map.channel_stride();
+ private:
+  void run(int64_t item, Totals& totals, bool inside) const {
+    const int64_t channel = item % op_.channels, part = item / op_.channels;
+    const int64_t main = op_.x.channels - op_.channels, every = op_.passthrough() ? 2 : 1;
+    const Filter filter(op_.dw, channel);
+    const int64_t end = std::min((part + 1) * op_.images(), op_.x.batch);
+    for (int64_t image = part * op_.images(); image < end; ++image) {
+      const T* const x = plane_of<const T>(op_.x, image, main + channel);
+      const T* const grad = plane_of<const T>(op_.grad, image, (channel + 1) * every - 1);
+      PlaneCopy<T> copy(plane_of<const T>(op_.grad, image, channel * every),
+                        plane_of<T>(op_.grad_x, image, channel),
+                        op_.passthrough() ? op_.x.plane() : 0);
+      for (int64_t row = 0; row < height_; row += backward_rows(op_.x)) {
+        const Range rows{row, std::min(row + backward_rows(op_.x), height_)};
+        mask(x, grad, filter, rows);
+        if (inside) {
+          add_inside(
+              op_, rows, 0, [&](int64_t y, int64_t i) { return gradient_row(y, rows)[i]; },
+              [&](int64_t y, int64_t i) { return to_float(x[y * width_ + i]); }, totals);
+        } else {
+          add(x, rows, totals);
+        }
+        compute_grad_x(filter, rows, plane_of<T>(op_.grad_x, image, main + channel), copy);
+      }
+    }
+    totals.flush();
   }
-  int64_t every() const { return op_.passthrough() ? 2 : 1; }
-  int64_t main() const { return op_.x.channels - op_.channels; }
 
-  // Copies what passes through.
-  void pass() const {
-    const T* from = first_of<const T>(op_.grad, 0, 2);
-    T* to = first_of<T>(op_.grad_x, 0, 1);
-    if (kStep == 1) {
-      std::memcpy(to, from, static_cast<size_t>(op_.x.plane()) * sizeof(T));
+  // Rows of x that are read for a block's; the outermost are right only at the border.
+  Range rows_read(Range rows) const { return around(around(rows, height_), height_); }
+
+  const float* gradient_row(int64_t row, Range rows) const {
+    return gradient_ + (row - rows_read(rows).begin) * width_;
+  }
+
+  void mask(const T* x, const T* grad, const Filter& filter, Range rows) const {
+    const Range read = rows_read(rows);
+    if (op_.dw.stride == 1) {
+      mask_from(grad + read.begin * width_, x, filter, read);
       return;
     }
-    for (int64_t p = 0; p < op_.x.plane(); ++p) {
-      for (int64_t c = 0; c < channels_; ++c) {
-        to[p * op_.x.channels + c] = from[p * op_.x.channels + 2 * c];
-      }
+    std::fill_n(spread_, read.size() * width_, 0.0f);
+    for (int64_t row = ceil_div(read.begin, 2) * 2; row < read.end; row += 2) {
+      const T* const from = grad + row / 2 * op_.grad.width;
+      float* const to = spread_ + (row - read.begin) * width_;
+      for (int64_t i = 0; i < op_.grad.width; ++i) to[2 * i] = to_float(from[i]);
     }
+    mask_from(spread_, x, filter, read);
   }
 
-  // A padded row of x's width from pixels that come `spread` apart.
-  void load_row(const T* from, const FeatureMap& map, int64_t every, int64_t spread,
-                float* to) const {
-    for (int64_t i = 0; i < kStep; ++i) to[i] = to[pitch_ - kStep + i] = 0.0f;
-    to += kStep;
-    if (spread > 1) std::fill_n(to, pitch_ - 2 * kStep, 0.0f);
-    if (kStep == 1 && spread == 1) return read_elements(from, 1, map.width, to);
-    for (int64_t p = 0; p < map.width; ++p) {
-      const T* pixel = from + p * map.pixel_stride();
-      float* lanes = to + p * spread * kStep;
-      if (channels_ == kPanel) {
-        read_elements(pixel, every, kPanel, lanes);
-      } else {
-        read_elements(pixel, every, channels_, lanes);
-        std::fill(lanes + channels_, lanes + kStep, 0.0f);
-      }
-    }
+  template <class Grad>
+  void mask_from(const Grad* grad, const T* x, const Filter& filter, Range read) const {
+    if (!op_.dw.relu) return read_floats(grad, read.size() * width_, gradient_);
+    dw_plane(x + read.begin * width_, read.size(), width_, filter,
+             [&](int64_t row, int64_t column, int64_t count, auto y) SNV2_INLINED {
+               const int64_t at = row * width_ + column;
+               const auto gradient = load_floats<decltype(y)>(grad + at, count);
+               store_floats(gradient_ + at, masked(gradient, y), count);
+             });
   }
 
-  void load_strip() const {
-    const T* x = first_of<const T>(op_.x, main(), 1);
-    const T* grad = first_of<const T>(op_.grad, every() - 1, every());
-    const auto load_rows = [&](const T* from, const FeatureMap& map, int64_t stride, int64_t halo,
-                               int64_t channel_step, float* to) {
-      for (int64_t row = row_ - halo; row < row_ + rows_ + halo; ++row, to += pitch_) {
-        if (row < 0 || row >= op_.x.height || row % stride != 0) {
-          std::fill_n(to, pitch_, 0.0f);
-        } else {
-          load_row(from + row / stride * map.width * map.pixel_stride(), map, channel_step, stride,
-                   to);
-        }
-      }
-    };
-    load_rows(x, op_.x, 1, 2, 1, x_);
-    load_rows(grad, op_.grad, op_.dw.stride, 1, every(), grad_);
+  void add(const T* x, Range rows, Totals& totals) const {
+    const Range read = around(rows, height_);
+    for_each_columns(x + read.begin * width_, read.size(), width_,
+                     [&](auto v, int64_t column, const auto& columns) SNV2_INLINED {
+                       using V = decltype(v);
+                       constexpr int64_t kCount = kLanesOf<V>;
+                       // Each column once, though vectors overlap.
+                       const auto first =
+                           static_cast<uint32_t>(ceil_div(column, kCount) * kCount - column);
+                       const auto end = static_cast<uint32_t>(std::min(width_ - column, kCount));
+                       const auto ours = (lane_numbers<V>() >= first) & (lane_numbers<V>() < end);
+                       const auto gradient = [&](int64_t row) SNV2_INLINED {
+                         if (row < rows.begin || row >= rows.end) return V{};
+                         return ours ? load<V>(gradient_row(row, rows) + column) : V{};
+                       };
+                       Run<V, 16> run(totals);
+                       V before = {}, here = gradient(read.begin);
+                       for (int64_t row = read.begin; row < read.end; ++row) {
+                         V in[3];
+                         columns(row - read.begin, in);
+                         const V after = gradient(row + 1);
+                         run.template add<3, 1>(in, before, here, after);
+                         before = here;
+                         here = after;
+                       }
+                     });
   }
 
-  // The taps around floats [begin, end) of the gradient's strip, at the same places of x's.
-  const float* x_around(int64_t i) const { return x_ + pitch_ + i; }
-
-  void mask() const {
-    for (int v = 0; v < kVectors; ++v) {
-      Vec w[9];
-      for (int tap = 0; tap < 9; ++tap) w[tap] = load(weight_[tap] + v * kLanes);
-      const Vec scale = load(scale_ + v * kLanes), shift = load(shift_ + v * kLanes);
-      for (int64_t i = v * kLanes; i < (rows_ + 2) * pitch_; i += kStride) {
-        const float* x = x_around(i);
-        Vec y = {};
-        for_each_tap(pitch_, kStep, [&](int tap, int64_t at) { y += load(x + at) * w[tap]; });
-        y = y * scale + shift;
-        store(grad_ + i, Vec{} >= y ? Vec{} : load(grad_ + i));  // NaN lets it through
-      }
-    }
-  }
-
-  // A few vectors at a time in float, so that no chain of roundings is long.
-  void add() {
-    constexpr int64_t kRun = kLanes * kStride;
-    const int64_t end = (rows_ + 1) * pitch_;
-    double strip[kDepthwiseSums][kPanel] = {};
-    for (int v = 0; v < kVectors; ++v) {
-      for (int64_t begin = pitch_ + v * kLanes; begin < end; begin += kRun) {
-        Vec sum[kDepthwiseSums] = {};
-        for (int64_t i = begin; i < std::min(begin + kRun, end); i += kStride) {
-          Vec g = load(grad_ + i);
-          if (kStep == 1 && i + kLanes > end) g = first_lanes(g, end - i);
-          const float* x = x_around(i);
-          for_each_tap(pitch_, kStep, [&](int tap, int64_t at) { sum[tap] += g * load(x + at); });
-          sum[9] += g;
-        }
-        for (int i = 0; i < kDepthwiseSums; ++i) {
-          float lanes[kLanes];
-          store(lanes, sum[i]);
-          for (int lane = 0; lane < kLanes; ++lane) {
-            strip[i][v * kLanes + lane] += double{lanes[lane]};
-          }
-        }
-      }
-    }
-    bool finite = true;
-    for (const auto& sums : strip) {
-      for (const double sum : sums) finite &= std::isfinite(sum);
-    }
-    if (!finite) return add_without_padding();
-    for (int64_t i = 0; i < kDepthwiseSums; ++i) {
-      for (int64_t lane = 0; lane < kPanel; ++lane) sums_[i][lane] += strip[i][lane];
-    }
-  }
-
-  // The border's zeros times infinity are NaN, and no part of the sums.
-  void add_without_padding() {
-    const int64_t stride = op_.dw.stride;
-    for (int64_t row = 0; row < rows_; ++row) {
-      if ((row_ + row) % stride != 0) continue;
-      for (int64_t column = 0; column < op_.x.width; column += stride) {
-        for (int64_t lane = 0; lane < channels_; ++lane) {
-          const int64_t i = (row + 1) * pitch_ + (column + 1) * kStep + lane;
-          for_each_tap(pitch_, kStep, [&](int tap, int64_t at) {
-            const int64_t y = row_ + row + tap / 3 - 1, x = column + tap % 3 - 1;
-            if (y < 0 || y >= op_.x.height || x < 0 || x >= op_.x.width) return;
-            sums_[tap][lane] += double{grad_[i] * x_around(i)[at]};
-          });
-          sums_[9][lane] += double{grad_[i]};
-        }
-      }
-    }
-  }
-
-  void compute_grad_x() const {
-    for (int v = 0; v < kVectors; ++v) {
-      Vec w[9];
-      for (int tap = 0; tap < 9; ++tap) w[tap] = load(weight_[8 - tap] + v * kLanes);
-      const Vec scale = load(scale_ + v * kLanes);
-      for (int64_t i = v * kLanes; i < rows_ * pitch_; i += kStride) {
-        const float* grad = grad_ + pitch_ + i;
-        Vec sum = {};
-        for_each_tap(pitch_, kStep, [&](int tap, int64_t at) { sum += load(grad + at) * w[tap]; });
-        store(x_ + i, sum * scale);
-      }
-    }
-    T* to = first_of<T>(op_.grad_x, main(), 1) + row_ * op_.x.width * op_.x.pixel_stride();
-    for (int64_t row = 0; row < rows_; ++row) {
-      const float* from = x_ + row * pitch_ + kStep;
-      if (kStep == 1) {
-        write_floats(from, op_.x.width, to + row * op_.x.width, 1);
-        continue;
-      }
-      for (int64_t p = 0; p < op_.x.width; ++p) {
-        T* pixel = to + (row * op_.x.width + p) * op_.x.channels;
-        if (channels_ == kPanel) {
-          write_floats(from + p * kStep, kPanel, pixel, 1);
-        } else {
-          write_floats(from + p * kStep, channels_, pixel, 1);
-        }
-      }
-    }
-  }
-
-  void store_sums(float* to) const {
-    for (int64_t i = 0; i < kDepthwiseSums; ++i) {
-      if (kStep == 1) {
-        double sum = 0;
-        for (int lane = 0; lane < kLanes; ++lane) sum += sums_[i][lane];
-        to[i] = static_cast<float>(sum);
-        continue;
-      }
-      for (int64_t c = 0; c < channels_; ++c) {
-        to[c * kDepthwiseSums + i] = static_cast<float>(sums_[i][c]);
-      }
-    }
+  void compute_grad_x(const Filter& filter, Range rows, T* grad_x, PlaneCopy<T>& copy) const {
+    const Range read = around(rows, height_);
+    for_each_columns(gradient_row(read.begin, rows), read.size(), width_,
+                     [&](auto v, int64_t column, const auto& columns) SNV2_INLINED {
+                       using V = decltype(v);
+                       march<1>(turned(filter.taps<V>()), read.size(), columns,
+                                [&](int64_t i, int, V result) SNV2_INLINED {
+                                  copy.template step<V>();
+                                  const int64_t row = read.begin + i;
+                                  if (row < rows.begin || row >= rows.end) return;
+                                  store_floats(grad_x + row * width_ + column, result,
+                                               columns.count(i));
+                                });
+                     });
   }
 
   const DepthwiseBackward& op_;
-  const int64_t pitch_;
-  float* const x_;     // [rows + 4][pitch], from two rows above the strip on; then grad_x
-  float* const grad_;  // [rows + 2][pitch], from one row above the strip on
+  const int64_t height_, width_;
+  float* const gradient_;  // [rows + 4][width], where the ReLU let it through
+  float* const spread_;    // likewise, of stride 2
+};
 
-  int64_t channel_ = 0, channels_ = 0;      // of the item
-  int64_t image_ = 0, row_ = 0, rows_ = 0;  // of the strip
-  float weight_[9][kPanel], scale_[kPanel], shift_[kPanel];
-  double sums_[kDepthwiseSums][kPanel];
+// Channels-last ----------------------------------------------------------------------------------
+
+template <class T>
+class RowsBackward {
+ public:
+  RowsBackward(const DepthwiseBackward& op, float* scratch)
+      : op_(op),
+        height_(op.x.height),
+        width_(op.x.width),
+        main_(op.x.channels - op.channels),
+        packed_(op.dw, op.channels, scratch),
+        gradient_(scratch + 9 * op.channels) {}
+
+  void run(int64_t item) const {
+    const int64_t part = item / op_.channel_groups(), blocks = op_.row_blocks();
+    const Range channels = part_of(op_.channels, op_.channel_groups(), item % op_.channel_groups());
+    const Range rows = part_of(height_, blocks, part % blocks);
+    const int64_t group = part / blocks;
+    const int64_t end = std::min((group + 1) * op_.images(), op_.x.batch);
+    for_each_strip(channels.size(), [&](auto v, int64_t i) SNV2_INLINED {
+      using V = decltype(v);
+      const int64_t c = channels.begin + i;
+      const int64_t count = std::min<int64_t>(channels.size(), kLanesOf<V>);
+      const Taps<V> taps = packed_.taps<V>(c, count);
+      const auto run_strip = [&](bool inside) {
+        Totals totals;
+        for (int64_t image = group * op_.images(); image < end; ++image) {
+          mask(taps, image, rows, c, count);
+          if (inside) {
+            add_inside_of<V>(image, rows, c, count, totals);
+          } else {
+            add<V>(image, rows, c, count, totals);
+          }
+          compute_grad_x(turned(taps), image, rows, c, count);
+        }
+        totals.flush();
+        return totals;
+      };
+      Totals totals = run_strip(false);
+      if (!totals.finite()) totals = run_strip(true);
+      float* const to = op_.sums + (part * op_.channels + c) * kDepthwiseSums;
+      for (int64_t lane = 0; lane < count; ++lane) {
+        for (int64_t sum = 0; sum < kDepthwiseSums; ++sum) {
+          to[lane * kDepthwiseSums + sum] = static_cast<float>(totals.sums[sum][lane]);
+        }
+      }
+    });
+  }
+
+ private:
+  template <class V>
+  float* gradient_row(int64_t row, Range rows) const {
+    return gradient_ + (row - around(rows, height_).begin) * width_ * kLanesOf<V>;
+  }
+
+  // x's rows around one, channels from c of the convolution on.
+  template <int kCount>
+  Rows<T, kCount> x_rows(int64_t image, int64_t first, int64_t c) const {
+    return {row_of<const T>(op_.x, image, 0) + main_ + c, first, height_, width_ * op_.x.channels,
+            op_.x.channels};
+  }
+
+  template <class V>
+  SNV2_INLINE void mask(Taps<V> taps, int64_t image, Range rows, int64_t c, int64_t count) const {
+    const Range read = around(rows, height_);
+    if (op_.dw.stride == 1) {
+      for_each_lines(read, [&](auto lines, int64_t row) SNV2_INLINED {
+        mask_rows<lines, 1>(taps, image, row, c, count, gradient_row<V>(row, rows));
+      });
+      return;
+    }
+    for (int64_t row = read.begin; row < read.end; ++row) {
+      float* const to = gradient_row<V>(row, rows);
+      if (row % 2 == 0) {
+        mask_rows<1, 2>(taps, image, row, c, count, to);
+      } else {
+        std::fill_n(to, width_ * kLanesOf<V>, 0.0f);
+      }
+    }
+  }
+
+  // What passes through is copied on the way.
+  template <int kCount, int kStride, class V>
+  SNV2_INLINE void mask_rows(Taps<V> taps, int64_t image, int64_t row, int64_t c, int64_t count,
+                             float* to) const {
+    const int64_t channels = op_.x.channels, width = width_, grad_width = op_.grad.width;
+    const bool relu = op_.dw.relu, passthrough = op_.passthrough();
+    const T* const grad =
+        row_of<const T>(op_.grad, image, row / kStride) + (passthrough ? 2 * c : c);
+    T* const passed = row_of<T>(op_.grad_x, image, row) + c;
+    const auto x = x_rows<kCount + 2>(image, row - 1, c);
+    march<kCount>(
+        taps, width, [&](int64_t i, V(&in)[kCount + 2]) SNV2_INLINED { x.load(i, count, in); },
+        [=](int64_t i, int line, V y) SNV2_INLINED {
+          V gradient = {};
+          if (i % kStride == 0) {
+            const T* const pixel = grad + (line * grad_width + i / kStride) * channels;
+            gradient = passthrough ? split<V>(pixel, count, passed + (line * width + i) * channels)
+                                   : load_floats<V>(pixel, count);
+          }
+          store(to + (line * width + i) * kLanesOf<V>, relu ? masked(gradient, y) : gradient);
+        });
+  }
+
+  // The odd channels; the even ones are stored.
+  template <class V>
+  static SNV2_INLINE V split(const T* grad, int64_t count, T* passed) {
+    if (count == kLanesOf<V>) {
+      Raw<T, V> even, odd;
+      load_pairs<V>(grad, even, odd);
+      store_raw(passed, even);
+      return floats_of<V>(odd, T{});
+    }
+    T lanes[kLanesOf<V>] = {};
+    for (int64_t i = 0; i < count; ++i) passed[i] = grad[2 * i], lanes[i] = grad[2 * i + 1];
+    return load_floats<V>(lanes);
+  }
+
+  template <class V>
+  SNV2_INLINE void add(int64_t image, Range rows, int64_t c, int64_t count, Totals& totals) const {
+    Run<V, 32> run(totals);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const Rows<T, 3> x = x_rows<3>(image, row - 1, c);
+      const float* const gradient = gradient_row<V>(row, rows);
+      V before = {}, here = load<V>(gradient);
+      for (int64_t i = 0; i < width_; ++i) {
+        V in[3];
+        x.load(i, count, in);
+        const V after = i + 1 < width_ ? load<V>(gradient + (i + 1) * kLanesOf<V>) : V{};
+        run.template add<1, 3>(in, before, here, after);
+        before = here;
+        here = after;
+      }
+    }
+  }
+
+  template <class V>
+  void add_inside_of(int64_t image, Range rows, int64_t c, int64_t count, Totals& totals) const {
+    for (int lane = 0; lane < count; ++lane) {
+      add_inside(
+          op_, rows, lane,
+          [&](int64_t row, int64_t i) {
+            return gradient_row<V>(row, rows)[i * kLanesOf<V> + lane];
+          },
+          [&](int64_t row, int64_t i) {
+            return to_float(
+                row_of<const T>(op_.x, image, row)[i * op_.x.channels + main_ + c + lane]);
+          },
+          totals);
+    }
+  }
+
+  template <class V>
+  SNV2_INLINE void compute_grad_x(Taps<V> taps, int64_t image, Range rows, int64_t c,
+                                  int64_t count) const {
+    const Range read = around(rows, height_);
+    const int64_t pitch = width_ * kLanesOf<V>;
+    const int64_t channels = op_.x.channels, width = width_;
+    for_each_lines(rows, [&](auto lines, int64_t row) SNV2_INLINED {
+      const Rows<float, lines + 2> gradient(gradient_, row - 1 - read.begin, read.size(), pitch,
+                                            kLanesOf<V>);
+      T* const to = row_of<T>(op_.grad_x, image, row) + main_ + c;
+      march<lines>(
+          taps, width,
+          [&](int64_t i, V(&in)[lines + 2]) SNV2_INLINED { gradient.load(i, kLanesOf<V>, in); },
+          [=](int64_t i, int line, V result)
+              SNV2_INLINED { store_floats(to + (line * width + i) * channels, result, count); });
+    });
+  }
+
+  template <class F>
+  static SNV2_INLINE void for_each_lines(Range rows, const F& f) {
+    int64_t row = rows.begin;
+    for (; row + kLines <= rows.end; row += kLines) f(std::integral_constant<int, kLines>{}, row);
+    for (; row < rows.end; ++row) f(std::integral_constant<int, 1>{}, row);
+  }
+
+  const DepthwiseBackward& op_;
+  const int64_t height_, width_;
+  const int64_t main_;  // first channel of the convolution
+  const PackedTaps packed_;
+  float* const gradient_;  // [rows + 2][width][a vector], where the ReLU let it through
 };
 
 }  // namespace
@@ -266,13 +448,13 @@ class Backward {
 void depthwise_backward(const DepthwiseBackward& op, Range items, float* scratch) {
   with_type(op.x.dtype, [&](auto type) {
     using T = decltype(type);
-    const auto run = [&](auto backward) {
+    const auto run = [&](const auto& backward) {
       for (int64_t item = items.begin; item < items.end; ++item) backward.run(item);
     };
     if (op.x.layout == Layout::kContiguous) {
-      run(Backward<T, 1>(op, scratch));
+      run(PlanesBackward<T>(op, scratch));
     } else {
-      run(Backward<T, kPanel>(op, scratch));
+      run(RowsBackward<T>(op, scratch));
     }
   });
 }

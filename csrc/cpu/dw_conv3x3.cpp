@@ -10,18 +10,26 @@ void dw_conv3x3(const FeatureMap& x, const Depthwise3x3& dw, const FeatureMap& y
     if (y.layout == Layout::kContiguous) {
       for (int64_t item = items.begin; item < items.end; ++item) {
         const int64_t image = item / y.channels, c = item % y.channels;
-        dw_plane(plane_of<const T>(x, image, c), x, dw, c, plane_of<T>(y, image, c), scratch);
+        const T* const in = plane_of<const T>(x, image, c);
+        T* const out = plane_of<T>(y, image, c);
+        if (dw.stride == 2) {
+          dw_plane_stride2(in, x.height, x.width, Filter(dw, c), out, scratch);
+        } else {
+          dw_plane(in, x.height, x.width, Filter(dw, c),
+                   [&](int64_t row, int64_t column, int64_t count, auto result)
+                       SNV2_INLINED { store_floats(out + row * x.width + column, result, count); });
+        }
       }
       return;
     }
-    ChannelsLastRows<T> rows(x, 0, x.channels, dw, scratch);
-    for (int64_t item = items.begin; item < items.end; ++item) {
-      const int64_t image = item / y.height, row = item % y.height;
-      T* out = row_of<T>(y, image, row);
-      rows.run(image, row, [&](int64_t p, const float* values) {
-        write_floats(values, y.channels, out + p * y.channels, 1);
-      });
-    }
+    T* const out = static_cast<T*>(y.data);
+    dw_rows<T>(x, 0, x.channels, dw, items, scratch,
+               [=, step = y.channels, ahead = kLines * y.width * y.channels](
+                   int64_t pixel, int64_t c, int64_t count, auto result) SNV2_INLINED {
+                 T* const to = out + pixel * step + c;
+                 prefetch_to_write<sizeof(Raw<T, decltype(result)>)>(to + ahead);
+                 store_floats(to, result, count);
+               });
   });
 }
 

@@ -193,15 +193,17 @@ struct DepthwiseBackward {
   FeatureMap x;
   Depthwise3x3 dw;
   FeatureMap grad_x;
-  float* sums;  // [image groups][channels][kDepthwiseSums]
+  float* sums;  // [parts][channels][kDepthwiseSums]
   int64_t channels;
 
   bool passthrough() const { return x.channels != channels; }
-  // A work item is one channel (contiguous) or a panel of them (channels last) of some images.
-  int64_t panel() const { return x.layout == Layout::kContiguous ? 1 : kPanel; }
-  int64_t images() const;  // of a work item
-  int64_t image_groups() const { return ceil_div(x.batch, images()); }
-  int64_t items() const { return image_groups() * ceil_div(channels, panel()); }
+  // A part is some rows of some images, a work item some channels of a part. In the contiguous
+  // layout it is one channel of whole images.
+  int64_t images() const;
+  int64_t row_blocks() const;
+  int64_t channel_groups() const;
+  int64_t parts() const { return ceil_div(x.batch, images()) * row_blocks(); }
+  int64_t items() const { return parts() * channel_groups(); }
 };
 
 struct Kernels {
@@ -289,21 +291,32 @@ const MapKernels<T>* maps_of(const Kernels& kernels) {
 
 // Elements that are worth a work item of their own.
 inline constexpr int64_t kItemElements = 16 * 1024;
-inline int64_t DepthwiseBackward::images() const {
-  return 1 + kItemElements / (x.plane() * panel() + 1);
-}
 
-// Rows of grad_x that are computed at a time: about 32 KB.
-constexpr int64_t backward_strip_rows(const FeatureMap& x, int64_t panel) {
-  const int64_t rows = 8192 / ((x.width + 2) * panel);
+// Rows of grad_x that a thread computes at a time, from about 32 KB of gradients, one channel
+// (contiguous layout) or a panel of them (channels-last).
+constexpr int64_t backward_rows(const FeatureMap& x) {
+  const int64_t rows = 8192 / (x.width * (x.layout == Layout::kContiguous ? 1 : kPanel) + 1);
   return rows < 1 ? 1 : rows < x.height ? rows : x.height;
 }
 
-// Floats of scratch: for a strip four more rows of x, padded, and two more of the gradient, each
-// between zeros that taps of the padding may read.
-inline constexpr int64_t kBackwardMargin = 2 * kPanel;
-constexpr int64_t backward_scratch(const FeatureMap& x, int64_t panel) {
-  return (2 * backward_strip_rows(x, panel) + 6) * (x.width + 2) * panel + 3 * kBackwardMargin;
+// Floats of scratch. Contiguous: for a block of rows and four more the gradient, and once more that
+// of stride 2, each with a vector to spare. Channels last: the weights, and two more rows.
+constexpr int64_t backward_scratch(const FeatureMap& x, int64_t channels) {
+  const int64_t rows = backward_rows(x);
+  if (x.layout == Layout::kChannelsLast) return 9 * channels + (rows + 2) * x.width * kPanel;
+  return 2 * ((rows + 4) * x.width + kPanel);
+}
+
+inline constexpr int64_t kGroupChannels = 64;
+inline int64_t DepthwiseBackward::channel_groups() const {
+  return x.layout == Layout::kContiguous ? channels : ceil_div(channels, kGroupChannels);
+}
+inline int64_t DepthwiseBackward::row_blocks() const {
+  return x.layout == Layout::kContiguous ? 1 : ceil_div(x.height, backward_rows(x));
+}
+inline int64_t DepthwiseBackward::images() const {
+  const int64_t most = x.layout == Layout::kContiguous ? 1 : kGroupChannels;
+  return 1 + kItemElements / (x.plane() * (channels < most ? channels : most) + 1);
 }
 
 const Kernels& kernels();  // of the instruction set in use

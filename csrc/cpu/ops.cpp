@@ -29,12 +29,12 @@ void run_items(const ParallelFor& parallel_for, int64_t items, int64_t elements,
       parts, [&](int64_t i) { f(part_of(items, parts, i), scratch.data() + i * scratch_floats); });
 }
 
-// The image groups' sums as gradients; kDepthwiseSums says how.
+// The parts' sums as gradients; kDepthwiseSums says how.
 void finish(const DepthwiseBackward& op, const Depthwise3x3Gradients& grads) {
   for (int64_t c = 0; c < op.channels; ++c) {
     double sums[kDepthwiseSums] = {};
-    for (int64_t group = 0; group < op.image_groups(); ++group) {
-      const float* from = op.sums + (group * op.channels + c) * kDepthwiseSums;
+    for (int64_t part = 0; part < op.parts(); ++part) {
+      const float* from = op.sums + (part * op.channels + c) * kDepthwiseSums;
       for (int64_t i = 0; i < kDepthwiseSums; ++i) sums[i] += double{from[i]};
     }
     double scale = 0;
@@ -49,7 +49,7 @@ void finish(const DepthwiseBackward& op, const Depthwise3x3Gradients& grads) {
 
 void depthwise_backward(const DepthwiseBackward& op, const Depthwise3x3Gradients& grads,
                         const ParallelFor& parallel_for) {
-  run_items(parallel_for, op.items(), op.grad_x.numel(), backward_scratch(op.x, op.panel()),
+  run_items(parallel_for, op.items(), op.grad_x.numel(), backward_scratch(op.x, op.channels),
             [&](Range items, float* scratch) { kernels().depthwise_backward(op, items, scratch); });
   finish(op, grads);
 }
@@ -88,8 +88,7 @@ void cat_shuffle_backward(const FeatureMap& grad, const FeatureMap& grad_a,
 }
 
 int64_t depthwise_backward_workspace(const FeatureMap& x, int64_t channels) {
-  return DepthwiseBackward{{}, x, {}, {}, nullptr, channels}.image_groups() * channels *
-         kDepthwiseSums;
+  return DepthwiseBackward{{}, x, {}, {}, nullptr, channels}.parts() * channels * kDepthwiseSums;
 }
 
 void dw_conv3x3_backward(const FeatureMap& grad, const FeatureMap& x, const Depthwise3x3& dw,

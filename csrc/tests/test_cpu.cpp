@@ -22,8 +22,10 @@ struct Size {
   int64_t n, c, h, w;
 };
 
-constexpr Size kSizes[] = {{1, 58, 28, 28}, {2, 29, 7, 7}, {3, 1, 1, 1}, {1, 17, 15, 9},
-                           {2, 16, 2, 3},   {1, 5, 1, 13}, {0, 4, 5, 5}, {1, 33, 13, 1}};
+// The last are of several groups of channels, and of blocks of rows in each layout.
+constexpr Size kSizes[] = {{1, 58, 28, 28}, {2, 29, 7, 7},   {3, 1, 1, 1},   {1, 17, 15, 9},
+                           {2, 16, 2, 3},   {1, 5, 1, 13},   {0, 4, 5, 5},   {1, 33, 13, 1},
+                           {2, 70, 5, 4},   {1, 2, 40, 300}, {1, 4, 1030, 7}};
 constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast};
 
 TEST(depthwise_ops_match_loops) {
