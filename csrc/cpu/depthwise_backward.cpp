@@ -325,23 +325,31 @@ class RowsBackward {
   SNV2_INLINE void mask(Taps<V> taps, int64_t image, Range rows, int64_t c, int64_t count) const {
     const Range read = around(rows, height_);
     if (op_.dw.stride == 1) {
-      for_each_lines(read, [&](auto lines, int64_t row) SNV2_INLINED {
-        mask_rows<lines, 1>(taps, image, row, c, count, gradient_row<V>(row, rows));
+      // What passes through rows around these is another block's to copy.
+      const auto around_them = [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          mask_rows<1, 1, false>(taps, image, row, c, count, gradient_row<V>(row, rows));
+        }
+      };
+      around_them(read.begin, rows.begin);
+      for_each_lines(rows, [&](auto lines, int64_t row) SNV2_INLINED {
+        mask_rows<lines, 1, true>(taps, image, row, c, count, gradient_row<V>(row, rows));
       });
+      around_them(rows.end, read.end);
       return;
     }
     for (int64_t row = read.begin; row < read.end; ++row) {
       float* const to = gradient_row<V>(row, rows);
       if (row % 2 == 0) {
-        mask_rows<1, 2>(taps, image, row, c, count, to);
+        mask_rows<1, 2, false>(taps, image, row, c, count, to);
       } else {
         std::fill_n(to, width_ * kLanesOf<V>, 0.0f);
       }
     }
   }
 
-  // What passes through is copied on the way.
-  template <int kCount, int kStride, class V>
+  // What passes through is copied on the way, if kCopies.
+  template <int kCount, int kStride, bool kCopies, class V>
   SNV2_INLINE void mask_rows(Taps<V> taps, int64_t image, int64_t row, int64_t c, int64_t count,
                              float* to) const {
     const int64_t channels = op_.x.channels, width = width_, grad_width = op_.grad.width;
@@ -356,24 +364,28 @@ class RowsBackward {
           V gradient = {};
           if (i % kStride == 0) {
             const T* const pixel = grad + (line * grad_width + i / kStride) * channels;
-            gradient = passthrough ? split<V>(pixel, count, passed + (line * width + i) * channels)
-                                   : load_floats<V>(pixel, count);
+            gradient = passthrough
+                           ? split<V, kCopies>(pixel, count, passed + (line * width + i) * channels)
+                           : load_floats<V>(pixel, count);
           }
           store(to + (line * width + i) * kLanesOf<V>, relu ? masked(gradient, y) : gradient);
         });
   }
 
-  // The odd channels; the even ones are stored.
-  template <class V>
+  // The odd channels; the even ones are stored, if kCopies.
+  template <class V, bool kCopies>
   static SNV2_INLINE V split(const T* grad, int64_t count, T* passed) {
     if (count == kLanesOf<V>) {
       Raw<T, V> even, odd;
       load_pairs<V>(grad, even, odd);
-      store_raw(passed, even);
+      if constexpr (kCopies) store_raw(passed, even);
       return floats_of<V>(odd, T{});
     }
     T lanes[kLanesOf<V>] = {};
-    for (int64_t i = 0; i < count; ++i) passed[i] = grad[2 * i], lanes[i] = grad[2 * i + 1];
+    for (int64_t i = 0; i < count; ++i) {
+      if constexpr (kCopies) passed[i] = grad[2 * i];
+      lanes[i] = grad[2 * i + 1];
+    }
     return load_floats<V>(lanes);
   }
 
