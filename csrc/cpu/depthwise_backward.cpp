@@ -25,7 +25,7 @@ SNV2_INLINE Taps<V> turned(const Taps<V>& taps) {
   return result;
 }
 
-// Of the ReLU: NaN lets it through.
+// Returns the gradient where the ReLU let y through, as it does a NaN.
 template <class V>
 SNV2_INLINE V masked(V gradient, V y) {
   return V{} >= y ? V{} : gradient;
@@ -325,7 +325,7 @@ class RowsBackward {
   SNV2_INLINE void mask(Taps<V> taps, int64_t image, Range rows, int64_t c, int64_t count) const {
     const Range read = around(rows, height_);
     if (op_.dw.stride == 1) {
-      // What passes through rows around these is another block's to copy.
+      // Another block copies what passes through the rows around these.
       const auto around_them = [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
           mask_rows<1, 1, false>(taps, image, row, c, count, gradient_row<V>(row, rows));
@@ -348,7 +348,7 @@ class RowsBackward {
     }
   }
 
-  // What passes through is copied on the way, if kCopies.
+  // Computes masked gradients of kCount rows, and where kCopies copies what passes through them.
   template <int kCount, int kStride, bool kCopies, class V>
   SNV2_INLINE void mask_rows(Taps<V> taps, int64_t image, int64_t row, int64_t c, int64_t count,
                              float* to) const {

@@ -84,7 +84,7 @@ SNV2_INLINE void march_stride2(const Taps<V>& taps, int64_t count, const Load& l
 
 // Planes -----------------------------------------------------------------------------------------
 
-// What marches down a vector of columns of one plane, which are its first, its last, both, or
+// A vector of columns of one plane, marched down: the plane's first columns, its last, both, or
 // neither.
 template <class T, class V, bool kFirst, bool kLast>
 struct Columns {
@@ -291,7 +291,7 @@ class PackedTaps {
     }
   }
 
-  // Of channels [c, c + count).
+  // Returns the taps of channels [c, c + count).
   template <class V>
   SNV2_INLINE Taps<V> taps(int64_t c, int64_t count) const {
     Taps<V> taps;

@@ -255,14 +255,9 @@ void run_tiles(const TileRow<In, Out>& row, Epilogue epilogue, int64_t pixels,
   kTiles[size - 1](row, epilogue, larger * (size + 1), count - larger);
 }
 
-template <int kXStride, class In, class Out>
-void tile_row(const TileRow<In, Out>& row, Group group, int64_t pixels, Epilogue epilogue) {
-  if (pixels == 0) return;
-  const auto run = [&](auto outputs) {
-    using O = decltype(outputs);
-    run_tiles<O, kXStride>(row, epilogue, pixels,
-                           std::make_integer_sequence<int, O::max_pixels(kXStride)>{});
-  };
+// Calls run(Outputs<...>{}) with the outputs of a group.
+template <class F>
+void with_outputs(Group group, const F& run) {
   switch (group.halves()) {
     case 1:
       return run(Outputs<1, true>{});
@@ -281,6 +276,16 @@ void tile_row(const TileRow<In, Out>& row, Group group, int64_t pixels, Epilogue
     default:
       __builtin_unreachable();
   }
+}
+
+template <int kXStride, class In, class Out>
+void tile_row(const TileRow<In, Out>& row, Group group, int64_t pixels, Epilogue epilogue) {
+  if (pixels == 0) return;
+  with_outputs(group, [&](auto outputs) {
+    using O = decltype(outputs);
+    run_tiles<O, kXStride>(row, epilogue, pixels,
+                           std::make_integer_sequence<int, O::max_pixels(kXStride)>{});
+  });
 }
 
 }  // namespace snv2::cpu::SNV2_ISA

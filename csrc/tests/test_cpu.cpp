@@ -25,7 +25,7 @@ struct Size {
 // The last are of several groups of channels, and of blocks of rows in each layout.
 constexpr Size kSizes[] = {{1, 58, 28, 28}, {2, 29, 7, 7},   {3, 1, 1, 1},   {1, 17, 15, 9},
                            {2, 16, 2, 3},   {1, 5, 1, 13},   {0, 4, 5, 5},   {1, 33, 13, 1},
-                           {2, 70, 5, 4},   {1, 2, 40, 300}, {1, 4, 1030, 7}};
+                           {2, 70, 5, 4},   {1, 6, 40, 300}, {1, 4, 1030, 7}};
 constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast};
 
 TEST(depthwise_ops_match_loops) {
@@ -80,8 +80,8 @@ TEST(split_op_matches_loops) {
 }
 
 // A depthwise convolution with a 1 in the middle only converts to float and back.
-bool all_close(const std::vector<float>& actual, const std::vector<double>& expected,
-               double scale = 1) {
+bool all_close(const std::vector<float>& actual, const std::vector<double>& expected) {
+  double scale = 1;
   for (const double value : expected) scale = std::max(scale, std::abs(value));
   for (size_t i = 0; i < actual.size(); ++i) {
     if (!close(actual[i], expected[i], scale)) return false;
@@ -121,16 +121,7 @@ TEST(gradients_match_loops) {
                 return double{grad.at(n, unit * c + unit - 1, row, column)};
               });
           CHECK(all_close(weight_out, expected.weight), "%s", isa);
-          // A sum of nine products, which may cancel.
-          double products = 1;
-          for (int64_t c = 0; c < size.c; ++c) {
-            double sum = 0;
-            for (int64_t k = 9 * c; k < 9 * c + 9; ++k) {
-              sum += std::abs(w[k] * expected.weight[k] / scale[c]);
-            }
-            products = std::max(products, sum);
-          }
-          CHECK(all_close(scale_out, expected.scale, products), "%s", isa);
+          CHECK(all_close(scale_out, expected.scale), "%s", isa);
           CHECK(all_close(shift_out, expected.shift), "%s", isa);
           for (int64_t i = 0; i < x.map.numel(); ++i) {
             const int64_t plane = i / x.map.plane(), pixel = i % x.map.plane();

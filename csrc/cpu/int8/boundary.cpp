@@ -55,16 +55,14 @@ void export_typed(const uint8_t* x, const int32_t* offsets, const float* affine,
 void import_planes(const FeatureMap& x, int64_t image, const int64_t* channels, int64_t planes,
                    const float* affine, UInt8* y, Range pixels) {
   with_type(x.dtype, [&](auto type) {
-    import_typed<decltype(type)>(x, image, channels, planes, affine, reinterpret_cast<uint8_t*>(y),
-                                 pixels);
+    import_typed<decltype(type)>(x, image, channels, planes, affine, bytes(y), pixels);
   });
 }
 
 void export_planes(const UInt8* x, const int32_t* offsets, const float* affine, const FeatureMap& y,
                    int64_t image, Range pixels) {
   with_type(y.dtype, [&](auto type) {
-    export_typed<decltype(type)>(reinterpret_cast<const uint8_t*>(x), offsets, affine, y, image,
-                                 pixels);
+    export_typed<decltype(type)>(bytes(x), offsets, affine, y, image, pixels);
   });
 }
 

@@ -140,8 +140,7 @@ void roll_rows(const Depthwise<UInt8>& op, int64_t panel, int64_t group, Range o
         rows[i] = (inside ? scratch + (row % kRows * group + g) * pitch : zeros) + kQuadBytes;
       }
       const float* const packed = op.weights + (panel + g) * packed_panel(kDepth);
-      auto* const y =
-          reinterpret_cast<uint8_t*>(op.y) + (panel + g) * y_panel + out_row * out_width * kPanel;
+      auto* const y = bytes(op.y) + (panel + g) * y_panel + out_row * out_width * kPanel;
       if (shape.stride == 1) {
         dw_row<1>(rows, packed, out_width, y);
       } else {
@@ -156,7 +155,7 @@ void roll_rows(const Depthwise<UInt8>& op, int64_t panel, int64_t group, Range o
 void expand_depthwise(const ExpandDepthwise<UInt8>& op, Range panels, Range out_rows,
                       float* scratch) {
   const int64_t width = op.dw.shape.width;
-  const auto* const x = reinterpret_cast<const uint8_t*>(op.pw1.x);
+  const auto* const x = bytes(op.pw1.x);
   for_groups(panels, op.pw1.outputs, [&](int64_t panel, Group group) {
     roll_rows(op.dw, panel, group.panels, out_rows, reinterpret_cast<uint8_t*>(scratch),
               [&](int64_t index, uint8_t* out, int64_t pitch) {
@@ -172,7 +171,7 @@ void panel_depthwise(const PanelDepthwise<UInt8>& op, Range panels, Range out_ro
   const DepthwiseShape& shape = op.dw.shape;
   const int64_t x_panel = shape.height * shape.width * kPanel;
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    const auto* const x = reinterpret_cast<const uint8_t*>(op.x) + op.panels[panel] * x_panel;
+    const auto* const x = bytes(op.x) + op.panels[panel] * x_panel;
     roll_rows(op.dw, panel, 1, out_rows, reinterpret_cast<uint8_t*>(scratch),
               [&](int64_t index, uint8_t* out, int64_t) {
                 const uint8_t* const in = x + index * shape.width * kPanel;

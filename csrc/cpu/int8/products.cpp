@@ -3,12 +3,6 @@
 #include "cpu/int8/tile.h"
 
 namespace snv2::cpu::SNV2_ISA::int8 {
-namespace {
-
-const uint8_t* bytes(const UInt8* x) { return reinterpret_cast<const uint8_t*>(x); }
-uint8_t* bytes(UInt8* y) { return reinterpret_cast<uint8_t*>(y); }
-
-}  // namespace
 
 void pointwise(const Pointwise<UInt8, UInt8>& op, Range panels, Range pixels) {
   for_groups(panels, op.outputs, [&](int64_t panel, Group group) {

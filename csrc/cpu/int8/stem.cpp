@@ -31,7 +31,7 @@ struct Conversion {
     return rounded(value * factors[channel] + summands[channel]);
   }
 
-  // Whether bytes stay as they are.
+  // Returns whether the conversion leaves all bytes as they are.
   bool keeps(int64_t channels) const {
     for (int64_t c = 0; c < channels; ++c) {
       if (factors[c] != 1.0f || summands[c] != 0.0f) return false;
@@ -194,8 +194,7 @@ void stem(const Stem<UInt8>& op, Range out_rows, float* scratch) {
       });
     }
     for (int64_t panel = 0; panel < panels; ++panel) {
-      auto* const y =
-          reinterpret_cast<uint8_t*>(op.y) + panel * op.out_height() * out_width * kPanel;
+      auto* const y = bytes(op.y) + panel * op.out_height() * out_width * kPanel;
       for (int64_t row = begin; row < end; ++row) {
         const uint8_t* const top = conv + 2 * (row - begin) * conv_row + panel * conv_pitch;
         pool_row({top, top + conv_row, top + 2 * conv_row}, out_width,

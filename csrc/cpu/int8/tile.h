@@ -239,28 +239,11 @@ void run_tiles(const Row& row, const To& to, int64_t pixels,
 // `pixels` outputs of a group, whose pixels of x are kXStride bytes apart.
 template <int kXStride, class To>
 void product_row(const Row& row, Group group, int64_t pixels, const To& to) {
-  const auto run = [&](auto outputs) {
+  if (pixels == 0) return;
+  with_outputs(group, [&](auto outputs) {
     using O = decltype(outputs);
     run_tiles<O, kXStride>(row, to, pixels, std::make_integer_sequence<int, max_pixels<O>()>{});
-  };
-  switch (group.halves()) {
-    case 1:
-      return run(Outputs<1, true>{});
-    case 2:
-      return run(Outputs<1, false>{});
-#if defined(__AVX512F__)
-    case 3:
-      return run(Outputs<2, true>{});
-    case 4:
-      return run(Outputs<2, false>{});
-    case 5:
-      return run(Outputs<3, true>{});
-    case 6:
-      return run(Outputs<3, false>{});
-#endif
-    default:
-      __builtin_unreachable();
-  }
+  });
 }
 
 // The rows of a group of a layer's panels, from `panel` on.

@@ -27,6 +27,9 @@ inline constexpr int64_t kRowsBefore = rows_before_weights(DType::kUint8);
 inline constexpr int kQuad = 4;  // pixels whose bytes are packed at a time
 inline constexpr int64_t kQuadBytes = kQuad * kPanel;
 
+SNV2_INLINE const uint8_t* bytes(const UInt8* x) { return reinterpret_cast<const uint8_t*>(x); }
+SNV2_INLINE uint8_t* bytes(UInt8* y) { return reinterpret_cast<uint8_t*>(y); }
+
 template <class V>
 SNV2_INLINE V load_ints(const void* p) {
   V v;
