@@ -21,6 +21,7 @@ from _cases import (
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
+from snv2_kernels._native import Stamps
 from snv2_kernels.nn.watch import Watch
 from snv2_kernels.testing import max_error, randomize_
 
@@ -250,6 +251,23 @@ def test_edit_shows(kind: str, edit: str) -> None:
         change = max_error(plain(x), before)
         assert max_error(module(x), before) > 0.1 * change > 1e-5  # a cast changes only rounding
     assert_agrees(kind, module, plain, x)
+
+
+def test_versions_and_addresses_are_found_in_memory() -> None:
+    """Else each forward asks PyTorch's getters, which takes several times as long."""
+    tensors = [draw(3, 4), draw(5)[2:], nn.Parameter(draw(2)), torch.empty(0)]
+    stamps = Stamps(tensors, [0] * len(tensors))
+    assert stamps.read_memory
+    assert stamps.hold(tensors)
+    for i, t in enumerate(tensors):
+        with torch.no_grad():
+            t.add_(1)
+        assert not stamps.hold(tensors)
+        stamps = Stamps(tensors, [0] * len(tensors))
+        assert stamps.hold(tensors)
+        tensors[i].data = torch.empty(9)[1:]
+        assert not stamps.hold(tensors)
+        stamps = Stamps(tensors, [0] * len(tensors))
 
 
 # These put other objects into the model, which the fused module does not share.

@@ -6,6 +6,11 @@
 #include <sstream>
 #include <thread>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace snv2::cpu {
 namespace {
 
@@ -78,6 +83,10 @@ int64_t cgroup_cores() {
 
 #if defined(__linux__)
 
+ThreadId this_thread() { return static_cast<ThreadId>(syscall(SYS_gettid)); }
+
+int current_core() { return sched_getcpu(); }
+
 Affinity Affinity::of_this_thread() {
   Affinity affinity;
   CPU_ZERO(&affinity.set_);
@@ -93,13 +102,24 @@ int64_t Affinity::cores() const {
   return std::max<int64_t>(1, known_ ? CPU_COUNT(&set_) : std::thread::hardware_concurrency());
 }
 
+void Affinity::bind_without(int core, ThreadId thread) const {
+  if (!known_ || core < 0 || core >= CPU_SETSIZE || thread <= 0) return;
+  cpu_set_t others = set_;
+  CPU_CLR(static_cast<size_t>(core), &others);
+  if (CPU_COUNT(&others) > 0) sched_setaffinity(thread, sizeof others, &others);
+}
+
 #else
+
+ThreadId this_thread() { return 0; }
+int current_core() { return -1; }
 
 Affinity Affinity::of_this_thread() { return {}; }
 bool Affinity::operator==(const Affinity&) const { return true; }
 int64_t Affinity::cores() const {
   return std::max<int64_t>(1, std::thread::hardware_concurrency());
 }
+void Affinity::bind_without(int, ThreadId) const {}
 
 #endif
 

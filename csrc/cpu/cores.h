@@ -6,9 +6,22 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/types.h>
 #endif
 
 namespace snv2::cpu {
+
+#if defined(__linux__)
+using ThreadId = pid_t;
+#else
+using ThreadId = int;
+#endif
+
+// 0 where threads cannot be bound.
+ThreadId this_thread();
+
+// The processor that this thread runs on at the moment; negative where that is not known.
+int current_core();
 
 // The set that a thread is bound to; the same one for all threads where there is no such thing.
 class Affinity {
@@ -18,6 +31,8 @@ class Affinity {
   bool operator==(const Affinity& other) const;
   // At least 1.
   int64_t cores() const;
+  // Binds a thread to all processors of the set but one, if there is another.
+  void bind_without(int core, ThreadId thread) const;
 
  private:
 #if defined(__linux__)

@@ -50,6 +50,7 @@ void name_thread([[maybe_unused]] std::thread& thread) {
 struct Pool::Job {
   static constexpr uint32_t kAsleep = 1, kWorker = 2;
 
+  const Pool& pool;
   const ParallelFor::Body body;
   void* const arg;
   const int64_t count;
@@ -60,7 +61,10 @@ struct Pool::Job {
   std::atomic<bool> failed{false};
   std::exception_ptr error = nullptr;  // of the body that failed first
 
-  Job(ParallelFor::Body b, void* a, int64_t n) : body(b), arg(a), count(n) {}
+  std::atomic<int> core{current_core()};  // the caller's
+
+  Job(const Pool& p, ParallelFor::Body b, void* a, int64_t n)
+      : pool(p), body(b), arg(a), count(n) {}
 
   void run(int64_t i) {
     if (failed.load(std::memory_order_relaxed)) return;
@@ -91,6 +95,7 @@ struct Pool::Job {
         seen = helpers.load(std::memory_order_acquire);
         continue;
       }
+      pool.move_helpers(*this);
       seen = helpers.fetch_or(kAsleep) | kAsleep;
       if (seen < kWorker) break;
       sleep_while(helpers, seen);
@@ -105,6 +110,9 @@ struct alignas(64) Pool::Worker {
   std::atomic<int64_t> index{0};  // of the job's body
   Word asleep{0};
   std::thread thread;
+  std::atomic<ThreadId> id{0};  // known when it first runs
+  std::atomic<const Job*> last{nullptr};
+  std::atomic<int> kept_off{-1};  // the processor that it does not run on
 
   // In the place of a job, while a caller hands one over and while the worker is at it.
   static Job* taken() {
@@ -113,8 +121,10 @@ struct alignas(64) Pool::Worker {
   }
 };
 
-Pool::Pool(int64_t cores)
-    : cores_(std::max<int64_t>(cores, 1)), workers_(static_cast<size_t>(cores_ - 1)) {}
+Pool::Pool(int64_t cores, const Affinity& callers)
+    : cores_(std::max<int64_t>(cores, 1)),
+      allowed_(callers),
+      workers_(static_cast<size_t>(cores_ - 1)) {}
 
 Pool::~Pool() { stop(); }
 
@@ -123,11 +133,12 @@ void Pool::run(int64_t count, ParallelFor::Body body, void* arg) {
     for (int64_t i = 0; i < count; ++i) body(arg, i);
     return;
   }
-  Job job(body, arg, count);
+  Job job(*this, body, arg, count);
   const int64_t others = callers_.fetch_add(1);
   const int64_t handed = hand_out(job, std::min(count, cores_ - others) - 1);
   {
     const InBody mark;
+    calling_ = &job;
     job.next.store(handed + 1);
     job.run_from(0);
     // Taken back from those that have not come.
@@ -140,6 +151,7 @@ void Pool::run(int64_t count, ParallelFor::Body body, void* arg) {
       job.run(index);
       job.leave();
     }
+    calling_ = nullptr;
   }
   job.wait();
   callers_.fetch_sub(1);
@@ -157,17 +169,40 @@ int64_t Pool::hand_out(Job& job, int64_t wanted) {
   return handed < wanted && may_start ? start_workers(job, handed, wanted) : handed;
 }
 
-bool Pool::hand_to(Worker& worker, Job& job, int64_t index) {
+bool Pool::hand_to(Worker& worker, Job& job, int64_t index) const {
   Job* idle = nullptr;
   if (worker.job.load(std::memory_order_relaxed) != nullptr ||
       !worker.job.compare_exchange_strong(idle, Worker::taken())) {
     return false;
   }
   worker.index = index;
+  worker.last.store(&job);
+  keep_off(worker, job.core);
   job.helpers.fetch_add(Job::kWorker);
   worker.job.store(&job);
   if (worker.asleep.load() != 0 && worker.asleep.exchange(0) != 0) wake_one(worker.asleep);
   return true;
+}
+
+// Asleep, it is woken elsewhere; waiting for its turn, it goes there.
+void Pool::keep_off(Worker& worker, int core) const {
+  const ThreadId id = worker.id.load();
+  if (id == 0 || worker.kept_off.exchange(core) == core) return;
+  allowed_.bind_without(core, id);
+}
+
+void Pool::move_helpers(Job& job) const {
+  const int core = current_core();
+  if (core == job.core) return;
+  job.core = core;
+  for (int64_t i = 0; i < started_.load(); ++i) {
+    Worker& worker = *workers_[static_cast<size_t>(i)];
+    if (worker.last.load() == &job) keep_off(worker, core);
+  }
+}
+
+void move_helpers_away() {
+  if (Pool::calling_ != nullptr) Pool::calling_->pool.move_helpers(*Pool::calling_);
 }
 
 // A thread that cannot be started is done without.
@@ -206,9 +241,11 @@ Pool::Job* Pool::next_job(Worker& worker) const {
 }
 
 void Pool::work(Worker& worker) const {
+  worker.id.store(this_thread());
   while (Job* job = next_job(worker)) {
     Job* const mine = job;
     if (!worker.job.compare_exchange_strong(job, Worker::taken())) continue;  // taken back
+    keep_off(worker, mine->core);  // its first caller did not know it yet
     {
       const InBody mark;
       mine->run_from(worker.index);

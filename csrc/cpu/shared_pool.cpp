@@ -48,7 +48,7 @@ class Pools {
       if (bound->affinity == affinity) return &bound->pool;
     }
     if (ended_.load()) return nullptr;
-    auto* const made = new BoundPool{affinity, cpu::Pool(usable(affinity)), first};
+    auto* const made = new BoundPool{affinity, cpu::Pool(usable(affinity), affinity), first};
     if (first_.compare_exchange_strong(first, made)) return &made->pool;
     delete made;  // another thread was here, perhaps for the same processors
     return of_this_thread();

@@ -21,6 +21,7 @@
 namespace {
 
 using snv2::ParallelFor;
+using snv2::cpu::Affinity;
 using snv2::cpu::Pool;
 using snv2::cpu::Team;
 using snv2::cpu::TeamCounter;
@@ -77,6 +78,22 @@ int in_child(const F& f) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
+#if defined(__linux__)
+// Binds this thread to the first or the last processor of a set, in turn; returns which.
+int bind_to_some_core(bool last) {
+  cpu_set_t set, one;
+  sched_getaffinity(getpid(), sizeof set, &set);
+  int core = -1;
+  for (int i = 0; i < CPU_SETSIZE && (last || core < 0); ++i) {
+    if (CPU_ISSET(i, &set)) core = i;
+  }
+  CPU_ZERO(&one);
+  CPU_SET(core, &one);
+  CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+  return core;
+}
+#endif
+
 TEST(each_body_runs_once) {
   Pool pool(3);
   for (const int64_t count : {0, 1, 2, 3, 4, 50}) {
@@ -101,6 +118,30 @@ TEST(bodies_run_at_the_same_time) {
   }
   CHECK(pool.workers() == 2);
 }
+
+#if defined(__linux__) && !defined(SNV2_RUN_BY_EMULATOR)
+
+// Else both would wait for each other on one processor, with others idle.
+TEST(workers_keep_off_the_processor_of_their_caller) {
+  const Affinity all = Affinity::of_this_thread();
+  if (all.cores() < 2) return;
+  std::thread([&] {
+    Pool pool(2, all);
+    for (int round = 0; round < 12; ++round) {
+      const int core = bind_to_some_core(round % 2 != 0);
+      if (round % 2 == 0) sleep_for(1000);  // the worker falls asleep, where the caller is next
+      std::atomic<int> begun{0};
+      parallel_for(pool, 2)(2, [&](int64_t i) {
+        ++begun;
+        comes(begun, 2);
+        const int here = snv2::cpu::current_core();
+        CHECK((here == core) == (i == 0), "body %d on %d, the caller on %d", int(i), here, core);
+      });
+    }
+  }).join();
+}
+
+#endif
 
 // The last are handed to nobody, and run all the same.
 TEST(no_more_workers_than_cores) {

@@ -3,9 +3,9 @@
 // It is asked before every forward of a fused module, about some 5000 objects (x1.0), so it uses
 // the C API directly. Python 3.11 numbers the states of dicts and classes: there only those are
 // compared, and the objects in dicts when one has moved. Later ones, for all of which there is one
-// binary, tell no such numbers: identities are compared. Only version counters and addresses of
-// tensors go through PyTorch. The forward before has thrown all of them out of the inner caches,
-// and one by one they would cost a miss each; so their lines are asked for first.
+// binary, tell no such numbers: identities are compared. The forward before has thrown all of them
+// out of the inner caches, and one by one they would cost a miss each; so their lines are asked for
+// first.
 //
 // The root owns its snapshot, so the snapshot must not own the root, nor the root's dict: a module
 // that was dropped would live until the garbage collector finds the cycle. The root is passed in.
@@ -19,18 +19,11 @@
 #include <utility>
 #include <vector>
 
+#include "tensor_access.h"
+
 namespace nb = nanobind;
 
 namespace {
-
-// Takes a new reference to an int, or null with a Python error set.
-int64_t to_int(PyObject* value) {
-  if (value == nullptr) throw nb::python_error();
-  const int64_t result = PyLong_AsLongLong(value);
-  Py_DECREF(value);
-  if (result == -1 && PyErr_Occurred() != nullptr) throw nb::python_error();
-  return result;
-}
 
 // SNV2_PUBLIC_API: as on later Pythons, for tests.
 #if PY_VERSION_HEX < 0x030C0000 && !defined(SNV2_PUBLIC_API)
@@ -124,89 +117,56 @@ class Classes {
 };
 #endif
 
-// Keeps the C functions behind attributes of tensors: no lookup, for hundreds of them.
-class TensorAccess {
- public:
-  TensorAccess()
-      : base_(nb::module_::import_("torch._C").attr("TensorBase")),
-        version_(base_.attr("_version")),
-        data_ptr_(base_.attr("data_ptr")),
-        get_(reinterpret_cast<descrgetfunc>(
-            PyType_GetSlot(Py_TYPE(version_.ptr()), Py_tp_descr_get))) {
-    if (get_ == nullptr) throw nb::type_error("torch: expected TensorBase._version of the C API");
-  }
-
-  void check(const nb::object& tensor) const {
-    if (!nb::isinstance(tensor, base_)) throw nb::type_error("tensors: expected tensors");
-  }
-  int64_t version(const nb::object& tensor) const {
-    return to_int(
-        get_(version_.ptr(), tensor.ptr(), reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr()))));
-  }
-  int64_t address(const nb::object& tensor) const {
-    PyObject* const arguments[] = {tensor.ptr()};
-    return to_int(PyObject_Vectorcall(data_ptr_.ptr(), arguments, 1, nullptr));
-  }
-
- private:
-  nb::object base_, version_, data_ptr_;
-  descrgetfunc get_;
-};
-
 // Version counters and addresses of tensors, and the contents of those that move unseen: batch norm
 // writes its statistics without a version.
 class Stamps {
  public:
   // bytes: of each tensor, how many of its memory are compared.
   Stamps(const std::vector<nb::object>& tensors, const std::vector<int64_t>& bytes)
-      : bytes_(bytes) {
+      : access_(tensors), bytes_(bytes) {
     if (bytes.size() != tensors.size()) throw nb::value_error("bytes: expected one per tensor");
-    size_t total = 0;
     for (size_t i = 0; i < tensors.size(); ++i) {
-      access_.check(tensors[i]);
-      versions_.push_back(access_.version(tensors[i]));
-      addresses_.push_back(access_.address(tensors[i]));
-      total += bytes_[i];
-    }
-    contents_.resize(total);
-    char* to = contents_.data();
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      if (bytes_[i] > 0) std::memcpy(to, memory(i), bytes_[i]);
-      to += bytes_[i];
+      stamps_.push_back(access_.stamp(tensors[i]));
+      memory_.push_back(reinterpret_cast<const char*>(access_.address(tensors[i])));
+      contents_.insert(contents_.end(), memory_[i], memory_[i] + bytes_[i]);
     }
   }
 
-  // Calls f(memory, bytes) for the contents that are compared.
+  bool read_memory() const { return access_.reads_memory(); }
+
+  // Calls f(address, bytes) for what hold() reads of tensors.
   template <class F>
-  void each_content(const F& f) const {
-    for (size_t i = 0; i < bytes_.size(); ++i) {
-      if (bytes_[i] > 0) f(memory(i), bytes_[i]);
+  void each_read(const std::vector<nb::object>& tensors, const F& f) const {
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      for (const void* const word : access_.read_by_stamp(tensors[i])) f(word, 8);
+      if (bytes_[i] > 0) f(memory_[i], bytes_[i]);
     }
+  }
+
+  // Of objects that may be others than at the beginning.
+  bool hold_for_any(const std::vector<nb::object>& tensors) const {
+    if (tensors.size() != stamps_.size()) return false;
+    for (const nb::object& tensor : tensors) access_.check(tensor);
+    return hold(tensors);
   }
 
   bool hold(const std::vector<nb::object>& tensors) const {
-    if (tensors.size() != versions_.size()) return false;
     for (size_t i = 0; i < tensors.size(); ++i) {
-      if (access_.version(tensors[i]) != versions_[i]) return false;
-    }
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      if (access_.address(tensors[i]) != addresses_[i]) return false;
+      if (!(access_.stamp(tensors[i]) == stamps_[i])) return false;
     }
     const char* was = contents_.data();
     for (size_t i = 0; i < tensors.size(); ++i) {
-      if (bytes_[i] > 0 && std::memcmp(was, memory(i), bytes_[i]) != 0) return false;
+      if (bytes_[i] > 0 && std::memcmp(was, memory_[i], bytes_[i]) != 0) return false;
       was += bytes_[i];
     }
     return true;
   }
 
  private:
-  const void* memory(size_t i) const { return reinterpret_cast<const void*>(addresses_[i]); }
-
   TensorAccess access_;
-  std::vector<int64_t> versions_;
-  std::vector<int64_t> addresses_;
-  std::vector<int64_t> bytes_;
+  std::vector<TensorStamp> stamps_;
+  std::vector<const char*> memory_;
+  std::vector<int64_t> bytes_;  // of each tensor's memory that are compared
   std::vector<char> contents_;
 };
 
@@ -364,16 +324,8 @@ class Snapshot {
 
   // Addresses are only hints: a prefetch of memory that has gone does nothing.
   void collect_lines(const nb::object& root) {
-    for (const nb::object& tensor : tensors_) {
-      add_lines(tensor.ptr(), 64);
-      // A TensorImpl begins with a table, a count, and pointers to its storage and, among others,
-      // its version counter.
-      const nb::object address = tensor.attr("_cdata");
-      auto* const* words = static_cast<void**>(PyLong_AsVoidPtr(address.ptr()));
-      add_lines(words, 192);
-      for (int i = 2; i < 6; ++i) add_lines(words[i], i == 2 ? 96 : 16);
-    }
-    stamps_.each_content([this](const void* data, int64_t bytes) { add_lines(data, bytes); });
+    stamps_.each_read(tensors_,
+                      [this](const void* data, int64_t bytes) { add_lines(data, bytes); });
     for (const nb::object& module : children_) add_lines(module.ptr(), 16);
     add_lines(dict_of(root).ptr(), kLine);
     for (const auto* dicts : {&registries_, &attributes_, &hooks_}) {
@@ -384,7 +336,10 @@ class Snapshot {
   }
 
   void prefetch() const {
-    for (const char* line : lines_) __builtin_prefetch(line);
+    for (const char* line : lines_) {
+      __builtin_prefetch(line);
+      asm volatile("");  // a loop of nothing but hints is left out
+    }
   }
 
   static constexpr uintptr_t kLine = 64;
@@ -438,9 +393,11 @@ void bind_snapshot(nb::module_& m) {
   nb::class_<Stamps>(m, "Stamps", "States of tensors; see snv2_kernels.nn.watch.")
       .def(nb::init<const std::vector<nb::object>&, const std::vector<int64_t>&>(),
            nb::arg("tensors"), nb::arg("bytes"))
-      .def("hold", &Stamps::hold, nb::arg("tensors"),
+      .def("hold", &Stamps::hold_for_any, nb::arg("tensors"),
            "Whether these tensors are in the same memory, at the same versions, and unchanged in "
-           "the bytes that are compared.");
+           "the bytes that are compared.")
+      .def_prop_ro("read_memory", &Stamps::read_memory,
+                   "Whether the words are read where PyTorch keeps them, not through its getters.");
   nb::class_<Snapshot>(m, "Snapshot", "A state of a module tree; see snv2_kernels.nn.watch.",
                        nb::type_slots(collected))
       .def(nb::init<const std::vector<nb::object>&, std::vector<nb::dict>, std::vector<nb::object>,

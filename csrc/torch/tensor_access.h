@@ -1,0 +1,84 @@
+// Versions and addresses of tensors: what tells that one has been written or moved.
+//
+// PyTorch's getters take some 50 ns each and read many lines of memory, which a forward has thrown
+// out of the caches; for the hundreds of tensors of a network that takes as long as some of its
+// layers. So the words are read where PyTorch keeps them. It does not say where that is: the places
+// are found in tensors whose versions and addresses are known, and tried on each tensor before they
+// are relied on. Where they are not found, or wrong, the getters are asked.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+// A state of a tensor's memory. Of the address only changes mean something.
+struct TensorStamp {
+  int64_t version, address;
+  bool operator==(const TensorStamp& other) const {
+    return version == other.version && address == other.address;
+  }
+};
+
+// Indices of 8-byte words; that of the version is of 4-byte words.
+struct TensorPlaces {
+  size_t tensor;                    // in the Python object
+  size_t storage, offset, counter;  // in the tensor
+  size_t data;                      // in the storage
+  size_t version;                   // in the counter
+};
+
+// PyTorch's getters, without a lookup of their names.
+class TensorGetters {
+ public:
+  TensorGetters();
+
+  void check(const nanobind::object& tensor) const;
+  int64_t version(const nanobind::object& tensor) const;
+  int64_t address(const nanobind::object& tensor) const;
+
+ private:
+  nanobind::object base_, version_, data_ptr_;
+  descrgetfunc get_;
+};
+
+class TensorAccess {
+ public:
+  // For these tensors.
+  explicit TensorAccess(const std::vector<nanobind::object>& tensors);
+
+  TensorStamp stamp(const nanobind::object& tensor) const {
+    if (places_) return in_memory(tensor, *places_);
+    return {getters_.version(tensor), getters_.address(tensor)};
+  }
+  int64_t address(const nanobind::object& tensor) const { return getters_.address(tensor); }
+  void check(const nanobind::object& tensor) const { getters_.check(tensor); }
+
+  bool reads_memory() const { return places_.has_value(); }
+
+  // What stamp() reads, as far as it is known.
+  std::vector<const void*> read_by_stamp(const nanobind::object& tensor) const;
+
+ private:
+  using Word = const char*;
+
+  static const Word* place(const void* object, size_t index) {
+    return static_cast<const Word*>(object) + index;
+  }
+
+  static TensorStamp in_memory(const nanobind::object& object, const TensorPlaces& places) {
+    const Word tensor = *place(object.ptr(), places.tensor);
+    const Word storage = *place(tensor, places.storage), counter = *place(tensor, places.counter);
+    if (storage == nullptr || counter == nullptr) return {-1, -1};
+    const auto* const versions = reinterpret_cast<const uint32_t*>(counter);
+    return {__atomic_load_n(versions + places.version, __ATOMIC_RELAXED),
+            reinterpret_cast<int64_t>(*place(storage, places.data) +
+                                      reinterpret_cast<uintptr_t>(*place(tensor, places.offset)))};
+  }
+
+  bool agree(const std::vector<nanobind::object>& tensors, const TensorPlaces& places) const;
+
+  TensorGetters getters_;
+  std::optional<TensorPlaces> places_;
+};
