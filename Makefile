@@ -216,7 +216,7 @@ bench: $(PEERS)/.installed $(COUNTED)
 	  out/table8.json $(COUNTED) -o out/report.html
 
 # What docs/arithmetic.md starts from, counted without a GPU, and the page. Takes nvcc and cuobjdump,
-# and four minutes beside their builds.
+# and five minutes of a core beside the builds.
 arithmetic: test-cuda-build
 	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_EMULATOR=ON -DSNV2_PTX=ON
 	$(BIN)/cmake --build $(BUILD) --target snv2_ptx_torch

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,15 +66,31 @@ GPUS = (
 )  # fmt: skip
 LAUNCH = 1.3e-6  # seconds from one kernel of a graph to the next
 
-# As csrc/cuda/unit_cost.h has them, by which units are cut.
-ISSUE = 3.2  # instructions of an SM in a cycle, at most: of its four slots some stay empty
-ALONE = 3.0  # cycles of an instruction of a warp that is alone on its scheduler
-LATENCY = 800  # cycles that a CTA waits for L2 or memory
+
+def unit_cost(name: str) -> float:
+    """Returns a constant of the estimate by which units are cut: in 16 bits, where it has two.
+    ``row`` is that of a row of a depthwise job, which has no name."""
+    header = (Path(__file__).parents[1] / "csrc/cuda/unit_cost.h").read_text()
+    sixteen_bits = r"sizeof\(T\) == 4 \? [\d.]+ : "
+    pattern = rf"\b{name} = (?:{sixteen_bits})?([\d.]+)"
+    if name == "row":
+        pattern = rf"\({sixteen_bits}([\d.]+)\) \* slower"
+    found = re.search(pattern, header)
+    assert found, f"unit_cost.h has no {name}"
+    return float(found[1])
+
+
+ISSUE = unit_cost(
+    "kIssue"
+)  # instructions of an SM in a cycle, at most: of four slots some stay empty
+ALONE = unit_cost("kAlone")  # cycles of an instruction of a warp that is alone on its scheduler
+LATENCY = unit_cost("kLatency")  # cycles that a CTA waits for L2 or memory
 
 # Round trips to memory of a CTA that does not march, one after another: tables or weights, then
 # what lies there.
 ROUND_TRIPS = 2
 THREADS_PER_SM = 2048
+PRODUCTS = 16 * 8 * 16  # multiply-adds of an HMMA
 
 
 @dataclass(frozen=True)
@@ -141,12 +158,15 @@ def counted(width: str, images: int, gpu: Gpu) -> dict[str, Any]:
     raise LookupError(f"{DATA}: no {width} on {images} images, {gpu.name}; run make arithmetic")
 
 
-def stalls_of(kernel: str) -> float:
-    """Returns the cycles of an instruction of a lone warp in a kernel's slowest loop (sass.py)."""
-    loops = [loop for loop in data()["loops"] if loop["kernel"] == kernel]
-    if not loops:
-        return ALONE
-    return max(loop["cycles"] / loop["instructions"] for loop in loops)
+def cycles_of_warp(kernel: str, executed: float, products: float) -> float:
+    """Returns the cycles of a warp that is alone: for its HMMA what the kernel's loop takes for
+    each (sass.py), for other instructions ALONE."""
+    for loop in data()["loops"]:
+        if (loop["kernel"], loop["loop"]) == (kernel, "product"):
+            inside = products * loop["instructions"] / loop["done"]
+            outside = max(executed - inside, 0) * ALONE
+            return float(products * loop["cycles"] / loop["done"] + outside)
+    return executed * ALONE
 
 
 def ctas_of_sm(launch: dict[str, Any], gpu: Gpu) -> int:
@@ -162,9 +182,10 @@ def latency_of(launch: dict[str, Any], executed: float, kernel: str, gpu: Gpu) -
     if launch["cycles"] > 0:
         return float(launch["cycles"])
     waves = -(-launch["ctas"] // (gpu.device["sms"] * ctas_of_sm(launch, gpu)))
-    warps = launch["ctas"] * launch["threads"] / WARP
-    chain = executed / launch["launches"] / warps * stalls_of(kernel) + ROUND_TRIPS * LATENCY
-    return float(waves * chain * launch["launches"])
+    warps = launch["launches"] * launch["ctas"] * launch["threads"] / WARP
+    products = launch["multiply_adds"] / PRODUCTS
+    chain = cycles_of_warp(kernel, executed / warps, products / warps) + ROUND_TRIPS * LATENCY
+    return waves * chain * float(launch["launches"])
 
 
 def terms_of(launch: dict[str, Any], executed: float, kernel: str, gpu: Gpu) -> Terms:

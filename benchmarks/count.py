@@ -35,7 +35,7 @@ from snv2_kernels.ops import run_plan
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "python_tests"))
-from _ptx import NAME, operators  # noqa: E402
+from _ptx import NAME, PTX, operators  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -127,4 +127,6 @@ def write() -> None:
 
 
 if __name__ == "__main__":
+    if not PTX:
+        sys.exit("there is no interpreter of PTX: make arithmetic builds it, and runs this")
     write()

@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from arithmetic import (
@@ -38,6 +38,7 @@ from arithmetic import (
     plan_of,
     predict,
     predict_case,
+    unit_cost,
 )
 
 import snv2_kernels as snv2
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from snv2_bench.cli.schema import Counted
 
 PAGE = Path(__file__).parents[1] / "docs" / "arithmetic.md"
-TERMS = ("memory", "L2", "tensor", "issue", "latency")  # as Terms has them
 
 INTRODUCTION = """# Arithmetic of the CUDA kernels
 
@@ -71,13 +71,14 @@ from one kernel of the graph to the next, and then as long as the longest of fiv
   than its SMs can take, 64 bytes a cycle each.
 - *tensor*: its multiply-adds, with all padding and halo rows, on the SMs that it uses. Depthwise
   convolutions run beside the tensor cores and are counted here as if they were products.
-- *issue*: its executed instructions. An SM can issue 4 of them in a cycle; {issue:.1f} are
-  assumed where it has warps enough, and one for {alone:.0f} cycles of each warp where it has few.
+- *issue*: its executed instructions. An SM can issue 4 in a cycle; {issue:.1f} are assumed where
+  it has warps enough, and where it has few, one in {alone:.0f} cycles for each warp.
 - *latency*: the cycles from the first instruction of a CTA to its last if nothing else is in the
   way, times the CTAs that an SM takes one after another. Of units that is the estimate by which
-  they are cut (`csrc/cuda/unit_cost.h`): phases between barriers, warps that wait {alone:.0f}
-  cycles for an instruction, {l2:,} for L2. Other kernels: what a warp executes, times the cycles
-  of an instruction in the slowest loop below, after two round trips to memory.
+  they are cut (`csrc/cuda/unit_cost.h`): phases between barriers, {alone:.0f} cycles for each
+  instruction of a warp in the longest job, {l2:.0f} for what waits for L2. Of other kernels it is
+  two round trips to memory, {alone:.0f} cycles for each instruction of a warp, and for those of
+  products what their loop takes in the table of loops below.
 
 Executed instructions are counted by the interpreter, one for each warp that an instruction is
 issued to, in PTX for compute_90 of nvcc {nvcc}: all of them at batch 1 and 8; from batch 64 on
@@ -131,10 +132,12 @@ the input and the result, once. Eager PyTorch launches a kernel for each convolu
 ReLU, `cat` and channel shuffle; what these read and write is divided by the memory's rate, as if
 they reached it (a convolution of half of the channels may also copy them first). Instructions of
 a thread for each element of the result are executed PTX. From a CUDA graph; called one by one
-from Python, each launch takes some us of the host instead.
+from Python, each launch takes some us of the host instead. The eager times are the least that
+those sequences take, since nothing but bytes and launches is counted; those of the kernels here
+have all terms.
 
 | | stage | dtype | layout | launches | MB | instructions, an element | H200, us | A100, us \
-| eager launches | eager MB | eager H200, us | eager A100, us | measured, us |
+| eager launches | eager MB | eager H200, at least, us | eager A100, at least, us | measured, us |
 """
 
 LOOPS = """
@@ -143,13 +146,14 @@ LOOPS = """
 A turn of the inner loops of the float16 kernels, in machine code for sm_90 (ptxas of nvcc
 {nvcc}), and its cycles for one warp that has an SM to itself, by the stall counts and scoreboards
 in its instructions (`benchmarks/sass.py`, with typical latencies). *for each*: instructions for
-an HMMA of 16 x 8 x 16, or for a result of a lane. These stand beside the constants of
-`unit_cost.h`: {alone:.1f} cycles for an instruction that is executed alone; 14 instructions for a
-step of a product and 2.9 for each HMMA of it, in PTX; 135 for a row of 8 results.
-`python_tests/test_cuda_sass.py` bounds them.
+an HMMA of 16 x 8 x 16, or for a result of a lane. `Resident` units have their weights in shared
+memory, `Clustered` ones in that of a cluster, `Direct` ones in L2; those with `true` read or
+write the caller's tensors. Beside them stands what `unit_cost.h` reckons with for the same turn,
+in PTX and at {alone:.0f} cycles for each instruction of a lone warp, or {weights:.0f} for a step
+that waits for L2. `python_tests/test_cuda_sass.py` bounds this table.
 
-| kernel | loop | instructions | for each | cycles | cycles for an instruction |
-|---|---|---|---|---|---|
+| kernel | loop | instructions | for each | cycles | `unit_cost.h`: instructions | cycles |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -220,12 +224,36 @@ def op_lines() -> Iterable[str]:
         )
 
 
+# HMMA of a step of a unit's product, and steps that are loaded ahead of it.
+STEPS = {
+    "Resident": (8, None),
+    "Clustered": (4, None),
+    "Direct<half_t, 1>": (14, 1),
+    "Direct<half_t, 2>": (8, 2),
+}
+
+
+def unit_cost_of(row: dict[str, Any]) -> tuple[float, float] | None:
+    """Returns instructions and cycles that unit_cost.h reckons with for a turn of a unit's loop."""
+    for mode, (products, ahead) in STEPS.items():
+        if f", {mode}, " not in row["kernel"]:
+            continue
+        if row["loop"] == "depthwise":
+            return unit_cost("row"), ALONE * unit_cost("row")
+        steps = row["done"] / products
+        instructions = steps * unit_cost("kTile") + row["done"] * unit_cost("kProduct")
+        least = steps * unit_cost("kWeightsOfL2") / ahead if ahead else 0.0
+        return instructions, max(ALONE * instructions, least)
+    return None
+
+
 def loop_lines() -> Iterable[str]:
     for row in data()["loops"]:
+        reckoned = unit_cost_of(row)
+        cells = " | ".join(f"{number:.0f}" for number in reckoned) if reckoned else "|"
         yield (
             f"| `{row['kernel']}` | {row['loop']} | {row['instructions']}"
-            f" | {row['instructions'] / row['done']:.1f} | {row['cycles']}"
-            f" | {row['cycles'] / row['instructions']:.1f} |"
+            f" | {row['instructions'] / row['done']:.1f} | {row['cycles']} | {cells} |"
         )
 
 
@@ -233,6 +261,7 @@ def page() -> str:
     least, most = estimate_over_count()
     numbers = {
         "size": SIZE, "launch": LAUNCH * 1e6, "issue": ISSUE, "alone": ALONE, "l2": LATENCY,
+        "weights": unit_cost("kWeightsOfL2"),
         "nvcc": data()["nvcc"], "least": least, "most": most, "batch": OP_BATCH,
     }  # fmt: skip
     parts = [INTRODUCTION, *gpu_lines(), AFTER_GPUS]
