@@ -230,17 +230,16 @@ def predict(width: str, batch: int, gpu: Gpu) -> Prediction:
     )
 
 
-def estimate_over_count() -> tuple[float, float]:
+def estimate_over_count(gpu: Gpu) -> tuple[float, float]:
     """Returns the least and the most, of networks, of the instructions that units are estimated to
     execute (unit_cost.h) over those that they do."""
     found = []
-    for gpu in GPUS:
-        for width in WIDTHS:
-            for batch in BATCHES:
-                units = [row for row in launches_with_terms(width, batch, gpu)
-                         if row[0]["instructions"] > 0]  # fmt: skip
-                estimated = sum(launch["instructions"] for launch, _, _ in units)
-                found.append(estimated / sum(executed for _, executed, _ in units))
+    for width in WIDTHS:
+        for batch in BATCHES:
+            units = [row for row in launches_with_terms(width, batch, gpu)
+                     if row[0]["instructions"] > 0]  # fmt: skip
+            estimated = sum(launch["instructions"] for launch, _, _ in units)
+            found.append(estimated / sum(executed for _, executed, _ in units))
     return min(found), max(found)
 
 

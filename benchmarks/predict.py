@@ -10,7 +10,9 @@ beside what they have to, for `snv2 report`.
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,6 +63,8 @@ the code that chooses tiles and launches kernels, from the instructions that nvc
 ([ptx.md](ptx.md)) and from the loops that ptxas makes of it. A test says so when it is out of
 date.
 
+{summary}
+
 ## The model
 
 Networks run in float16 at {size} x {size}, from one CUDA graph. Each launch takes {launch:.1f} us
@@ -82,9 +86,9 @@ from one kernel of the graph to the next, and then as long as the longest of fiv
 
 Executed instructions are counted by the interpreter, one for each warp that an instruction is
 issued to, in PTX for compute_90 of nvcc {nvcc}: all of them at batch 1 and 8; from batch 64 on
-one CTA in eleven, which at batch 64 is 0.02 % off, of one chunk of the batch. For comparison, the
-estimate by which units are cut has {least:.0%} to {most:.0%} of the instructions that their
-launches execute.
+one CTA in eleven, of one chunk of the batch (for x0.5 at batch 64 that is 0.02 % off). For
+comparison, the estimate by which units are cut has {estimates} of the instructions that units
+execute.
 
 **Not modelled**, and it can be most of an error: how warps of different phases share an SM, bank
 conflicts, contention in L2 and beyond the stated rates, a last wave that does not fill the GPU
@@ -133,8 +137,9 @@ ReLU, `cat` and channel shuffle; what these read and write is divided by the mem
 they reached it (a convolution of half of the channels may also copy them first). Instructions of
 a thread for each element of the result are executed PTX. From a CUDA graph; called one by one
 from Python, each launch takes some us of the host instead. The eager times are the least that
-those sequences take, since nothing but bytes and launches is counted; those of the kernels here
-have all terms.
+those sequences take, since nothing but bytes and launches is counted; those of units have all
+terms. The op's grid is taken to fill the GPU, and a CTA's latency to be two round trips to memory,
+so its times are near the least as well.
 
 | | stage | dtype | layout | launches | MB | instructions, an element | H200, us | A100, us \
 | eager launches | eager MB | eager H200, at least, us | eager A100, at least, us | measured, us |
@@ -257,12 +262,55 @@ def loop_lines() -> Iterable[str]:
         )
 
 
+def summary() -> str:
+    """Returns what the tables come to, for those who read no further."""
+    gpu = GPUS[0]
+    one, many = (predict("x1_0", batch, gpu) for batch in (BATCHES[0], BATCHES[-1]))
+    cases = [predict_case(case, gpu) for case in CASES if case.what == "split_dw_cat_shuffle"]
+    ratios = [case.eager_total / case.total for case in cases]
+    by_memory = sum(case.terms.memory == case.terms.longest for case in cases)
+    return (
+        f"In short, on the {gpu.name}: x1.0 should take {us(one.total, 0)} us for one image, most"
+        f" of it latency inside CTAs ({us(one.terms.latency, 0)} us), then launches"
+        f" ({us(one.launches * LAUNCH, 0)} us). At batch {BATCHES[-1]} it should take"
+        f" {many.total / BATCHES[-1] * 1e6:.1f} us an image"
+        f" ({BATCHES[-1] / many.total:,.0f} images/s), where issue alone would be"
+        f" {us(many.terms.issue, 0)} of {us(many.total, 0)} us and memory"
+        f" {us(many.terms.memory, 0)}. Of the fused op memory is the longest term in {by_memory} of"
+        f" {len(cases)} cases below, and by bytes and launches alone eager PyTorch takes"
+        f" {min(ratios):.1f} to {max(ratios):.1f} times as long as it."
+    )
+
+
+def filled(text: str) -> str:
+    """Returns text whose paragraphs and points have lines of one length. Tables stay."""
+    done = []
+    for block in text.split("\n\n"):
+        if block.strip("\n").startswith(("#", "|")):
+            done.append(block.strip("\n"))
+            continue
+        points = re.split(r"\n(?=- )", block.strip("\n"))
+        done.append("\n".join(
+            textwrap.fill(
+                " ".join(point.split()), 98, subsequent_indent="  " * point.startswith("- "),
+                break_on_hyphens=False, break_long_words=False,
+            )
+            for point in points
+        ))  # fmt: skip
+    return "\n\n".join(done)
+
+
 def page() -> str:
-    least, most = estimate_over_count()
+    estimates = " and ".join(
+        f"{least:.0%} to {most:.0%} ({gpu.name})"
+        for gpu in GPUS
+        for least, most in [estimate_over_count(gpu)]
+    )
     numbers = {
         "size": SIZE, "launch": LAUNCH * 1e6, "issue": ISSUE, "alone": ALONE, "l2": LATENCY,
         "weights": unit_cost("kWeightsOfL2"),
-        "nvcc": data()["nvcc"], "least": least, "most": most, "batch": OP_BATCH,
+        "nvcc": data()["nvcc"], "estimates": estimates, "summary": summary(),
+        "batch": OP_BATCH,
     }  # fmt: skip
     parts = [INTRODUCTION, *gpu_lines(), AFTER_GPUS]
     for gpu in GPUS:
@@ -273,7 +321,7 @@ def page() -> str:
     text = "\n".join(
         part.strip("\n") if part.startswith("|") else part.rstrip("\n") for part in parts
     )
-    return text.format(**numbers) + "\n"
+    return filled(text.format(**numbers)) + "\n"
 
 
 def _stage_counts(channels: int, units: int, size: int, dtype: torch.dtype) -> Counter[str]:
