@@ -186,6 +186,8 @@ def test_stores_of_planes_are_wide(sass: ModuleType, arch: str) -> None:
     """Between planes a unit stores 64 and 128 bits. The caller's tensors, of any strides, get
     single elements too."""
     for unit in UNITS:
+        if arch == "sm_80" and CLUSTERED in unit:
+            continue  # empty there
         widths = {row.name for row in kernels(sass, arch)[unit] if row.opcode == "STG"}
         narrow = {"STG.E.U16"} if unit.endswith("true>") else set()
         assert widths == {"STG.E.64", "STG.E.128"} | narrow, unit

