@@ -28,7 +28,7 @@ CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*
 .PHONY: run wheels test-wheels test test-python test-slow test-examples test-cpp \
   test-cuda-build test-ptx test-ptx-with-nvcc test-sanitize test-tsan \
   test-aarch64 test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
-  bench-emulator cuda cuda-all lint format bench report docs clean
+  bench-emulator cuda cuda-all lint format bench report arithmetic docs clean
 
 run: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
 	$(BIN)/snv2 bench --width x1.0 --image sample --peer eager --peer channels_last --peer jit \
@@ -214,6 +214,14 @@ bench: $(PEERS)/.installed $(COUNTED)
 	$(if $(BATCHES),$(BIN)/snv2 bench $(BATCHES) --json out/batches.json)
 	$(BIN)/snv2 report out/bench.json out/dtypes.json $(if $(BATCHES),out/batches.json) out/guidelines.json \
 	  out/table8.json $(COUNTED) -o out/report.html
+
+# What docs/arithmetic.md starts from, counted without a GPU, and the page. Takes nvcc and cuobjdump,
+# and five minutes of a core beside the builds.
+arithmetic: test-cuda-build
+	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_EMULATOR=ON -DSNV2_PTX=ON
+	$(BIN)/cmake --build $(BUILD) --target snv2_ptx_torch
+	SNV2_PTX=$(CURDIR)/$(BUILD)/ptx OMP_NUM_THREADS=1 $(BIN)/python benchmarks/count.py
+	$(BIN)/python benchmarks/predict.py
 
 # What the CUDA kernels move, counted by the emulator.
 out/gpu.json: $(INSTALLED) benchmarks/predict.py

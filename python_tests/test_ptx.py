@@ -124,6 +124,29 @@ def test_the_emulator_agrees(dtype: torch.dtype, weights: int) -> None:
     assert max_error(*outs) <= max(FP32_BOUND, torch.finfo(dtype).eps)
 
 
+def test_a_sample_of_ctas_counts_as_all(network: Callable[[], Tensor]) -> None:
+    executed = instructions(network)
+    operators().sample(3)
+    try:
+        assert instructions(network) == pytest.approx(executed, rel=0.2)
+    finally:
+        operators().sample(1)
+    assert instructions(network) == executed
+    with pytest.raises(RuntimeError, match="apart: expected a positive number, got 0"):
+        operators().sample(0)
+
+
+def test_launches_are_cut_to_the_size_of_the_device(network: Callable[[], Tensor]) -> None:
+    """And give the same, whatever it is."""
+    expected, executed = network(), instructions(network)
+    operators().set_device_size(4, 100 << 10, 99 << 10, False)
+    try:
+        assert torch.equal(network(), expected)
+        assert instructions(network) < executed
+    finally:
+        operators().set_device_size(132, 228 << 10, 227 << 10, True)
+
+
 def test_counts_of_lines_add_up(network: Callable[[], Tensor]) -> None:
     executed = instructions(network)
     assert instructions(network) == executed

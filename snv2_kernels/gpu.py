@@ -44,6 +44,8 @@ LAUNCH_NUMBERS = (
     "written_bytes",
     "weight_bytes",
     "multiply_adds",
+    "instructions",
+    "cycles",
 )
 
 Device = dict[str, int]

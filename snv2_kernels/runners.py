@@ -48,6 +48,8 @@ class Launch:
     weight_bytes: int
     multiply_adds: int
     cluster: int = 1  # CTAs that share what they load
+    instructions: int = 0  # of warps, estimated; these two for units alone
+    cycles: int = 0  # of the CTAs of an SM, estimated
 
 
 @dataclass(frozen=True)

@@ -342,6 +342,8 @@ void describe_network(const GpuPlan& plan, int64_t batch, int64_t height, int64_
         same->written_bytes += info.written_bytes;
         same->weight_bytes += info.weight_bytes;
         same->multiply_adds += info.multiply_adds;
+        same->instructions += info.instructions;
+        same->cycles += info.cycles;
       });
   count = static_cast<int64_t>(all.size());
   std::copy_n(all.begin(), std::min(count, capacity), infos);

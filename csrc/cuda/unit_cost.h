@@ -155,9 +155,9 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
 }
 
 // The cost of a launch: its cycles, and those of the whole GPU that its instructions and bytes
-// take.
+// take; its instructions, and the cycles of CTAs that only wait for themselves.
 struct Cost {
-  double cycles, work;
+  double cycles, work, instructions, chain;
 };
 
 template <class T, int kStride>
@@ -184,7 +184,7 @@ Cost cost_of(const Shape& s, const Device& device, const Cut& c) {
   // An inner loop that waits for L2 is at the mercy of all SMs.
   const double doubt = c.weights == Weights::kDirect ? CostModel::kDoubt : 1;
   return {std::max({waves * alone, issued / busy, l2}) * doubt,
-          (issued / sms + bytes / all_of_l2) * doubt};
+          (issued / sms + bytes / all_of_l2) * doubt, instructions, waves * alone};
 }
 
 }  // namespace snv2::SNV2_GPU

@@ -18,7 +18,8 @@ void run_any_unit(const StepCall& call, LaunchInfo* info);
 void run_piece(const StepCall& call, LaunchInfo* info);
 
 template <class T, int kStride>
-void describe_unit(const UnitParams<T>& params, const Shape& s, const Cut& c, LaunchInfo& info) {
+void describe_unit(const UnitParams<T>& params, const Shape& s, const Cut& c, const Device& device,
+                   LaunchInfo& info) {
   const char* const names[2][2] = {{"piece stride 1", "piece stride 2"},
                                    {"unit stride 1", "unit stride 2"}};
   info.kernel = names[s.expand && s.project][kStride - 1];
@@ -59,6 +60,9 @@ void describe_unit(const UnitParams<T>& params, const Shape& s, const Cut& c, La
   info.weight_bytes = (pw1 + pw2 + proj) * s.size * passes + words * 4 * c.ctas;
   const int64_t shifts = (s.dw_floats[0] > 0 ? s.mid : 0) + (s.proj > 0 ? s.in : 0);
   info.multiply_adds = in_pixels * pw1 + out_pixels * (dw_words - shifts + pw2 + proj);
+  const Cost cost = cost_of<T, kStride>(s, device, c);
+  info.instructions = static_cast<int64_t>(cost.instructions);
+  info.cycles = static_cast<int64_t>(cost.chain);
 }
 
 // kPiece: piece_kernel, whose Act is AnyActivation.
@@ -171,7 +175,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
     branch.by_groups = Divisor(std::max<int64_t>(groups, 1));
   }
   params.reach = static_cast<int>(s.reach);
-  if (info != nullptr) return describe_unit<T, kStride>(params, s, c, *info);
+  if (info != nullptr) return describe_unit<T, kStride>(params, s, c, call.device, *info);
 
   // What is touched, and at least how much of it.
   std::vector<Buffer> buffers;

@@ -1,5 +1,5 @@
 // The part of the CUDA runtime that the kernels' host code calls, on the interpreter. The device is
-// an H200.
+// an H200, or of the size that set_device_size() was given.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -15,9 +15,6 @@ namespace snv2::ptx {
 namespace {
 
 constexpr int kArchitecture = 90;
-constexpr int kSms = 132;
-constexpr int kSharedPerSm = 228 * 1024;
-constexpr int kSharedPerCta = 227 * 1024;
 constexpr int kReservedPerCta = 1024;
 constexpr int kL2Bytes = 50 * 1024 * 1024;
 constexpr uint32_t kThreadsPerSm = 2048;
@@ -25,6 +22,8 @@ constexpr uint32_t kCtasPerSm = 32;
 constexpr uint32_t kMostThreads = 1024;
 constexpr uint32_t kMostCluster = 8;
 constexpr int kSharedWithoutAsking = 48 * 1024;
+
+DeviceSize device_size;
 
 // What the compiled code of one source registers.
 struct Binary {
@@ -198,11 +197,11 @@ void check(const cudaLaunchConfig_t& config, const LaunchShape& shape, const Ker
   require(shape.cluster >= 1 && shape.cluster <= kMostCluster && grid.x % shape.cluster == 0,
           kernel, "a cluster must be 1 to 8 CTAs and divide the grid");
   if (!shape.cooperative) return;
-  const uint32_t by_shared = kSharedPerSm / (shape.shared_bytes + kReservedPerCta);
+  const uint32_t by_shared = device_size.shared_per_sm / (shape.shared_bytes + kReservedPerCta);
   const uint32_t by_threads = kThreadsPerSm / ((block.x + kLanes - 1) / kLanes * kLanes);
-  require(
-      uint64_t{grid.x} * grid.y <= uint64_t{std::min({by_shared, by_threads, kCtasPerSm})} * kSms,
-      kernel, "a cooperative grid must fit the GPU at once");
+  require(uint64_t{grid.x} * grid.y <=
+              uint64_t{std::min({by_shared, by_threads, kCtasPerSm})} * device_size.sms,
+          kernel, "a cooperative grid must fit the GPU at once");
 }
 
 LaunchShape shape_of(const cudaLaunchConfig_t& config) {
@@ -257,6 +256,14 @@ void set_seed(uint32_t seed) {
   const std::lock_guard<std::mutex> lock(runtime.mutex);
   runtime.launcher.set_seed(seed);
 }
+
+void sample(uint32_t apart) {
+  Runtime& runtime = Runtime::get();
+  const std::lock_guard<std::mutex> lock(runtime.mutex);
+  runtime.launcher.sample(apart);
+}
+
+void set_device_size(const DeviceSize& size) { device_size = size; }
 
 int64_t read_kernels() {
   Runtime& runtime = Runtime::get();
@@ -340,13 +347,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   using namespace snv2::ptx;
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
-      *value = kSms;
+      *value = device_size.sms;
       break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      *value = kSharedPerSm;
+      *value = device_size.shared_per_sm;
       break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = kSharedPerCta;
+      *value = device_size.shared_per_cta;
       break;
     case cudaDevAttrReservedSharedMemoryPerBlock:
       *value = kReservedPerCta;
@@ -355,7 +362,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = kL2Bytes;
       break;
     case cudaDevAttrClusterLaunch:
-      *value = 1;
+      *value = device_size.clusters;
       break;
     default:
       return fail(cudaErrorInvalidValue, "an attribute that the interpreter does not know");
@@ -374,7 +381,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ho
 cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute attribute, int value) {
   return snv2::ptx::guarded(cudaErrorInvalidValue, [&](Runtime& runtime) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize ||
-        value > snv2::ptx::kSharedPerCta) {
+        value > snv2::ptx::device_size.shared_per_cta) {
       throw snv2::ptx::Fault("an attribute of a kernel that no GPU takes");
     }
     runtime.function(host).most_shared = value;

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <map>
-#include <numeric>
+#include <utility>
 
 #include "ptx/scheduler.h"
 
@@ -20,8 +20,11 @@ void Launcher::run(Kernel& kernel, const LaunchShape& shape, const std::vector<u
   const auto own = reinterpret_cast<uint64_t>(launch.grid_barrier.data());
   launch.buffers.push_back({own, own + sizeof launch.grid_barrier, true, true});
 
-  std::vector<uint32_t> order(uint64_t{shape.grid_x} * shape.grid_y / shape.cluster);
-  std::iota(order.begin(), order.end(), 0u);
+  const uint64_t clusters = uint64_t{shape.grid_x} * shape.grid_y / shape.cluster;
+  const uint32_t apart = shape.cooperative ? 1 : apart_;
+  std::vector<uint32_t> order((clusters + apart - 1) / apart);
+  std::generate(order.begin(), order.end(),
+                [apart, next = 0u]() mutable { return std::exchange(next, next + apart); });
   uint32_t resident = shape.cooperative ? static_cast<uint32_t>(order.size()) : 1;
   if (seed_ != 0) {
     for (size_t k = order.size(); k > 1; --k) {
@@ -38,7 +41,8 @@ void Launcher::run(Kernel& kernel, const LaunchShape& shape, const std::vector<u
   if (shape.overlaps && !launch.any_waited) {
     throw Fault("a launch that overlaps with the one before it never waits for it: " + kernel.name);
   }
-  counts_.push_back({kernel.name, "", static_cast<int64_t>(launch.instructions)});
+  counts_.push_back(
+      {kernel.name, "", static_cast<int64_t>(launch.instructions * clusters / order.size())});
 }
 
 void add_line_counts(const Kernel& kernel, std::vector<Count>& counts) {

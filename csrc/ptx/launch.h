@@ -15,6 +15,7 @@ class Launcher {
     seed_ = seed;
     launches_ = 0;
   }
+  void sample(uint32_t apart) { apart_ = apart; }
   void run(Kernel& kernel, const LaunchShape& shape, const std::vector<uint8_t>& parameters,
            std::vector<Buffer> buffers);
 
@@ -23,6 +24,7 @@ class Launcher {
 
  private:
   uint32_t seed_ = 0;
+  uint32_t apart_ = 1;  // clusters that are run
   uint64_t launches_ = 0;
   std::vector<Count> counts_;
 };

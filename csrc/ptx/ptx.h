@@ -17,6 +17,18 @@ namespace snv2::ptx {
 // memory that nobody wrote, which lane's store is the last. With 0 all is in order.
 SNV2_API void set_seed(uint32_t seed);
 
+// The GPU that launches are cut to, by default an H200. Not while anything runs.
+struct DeviceSize {
+  int sms = 132;
+  int shared_per_sm = 228 * 1024, shared_per_cta = 227 * 1024;
+  bool clusters = true;
+};
+SNV2_API void set_device_size(const DeviceSize& size);
+
+// Has launches run one cluster (or CTA) in `apart`, and count the others as that one: for what
+// large launches execute. Their results are wrong. Cooperative ones are run whole.
+SNV2_API void sample(uint32_t apart);
+
 // Reads all kernels, which is else done when they are launched, and returns how many they are.
 // Throws std::runtime_error at an instruction that is not known.
 SNV2_API int64_t read_kernels();

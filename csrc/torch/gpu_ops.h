@@ -277,9 +277,10 @@ inline std::tuple<std::string, std::vector<int64_t>> gpu_launches(const Tensor& 
   std::vector<int64_t> numbers;
   for (const gpu::LaunchInfo& i : infos) {
     names.append(i.kernel).push_back('\n');
-    numbers.insert(numbers.end(), {i.step, i.ctas, i.threads, i.shared_bytes, i.columns,
-                                   int64_t{i.resident}, i.cluster, i.launches, i.read_bytes,
-                                   i.written_bytes, i.weight_bytes, i.multiply_adds});
+    numbers.insert(numbers.end(),
+                   {i.step, i.ctas, i.threads, i.shared_bytes, i.columns, int64_t{i.resident},
+                    i.cluster, i.launches, i.read_bytes, i.written_bytes, i.weight_bytes,
+                    i.multiply_adds, i.instructions, i.cycles});
   }
   return {names, numbers};
 }

@@ -20,6 +20,17 @@ struct Interpreted : GpuKernels {
 
 void set_seed(int64_t seed) { snv2::ptx::set_seed(static_cast<uint32_t>(seed)); }
 
+void set_device_size(int64_t sms, int64_t shared_per_sm, int64_t shared_per_cta, bool clusters) {
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+  snv2::ptx::set_device_size(
+      {narrow(sms), narrow(shared_per_sm), narrow(shared_per_cta), clusters});
+}
+
+void sample(int64_t apart) {
+  STD_TORCH_CHECK(apart >= 1, "apart: expected a positive number, got ", apart);
+  snv2::ptx::sample(static_cast<uint32_t>(apart));
+}
+
 int64_t read_kernels() { return snv2::ptx::read_kernels(); }
 
 int64_t replace_text(std::string kernel, std::string from, std::string to) {
@@ -48,6 +59,8 @@ STABLE_TORCH_LIBRARY(snv2_ptx, m) {
   define_gpu_ops(m);
   define_gpu_tools(m);
   m.def("set_seed(int seed) -> ()");
+  m.def("set_device_size(int sms, int shared_per_sm, int shared_per_cta, bool clusters) -> ()");
+  m.def("sample(int apart) -> ()");
   m.def("read_kernels() -> int");
   m.def("replace_text(str kernel, str old, str new) -> int");
   m.def("launch_counts() -> (str, int[])");
@@ -60,6 +73,8 @@ STABLE_TORCH_LIBRARY_IMPL(snv2_ptx, CPU, m) { implement_gpu_ops<Interpreted>(m);
 STABLE_TORCH_LIBRARY_IMPL(snv2_ptx, CompositeExplicitAutograd, m) {
   implement_gpu_tools(m);
   m.impl("set_seed", TORCH_BOX(&set_seed));
+  m.impl("set_device_size", TORCH_BOX(&set_device_size));
+  m.impl("sample", TORCH_BOX(&sample));
   m.impl("read_kernels", TORCH_BOX(&read_kernels));
   m.impl("replace_text", TORCH_BOX(&replace_text));
   m.impl("launch_counts", TORCH_BOX(&launch_counts));

@@ -118,6 +118,9 @@ struct LaunchInfo {
   int64_t written_bytes;  // of maps
   int64_t weight_bytes;   // of weights and parameters, each time that a CTA reads them
   int64_t multiply_adds;  // with halo and padding
+  // Estimates by which units are cut (csrc/cuda/unit_cost.h); 0 for other kernels.
+  int64_t instructions;  // of warps, by all launches
+  int64_t cycles;  // of the CTAs of an SM, one after another, if they wait for themselves alone
 };
 // Launches of run_network for this input, in order; `count` gets how many there are, at most
 // `capacity` are written.
