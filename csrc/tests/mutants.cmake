@@ -413,9 +413,9 @@ snv2_add_mutant(unit_without_upper_halo TYPE half_t
   EXPECT "shared memory: read at unit_convolve.h" "nobody wrote")
 
 snv2_add_mutant(unit_past_the_ring
-  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
-  TEXT "return column < ring ? column : column - ring;"
-  BECOMES "return column <= ring ? column : column - ring;"
+  FILE cuda/unit_product.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "line + (there < ring ? there : there - ring)"
+  BECOMES "line + (there <= ring ? there : there - ring)"
   EXPECT "is off by")
 
 snv2_add_mutant(unit_with_the_next_tap
