@@ -143,16 +143,14 @@ class Sliding {
   SNV2_DEVICE void read(int place) {
     const auto at = (line_ + place).template as<uint32_t>();
     const int left = left_ / kOfWord, right = right_ / kOfWord;
-    const Vector<uint32_t, 4> own = load_vector<4>(at);
-    const Vector<uint32_t, 1> before = load_vector<1, 3>(at + left);
-    // At stride 2 all of the vector on the right.
-    const auto after = load_vector<kStride == 1 ? 1 : 4>(at + right);
-    x_[0] = last_of<T>(before.values[0] & left_mask_);
+    // Whole vectors, of which a word is wanted: words of so many channels would lie in few banks.
+    const Vector<uint32_t, 4> own = load_vector<4>(at), before = load_vector<4>(at + left);
+    const Vector<uint32_t, 4> after = load_vector<4>(at + right);
+    x_[0] = last_of<T>(before.values[3] & left_mask_);
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       float values[kOfWord];
-      unpack<T>((w < 4 ? own.values[w % 4] : after.values[w % (kStride == 1 ? 1 : 4)]) & mask_[w],
-                values);
+      unpack<T>((w < 4 ? own.values[w % 4] : after.values[w % 4]) & mask_[w], values);
 #pragma unroll
       for (int i = 0; i < kOfWord; ++i) x_[1 + w * kOfWord + i] = values[i];
     }

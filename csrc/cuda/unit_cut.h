@@ -173,6 +173,10 @@ void for_cuts(const Shape& s, const Device& device, Cut c, const With& with) {
         c.threads = threads;
         complete<T, kStride>(s, device, c);
         if (c.ctas_per_sm == 0 || (c.split && columns > 2 * kSector && wanted == 0)) continue;
+        // Eight warps do not hide what they wait for; where many SMs are at work, sixteen are
+        // wanted. At stride 2 they would share rows, and begin twice as many jobs.
+        const bool few = kStride == 1 && wide && threads == kUnitThreads && c.ctas_per_sm == 1;
+        if (few && 2 * c.ctas * c.cluster * s.branches() > device.sms) continue;
         with(c);
       }
       if (wanted > 0) break;

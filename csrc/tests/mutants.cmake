@@ -350,7 +350,7 @@ snv2_add_mutant(unit_without_wait
 ]] BECOMES [[      sync_threads();
     }
 ]]
-  EXPECT "read at mma.h" "cp_async_wait is missing")
+  EXPECT "read at unit_product.h" "cp_async_wait, or a barrier after it, is missing")
 
 snv2_add_mutant(unit_without_barrier_after_load RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -360,7 +360,7 @@ snv2_add_mutant(unit_without_barrier_after_load RACE
 ]] BECOMES [[      cp_async_wait<0>();
     }
 ]]
-  EXPECT "read at mma.h" "cp_async_wait, or a barrier after it, is missing")
+  EXPECT "read at unit_product.h" "cp_async_wait, or a barrier after it, is missing")
 
 snv2_add_mutant(unit_without_barrier_after_the_first_product RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
