@@ -43,7 +43,7 @@ FAULTS: dict[str, tuple[str, list[tuple[str, str]], str]] = {
     "wrong place": ("stem_kernel", [("%ctaid.x", "%nctaid.x")], "a load .* outside all buffers"),
     "not aligned": ("unit_kernel", [(" + 0], 16;", " + 2], 16;")], "not aligned to its size"),
     "no cluster barriers": (
-        "Clustered", ARRIVALS + WAITS, "shared memory of a CTA that may not have begun",
+        "Clustered", ARRIVALS + WAITS, "that nobody wrote, or that a copy",
     ),
     "no cluster arrival": ("Clustered", ARRIVALS, "barrier.cluster.wait without an arrive"),
     "no cluster wait": ("Clustered", WAITS, "barrier.cluster.arrive twice"),

@@ -13,13 +13,11 @@ namespace snv2::SNV2_GPU {
 struct Relu {
   static constexpr bool kAny = false;
   SNV2_DEVICE static float apply(float x) { return relu(x); }
-  SNV2_DEVICE static float finish(float sum, float bias) { return relu(sum + bias); }
 };
 // activate() and activated() have been there before.
 struct AnyActivation {
   static constexpr bool kAny = true;
   SNV2_DEVICE static float apply(float done) { return done; }
-  SNV2_DEVICE static float finish(float done, float) { return done; }
 };
 
 // A layer's activation: one of GpuActivation's kinds.
@@ -72,24 +70,22 @@ SNV2_DEVICE float slope_of(const After& after, int row) {
   return after.kind == Activation::kPrelu ? load(Global<const float>{after.slopes} + row) : 0.0f;
 }
 
-// A warp's results (mma.h) with their bias and activation, in place: one look at the kind for all.
-// bias(row) is that of a row of the matrix.
-template <class Act, int kTiles, int kBlocks, class Bias>
-SNV2_DEVICE void activate(float (&acc)[kTiles][kBlocks][4], const After& after, int rows, int tile,
-                          const Bias& bias) {
+// A warp's results (mma.h) with their activation, in place: one look at the kind for all.
+template <class Act, int kTiles, int kBlocks>
+SNV2_DEVICE void activate(float (&acc)[kTiles][kBlocks][4], const After& after, int rows,
+                          int tile) {
   if constexpr (Act::kAny) {
     with_activation(after.kind, [&](const auto& act) {
 #pragma unroll
       for (int i = 0; i < 2 * kTiles; ++i) {
         const int row = tile * 16 + i * 8 + static_cast<int>(threadIdx.x) % kWarp / 4;
-        const bool there = row < rows;
-        const float b = there ? bias(row) : 0.0f, slope = there ? slope_of(after, row) : 0.0f;
+        const float slope = row < rows ? slope_of(after, row) : 0.0f;
 #pragma unroll
         for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             float& value = acc[i / 2][j][i % 2 * 2 + c];
-            value = act(value + b, slope);
+            value = act(value, slope);
           }
         }
       }

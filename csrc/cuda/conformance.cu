@@ -270,11 +270,11 @@ __global__ void __launch_bounds__(32) mma(Params p) {
     d[j] = float_of(load(in + (6 + j)));
   }
   if constexpr (Kind == Mma::kF16) {
-    mma_f16(d, a, b);
+    mma_f16(d, a, b, d);
   } else if constexpr (Kind == Mma::kBf16) {
-    mma_bf16(d, a, b);
+    mma_bf16(d, a, b, d);
   } else {
-    mma_tf32(d, a, b);
+    mma_tf32(d, a, b, d);
   }
   for (int j = 0; j < 4; ++j) {
     store(p.out + (4 * thread() + j), bits_of(d[j]));

@@ -304,7 +304,7 @@ __global__ void __launch_bounds__(kFeatureThreads*(kTiles == 2 ? kFeatureGroups 
         add_parts(acc, (shared_memory() + params.sums_at).template as<float>(), parts, blocks);
       }
       if (part == 0) {
-        activate<Act>(acc, params.after, params.features, row / 16, [](int) { return 0.0f; });
+        activate<Act>(acc, params.after, params.features, row / 16);
         means.add(acc, blocks);
       }
     }
@@ -441,7 +441,7 @@ __global__ void __launch_bounds__(kLinearThreads, Shape::kCtasPerSm)
   cp_async_commit();
 
   float acc[kTiles][kBlocks][4];
-  clear(acc);
+  begin(acc, Start<kTiles>{});
   for (int chunk = 0; chunk < chunks; ++chunk) {
     if (chunk + 1 < chunks) load_images(chunk + 1);
     cp_async_commit();

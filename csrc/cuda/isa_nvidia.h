@@ -49,6 +49,12 @@ struct Address {
   uint32_t address = 0;
   Address() = default;
   SNV2_DEVICE explicit Address(Shared<T> row) : address(row.address()) {}
+  template <class U>
+  SNV2_DEVICE Address<U> as() const {
+    Address<U> same;
+    same.address = address;
+    return same;
+  }
   SNV2_DEVICE Address operator+(int i) const {
     Address there = *this;
     there.address += static_cast<uint32_t>(i) * sizeof(T);
@@ -161,6 +167,44 @@ SNV2_DEVICE Vector<T, N> load_vector(Shared<T> p) {
 template <int N, class T>
 SNV2_DEVICE void store_vector(Shared<T> p, const Vector<T, N>& value) {
   detail::store_bits(p.pointer(), value);
+}
+// kOffset elements after p, which are a part of the instruction.
+template <int N, int kOffset = 0, class T>
+SNV2_DEVICE Vector<T, N> load_vector(Address<T> p) {
+  constexpr int kBytes = kOffset * static_cast<int>(sizeof(T));
+  Vector<T, N> value;
+  if constexpr (sizeof value == 16) {
+    uint4 bits;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "r"(p.address), "n"(kBytes)
+                 : "memory");
+    memcpy(&value, &bits, sizeof value);
+  } else {
+    static_assert(sizeof value == 4, "a word or four");
+    uint32_t bits;
+    asm volatile("ld.shared.u32 %0, [%1 + %2];"
+                 : "=r"(bits)
+                 : "r"(p.address), "n"(kBytes)
+                 : "memory");
+    memcpy(&value, &bits, sizeof value);
+  }
+  return value;
+}
+template <int N, int kOffset = 0, class T>
+SNV2_DEVICE void store_vector(Address<T> p, const Vector<T, N>& value) {
+  constexpr int kBytes = kOffset * static_cast<int>(sizeof(T));
+  typename detail::Bits<sizeof(value)>::type bits;
+  memcpy(&bits, &value, sizeof bits);
+  if constexpr (sizeof bits == 16) {
+    asm volatile("st.shared.v4.u32 [%0 + %5], {%1, %2, %3, %4};" ::"r"(p.address), "r"(bits.x),
+                 "r"(bits.y), "r"(bits.z), "r"(bits.w), "n"(kBytes)
+                 : "memory");
+  } else {
+    static_assert(sizeof bits == 4, "a word or four");
+    asm volatile("st.shared.u32 [%0 + %2], %1;" ::"r"(p.address), "r"(bits), "n"(kBytes)
+                 : "memory");
+  }
 }
 template <int N, class T>
 SNV2_DEVICE void store_vector(Remote<T> p, const Vector<T, N>& value) {
@@ -337,27 +381,29 @@ SNV2_DEVICE Remote<T> remote(Shared<T> p, int rank) {
 // Fragments as PTX describes them: a warp holds a 16 x 16 A (fp16, bf16) or 16 x 8 (tf32), a
 // 16 x 8 B (8 x 8), and a 16 x 8 float D.
 
-// 8 x 8 matrices of 16-bit elements: lane 8 m + r names row r of matrix m.
-template <int Matrices, bool Transposed = false, class T>
+// 8 x 8 matrices of 16-bit elements: lane 8 m + r names row r of matrix m, kOffset elements before
+// it.
+template <int Matrices, bool Transposed = false, int kOffset = 0, class T>
 SNV2_DEVICE void ldmatrix(uint32_t (&d)[Matrices], Address<T> row) {
   static_assert(Matrices == 1 || Matrices == 2 || Matrices == 4);
   const uint32_t address = row.address;
-#define SNV2_LDMATRIX(TRANS)                                                                 \
-  if constexpr (Matrices == 1) {                                                             \
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1" TRANS ".shared.b16 {%0}, [%1];"             \
-                 : "=r"(d[0])                                                                \
-                 : "r"(address)                                                              \
-                 : "memory");                                                                \
-  } else if constexpr (Matrices == 2) {                                                      \
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2" TRANS ".shared.b16 {%0, %1}, [%2];"         \
-                 : "=r"(d[0]), "=r"(d[1])                                                    \
-                 : "r"(address)                                                              \
-                 : "memory");                                                                \
-  } else {                                                                                   \
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4" TRANS ".shared.b16 {%0, %1, %2, %3}, [%4];" \
-                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])                            \
-                 : "r"(address)                                                              \
-                 : "memory");                                                                \
+  constexpr int kBytes = kOffset * static_cast<int>(sizeof(T));
+#define SNV2_LDMATRIX(TRANS)                                                                      \
+  if constexpr (Matrices == 1) {                                                                  \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1" TRANS ".shared.b16 {%0}, [%1 + %2];"             \
+                 : "=r"(d[0])                                                                     \
+                 : "r"(address), "n"(kBytes)                                                      \
+                 : "memory");                                                                     \
+  } else if constexpr (Matrices == 2) {                                                           \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2" TRANS ".shared.b16 {%0, %1}, [%2 + %3];"         \
+                 : "=r"(d[0]), "=r"(d[1])                                                         \
+                 : "r"(address), "n"(kBytes)                                                      \
+                 : "memory");                                                                     \
+  } else {                                                                                        \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" TRANS ".shared.b16 {%0, %1, %2, %3}, [%4 + %5];" \
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])                                 \
+                 : "r"(address), "n"(kBytes)                                                      \
+                 : "memory");                                                                     \
   }
   if constexpr (Transposed) {
     SNV2_LDMATRIX(".trans")
@@ -372,123 +418,28 @@ SNV2_DEVICE void ldmatrix(uint32_t (&d)[Matrices], Shared<T> row) {
 }
 
 #if __CUDA_ARCH__ >= 800
-#define SNV2_MMA(NAME, SHAPE_TYPES)                                                      \
-  SNV2_DEVICE void NAME(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
-    asm volatile("mma.sync.aligned." SHAPE_TYPES                                         \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"      \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                        \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));    \
+#define SNV2_MMA(NAME, SHAPE_TYPES)                                                             \
+  SNV2_DEVICE void NAME(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],          \
+                        const float (&c)[4]) {                                                  \
+    asm volatile("mma.sync.aligned." SHAPE_TYPES                                                \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"         \
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])                               \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), \
+                   "f"(c[1]), "f"(c[2]), "f"(c[3]));                                            \
   }
 #else
-#define SNV2_MMA(NAME, SHAPE_TYPES) \
-  SNV2_DEVICE void NAME(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]) { __trap(); }
+#define SNV2_MMA(NAME, SHAPE_TYPES)                                                 \
+  SNV2_DEVICE void NAME(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2], \
+                        const float (&)[4]) {                                       \
+    __trap();                                                                       \
+  }
 #endif
-// d += a b
+// d = c + a b; d may be c.
 SNV2_MMA(mma_f16, "m16n8k16.row.col.f32.f16.f16.f32")
 SNV2_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 SNV2_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef SNV2_MMA
 
-// a b + c, rounded once.
-SNV2_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-
-// Conversions -----------------------------------------------------------------------------
-
-SNV2_DEVICE float to_float(float value) { return value; }
-SNV2_DEVICE float to_float(half_t value) { return __half2float(__ushort_as_half(value.bits)); }
-SNV2_DEVICE float to_float(bfloat16_t value) {
-  return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
-}
-SNV2_DEVICE void from_float(float value, float& out) { out = value; }
-SNV2_DEVICE void from_float(float value, half_t& out) {
-  out.bits = __half_as_ushort(__float2half_rn(value));
-}
-SNV2_DEVICE void from_float(float value, bfloat16_t& out) {
-  out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
-}
-
-// Two numbers, each rounded.
-// Unpacks the two numbers of a word.
-template <class T>
-SNV2_DEVICE void to_floats(uint32_t word, float (&values)[2]) {
-  if constexpr (std::is_same_v<T, half_t>) {
-    asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
-        : "=f"(values[0]), "=f"(values[1])
-        : "r"(word));
-  } else {
-    static_assert(std::is_same_v<T, bfloat16_t>);
-    values[0] = __uint_as_float(word << 16);
-    values[1] = __uint_as_float(word & 0xffff0000u);
-  }
-}
-
-template <class T>
-SNV2_DEVICE Vector<T, 2> rounded_pair(float a, float b) {
-  Vector<T, 2> pair;
-  if constexpr (std::is_same_v<T, half_t>) {
-    const __half2 bits = __floats2half2_rn(a, b);
-    memcpy(&pair, &bits, sizeof pair);
-  } else {
-    const __nv_bfloat162 bits = __floats2bfloat162_rn(a, b);
-    memcpy(&pair, &bits, sizeof pair);
-  }
-  return pair;
-}
-
-// float32 rounded to the nearest tf32, ties away from zero.
-SNV2_DEVICE uint32_t to_tf32(float value) {
-  uint32_t bits = 0;
-#if __CUDA_ARCH__ >= 800
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-#else
-  __trap();
-#endif
-  return bits;
-}
-
-// Both within two units in the last place; so much the emulator's are apart from them.
-SNV2_DEVICE float exponential(float x) { return expf(x); }
-// Of 2^-126 to 2^126.
-SNV2_DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
-
-// The larger one, +0 being larger than -0; NaN if one of them is NaN.
-SNV2_DEVICE float max_nan(float a, float b) {
-#if __CUDA_ARCH__ >= 800
-  float larger;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
-  return larger;
-#else
-  if (a == b) return __uint_as_float(__float_as_uint(a) & __float_as_uint(b));
-  return a > b || a != a ? a : b;
-#endif
-}
-
-// As torch's: NaN stays NaN.
-SNV2_DEVICE float relu(float value) { return value < 0.0f ? 0.0f : value; }
-
-#if __CUDA_ARCH__ >= 800
-#define SNV2_MAX_NAN(T, TYPE)                                                      \
-  SNV2_DEVICE Vector<T, 2> max_nan(const Vector<T, 2>& a, const Vector<T, 2>& b) { \
-    uint32_t bits_a, bits_b, larger;                                               \
-    memcpy(&bits_a, &a, sizeof bits_a);                                            \
-    memcpy(&bits_b, &b, sizeof bits_b);                                            \
-    asm("max.NaN." TYPE " %0, %1, %2;" : "=r"(larger) : "r"(bits_a), "r"(bits_b)); \
-    Vector<T, 2> out;                                                              \
-    memcpy(&out, &larger, sizeof out);                                             \
-    return out;                                                                    \
-  }
-#else
-#define SNV2_MAX_NAN(T, TYPE)                                                           \
-  SNV2_DEVICE Vector<T, 2> max_nan(const Vector<T, 2>& a, const Vector<T, 2>& b) {      \
-    Vector<T, 2> out;                                                                   \
-    for (int i = 0; i < 2; ++i) {                                                       \
-      from_float(max_nan(to_float(a.values[i]), to_float(b.values[i])), out.values[i]); \
-    }                                                                                   \
-    return out;                                                                         \
-  }
-#endif
-SNV2_MAX_NAN(half_t, "f16x2")
-SNV2_MAX_NAN(bfloat16_t, "bf16x2")
-#undef SNV2_MAX_NAN
-
 }  // namespace snv2::SNV2_GPU
+
+#include "cuda/isa_nvidia_numbers.h"

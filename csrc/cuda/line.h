@@ -29,12 +29,10 @@ SNV2_DEVICE void load_line(Shared<T> to, Global<const T> from, int begin, int en
       if (inside) {
         cp_async<N>(to + i, from + i);
       } else {
-        Vector<T, N> zeros;
-        for (int k = 0; k < N; ++k) zeros.values[k] = rounded<T>(0.0f);
-        store_vector<N>(to + i, zeros);
+        store_vector<N>(to + i, Vector<T, N>{});
       }
     } else {
-      store(to + i, inside ? load(from + i) : rounded<T>(0.0f));
+      store(to + i, inside ? load(from + i) : T{});
     }
   }
 }

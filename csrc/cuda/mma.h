@@ -14,7 +14,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "cuda/isa.h"
 #include "snv2/gpu_plan.h"
@@ -99,6 +101,12 @@ SNV2_DEVICE void load_lane(Tile<T>& tile, P lane) {
 #pragma unroll
   for (int r = 0; r < 4; ++r) tile.a[r] = v.values[r];
 }
+// kOffset elements after the lane's part.
+template <int kOffset, class T>
+SNV2_DEVICE void load_lane(Tile<T>& tile, Address<T> lane) {
+  const Vector<T, 8> v = load_vector<8, kOffset>(lane);
+  std::memcpy(tile.a, &v, sizeof v);
+}
 template <class P>
 SNV2_DEVICE void load_lane(Tile<float>& tile, P lane) {
   const Vector<float, 4> low = load_vector<4>(lane), high = load_vector<4>(lane + 4);
@@ -114,11 +122,18 @@ SNV2_DEVICE void load_tile(Tile<T>& tile, P at) {
   load_lane(tile, lane_of_tile(at, tile));
 }
 
-SNV2_DEVICE void mma(float (&d)[4], const Tile<half_t>& a, const uint32_t (&b)[2]) {
-  mma_f16(d, a.a, b);
+// d = c + a b
+SNV2_DEVICE void mma(float (&d)[4], const Tile<half_t>& a, const uint32_t (&b)[2],
+                     const float (&c)[4]) {
+  mma_f16(d, a.a, b, c);
 }
-SNV2_DEVICE void mma(float (&d)[4], const Tile<bfloat16_t>& a, const uint32_t (&b)[2]) {
-  mma_bf16(d, a.a, b);
+SNV2_DEVICE void mma(float (&d)[4], const Tile<bfloat16_t>& a, const uint32_t (&b)[2],
+                     const float (&c)[4]) {
+  mma_bf16(d, a.a, b, c);
+}
+template <class T>
+SNV2_DEVICE void mma(float (&d)[4], const Tile<T>& a, const uint32_t (&b)[2]) {
+  mma(d, a, b, d);
 }
 
 // The right operand: rows [depth (+ a row of zeros)][pitch] of T.
@@ -151,7 +166,7 @@ class Tiles {
  private:
   // Loads the next tiles; after the last ones those again, which is quicker than asking.
   SNV2_DEVICE void load(Tile<T> (&to)[kTiles]) {
-    const int step = --left_ > 0 ? kTileElements<T> : 0;
+    const int64_t step = --left_ > 0 ? kTileElements<T> : 0;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       load_lane(to[i], next_[i]);
@@ -162,30 +177,6 @@ class Tiles {
   Tile<T> tiles_[kAhead][kTiles];
   Global<const T> next_[kTiles];
   int left_;  // tiles from next_ on
-};
-
-// Tiles of kTiles rows of a packed matrix in shared memory, each loaded when it is asked for.
-template <class T, int kTiles>
-class SharedTiles {
- public:
-  SNV2_DEVICE SharedTiles(const Shared<T> (&matrix)[kTiles], int deep) {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      next_[i] = lane_of_tile(matrix[i], Tile<T>{});
-      last_[i] = next_[i] + (deep - 1) * kTileElements<T>;
-    }
-  }
-  // Loads the next tiles; after the last ones those again, which is quicker than asking.
-  SNV2_DEVICE void load(Tile<T> (&to)[kTiles]) {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      load_lane(to[i], next_[i]);
-      next_[i] = earlier(next_[i] + kTileElements<T>, last_[i]);
-    }
-  }
-
- private:
-  Shared<T> next_[kTiles], last_[kTiles];
 };
 
 // The rows of a map that one tile of the matrix is multiplied with, as ldmatrix names them: lanes
@@ -199,9 +190,11 @@ class OperandRows {
         here_(line_),
         step_(kTileDepth<T> * x.pitch),
         blocks_(blocks),
-        second_(lane_of_warp() / 16 * kBlock) {
+        second_(lane_of_warp() / 16 * kBlock),
+        first_(blocks > 1 ? second_ : 0) {
     const int last = (deep - 1) * kTileDepth<T> + lane_of_warp() % 16;
-    last_ = Address<T>(x.rows + (last < x.depth ? last : x.depth) * x.pitch);
+    line_ = line_ + first_;
+    last_ = Address<T>(x.rows + ((last < x.depth ? last : x.depth) * x.pitch + first_));
   }
   // Moves to the next tile, the first one at first, and stays in the last one. Rows beyond the last
   // are the one of zeros.
@@ -209,16 +202,22 @@ class OperandRows {
     here_ = earlier(line_, last_);
     line_ = line_ + step_;
   }
-  // Elements from a row to the blocks of a pair, of which the first is there.
+  // Elements from the first pair of blocks to another one, whose first block is there.
   SNV2_DEVICE int place(int pair) const {
-    return 2 * pair * kBlock + (2 * pair + 1 < blocks_ ? second_ : 0);
+    return 2 * pair * kBlock + (2 * pair + 1 < blocks_ ? second_ : 0) - first_;
   }
   // Loads two registers of either block of the pair at a place.
   SNV2_DEVICE void load(uint32_t (&b)[4], int place) const { ldmatrix<4, true>(b, here_ + place); }
+  // The same of a pair where all blocks are there.
+  template <int kPair>
+  SNV2_DEVICE void load_pair(uint32_t (&b)[4]) const {
+    ldmatrix<4, true, 2 * kPair * kBlock>(b, here_);
+  }
 
  private:
   Address<T> line_, last_, here_;
   int step_, blocks_, second_;
+  int first_;  // elements to this lane's block of the first pair
 };
 
 template <int kTiles, int kBlocks, class T>
@@ -232,36 +231,100 @@ SNV2_DEVICE void multiply_pair(float (&acc)[kTiles][kBlocks][4], const Tile<T> (
   }
 }
 
+// What the columns of a block begin with: a number of each row g and g + 8 of the tiles.
+template <int kTiles>
+struct Start {
+  float rows[kTiles][4];
+
+  SNV2_DEVICE void set(int tile, float upper, float lower) {
+    rows[tile][0] = rows[tile][1] = upper;
+    rows[tile][2] = rows[tile][3] = lower;
+  }
+};
+
 // By a matrix in shared memory. What two tiles take is in registers: while one is multiplied, the
-// next is loaded.
-template <class T, int kTiles>
+// next is loaded. kPairs of blocks, of which the last one may lack its second.
+template <int kPairs, class T, int kTiles>
 SNV2_DEVICE void multiply_shared(float (&acc)[kTiles][4][4], const Shared<T> (&matrix)[kTiles],
-                                 const Operand<T>& x, int deep, int blocks) {
-  SharedTiles<T, kTiles> tiles(matrix, deep);
+                                 const Operand<T>& x, const Start<kTiles>& start, int deep,
+                                 int blocks) {
   OperandRows<T> rows(x, deep, blocks);
-  const bool both = blocks > 2;
-  const int places[2] = {rows.place(0), rows.place(1)};
+  const int second = kPairs == 2 ? rows.place(1) : 0;
+  Address<T> lane[kTiles];
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) lane[i] = Address<T>(lane_of_tile(matrix[i], Tile<T>{}));
   Tile<T> a[2][kTiles];
   uint32_t b[2][2][4] = {};
+  // A tile of an even place, and then the one after it.
   const auto load = [&](int at) {
-    tiles.load(a[at]);
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      if (at == 0) {
+        load_lane<0>(a[0][i], lane[i]);
+      } else {
+        load_lane<kTileElements<T>>(a[1][i], lane[i]);
+        lane[i] = lane[i] + 2 * kTileElements<T>;
+      }
+    }
     rows.move();
-    rows.load(b[at][0], places[0]);
-    if (both) rows.load(b[at][1], places[1]);
+    rows.load(b[at][0], 0);
+    if constexpr (kPairs == 2) rows.load(b[at][1], second);
   };
   const auto multiply = [&](int at) {
-    multiply_pair(acc, a[at], b[at][0], 0);
-    if (both) multiply_pair(acc, a[at], b[at][1], 1);
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) multiply_pair(acc, a[at], b[at][pair], pair);
   };
   load(0);
+#pragma unroll
+  for (int j = 0; j < 2 * kPairs; ++j) {
+    const uint32_t block[2] = {b[0][j / 2][j % 2 * 2], b[0][j / 2][j % 2 * 2 + 1]};
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) mma(acc[i][j], a[0][i], block, start.rows[i]);
+  }
+  if (deep == 1) return;
+  load(1);
 #pragma unroll 1
-  for (int left = deep / 2; left > 0; --left) {
-    load(1);
-    multiply(0);
+  for (int left = deep - 2; left > 1; left -= 2) {
     load(0);
     multiply(1);
+    load(1);
+    multiply(0);
   }
-  if (deep % 2 != 0) multiply(0);
+  if (deep % 2 != 0) {
+    load(0);
+    multiply(1);
+    multiply(0);
+  } else {
+    multiply(1);
+  }
+}
+
+// acc = start + matrix[tiles of rows] x operand[all rows][blocks of columns], by a matrix in shared
+// memory.
+template <class T, int kTiles>
+SNV2_DEVICE void multiply_from(const Start<kTiles>& start, float (&acc)[kTiles][4][4],
+                               const Shared<T> (&matrix)[kTiles], const Operand<T>& x, int blocks) {
+  const int deep = units_of<kTileDepth<T>>(x.depth);
+  if (blocks > 2) {
+    multiply_shared<2>(acc, matrix, x, start, deep, blocks);
+  } else {
+    multiply_shared<1>(acc, matrix, x, start, deep, blocks);
+  }
+}
+
+// One tile of the depth with all blocks. A pair's rows are loaded while the pair before it is
+// multiplied.
+template <int kTiles, int kBlocks, class T, int... kPair>
+SNV2_DEVICE void multiply_whole(float (&acc)[kTiles][kBlocks][4], const Tile<T> (&a)[kTiles],
+                                const OperandRows<T>& rows, std::integer_sequence<int, kPair...>) {
+  uint32_t b[2][4];
+  rows.template load_pair<0>(b[0]);
+  const auto multiply = [&](auto pair) {
+    constexpr int kThis = decltype(pair)::value, kNext = kThis + 1;
+    if constexpr (2 * kNext < kBlocks) rows.template load_pair<kNext>(b[kNext % 2]);
+    multiply_pair(acc, a, b[kThis % 2], kThis);
+  };
+  (multiply(std::integral_constant<int, kPair>{}), ...);
 }
 
 // acc += matrix[tiles of rows] x operand[all rows][blocks of columns]. `matrix` is at the first
@@ -272,33 +335,52 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
                           const Operand<T>& x, int blocks) {
   static_assert(kBlocks % 2 == 0);
   const int deep = units_of<kTileDepth<T>>(x.depth);
-  if constexpr (std::is_same_v<P, Shared<T>>) {
-    multiply_shared(acc, matrix, x, deep, blocks);
-  } else {
-    Tiles<kAhead, T, kTiles> tiles(matrix, deep);
-    OperandRows<T> rows(x, deep, blocks);
-    for (int k0 = 0; k0 < deep; k0 += kAhead) {
+  Tiles<kAhead, T, kTiles> tiles(matrix, deep);
+  OperandRows<T> rows(x, deep, blocks);
+  for (int k0 = 0; k0 < deep; k0 += kAhead) {
 #pragma unroll
-      for (int ahead = 0; ahead < kAhead; ++ahead) {
-        if (k0 + ahead >= deep) break;
-        Tile<T> a[kTiles];
-        tiles.take(a, ahead);
-        rows.move();
-        // A pair's rows are loaded while the pair before it is multiplied.
-        uint32_t b[2][4];
-        rows.load(b[0], rows.place(0));
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      if (k0 + ahead >= deep) break;
+      Tile<T> a[kTiles];
+      tiles.take(a, ahead);
+      rows.move();
+      if (blocks == kBlocks) {
+        multiply_whole(acc, a, rows, std::make_integer_sequence<int, kBlocks / 2>{});
+        continue;
+      }
+      uint32_t b[2][4];
+      rows.load(b[0], rows.place(0));
 #pragma unroll
-        for (int pair = 0; pair < kBlocks / 2; ++pair) {
-          if (pair > 0 && 2 * pair >= blocks) break;
-          if (pair + 1 < kBlocks / 2 && 2 * pair + 2 < blocks) {
-            rows.load(b[(pair + 1) % 2], rows.place(pair + 1));
-          }
-          multiply_pair(acc, a, b[pair % 2], pair);
+      for (int pair = 0; pair < kBlocks / 2; ++pair) {
+        if (pair > 0 && 2 * pair >= blocks) break;
+        if (pair + 1 < kBlocks / 2 && 2 * pair + 2 < blocks) {
+          rows.load(b[(pair + 1) % 2], rows.place(pair + 1));
         }
+        multiply_pair(acc, a, b[pair % 2], pair);
       }
     }
   }
 }
+
+// Tiles of kTiles rows of a packed matrix in shared memory, each loaded when it is asked for.
+template <int kTiles>
+class SharedTiles {
+ public:
+  SNV2_DEVICE SharedTiles(const Shared<float> (&matrix)[kTiles], int) {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) next_[i] = lane_of_tile(matrix[i], Tile<float>{});
+  }
+  SNV2_DEVICE void load(Tile<float> (&to)[kTiles]) {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      load_lane(to[i], next_[i]);
+      next_[i] = next_[i] + kTileElements<float>;
+    }
+  }
+
+ private:
+  Shared<float> next_[kTiles];
+};
 
 // float32: the products of kChain tiles are added up on their own: chains are short, and so are
 // errors. Tiles in shared memory are loaded as they are used, since registers are few.
@@ -308,8 +390,8 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
   constexpr int kDepth = kTileDepth<float>;
   const int deep = units_of<kDepth>(x.depth);
   constexpr bool kShared = std::is_same_v<P, Shared<float>>;
-  std::conditional_t<kShared, SharedTiles<float, kTiles>, Tiles<kAhead, float, kTiles>> tiles(
-      matrix, deep);
+  std::conditional_t<kShared, SharedTiles<kTiles>, Tiles<kAhead, float, kTiles>> tiles(matrix,
+                                                                                       deep);
   float part[kTiles][kBlocks][4] = {};
   for (int k0 = 0; k0 < deep; k0 += kAhead) {
 #pragma unroll
@@ -363,15 +445,23 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
 }
 
 template <int kTiles, int kBlocks>
-SNV2_DEVICE void clear(float (&acc)[kTiles][kBlocks][4]) {
+SNV2_DEVICE void begin(float (&acc)[kTiles][kBlocks][4], const Start<kTiles>& start) {
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
-      for (int d = 0; d < 4; ++d) acc[i][j][d] = 0.0f;
+      for (int d = 0; d < 4; ++d) acc[i][j][d] = start.rows[i][d];
     }
   }
+}
+
+// Two numbers of 16 bits as a word. Copied as a whole: of halves the compiler makes shifts.
+template <class T>
+SNV2_DEVICE uint32_t word_of(const Vector<T, 2>& pair) {
+  uint32_t word;
+  std::memcpy(&word, &pair, sizeof word);
+  return word;
 }
 
 template <class T>

@@ -102,7 +102,7 @@ void check_field(const char* name, int64_t value, int64_t least, int64_t most) {
 constexpr int64_t kMostOfAny = int64_t{1} << 31;
 
 void check_tuning(const Tuning& tuning) {
-  check_field("columns", tuning.columns, 0, 128);
+  check_field("columns", tuning.columns, 0, 512);
   check_field("rows_per_cta", tuning.rows_per_cta, 0, kMostOfAny);
   check_field("weights", tuning.weights, 0, 3);
   check_field("images", tuning.images, 0, kMostOfAny);

@@ -102,26 +102,27 @@ SNV2_DEVICE void load_lines(const StemParams<T>& params, const StemTile& tile, S
   const int length = (4 * params.columns + stem_halo(params.bytes)) * kSize;
   const int left = tile.x < 0 ? -tile.x * kSize : 0;
   const int right = (params.width - tile.x) * kSize;
-  for (int l = warp_of_cta(); l < planes * count; l += warps) {
-    const int c = l / count, i = l - c * count;
-    const int y = tile.y + i;
-    const bool inside = y >= 0 && y < params.height;
-    const int begin = inside ? left : 0, end = !inside ? 0 : right < length ? right : length;
-    const Shared<T> to = lines + (c * params.plane_pitch + i * params.line_pitch);
-    if constexpr (kTaps == Taps::kAny) {
-      load_any(params, to, tile.image, c, y, tile.x, begin, end, length);
-    } else {
-      const int64_t row = (tile.image * planes + c) * params.height + y;
-      const int64_t at = (row * params.width + tile.x) * kSize;
-      if (kTaps == Taps::kPixels3 && params.bytes) {
+  const auto load_plane = [&](int c) {
+    const int64_t first = (tile.image * planes + c) * params.height + tile.y;
+    const int64_t at = (first * params.width + tile.x) * kSize;
+    for (int i = warp_of_cta(); i < count; i += warps) {
+      const int y = tile.y + i;
+      const bool inside = y >= 0 && y < params.height;
+      const int begin = inside ? left : 0, end = !inside ? 0 : right < length ? right : length;
+      const Shared<T> to = lines + (c * params.plane_pitch + i * params.line_pitch);
+      const int64_t line = at + i * params.width * kSize;
+      if constexpr (kTaps == Taps::kAny) {
+        load_any(params, to, tile.image, c, y, tile.x, begin, end, length);
+      } else if (kTaps == Taps::kPixels3 && params.bytes) {
         const Global<const uint8_t> in{static_cast<const uint8_t*>(params.in)};
-        load_bytes(params, to, in + at, begin, end, length);
+        load_bytes(params, to, in + line, begin, end, length);
       } else {
         const Global<const T> in{static_cast<const T*>(params.in)};
-        load_line(to, in + at, begin, end, length, params.copy);
+        load_line(to, in + line, begin, end, length, params.copy);
       }
     }
-  }
+  };
+  for (int c = 0; c < planes; ++c) load_plane(c);
 }
 
 // The march -------------------------------------------------------------------------------------

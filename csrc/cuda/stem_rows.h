@@ -78,11 +78,6 @@ struct StemTile {
 
 // The convolution of a warp: two rows of 16 columns and kChannels channels at a time --------------
 
-template <class T>
-SNV2_DEVICE uint32_t word_of(const Vector<T, 2>& pair) {
-  return pair.values[0].bits | static_cast<uint32_t>(pair.values[1].bits) << 16;
-}
-
 // What a lane has of a row of the convolution, before ReLU or after another activation.
 template <class Value, int kValues>
 struct Row {
@@ -127,7 +122,9 @@ class Convolution {
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) {
       const int row = channel + i * 8 + lane_of_warp() / 4;
-      bias_[i] = row < params.out_channels ? load(Global<const float>{params.bias} + row) : 0.0f;
+      const float bias =
+          row < params.out_channels ? load(Global<const float>{params.bias} + row) : 0.0f;
+      bias_[i / 2][i % 2 * 2] = bias_[i / 2][i % 2 * 2 + 1] = bias;
       if constexpr (Act::kAny)
         slopes_[i] = row < params.out_channels ? slope_of(params.after, row) : 0.0f;
     }
@@ -204,8 +201,8 @@ class Convolution {
 
   Shared<T> weights_;
   Tile<T> a_[kSlots / 2][kTiles];
-  float bias_[2 * kTiles];
-  Activation kind_;  // this and the slopes: not for ReLU
+  float bias_[kTiles][4];  // what a block begins with
+  Activation kind_;        // this and the slopes: not for ReLU
   float slopes_[2 * kTiles];
   int low_[kSlots], high_[kSlots];  // where a lane's taps lie, in bytes
   uint32_t mask_[kSlots];
@@ -261,11 +258,15 @@ SNV2_DEVICE void Convolution<T, kTaps, Act>::row(Shared<T> line, Values& out) co
     }
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      float v[4] = {bias_[2 * i], bias_[2 * i], bias_[2 * i + 1], bias_[2 * i + 1]};
+      float v[4];
 #pragma unroll
       for (int s = 0; s < kSlots / 2; ++s) {
         const uint32_t step[2] = {b[2 * s], b[2 * s + 1]};
-        mma(v, a_[s][i], step);
+        if (s == 0) {
+          mma(v, a_[s][i], step, bias_[i]);
+        } else {
+          mma(v, a_[s][i], step);
+        }
       }
       if constexpr (Act::kAny) {
         with_activation(kind_, [&](const auto& act) {

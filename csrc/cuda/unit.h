@@ -85,7 +85,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
     load_words<4>(m.pw2_bias, branch.pw2_bias, units_of<16>(branch.out) * 16);
   }
   load_words<4>(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
-  if (!kCaller || params.out != nullptr) load_words<1>(m.out_table, branch.out_table, branch.out);
+  if (!kCaller || params.out != nullptr) load_table(m.out_table, branch.out_table, branch.out);
   cp_async_commit();
   for (int i = static_cast<int>(threadIdx.x); i < depth; i += unit_threads()) {
     store(m.in_table + i, load(Global<const int32_t>{params.in_table} + i));
@@ -146,21 +146,16 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
 
     // First product.
     if constexpr (!kBare) {
-      const auto ring_column = [&](int block) {
-        const int column = ring_at + block * kBlock;
-        return column < ring ? column : column - ring;
-      };
       const auto use = [&](auto& acc, int tile, int block, int count) {
-        activate<Act>(acc, branch.pw1_after, branch.mid, tile,
-                      [&](int row) { return load(m.pw1_bias + row); });
-        store_lines<T, Act>(m.mid, m.mid_pitch, acc, m.pw1_bias, branch.mid, tile, count,
-                            [&](int j) { return ring_column(block + j); });
+        activate<Act>(acc, branch.pw1_after, branch.mid, tile);
+        store_lines<T, Act>(m.mid, m.mid_pitch, acc, branch.mid, tile, count,
+                            ring_at + block * kBlock, ring);
       };
       const Operand<T> x{m.x, m.x_pitch, depth};
       if constexpr (Mode::kResident) {
-        product<Mode>(m.pw1, branch.mid, x, blocks, use);
+        product<Mode>(m.pw1, m.pw1_bias, branch.mid, x, blocks, use);
       } else {
-        product<Mode>(Global<const T>{branch.pw1}, branch.mid, x, blocks, use);
+        product<Mode>(Global<const T>{branch.pw1}, m.pw1_bias, branch.mid, x, blocks, use);
       }
       sync_threads();
       if (more) {
@@ -206,23 +201,22 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
 
       // Second product.
       const auto use = [&](auto& acc, int tile, int block, int count) {
-        activate<Act>(acc, branch.pw2_after, branch.out, tile,
-                      [&](int row) { return load(m.pw2_bias + row); });
+        activate<Act>(acc, branch.pw2_after, branch.out, tile);
         if (!kCaller || params.out != nullptr) {
           store_planes<T, Act>(params, m, acc, branch.out, tile, block, count, first);
         }
         if (kCaller && params.result != nullptr) {
-          store_lines<T, Act>(m.result, m.dw_pitch, acc, m.pw2_bias, branch.out, tile, count,
-                              [&](int j) { return (block + j) * kBlock; });
+          store_lines<T, Act>(m.result, m.dw_pitch, acc, branch.out, tile, count, block * kBlock,
+                              m.dw_pitch);
         }
       };
       const Operand<T> x{m.dw, m.dw_pitch, branch.depth};
       if (!projects) {
         store_rows(params, m, branch, dw_blocks, first);
       } else if constexpr (Mode::kResident) {
-        product<Mode>(m.pw2, branch.out, x, dw_blocks, use);
+        product<Mode>(m.pw2, m.pw2_bias, branch.out, x, dw_blocks, use);
       } else {
-        product<Mode>(Global<const T>{branch.pw2}, branch.out, x, dw_blocks, use);
+        product<Mode>(Global<const T>{branch.pw2}, m.pw2_bias, branch.out, x, dw_blocks, use);
       }
       sync_threads();
       if (kCaller && params.result != nullptr) {

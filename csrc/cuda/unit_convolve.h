@@ -49,6 +49,26 @@ SNV2_DEVICE void unpack(uint32_t word, float (&values)[4 / sizeof(T)]) {
   }
 }
 
+// The first and the last pixel of a word.
+template <class T>
+SNV2_DEVICE float first_of(uint32_t word) {
+  if constexpr (sizeof(T) == 4) {
+    float values[1];
+    unpack<T>(word, values);
+    return values[0];
+  } else {
+    return low_to_float<T>(word);
+  }
+}
+template <class T>
+SNV2_DEVICE float last_of(uint32_t word) {
+  if constexpr (sizeof(T) == 4) {
+    return first_of<T>(word);
+  } else {
+    return high_to_float<T>(word);
+  }
+}
+
 // 3x3, not dilated.
 template <class T, int kStride>
 class Sliding {
@@ -68,7 +88,7 @@ class Sliding {
     }
     // Results that are padding may lie beyond the row.
     const int at = first * kStride, there = at < ring.row ? at : 0;
-    line_ = line + there;
+    line_ = Address<T>(line + there);
     left_ = there > 0 ? -kPixels : 0;
     right_ = there + kPixels < ring.row ? kPixels : 0;
     left_mask_ = at > 0 ? ~0u : 0u;
@@ -80,40 +100,37 @@ class Sliding {
     }
   }
 
-  // Calls emit(results) for an output row: the next one, or any if `fresh`. It is centred on input
-  // row `center` of its image, at `place`. Unless it is the `last` one, the next row is begun.
+  // Calls emit(results) for `count` output rows of an image. The first one is centred on input row
+  // `center` of the image, at `place`.
   template <class Emit>
-  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool fresh, bool last,
-                       const Emit& emit) {
-    if (fresh) {
-#pragma unroll
-      for (int p = 0; p < kPixels; ++p) upper_[p] = 0.0f;
-      if (center > 0) {
-        read(ring.before(place, 1));
-        add<0>(upper_, upper_);
-      }
-      if constexpr (kStride == 1) {
-        read(place);
-        add<1>(middle_, upper_);
-        if (!last) start_upper();
-      }
+  SNV2_DEVICE void rows(const Ring& ring, int center, int place, int count, const Emit& emit) {
+    begin_upper();
+    if (center > 0) {
+      read(ring.before(place, 1));
+      add<0>(upper_, upper_);
     }
-    if constexpr (kStride == 2) {
+    read(place);
+    add<1>(middle_, upper_);
+#pragma unroll 1
+    for (int left = count; left > 1; --left) {
+      // The row that was read is the upper one of the next results: at stride 2 the one below.
+      if constexpr (kStride == 1) next_upper();
+      place = ring.after(place, 1);
       read(place);
+      add<2>(middle_, middle_);
+      emit(middle_);
+      if constexpr (kStride == 2) {
+        next_upper();
+        place = ring.after(place, 1);
+        read(place);
+      }
       add<1>(middle_, upper_);
     }
-    const bool more = center + 1 < ring.height;
-    if (more) {
+    if (center + (count - 1) * kStride + 1 < ring.height) {
       read(ring.after(place, 1));
       add<2>(middle_, middle_);
     }
-#pragma unroll
-    for (int p = 0; p < kPixels; ++p) middle_[p] += taps_[kTaps];
     emit(middle_);
-    if (more && !last) {
-      if constexpr (kStride == 1) add<1>(middle_, upper_);
-      start_upper();
-    }
   }
 
  private:
@@ -124,22 +141,20 @@ class Sliding {
 
   // Reads the row at `place`, from the pixel left of the lane's on.
   SNV2_DEVICE void read(int place) {
-    const Shared<uint32_t> at = (line_ + place).template as<uint32_t>();
-    const auto vector = [&](int pixels) { return load_vector<4>(at + pixels / kOfWord); };
-    const Vector<uint32_t, 4> first = vector(0), left = vector(left_), right = vector(right_);
-    float values[kOfWord];
-    unpack<T>(left.values[3] & left_mask_, values);
-    x_[0] = values[kOfWord - 1];
+    const auto at = (line_ + place).template as<uint32_t>();
+    const int left = left_ / kOfWord, right = right_ / kOfWord;
+    // Whole vectors, of which a word is wanted: words of so many channels would lie in few banks.
+    const Vector<uint32_t, 4> own = load_vector<4>(at), before = load_vector<4>(at + left);
+    const Vector<uint32_t, 4> after = load_vector<4>(at + right);
+    x_[0] = last_of<T>(before.values[3] & left_mask_);
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
-      unpack<T>((w < 4 ? first.values[w % 4] : right.values[w % 4]) & mask_[w], values);
+      float values[kOfWord];
+      unpack<T>((w < 4 ? own.values[w % 4] : after.values[w % 4]) & mask_[w], values);
 #pragma unroll
       for (int i = 0; i < kOfWord; ++i) x_[1 + w * kOfWord + i] = values[i];
     }
-    if constexpr (kStride == 1) {
-      unpack<T>(right.values[0] & right_mask_, values);
-      x_[1 + kPixels] = values[0];
-    }
+    if constexpr (kStride == 1) x_[1 + kPixels] = first_of<T>(after.values[0] & right_mask_);
   }
   // to = from + row kRow of the window times what was read.
   template <int kRow>
@@ -154,14 +169,18 @@ class Sliding {
       to[p] = sum;
     }
   }
-  SNV2_DEVICE void start_upper() {
+  // Sums begin with the shift.
+  SNV2_DEVICE void begin_upper() {
 #pragma unroll
-    for (int p = 0; p < kPixels; ++p) upper_[p] = 0.0f;
+    for (int p = 0; p < kPixels; ++p) upper_[p] = taps_[kTaps];
+  }
+  SNV2_DEVICE void next_upper() {
+    begin_upper();
     add<0>(upper_, upper_);
   }
 
   float taps_[kTaps + 1];
-  Shared<T> line_;
+  Address<T> line_;
   int left_, right_;  // elements from the lane's vector to its neighbours', or 0
   uint32_t left_mask_, right_mask_, mask_[kWords];
   float x_[kPixels * kStride + 2];
@@ -184,7 +203,17 @@ class Dilated {
     first_ = first;
   }
   template <class Emit>
-  SNV2_DEVICE void row(const Ring& ring, int center, int place, bool, bool, const Emit& emit) {
+  SNV2_DEVICE void rows(const Ring& ring, int center, int place, int count, const Emit& emit) {
+    for (int left = count; left > 0; --left) {
+      row(ring, center, place, emit);
+      center += kStride;
+      place = ring.after(place, kStride);
+    }
+  }
+
+ private:
+  template <class Emit>
+  SNV2_DEVICE void row(const Ring& ring, int center, int place, const Emit& emit) {
     const int half = window_ / 2;
     float sums[kPixels] = {};
     for (int ky = 0; ky < window_; ++ky) {
@@ -208,7 +237,6 @@ class Dilated {
     emit(sums);
   }
 
- private:
   int window_, dilation_, first_;
   Shared<float> weights_;
   Shared<T> line_;
@@ -228,16 +256,19 @@ class Point {
     next_ = there + kPixels < ring.row ? kPixels : 0;
   }
   template <class Emit>
-  SNV2_DEVICE void row(const Ring&, int, int place, bool, bool, const Emit& emit) {
-    Vector<T, kPixels> vectors[kStride];
-    vectors[0] = load_vector<kPixels>(line_ + place);
-    if constexpr (kStride == 2) vectors[1] = load_vector<kPixels>(line_ + (place + next_));
-    float pixels[kPixels];
+  SNV2_DEVICE void rows(const Ring& ring, int, int place, int count, const Emit& emit) {
+    for (int left = count; left > 0; --left) {
+      Vector<T, kPixels> vectors[kStride];
+      vectors[0] = load_vector<kPixels>(line_ + place);
+      if constexpr (kStride == 2) vectors[1] = load_vector<kPixels>(line_ + (place + next_));
+      float pixels[kPixels];
 #pragma unroll
-    for (int p = 0; p < kPixels; ++p) {
-      pixels[p] = to_float(vectors[p * kStride / kPixels].values[p * kStride % kPixels]);
+      for (int p = 0; p < kPixels; ++p) {
+        pixels[p] = to_float(vectors[p * kStride / kPixels].values[p * kStride % kPixels]);
+      }
+      emit(pixels);
+      place = ring.after(place, kStride);
     }
-    emit(pixels);
   }
 
  private:
@@ -290,32 +321,43 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
     window.start(branch, weights + channel * branch.template dw_floats<Act>(), ring,
                  x + channel * x_pitch, first);
     [[maybe_unused]] const float slope = Act::kAny ? slope_of(branch.dw_after, channel) : 0.0f;
-    const Shared<T> to = out + (channel * out_pitch + first);
-
+    // Rows that come before this warp's.
     const int part = job & ((1 << shift) - 1);
     const int begin = (rows.count * part) >> shift, end = (rows.count * (part + 1)) >> shift;
     int local = rows.local, place = rows.place;
-    for (int r = 0; r < end; ++r) {
-      if (r >= begin) {
-        window.row(ring, local * kStride, place, r == begin || local == 0, r == end - 1,
-                   [&](const float (&results)[kPixels]) {
-                     float y[kPixels];
-#pragma unroll
-                     for (int p = 0; p < kPixels; ++p) {
-                       y[p] = results[p];
-                       if constexpr (Act::kAny) y[p] = activated(branch.dw_after.kind, y[p], slope);
-                     }
-                     if (stores) {
-                       store_vector<kPixels>(to + r * params.out_row, rounded_vector<T>(y));
-                     }
-                   });
-      }
-      if (++local < params.heights.out) {
-        place = ring.after(place, kStride);
+    const auto move = [&](int count) {
+      if (local + count < params.heights.out) {
+        local += count;
+        place = ring.after(place, count * kStride);
       } else {
+        place = ring.after(place, params.heights.in - local * kStride);
         local = 0;
-        place = ring.after(place, params.heights.in - (params.heights.out - 1) * kStride);
       }
+    };
+    const auto of_image = [&](int left) {
+      return left < params.heights.out - local ? left : params.heights.out - local;
+    };
+    for (int left = begin; left > 0;) {
+      const int count = of_image(left);
+      move(count);
+      left -= count;
+    }
+
+    Address<T> to(out + (channel * out_pitch + begin * params.out_row + first));
+    for (int left = end - begin; left > 0;) {
+      const int count = of_image(left);
+      window.rows(ring, local * kStride, place, count, [&](const float (&results)[kPixels]) {
+        float y[kPixels];
+#pragma unroll
+        for (int p = 0; p < kPixels; ++p) {
+          y[p] = results[p];
+          if constexpr (Act::kAny) y[p] = activated(branch.dw_after.kind, y[p], slope);
+        }
+        if (stores) store_vector<kPixels>(to, rounded_vector<T>(y));
+        to = to + params.out_row;
+      });
+      move(count);
+      left -= count;
     }
   }
 }

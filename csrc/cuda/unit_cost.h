@@ -25,8 +25,8 @@ struct CostModel {
   // Bytes of L2 in a cycle: of an SM that has it to itself, and of each where all are busy.
   static constexpr double kSmBytes = 40, kSharedBytes = 19;
   static constexpr double kDoubt = 1.5;  // about inner loops that wait for L2
-  // Instructions of each warp, in all and in each step, whatever its jobs.
-  static constexpr double kFixed = 250, kStep = 90;
+  // Instructions of each warp, in all, in a cluster, and in each step, whatever its jobs.
+  static constexpr double kFixed = 280, kOfCluster = 80, kStep = 90;
   static constexpr double kCopy = 4, kLoad = 14;  // of 32 vectors of weights, of planes
   static constexpr double kScalarLoad = 25;       // of 32 elements of the caller's tensor
 };
@@ -60,7 +60,7 @@ class Work {
 template <class Mode, class T>
 void add_product(Work& work, double rows, double depth, double blocks, double store, double times) {
   // Instructions for 16 x 8 x 16, which in float32 are a lane's multiply-adds, and for each step.
-  constexpr double kProduct = sizeof(T) == 4 ? 80 : 2.9, kTile = sizeof(T) == 4 ? 0 : 14;
+  constexpr double kProduct = sizeof(T) == 4 ? 80 : 1.4, kTile = sizeof(T) == 4 ? 0 : 9;
   const double tiles = std::ceil(rows / kTileRows), deep = std::ceil(depth / 16);
   const double tall = std::min<double>(Mode::kTiles, tiles);
   const double row_blocks = std::ceil(tiles / Mode::kTiles);
@@ -88,9 +88,13 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
   // Rows that are read and computed; steps; and the times that rows are complete.
   const auto rows = static_cast<double>(c.rows_per_cta);
   const auto height = static_cast<double>(s.height), out_height = static_cast<double>(s.out_height);
-  const double images = std::max(rows / out_height, 1.0);
   const double halo = static_cast<double>(2 * s.reach + 1 - kStride);
-  const double in_rows = images * std::min(std::min(rows, out_height) * kStride + halo, height);
+  // Ranges that begin and end with images, or lie within one, and those that lie across.
+  const bool across = s.out_height % c.rows_per_cta != 0 && c.rows_per_cta % s.out_height != 0;
+  const double images = std::max(rows / out_height, 1.0);
+  const double in_rows =
+      across ? std::min(rows * kStride + halo, std::ceil(images + 1) * height)
+             : images * std::min(std::min(rows, out_height) * kStride + halo, height);
   const auto stretch = static_cast<double>(stretch_rows(s, c.columns));
   const double per_stretch =
       std::ceil(stretch * static_cast<double>(s.row) / static_cast<double>(c.columns));
@@ -101,7 +105,7 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
   const double out_blocks = at_once * static_cast<double>(s.out_row) / kBlock;
 
   Work work(c.threads);
-  work.spread(CostModel::kFixed * warps);
+  work.spread((CostModel::kFixed + (Mode::kCluster ? CostModel::kOfCluster : 0)) * warps);
   double weights = 0;
   if (Mode::kResident) {
     if (!bare) weights += mid * in * sizeof(T);
@@ -127,7 +131,7 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
   }
   if (!c.prefetch) work.wait(CostModel::kLatency, steps - 1);
   if (!bare) {
-    add_product<Mode, T>(work, mid, in, blocks, 25, steps);
+    add_product<Mode, T>(work, mid, in, blocks, 9, steps);
     if (!Mode::kResident) work.l2_bytes += mid * in * sizeof(T) * steps;
   }
 
@@ -139,7 +143,8 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
   double rows_each = at_once;
   for (; 2 * tasks <= warps && rows_each >= 2; tasks *= 2) rows_each /= 2;
   const double slower = s.reach > 1 ? 4 * taps : 1;
-  work.jobs(tasks, 330 + (sizeof(T) == 4 ? 80 : 135) * slower * rows_each, times);
+  const double of_row = (sizeof(T) == 4 ? 70 : 122) * (kStride == 2 ? 1.55 : 1);
+  work.jobs(tasks, 230 + of_row * slower * rows_each, times);
   work.wait(CostModel::kBarrier, times);
   if (Mode::kCluster) {
     const double vectors = mid * out_blocks * kBlock / vector;
@@ -147,7 +152,7 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
     work.wait(2 * CostModel::kClusterBarrier, times);
   }
   if (projects) {
-    add_product<Mode, T>(work, out, depth, out_blocks, 40, times);
+    add_product<Mode, T>(work, out, depth, out_blocks, 34, times);
     if (!Mode::kResident) work.l2_bytes += out * depth * sizeof(T) * times;
   }
   work.l2_bytes += out * out_blocks * kBlock * sizeof(T) * times;

@@ -18,8 +18,9 @@
 
 namespace snv2::SNV2_GPU {
 
-// Columns of a step with weights in shared memory: at most, and at least.
-constexpr int64_t kMaxColumns = 128, kNarrowStep = 32;
+// Columns of a step with weights in shared memory: at most, in a cluster and where there is none,
+// and at least. What a step begins with is worth many rows.
+constexpr int64_t kMaxShared = 128, kMaxColumns = 512, kNarrowStep = 32;
 
 // Places one branch in shared memory, and returns the bytes it takes.
 template <class T>
@@ -49,12 +50,12 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
   } else {
     places.dw = take(std::max(x, dw) * s.size);
   }
-  places.mid = take(bare ? 0 : mid * mid_pitch * s.size);
-  places.result = take(s.result ? out * dw_pitch * s.size : 0);
+  places.mid = take(bare ? 0 : padded_rows(mid) * mid_pitch * s.size);
+  places.result = take(s.result ? padded_rows(out) * dw_pitch * s.size : 0);
   places.pw1_bias = take(bare ? 0 : padded_rows(mid) * 4);
   places.dw_weights = take(mid * s.dw_floats[projection] * 4, 4);
   places.in_table = take(s.in * 4, 4);
-  places.out_table = take(out * 4);
+  places.out_table = take(padded_rows(out) * 4);
   places.pw2_bias = take(padded_rows(out) * 4);
   const bool shared = c.weights != Weights::kDirect;
   places.pw1 = take(shared && !bare ? packed_elements(mid, s.in, dtype_of<T>()) * s.size : 0);
@@ -158,8 +159,10 @@ void for_cuts(const Shape& s, const Device& device, Cut c, const With& with) {
   for (const int64_t rows : rows_of_ctas(s, device, c)) {
     const int64_t images = ceil_div(rows, s.out_height) * s.height;
     const int64_t range = std::min(rows * kStride + 2 * s.reach, images) * s.row;
-    const int64_t most =
-        std::min(direct ? kBlock * Direct<T, kStride>::kBlocks : kMaxColumns, range);
+    const int64_t widest = direct          ? kBlock * Direct<T, kStride>::kBlocks
+                           : c.cluster > 1 ? kMaxShared
+                                           : kMaxColumns;
+    const int64_t most = std::min(widest, range);
     const int64_t least = c.last ? kBlock : std::min(direct ? kSector : kNarrowStep, range);
     for (const int64_t columns :
          wanted > 0 ? widths_of_step(s, wanted, wanted) : widths_of_step(s, most, least)) {
@@ -170,6 +173,10 @@ void for_cuts(const Shape& s, const Device& device, Cut c, const With& with) {
         c.threads = threads;
         complete<T, kStride>(s, device, c);
         if (c.ctas_per_sm == 0 || (c.split && columns > 2 * kSector && wanted == 0)) continue;
+        // Eight warps do not hide what they wait for; where many SMs are at work, sixteen are
+        // wanted. At stride 2 they would share rows, and begin twice as many jobs.
+        const bool few = kStride == 1 && wide && threads == kUnitThreads && c.ctas_per_sm == 1;
+        if (few && 2 * c.ctas * c.cluster * s.branches() > device.sms) continue;
         with(c);
       }
       if (wanted > 0) break;

@@ -46,6 +46,19 @@ SNV2_DEVICE void load_words(Shared<T> to, const T* from, int count) {
   }
 }
 
+// Starts the copy of a table of rows. Entries of rows that a tile has beyond the last one are any
+// that may be read.
+SNV2_DEVICE void load_table(Shared<int32_t> to, const int32_t* from, int rows) {
+  const int padded = units_of<16>(rows) * 16;
+  for (int i = static_cast<int>(threadIdx.x); i < padded; i += unit_threads()) {
+    if (i < rows) {
+      cp_async<1>(to + i, Global<const int32_t>{from} + i);
+    } else {
+      store(to + i, 0);
+    }
+  }
+}
+
 template <class T>
 SNV2_DEVICE void zero_row(Shared<T> row, int count) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += unit_threads()) {

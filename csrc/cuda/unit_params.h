@@ -53,8 +53,8 @@ template <class T>
 constexpr int kGroupChannels = 16 / static_cast<int>(sizeof(T));
 
 // Where a branch's parts lie, in bytes from the start of shared memory; X is at 0. In a cluster as
-// the largest share of a CTA needs. The weights follow pw2's bias: a warp that makes two rows of
-// tiles reads the bias of both, and throws away the results of a row that does not exist.
+// the largest share of a CTA needs. MID and result have as many rows as rows of tiles have, so that
+// no store asks whether its row is there.
 struct Places {
   int mid, dw, result;
   int pw1_bias, dw_weights, in_table, out_table, pw2_bias;

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "cuda/unit_load.h"
 #include "cuda/unit_params.h"
@@ -11,10 +13,11 @@ namespace snv2::SNV2_GPU {
 
 // Products --------------------------------------------------------------------------------------
 
-// Has the warps compute all blocks of a product, and hands each to use(acc, first row of tiles,
-// first block of columns, blocks).
+// Has the warps compute all blocks of a product and its bias, and hands each to use(acc, first row
+// of tiles, first block of columns, blocks).
 template <class Mode, class T, class P, class Use>
-SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, const Use& use) {
+SNV2_DEVICE void product(P matrix, Shared<float> bias, int rows, const Operand<T>& x, int blocks,
+                         const Use& use) {
   constexpr int kTiles = Mode::kTiles, kBlocks = Mode::kBlocks;
   const int row_tiles = units_of<16>(rows);
   const int tile_row = units_of<kTileDepth<T>>(x.depth) * kTileElements<T>;
@@ -23,17 +26,28 @@ SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, co
   const int column_blocks = wide == kBlocks ? units_of<kBlocks>(blocks) : units_of<2>(blocks);
   // Exact for what fits in shared memory, and a tenth of a division.
   const float by_row_blocks = reciprocal(static_cast<float>(row_blocks));
+  const Shared<float> lane_bias = bias + lane_of_warp() / 4;
   for (int b = warp_of_cta(); b < row_blocks * column_blocks; b += unit_warps()) {
     const int column = static_cast<int>((static_cast<float>(b) + 0.5f) * by_row_blocks);
     const int tile = (b - column * row_blocks) * kTiles, block = column * wide;
     const int count = blocks - block < wide ? blocks - block : wide;
     P at[kTiles];
+    Start<kTiles> start;
+#pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      at[i] = matrix + (tile + i < row_tiles ? tile + i : row_tiles - 1) * tile_row;
+      // Of a row of tiles that does not exist the last one is made again.
+      const int there = i == 0 || tile + i < row_tiles ? tile + i : row_tiles - 1;
+      at[i] = matrix + there * tile_row;
+      start.set(i, load(lane_bias + there * 16), load(lane_bias + (there * 16 + 8)));
     }
     float acc[kTiles][kBlocks][4];
-    clear(acc);
-    multiply<Mode::kAhead>(acc, at, Operand<T>{x.rows + block * kBlock, x.pitch, x.depth}, count);
+    const Operand<T> columns{x.rows + block * kBlock, x.pitch, x.depth};
+    if constexpr (std::is_same_v<P, Shared<T>> && sizeof(T) == 2) {
+      multiply_from(start, acc, at, columns, count);
+    } else {
+      begin(acc, start);
+      multiply<Mode::kAhead>(acc, at, columns, count);
+    }
     use(acc, tile, block, count);
   }
 }
@@ -41,55 +55,61 @@ SNV2_DEVICE void product(P matrix, int rows, const Operand<T>& x, int blocks, co
 // Two neighbouring results, finished and rounded. Rounding does not change what ReLU does, which
 // takes both at once then, but that it makes +0 of -0.
 template <class T, class Act>
-SNV2_DEVICE Vector<T, 2> finished_pair(float a, float b, float bias) {
+SNV2_DEVICE Vector<T, 2> finished_pair(float a, float b) {
   if constexpr (sizeof(T) == 4) {
-    return {{Act::finish(a, bias), Act::finish(b, bias)}};
+    return {{Act::apply(a), Act::apply(b)}};
   } else if constexpr (std::is_same_v<Act, Relu>) {
-    return max_nan(rounded_pair<T>(a + bias, b + bias), Vector<T, 2>{});
+    return max_nan(rounded_pair<T>(a, b), Vector<T, 2>{});
   } else {
-    return rounded_pair<T>(Act::finish(a, bias), Act::finish(b, bias));
+    return rounded_pair<T>(Act::apply(a), Act::apply(b));
   }
 }
 
-// Stores a block of results, rounded, to rows of pixels in shared memory. column_of: of a block.
-template <class T, class Act, int kTiles, int kBlocks, class ColumnOf>
+// Stores pair(j) for block j from a place on.
+template <class T, class Pair, int... J>
+SNV2_DEVICE void store_each(Address<T> to, const Pair& pair, std::integer_sequence<int, J...>) {
+  (store_vector<2, J * kBlock>(to, pair(J)), ...);
+}
+template <class T, class Pair, int... J>
+SNV2_DEVICE void store_each(Shared<T> to, const Pair& pair, std::integer_sequence<int, J...>) {
+  (store_vector<2>(to + J * kBlock, pair(J)), ...);
+}
+
+// Stores blocks of results, rounded, to rows of pixels in shared memory, of which there are as many
+// as rows of tiles have. Blocks from `column` on, which lie in a ring of `ring` columns.
+template <class T, class Act, int kTiles, int kBlocks>
 SNV2_DEVICE void store_lines(Shared<T> lines, int pitch, const float (&acc)[kTiles][kBlocks][4],
-                             Shared<float> bias, int rows, int tile, int count,
-                             const ColumnOf& column_of) {
-  constexpr bool kWords = sizeof(T) == 2;
-  const int first = tile * 16 + lane_of_warp() / 4;
-  bool there[2 * kTiles];
-  float biases[2 * kTiles];
-  std::conditional_t<kWords, Address<T>, Shared<T>> line[2 * kTiles];
+                             int rows, int tile, int count, int column, int ring) {
+  using Place = std::conditional_t<sizeof(T) == 2, Address<T>, Shared<T>>;
+  const int row_tiles = units_of<16>(rows);
+  if (column >= ring) column -= ring;
+  const Shared<T> lane =
+      lines + ((tile * 16 + lane_of_warp() / 4) * pitch + lane_of_warp() % 4 * 2);
+  // Nearly all are whole and lie side by side: then places are parts of instructions.
+  const bool whole = count == kBlocks && column + kBlocks * kBlock <= ring;
 #pragma unroll
-  for (int i = 0; i < 2 * kTiles; ++i) {
-    const int row = first + i * 8;
-    there[i] = row < rows;
-    biases[i] = there[i] ? load(bias + row) : 0.0f;
-    line[i] = decltype(line[i] + 0)(lines + (row * pitch + lane_of_warp() % 4 * 2));
-  }
+  for (int i = 0; i < kTiles; ++i) {
+    if (i > 0 && tile + i >= row_tiles) break;
 #pragma unroll
-  for (int j = 0; j < kBlocks; ++j) {
-    if (j >= count) break;
-    const int column = column_of(j);
+    for (int half = 0; half < 2; ++half) {
+      const Place line(lane + (i * 16 + half * 8) * pitch);
+      const auto pair = [&](int j) {
+        const float (&of)[4] = acc[i][j];
+        return finished_pair<T, Act>(of[half * 2], of[half * 2 + 1]);
+      };
+      if (whole) {
+        const Place first = line + column;
+        store_each(first, pair, std::make_integer_sequence<int, kBlocks>{});
+      } else {
 #pragma unroll
-    for (int i = 0; i < 2 * kTiles; ++i) {
-      const float (&of)[4] = acc[i / 2][j];
-      const auto pair = finished_pair<T, Act>(of[i % 2 * 2], of[i % 2 * 2 + 1], biases[i]);
-      if constexpr (kWords) {
-        store_vector_if(there[i], line[i] + column, pair);
-      } else if (there[i]) {
-        store_vector<2>(line[i] + column, pair);
+        for (int j = 0; j < kBlocks; ++j) {
+          if (j >= count) break;
+          const int there = column + j * kBlock;
+          store_vector<2>(line + (there < ring ? there : there - ring), pair(j));
+        }
       }
     }
   }
-}
-
-SNV2_DEVICE uint32_t word_of(Vector<half_t, 2> v) {
-  return v.values[0].bits | static_cast<uint32_t>(v.values[1].bits) << 16;
-}
-SNV2_DEVICE uint32_t word_of(Vector<bfloat16_t, 2> v) {
-  return v.values[0].bits | static_cast<uint32_t>(v.values[1].bits) << 16;
 }
 
 // Exchanges words between lanes that differ in kBit: what has the bit of one for what lacks it of
@@ -105,11 +125,7 @@ SNV2_DEVICE void exchange(uint32_t& without, uint32_t& with) {
 template <class T, int N>
 SNV2_DEVICE Vector<T, 2 * N> pixels_of(const uint32_t (&words)[N]) {
   Vector<T, 2 * N> pixels;
-#pragma unroll
-  for (int j = 0; j < N; ++j) {
-    pixels.values[2 * j].bits = static_cast<uint16_t>(words[j]);
-    pixels.values[2 * j + 1].bits = static_cast<uint16_t>(words[j] >> 16);
-  }
+  std::memcpy(&pixels, words, sizeof pixels);
   return pixels;
 }
 
@@ -120,44 +136,45 @@ template <class T, class Act, int kTiles, int kBlocks>
 SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
                               const float (&acc)[kTiles][kBlocks][4], int rows, int tile, int block,
                               int count, int64_t first) {
-  const int t = lane_of_warp() % 4;
-  const Global<T> out = Global<T>{params.out} + first;
+  const int t = lane_of_warp() % 4, lane_row = tile * 16 + lane_of_warp() / 4;
+  const int row_tiles = units_of<16>(rows);
+  const Shared<int32_t> table = m.out_table + lane_row;
   if constexpr (sizeof(T) == 4) {
+    const Global<T> out = Global<T>{params.out} + (first + block * kBlock + 2 * t);
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) {
-      const int row = tile * 16 + i * 8 + lane_of_warp() / 4;
-      if (row >= rows) continue;
-      const float b = load(m.pw2_bias + row);
-      const Global<T> line =
-          out + (load(m.out_table + row) * params.out_pitch + block * kBlock + 2 * t);
+      if (lane_row + i * 8 >= rows) continue;
+      const Global<T> line = out + load(table + i * 8) * params.out_pitch;
 #pragma unroll
       for (int j = 0; j < kBlocks; ++j) {
         if (j >= count) break;
         const float (&of)[4] = acc[i / 2][j];
-        store_vector<2>(line + j * kBlock,
-                        finished_pair<T, Act>(of[i % 2 * 2], of[i % 2 * 2 + 1], b));
+        store_vector<2>(line + j * kBlock, finished_pair<T, Act>(of[i % 2 * 2], of[i % 2 * 2 + 1]));
       }
     }
   } else {
+    // A lane's first element: of half of a block, or of one.
+    const bool halves = count <= 2;
+    const int at = halves ? t % 2 * kBlock + t / 2 * 4 : t * kBlock;
+    const Global<T> out = Global<T>{params.out} + (first + block * kBlock + at);
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
+      if (i > 0 && tile + i >= row_tiles) break;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = (tile + i) * 16 + half * 8 + lane_of_warp() / 4;
-        const float b = load(m.pw2_bias + row);  // or beyond, see Places
-        const bool stores = row < rows;
-        const Global<T> plane = out + load(m.out_table + (stores ? row : 0)) * params.out_pitch;
-        if (count <= 2) {
-          // Half of a block each.
+        const int row = i * 16 + half * 8;
+        const bool stores = lane_row + row < rows;
+        const Global<T> plane = out + load(table + row) * params.out_pitch;
+        if (halves) {
           uint32_t words[2];
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             const float (&of)[4] = acc[i][j];
-            words[j] = word_of(finished_pair<T, Act>(of[2 * half], of[2 * half + 1], b));
+            words[j] = word_of(finished_pair<T, Act>(of[2 * half], of[2 * half + 1]));
           }
           exchange<1>(words[0], words[1]);
           if (stores && t % 2 < count) {
-            store_vector<4>(plane + ((block + t % 2) * kBlock + t / 2 * 4), pixels_of<T>(words));
+            store_vector<4>(plane, pixels_of<T>(words));
           }
           continue;
         }
@@ -168,14 +185,14 @@ SNV2_DEVICE void store_planes(const UnitParams<T>& params, const Memory<T>& m,
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             const float (&of)[4] = acc[i][j0 + j < kBlocks ? j0 + j : j0];
-            words[j] = word_of(finished_pair<T, Act>(of[2 * half], of[2 * half + 1], b));
+            words[j] = word_of(finished_pair<T, Act>(of[2 * half], of[2 * half + 1]));
           }
           exchange<1>(words[0], words[1]);
           exchange<1>(words[2], words[3]);
           exchange<2>(words[0], words[2]);
           exchange<2>(words[1], words[3]);
           if (stores && j0 + t < count) {
-            store_vector<8>(plane + (block + j0 + t) * kBlock, pixels_of<T>(words));
+            store_vector<8>(plane + j0 * kBlock, pixels_of<T>(words));
           }
         }
       }

@@ -46,6 +46,10 @@ template <class T>
 struct Address : Shared<T> {
   Address() = default;
   explicit Address(Shared<T> row) : Shared<T>(row) {}
+  template <class U>
+  Address<U> as() const {
+    return Address<U>(Shared<T>::template as<U>());
+  }
   Address operator+(int i) const { return Address(Shared<T>::operator+(i)); }
 };
 template <class T>
@@ -118,6 +122,15 @@ template <int N, class T>
 void store_vector(Shared<T> p, const Vector<T, N>& value, SNV2_HERE) {
   emulator::access_shared(p.address, sizeof(T) * N, true, SNV2_SITE);
   std::memcpy(p.address, &value, sizeof value);
+}
+
+template <int N, int kOffset = 0, class T>
+Vector<T, N> load_vector(Address<T> p, SNV2_HERE) {
+  return load_vector<N>(static_cast<const Shared<T>&>(p + kOffset), file, line);
+}
+template <int N, int kOffset = 0, class T>
+void store_vector(Address<T> p, const Vector<T, N>& value, SNV2_HERE) {
+  store_vector<N>(static_cast<const Shared<T>&>(p + kOffset), value, file, line);
 }
 
 template <int N, class T>
@@ -221,6 +234,14 @@ void to_floats(uint32_t word, float (&values)[2]) {
   values[1] = to_float(T{static_cast<uint16_t>(word >> 16)});
 }
 template <class T>
+float low_to_float(uint32_t word) {
+  return to_float(T{static_cast<uint16_t>(word)});
+}
+template <class T>
+float high_to_float(uint32_t word) {
+  return to_float(T{static_cast<uint16_t>(word >> 16)});
+}
+template <class T>
 Vector<T, 2> rounded_pair(float a, float b) {
   Vector<T, 2> pair;
   from_float(a, pair.values[0]);
@@ -247,9 +268,10 @@ inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c);
 
 // Tensor cores ----------------------------------------------------------------------------
 
-template <int Matrices, bool Transposed = false, class T>
+template <int Matrices, bool Transposed = false, int kOffset = 0, class T>
 void ldmatrix(uint32_t (&d)[Matrices], Shared<T> row, SNV2_HERE) {
   static_assert(Matrices == 1 || Matrices == 2 || Matrices == 4);
+  row = row + kOffset;
   emulator::MatrixRows mine{row.address, {}};
   if (emulator::lane() < 8 * Matrices) {
     emulator::access_shared(row.address, 16, false, SNV2_SITE);
@@ -258,15 +280,21 @@ void ldmatrix(uint32_t (&d)[Matrices], Shared<T> row, SNV2_HERE) {
   for (int m = 0; m < Matrices; ++m) d[m] = mine.d[m];
 }
 
-inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SNV2_HERE) {
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                    const float (&c)[4], SNV2_HERE) {
+  for (int i = 0; i < 4; ++i) d[i] = c[i];
   emulator::Fragments mine{a, b, d};
   emulator::mma_f16(mine, SNV2_SITE);
 }
-inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SNV2_HERE) {
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                     const float (&c)[4], SNV2_HERE) {
+  for (int i = 0; i < 4; ++i) d[i] = c[i];
   emulator::Fragments mine{a, b, d};
   emulator::mma_bf16(mine, SNV2_SITE);
 }
-inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SNV2_HERE) {
+inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                     const float (&c)[4], SNV2_HERE) {
+  for (int i = 0; i < 4; ++i) d[i] = c[i];
   emulator::Fragments mine{a, b, d};
   emulator::mma_tf32(mine, SNV2_SITE);
 }

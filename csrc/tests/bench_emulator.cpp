@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kThreads) work(Params p) {
       sync_warp();
       sync_warp();
     } else if constexpr (kKind == Kind::kMma) {  // 2
-      mma_f16(d, {value, value, value, value}, {value, value});
-      mma_f16(d, {value, value, value, value}, {value, value});
+      mma_f16(d, {value, value, value, value}, {value, value}, d);
+      mma_f16(d, {value, value, value, value}, {value, value}, d);
     } else {  // 11, as in a kernel: tiles loaded, multiplied, stored
       sync_threads();
       cp_async<4>(words + 4 * thread, in + 4 * thread);
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) work(Params p) {
       for (int k = 0; k < 2; ++k) {
         b[0] = load(words + (thread + 32 * k) % 512);
         b[1] = load(words + (thread + 32 * k) % 512 + 1);
-        mma_f16(d, a, b);
+        mma_f16(d, a, b, d);
       }
       value += shuffle_xor(value, 1);
     }

@@ -350,7 +350,7 @@ snv2_add_mutant(unit_without_wait
 ]] BECOMES [[      sync_threads();
     }
 ]]
-  EXPECT "read at mma.h" "cp_async_wait is missing")
+  EXPECT "read at unit_product.h" "cp_async_wait, or a barrier after it, is missing")
 
 snv2_add_mutant(unit_without_barrier_after_load RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -360,7 +360,7 @@ snv2_add_mutant(unit_without_barrier_after_load RACE
 ]] BECOMES [[      cp_async_wait<0>();
     }
 ]]
-  EXPECT "read at mma.h" "cp_async_wait, or a barrier after it, is missing")
+  EXPECT "read at unit_product.h" "cp_async_wait, or a barrier after it, is missing")
 
 snv2_add_mutant(unit_without_barrier_after_the_first_product RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -413,9 +413,9 @@ snv2_add_mutant(unit_without_upper_halo TYPE half_t
   EXPECT "shared memory: read at unit_convolve.h" "nobody wrote")
 
 snv2_add_mutant(unit_past_the_ring
-  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
-  TEXT "return column < ring ? column : column - ring;"
-  BECOMES "return column <= ring ? column : column - ring;"
+  FILE cuda/unit_product.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "line + (there < ring ? there : there - ring)"
+  BECOMES "line + (there <= ring ? there : there - ring)"
   EXPECT "is off by")
 
 snv2_add_mutant(unit_with_the_next_tap

@@ -127,9 +127,9 @@ __global__ void __launch_bounds__(64) multiplications(Params p) {
   float d[4] = {0, 0, 0, 0};
   const uint32_t a[4] = {0, 0, 0, 0};
   const uint32_t b[2] = {0, 0};
-  mma_f16(d, a, b);
-  mma_bf16(d, a, b);
-  mma_tf32(d, a, b);
+  mma_f16(d, a, b, d);
+  mma_bf16(d, a, b, d);
+  mma_tf32(d, a, b, d);
   sync_threads();
   sync_threads();
   store(p.out + (64 * cta() + thread()), static_cast<uint32_t>(d[0]));

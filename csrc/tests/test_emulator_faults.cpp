@@ -322,7 +322,7 @@ __global__ void __launch_bounds__(32) mma_of_half_a_warp(Params p) {
   const uint32_t a[4] = {0, 0, 0, 0};
   const uint32_t b[2] = {0, 0};
   if (!Faulty || thread() < 16) {
-    mma_f16(d, a, b);
+    mma_f16(d, a, b, d);
   }
   store(p.out + thread(), static_cast<uint32_t>(d[0]));
 }
