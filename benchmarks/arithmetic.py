@@ -68,21 +68,16 @@ LAUNCH = 1.3e-6  # seconds from one kernel of a graph to the next
 
 
 def unit_cost(name: str) -> float:
-    """Returns a constant of the estimate by which units are cut: in 16 bits, where it has two.
-    ``row`` is that of a row of a depthwise job, which has no name."""
+    """Returns a constant of the estimate by which units are cut: in 16 bits, where it has two."""
     header = (Path(__file__).parents[1] / "csrc/cuda/unit_cost.h").read_text()
     sixteen_bits = r"sizeof\(T\) == 4 \? [\d.]+ : "
     pattern = rf"\b{name} = (?:{sixteen_bits})?([\d.]+)"
-    if name == "row":
-        pattern = rf"\({sixteen_bits}([\d.]+)\) \* slower"
     found = re.search(pattern, header)
     assert found, f"unit_cost.h has no {name}"
     return float(found[1])
 
 
-ISSUE = unit_cost(
-    "kIssue"
-)  # instructions of an SM in a cycle, at most: of four slots some stay empty
+ISSUE = unit_cost("kIssue")  # instructions of an SM in a cycle: of four slots some stay empty
 ALONE = unit_cost("kAlone")  # cycles of an instruction of a warp that is alone on its scheduler
 LATENCY = unit_cost("kLatency")  # cycles that a CTA waits for L2 or memory
 

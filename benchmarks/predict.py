@@ -244,7 +244,9 @@ def unit_cost_of(row: dict[str, Any]) -> tuple[float, float] | None:
         if f", {mode}, " not in row["kernel"]:
             continue
         if row["loop"] == "depthwise":
-            return unit_cost("row"), ALONE * unit_cost("row")
+            strided = row["kernel"].startswith("unit_kernel<half_t, 2,")
+            of_row = unit_cost("kRow") * (unit_cost("kOfTwoRows") if strided else 1)
+            return of_row, ALONE * of_row
         steps = row["done"] / products
         instructions = steps * unit_cost("kTile") + row["done"] * unit_cost("kProduct")
         least = steps * unit_cost("kWeightsOfL2") / ahead if ahead else 0.0

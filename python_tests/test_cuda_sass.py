@@ -39,42 +39,42 @@ LINEAR = ["linear_kernel<half_t, FewImages>", "linear_kernel<half_t, ManyImages<
 PRODUCT_GOAL = 3.7
 # Instructions for each HMMA in the slowest product loop, on sm_90.
 PRODUCTS = {
-    S1.format(RESIDENT, "false"): 2.8,
+    S1.format(RESIDENT, "false"): 2.7,
     S1.format(RESIDENT, "true"): 2.7,
-    S1.format(CLUSTERED, "false"): 3.7,
-    S1.format(CLUSTERED, "true"): 3.7,
-    S1.format(DIRECT1, "false"): 7.2,
-    S1.format(DIRECT1, "true"): 5.9,
-    S2.format(RESIDENT, "false"): 2.8,
+    S1.format(CLUSTERED, "false"): 3.4,
+    S1.format(CLUSTERED, "true"): 3.4,
+    S1.format(DIRECT1, "false"): 3.4,
+    S1.format(DIRECT1, "true"): 3.2,
+    S2.format(RESIDENT, "false"): 2.7,
     S2.format(RESIDENT, "true"): 2.7,
-    S2.format(CLUSTERED, "false"): 3.7,
-    S2.format(CLUSTERED, "true"): 3.7,
-    S2.format(DIRECT2, "false"): 6.0,
-    S2.format(DIRECT2, "true"): 6.1,
+    S2.format(CLUSTERED, "false"): 3.4,
+    S2.format(CLUSTERED, "true"): 3.4,
+    S2.format(DIRECT2, "false"): 4.0,
+    S2.format(DIRECT2, "true"): 3.7,
     # With the maximum of 3x3 pixels in the same loop.
     STEMS[0]: 13.9,
-    STEMS[1]: 12.6,
+    STEMS[1]: 13.0,
     STEMS[2]: 20.1,
-    FEATURES[0]: 5.7,
-    FEATURES[1]: 3.1,
+    FEATURES[0]: 3.9,
+    FEATURES[1]: 2.4,
 }
 # Cycles of a warp that is alone for each HMMA, by the stall model.
 PRODUCT_CYCLES = {
     S1.format(RESIDENT, "false"): 9.7,
-    S1.format(CLUSTERED, "false"): 12.7,
-    S1.format(DIRECT1, "false"): 36.3,
+    S1.format(CLUSTERED, "false"): 14.2,
+    S1.format(DIRECT1, "false"): 21.3,
     S2.format(RESIDENT, "false"): 9.7,
-    S2.format(CLUSTERED, "false"): 13.3,
-    S2.format(DIRECT2, "false"): 44.4,
-    FEATURES[0]: 33.4,
-    FEATURES[1]: 16.0,
+    S2.format(CLUSTERED, "false"): 14.2,
+    S2.format(DIRECT2, "false"): 27.4,
+    FEATURES[0]: 20.1,
+    FEATURES[1]: 12.3,
 }
 
 DEPTHWISE_GOAL = 15.0
 # Instructions of a lane for each result of the depthwise loop of units: eight in a turn.
 DEPTHWISE = {
-    **{S1.format(mode, "false"): 18.4 for mode in (RESIDENT, CLUSTERED, DIRECT1)},
-    **{S2.format(mode, "false"): 23.8 for mode in (RESIDENT, CLUSTERED, DIRECT2)},
+    **{S1.format(mode, "false"): 14.3 for mode in (RESIDENT, CLUSTERED, DIRECT1)},
+    **{S2.format(mode, "false"): 19.9 for mode in (RESIDENT, CLUSTERED, DIRECT2)},
 }
 # The op's: a kernel, multiply-adds and results of a turn, instructions for each result, and shared
 # loads of 16 bits inside a row, of which the goal is none.
@@ -92,13 +92,13 @@ MEMBARS = {
     **{S2.format(CLUSTERED, caller): 3 for caller in ("false", "true")},
 }
 # Registers of a thread at most, by the start of a kernel's name. With 128 an SM has 16 warps, with
-# 160 twelve of four warps each.
+# 168 twelve, with 240 eight.
 REGISTERS = {
     **{unit: 128 for unit in UNITS if unit.endswith("false>")},
-    **{unit: 152 for unit in UNITS if unit.endswith("true>")},
+    **{unit: 160 for unit in UNITS if unit.endswith("true>")},
     "stem_kernel<half_t, Relu": 96,
-    FEATURES[0]: 160,
-    FEATURES[1]: 224,
+    FEATURES[0]: 168,
+    FEATURES[1]: 240,
     LINEAR[0]: 112,
     LINEAR[1]: 168,
     "columns_kernel<half_t, true": 96,

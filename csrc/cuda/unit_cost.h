@@ -143,8 +143,10 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
   double rows_each = at_once;
   for (; 2 * tasks <= warps && rows_each >= 2; tasks *= 2) rows_each /= 2;
   const double slower = s.reach > 1 ? 4 * taps : 1;
-  const double of_row = (sizeof(T) == 4 ? 70 : 122) * (kStride == 2 ? 1.55 : 1);
-  work.jobs(tasks, 230 + of_row * slower * rows_each, times);
+  // Instructions for a row of results of a warp, and how many times those at stride 2.
+  constexpr double kRow = sizeof(T) == 4 ? 70 : 122, kOfTwoRows = 1.55;
+  const double row = kRow * slower * (kStride == 2 ? kOfTwoRows : 1);
+  work.jobs(tasks, 230 + row * rows_each, times);
   work.wait(CostModel::kBarrier, times);
   if (Mode::kCluster) {
     const double vectors = mid * out_blocks * kBlock / vector;
