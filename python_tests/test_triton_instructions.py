@@ -58,6 +58,7 @@ def counts() -> dict[str, Any]:
     return {line["name"]: line for line in map(json.loads, out.stdout.splitlines())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("op", "order", "stage", "ptx", "sass", "goal"), ROWS)
 def test_op(op: str, order: str, stage: int, ptx: float, sass: float, goal: float | None) -> None:
     found = counts()[f"{op} {order} {stage}"]
