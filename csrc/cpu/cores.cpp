@@ -102,6 +102,10 @@ int64_t Affinity::cores() const {
   return std::max<int64_t>(1, known_ ? CPU_COUNT(&set_) : std::thread::hardware_concurrency());
 }
 
+void Affinity::bind(ThreadId thread) const {
+  if (known_ && thread > 0) sched_setaffinity(thread, sizeof set_, &set_);
+}
+
 void Affinity::bind_without(int core, ThreadId thread) const {
   if (!known_ || core < 0 || core >= CPU_SETSIZE || thread <= 0) return;
   cpu_set_t others = set_;
@@ -119,6 +123,7 @@ bool Affinity::operator==(const Affinity&) const { return true; }
 int64_t Affinity::cores() const {
   return std::max<int64_t>(1, std::thread::hardware_concurrency());
 }
+void Affinity::bind(ThreadId) const {}
 void Affinity::bind_without(int, ThreadId) const {}
 
 #endif

@@ -31,6 +31,8 @@ class Affinity {
   bool operator==(const Affinity& other) const;
   // At least 1.
   int64_t cores() const;
+  // Binds a thread to the set.
+  void bind(ThreadId thread) const;
   // Binds a thread to all processors of the set but one, if there is another.
   void bind_without(int core, ThreadId thread) const;
 

@@ -95,9 +95,9 @@ struct Pool::Job {
         seen = helpers.load(std::memory_order_acquire);
         continue;
       }
-      pool.move_helpers(*this);
       seen = helpers.fetch_or(kAsleep) | kAsleep;
       if (seen < kWorker) break;
+      pool.lend_core(*this);
       sleep_while(helpers, seen);
       seen = helpers.load(std::memory_order_acquire);
     }
@@ -191,18 +191,26 @@ void Pool::keep_off(Worker& worker, int core) const {
   allowed_.bind_without(core, id);
 }
 
-void Pool::move_helpers(Job& job) const {
-  const int core = current_core();
-  if (core == job.core) return;
-  job.core = core;
+void Pool::lend_core(const Job& job) const {
   for (int64_t i = 0; i < started_.load(); ++i) {
     Worker& worker = *workers_[static_cast<size_t>(i)];
-    if (worker.last.load() == &job) keep_off(worker, core);
+    if (worker.last.load() == &job && worker.kept_off.exchange(-1) >= 0) allowed_.bind(worker.id);
   }
 }
 
-void move_helpers_away() {
-  if (Pool::calling_ != nullptr) Pool::calling_->pool.move_helpers(*Pool::calling_);
+void Pool::take_core(Job& job) const {
+  job.core = current_core();
+  for (int64_t i = 0; i < started_.load(); ++i) {
+    Worker& worker = *workers_[static_cast<size_t>(i)];
+    if (worker.last.load() == &job) keep_off(worker, job.core);
+  }
+}
+
+CoreLent::CoreLent() {
+  if (const Pool::Job* const job = Pool::calling_) job->pool.lend_core(*job);
+}
+CoreLent::~CoreLent() {
+  if (Pool::Job* const job = Pool::calling_) job->pool.take_core(*job);
 }
 
 // A thread that cannot be started is done without.
@@ -242,10 +250,12 @@ Pool::Job* Pool::next_job(Worker& worker) const {
 
 void Pool::work(Worker& worker) const {
   worker.id.store(this_thread());
+  bool is_new = true;
   while (Job* job = next_job(worker)) {
     Job* const mine = job;
     if (!worker.job.compare_exchange_strong(job, Worker::taken())) continue;  // taken back
-    keep_off(worker, mine->core);  // its first caller did not know it yet
+    if (is_new) keep_off(worker, mine->core);  // its caller did not know it yet
+    is_new = false;
     {
       const InBody mark;
       mine->run_from(worker.index);

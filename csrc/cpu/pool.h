@@ -51,8 +51,9 @@ class Pool {
   int64_t hand_out(Job& job, int64_t wanted);
   bool hand_to(Worker& worker, Job& job, int64_t index) const;
   void keep_off(Worker& worker, int core) const;
-  void move_helpers(Job& job) const;
-  friend void move_helpers_away();
+  void lend_core(const Job& job) const;
+  void take_core(Job& job) const;
+  friend class CoreLent;
   int64_t start_workers(Job& job, int64_t handed, int64_t wanted);
   Job* next_job(Worker& worker) const;
   void work(Worker& worker) const;

@@ -83,7 +83,7 @@ class Team {
     TeamCounter& done = counters_[threads];
     for (Spin spin(kLastPart); !is_finished(done.value.load(std::memory_order_acquire));) {
       if (spin.again()) continue;
-      move_helpers_away();
+      const CoreLent lent;
       done.sleepers.fetch_add(1);
       const uint32_t seen = done.value.load();
       if (!is_finished(seen)) sleep_while(done.value, seen);

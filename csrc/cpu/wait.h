@@ -22,9 +22,14 @@ void sleep_while(const Word& word, uint32_t seen);
 void wake_one(const Word& word);
 void wake_all(const Word& word);
 
-// Moves the helpers of the call that this thread is in, if it made one, away from its processor, on
-// which it may have been woken: there they would wait for it to sleep.
-void move_helpers_away();
+// Lends the processor of a thread that sleeps in a call it has made to the helpers of that call:
+// they may have no other. When it wakes, perhaps on theirs, they are moved away again.
+class CoreLent {
+ public:
+  CoreLent();
+  ~CoreLent();
+  CoreLent(const CoreLent&) = delete;
+};
 
 // Makes sleeping and waking work in a child that was forked while other threads were at it.
 void renew_sleepers();

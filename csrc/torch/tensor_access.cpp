@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 
 namespace nb = nanobind;
@@ -23,8 +24,10 @@ struct Known {
   nb::object object;
   uintptr_t tensor, storage, data, offset;
   uint32_t version;
+  uint16_t type;
 
-  Known(nb::object t, const TensorGetters& getters) : object(std::move(t)) {
+  Known(nb::object t, uint16_t code, const TensorGetters& getters)
+      : object(std::move(t)), type(code) {
     const nb::object memory = object.attr("untyped_storage")();
     tensor = nb::cast<uintptr_t>(object.attr("_cdata"));
     storage = nb::cast<uintptr_t>(memory.attr("_cdata"));
@@ -102,18 +105,26 @@ class Outside {
 // Tensors of which no two agree in anything, at offsets and versions that no other word has.
 // PyTorch owns the memory of some: then their storages have its address twice.
 std::vector<Known> probes(const TensorGetters& getters) {
-  const nb::object torch = nb::module_::import_("torch"), bytes = torch.attr("uint8");
-  const Outside outside(torch);
+  const nb::object torch = nb::module_::import_("torch");
   const nb::object array = nb::module_::import_("builtins").attr("bytearray");
+  const Outside outside(torch);
+  struct Type {
+    const char* name;
+    uint16_t code;  // PyTorch's number of it
+    int64_t bytes, seed;
+  };
   std::vector<Known> made;
-  for (const int64_t seed : {101, 211, 307, 401}) {
+  for (const Type& type : {Type{"uint8", 0, 1, 101}, Type{"float32", 6, 4, 211},
+                           Type{"int64", 4, 8, 307}, Type{"float16", 5, 2, 401}}) {
+    const int64_t count = 3 * type.seed;
+    const nb::object dtype = torch.attr(type.name);
     nb::object whole =
-        seed % 4 == 1
-            ? torch.attr("empty")(3 * seed, nb::arg("dtype") = bytes, nb::arg("device") = "cpu")
-            : torch.attr("frombuffer")(array(3 * seed), nb::arg("dtype") = bytes);
-    nb::object part = whole.attr("narrow")(0, 2 * seed + 1, 7);
-    for (int64_t i = 0; i < seed / 8; ++i) part.attr("zero_")();
-    made.emplace_back(std::move(part), getters);
+        made.size() % 2 == 0
+            ? torch.attr("empty")(count, nb::arg("dtype") = dtype, nb::arg("device") = "cpu")
+            : torch.attr("frombuffer")(array(count * type.bytes), nb::arg("dtype") = dtype);
+    nb::object part = whole.attr("narrow")(0, 2 * type.seed + 1, 7);
+    for (int64_t i = 0; i < type.seed / 8; ++i) part.attr("zero_")();
+    made.emplace_back(std::move(part), type.code, getters);
   }
   return made;
 }
@@ -123,14 +134,16 @@ std::optional<TensorPlaces> find_places(const TensorGetters& getters) {
   if (sizeof(void*) != 8) return std::nullopt;
   const Reader reader;
   Candidates tensor(kObject), storage(kTensor), offset(kTensor), counter(kTensor * kCounter),
-      data(kStorage);
+      type(kTensor * 4), data(kStorage);
   for (const Known& known : probes(getters)) {
     const auto object =
         reader.read<uintptr_t>(reinterpret_cast<uintptr_t>(known.object.ptr()), kObject);
     const auto words = reader.read<uintptr_t>(known.tensor, kTensor);
     const auto of_storage = reader.read<uintptr_t>(known.storage, kStorage);
     tensor.keep([&](size_t i) { return has(object, i, known.tensor); });
+    const auto halves = reader.read<uint16_t>(known.tensor, kTensor * 4);
     storage.keep([&](size_t i) { return has(words, i, known.storage); });
+    type.keep([&](size_t i) { return has(halves, i, known.type); });
     offset.keep([&](size_t i) { return has(words, i, known.offset); });
     data.keep([&](size_t i) { return has(of_storage, i, known.data); });
     std::vector<std::vector<uint32_t>> numbers;
@@ -140,12 +153,35 @@ std::optional<TensorPlaces> find_places(const TensorGetters& getters) {
              has(numbers[i / kCounter], i % kCounter, known.version);
     });
   }
-  if (!tensor.only() || !storage.only() || !offset.only() || !counter.only() || !data.only()) {
-    return std::nullopt;
+  for (const Candidates& each : {tensor, storage, offset, counter, type, data}) {
+    if (!each.only()) return std::nullopt;
   }
-  return TensorPlaces{*tensor.only(), *storage.only(),
-                      *offset.only(), *counter.only() / kCounter,
-                      *data.only(),   *counter.only() % kCounter};
+  TensorPlaces places;
+  places.tensor = *tensor.only();
+  places.storage = *storage.only();
+  places.offset = *offset.only();
+  places.counter = *counter.only() / kCounter;
+  places.version = *counter.only() % kCounter;
+  places.type = *type.only();
+  places.data = *data.only();
+  return places;
+}
+
+// Places once found, for the whole process. What runs Python may let other threads run, or run this
+// again: nobody waits for anybody, and whoever finds them first has them kept.
+std::optional<TensorPlaces> known_places(const TensorGetters& getters) {
+  constexpr int kMostTries = 16;
+  static std::atomic<const TensorPlaces*> kept{nullptr};
+  static std::atomic<int> tries{0};
+  if (kept.load() == nullptr && tries.fetch_add(1) < kMostTries) {
+    if (const auto found = find_places(getters)) {
+      const auto* const mine = new TensorPlaces(*found);
+      const TensorPlaces* none = nullptr;
+      if (!kept.compare_exchange_strong(none, mine)) delete mine;
+    }
+  }
+  const TensorPlaces* const places = kept.load();
+  return places == nullptr ? std::nullopt : std::optional<TensorPlaces>(*places);
 }
 
 }  // namespace
@@ -176,10 +212,11 @@ int64_t TensorGetters::address(const nb::object& tensor) const {
 TensorAccess::TensorAccess(const std::vector<nb::object>& tensors) {
   for (const nb::object& tensor : tensors) getters_.check(tensor);
   try {
-    static const std::optional<TensorPlaces> found = find_places(getters_);
-    if (found && agree(tensors, *found)) places_ = found;
-  } catch (const nb::python_error&) {
-    // A mode that makes tensors of its own; the getters say what they can.
+    const std::optional<TensorPlaces> places = known_places(getters_);
+    if (places && agree(tensors, *places)) places_ = places;
+  } catch (const nb::python_error& error) {
+    // In a mode that makes tensors of its own the getters say what they can.
+    if (!error.matches(PyExc_Exception)) throw;
   }
 }
 
@@ -187,7 +224,9 @@ bool TensorAccess::agree(const std::vector<nb::object>& tensors, const TensorPla
   return std::all_of(tensors.begin(), tensors.end(), [&](const nb::object& tensor) {
     const auto data = nb::cast<int64_t>(tensor.attr("untyped_storage")().attr("data_ptr")());
     const auto offset = nb::cast<int64_t>(tensor.attr("storage_offset")());
-    return in_memory(tensor, places) == TensorStamp{getters_.version(tensor), data + offset};
+    const TensorStamp read = in_memory(tensor, places);
+    return read.version == getters_.version(tensor) && read.address == data &&
+           read.offset == offset;
   });
 }
 

@@ -13,18 +13,24 @@
 #include <optional>
 #include <vector>
 
-// A state of a tensor's memory. Of the address only changes mean something.
+// A state of a tensor's memory: the address is where its storage begins, and the offset and the
+// type of its elements tell the rest. Of a tensor that only the getters know, it is that of the
+// tensor.
 struct TensorStamp {
-  int64_t version, address;
+  int64_t version, address, offset;
+  int16_t type;
   bool operator==(const TensorStamp& other) const {
-    return version == other.version && address == other.address;
+    return version == other.version && address == other.address && offset == other.offset &&
+           type == other.type;
   }
 };
 
-// Indices of 8-byte words; that of the version is of 4-byte words.
+// Indices of 8-byte words; that of the version is of 4-byte words, that of the type of 2-byte
+// words.
 struct TensorPlaces {
   size_t tensor;                    // in the Python object
   size_t storage, offset, counter;  // in the tensor
+  size_t type;                      // there, too
   size_t data;                      // in the storage
   size_t version;                   // in the counter
 };
@@ -50,7 +56,7 @@ class TensorAccess {
 
   TensorStamp stamp(const nanobind::object& tensor) const {
     if (places_) return in_memory(tensor, *places_);
-    return {getters_.version(tensor), getters_.address(tensor)};
+    return {getters_.version(tensor), getters_.address(tensor), 0, 0};
   }
   int64_t address(const nanobind::object& tensor) const { return getters_.address(tensor); }
   void check(const nanobind::object& tensor) const { getters_.check(tensor); }
@@ -70,11 +76,12 @@ class TensorAccess {
   static TensorStamp in_memory(const nanobind::object& object, const TensorPlaces& places) {
     const Word tensor = *place(object.ptr(), places.tensor);
     const Word storage = *place(tensor, places.storage), counter = *place(tensor, places.counter);
-    if (storage == nullptr || counter == nullptr) return {-1, -1};
+    if (storage == nullptr || counter == nullptr) return {-1, -1, -1, -1};
     const auto* const versions = reinterpret_cast<const uint32_t*>(counter);
     return {__atomic_load_n(versions + places.version, __ATOMIC_RELAXED),
-            reinterpret_cast<int64_t>(*place(storage, places.data) +
-                                      reinterpret_cast<uintptr_t>(*place(tensor, places.offset)))};
+            reinterpret_cast<int64_t>(*place(storage, places.data)),
+            reinterpret_cast<int64_t>(*place(tensor, places.offset)),
+            reinterpret_cast<const int16_t*>(tensor)[places.type]};
   }
 
   bool agree(const std::vector<nanobind::object>& tensors, const TensorPlaces& places) const;
