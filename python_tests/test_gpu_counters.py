@@ -262,8 +262,10 @@ def test_network_is_nineteen_launches(width: str) -> None:
     "width", [pytest.param(w, marks=[pytest.mark.slow] if w in SLOW else []) for w in HALVES]
 )
 def test_stores_of_one_image_are_whole_sectors(width: str) -> None:
-    """At batch 1, where CTAs have the fewest rows: at most a tenth more than the bytes fill. Stage 4
-    of x0.5 is cut into three rows of half a sector, which take one in nine more."""
+    """At batch 1, where CTAs have the fewest rows: at most a tenth more than the bytes fill.
+
+    Stage 4 of x0.5 is cut into three rows of half a sector, which take one in nine more.
+    """
     fused = snv2.fuse(network("snv2", width))
     assert isinstance(fused, snv2.nn.ShuffleNetV2)
     plan = plan_of(fused, torch.float16)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 
 import pytest
@@ -268,6 +271,36 @@ def test_versions_and_addresses_are_found_in_memory() -> None:
         tensors[i].data = torch.empty(9)[1:]
         assert not stamps.hold(tensors)
         stamps = Stamps(tensors, [0] * len(tensors))
+
+
+def test_other_elements_of_the_same_memory_show() -> None:
+    """At the offset that they had there, or at the address that an offset of bytes would give."""
+    whole = torch.zeros(256)
+    p = nn.Parameter(whole[64:96])
+    stamps = Stamps([p], [0])
+    p.data = whole.view(torch.float16)[64:96]
+    assert not stamps.hold([p])
+    stamps = Stamps([p], [0])
+    p.data = torch.from_numpy(whole.numpy()[1:]).view(torch.float16)[62:94]
+    assert not stamps.hold([p])
+
+
+def test_first_looks_of_many_threads_do_not_wait_for_each_other() -> None:
+    """PyTorch, which finds where it keeps versions, lets other threads run meanwhile."""
+    program = """
+        import threading, torch
+        from snv2_kernels._native import Stamps
+        barrier, tensors = threading.Barrier(8), [torch.ones(3) for _ in range(8)]
+        def look(t):
+            barrier.wait()
+            assert Stamps([t], [0]).hold([t])
+        threads = [threading.Thread(target=look, args=(t,)) for t in tensors]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=60)
 
 
 # These put other objects into the model, which the fused module does not share.

@@ -18,6 +18,9 @@ SNV2_API int64_t usable_cores();
 // have usable_cores() - 1 threads together beside their own, whatever they ask for; one that finds
 // them taken runs its bodies itself, as does a body that calls again. What a body throws reaches
 // the caller when all that have begun have ended; the others are then not begun.
+//
+// On Linux those threads keep off the processor that their caller is on: a body there has one
+// processor less, as have threads that it starts.
 SNV2_API ParallelFor shared_pool(int64_t threads);
 
 }  // namespace snv2
