@@ -285,6 +285,22 @@ def test_other_elements_of_the_same_memory_show() -> None:
     assert not stamps.hold([p])
 
 
+def test_memory_that_was_given_back() -> None:
+    """PyTorch says so; the kernels would read at address 0."""
+    model = randomize_(snv2.models.shufflenet_v2_x0_5()).eval()
+    fused, x = snv2.fuse(model), draw(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = fused(x)
+        weight = next(fused.parameters())
+        kept = weight.clone()
+        weight.untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match=r"not allocated|storage"):
+            fused(x)
+        weight.untyped_storage().resize_(kept.nbytes)
+        weight.copy_(kept)
+        assert max_error(fused(x), expected) == 0
+
+
 def test_first_looks_of_many_threads_do_not_wait_for_each_other() -> None:
     """PyTorch, which finds where it keeps versions, lets other threads run meanwhile."""
     program = """

@@ -71,6 +71,8 @@ class Packed:
         try:
             if any(t.is_inference() for t in (*module.parameters(), *module.buffers())):
                 raise Unsupported("its parameters are inference tensors, whose changes are unseen")
+            if any(map(_is_emptied, (*module.parameters(), *module.buffers()))):
+                raise Unsupported("the memory of a parameter or buffer has been given back")
             self.watch = Watch(module)
             self.device = _one_device(module)
             if self.device.type not in [DEVICES[name] for name in module.kernel_backends]:
@@ -109,6 +111,12 @@ class Packed:
             for child in self._eval_twin.modules():
                 child.training = False
         return self._eval_twin
+
+
+def _is_emptied(t: Tensor) -> bool:
+    """Whether a tensor's storage was resized to nothing, as sharded training does between steps."""
+    strided = t.layout is torch.strided
+    return strided and t.numel() > 0 and t.untyped_storage().nbytes() == 0
 
 
 def _one_device(module: nn.Module) -> torch.device:
