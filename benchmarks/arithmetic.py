@@ -88,6 +88,10 @@ THREADS_PER_SM = 2048
 PRODUCTS = 16 * 8 * 16  # multiply-adds of an HMMA
 
 
+# Fields of a launch that say how it is cut.
+CUT = ("ctas", "threads", "columns", "cluster")
+
+
 @dataclass(frozen=True)
 class Terms:
     """Seconds that a launch would take if only one thing counted."""
@@ -112,7 +116,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the launches of a network do, and seconds; each launch takes its longest term."""
+    """Totals over a network's launches, and the seconds they should take: each its longest term."""
 
     launches: int
     map_bytes: int
@@ -244,7 +248,7 @@ def estimate_over_count(gpu: Gpu) -> tuple[float, float]:
 OP_MAPS = {2: (116, 28), 3: (232, 14), 4: (464, 7)}
 OP_BATCH = 64
 
-# What eager PyTorch launches a kernel for, in these modules; all else is a view or an allocation.
+# Operators of these modules that launch a kernel in eager PyTorch; others make views or allocate.
 EAGER_KERNELS = ("convolution", "native_batch_norm", "relu", "relu_", "cat", "clone")
 
 
@@ -320,7 +324,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class OpPrediction:
-    """What a case does on a GPU, and seconds, beside the eager sequence that it replaces."""
+    """Totals over a case's launches and their seconds, beside those of the eager sequence."""
 
     launches: int
     map_bytes: int  # its input once, its result once

@@ -19,6 +19,7 @@ import torch
 from arithmetic import (
     BATCHES,
     CASES,
+    CUT,
     DATA,
     GPUS,
     SIZE,
@@ -39,11 +40,8 @@ from _ptx import NAME, PTX, operators  # noqa: E402
 
 Row = dict[str, Any]
 
-# Of a launch: what a test compares with those of today.
-CUT = ("ctas", "threads", "columns", "cluster")
-
-# Of this many images or more one CTA in eleven is run, a number that no grid of tiles has as a
-# factor, and the others are counted as that one.
+# Batches from which on one CTA in eleven is run and the others are counted as that one. No grid of
+# tiles has eleven as a factor.
 MANY_IMAGES = 64
 APART = 11
 

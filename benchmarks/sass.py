@@ -223,7 +223,7 @@ def kernels(library: Path, source: str, arch: str = "sm_90") -> dict[str, list[I
     return dict(zip(short_names(list(found)), found.values(), strict=True))
 
 
-# What the model takes from a library ------------------------------------------------------------
+# Loops of a library's kernels -------------------------------------------------------------------
 
 PIXELS = 8  # results of a lane in a turn of a unit's depthwise loop, in 16 bits
 TAPS = 9

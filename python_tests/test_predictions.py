@@ -46,7 +46,7 @@ def test_counts_are_of_the_cuts_of_today(arithmetic: ModuleType) -> None:
                 launches = arithmetic.launches_of(words, batch, *size, gpu.device)
                 row = arithmetic.counted(width, arithmetic.chunk_of(launches, batch), gpu)
                 assert len(row["instructions"]) == len(launches)
-                for key in ("ctas", "threads", "columns", "cluster"):
+                for key in arithmetic.CUT:
                     assert row[key] == [launch[key] for launch in launches], AGAIN
 
 

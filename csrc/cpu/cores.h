@@ -17,10 +17,10 @@ using ThreadId = pid_t;
 using ThreadId = int;
 #endif
 
-// 0 where threads cannot be bound.
+// Returns this thread's number for Affinity::bind(), 0 where threads cannot be bound.
 ThreadId this_thread();
 
-// The processor that this thread runs on at the moment; negative where that is not known.
+// Returns the processor that this thread runs on at the moment, negative where that is not known.
 int current_core();
 
 // The set that a thread is bound to; the same one for all threads where there is no such thing.

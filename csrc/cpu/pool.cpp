@@ -184,7 +184,8 @@ bool Pool::hand_to(Worker& worker, Job& job, int64_t index) const {
   return true;
 }
 
-// Asleep, it is woken elsewhere; waiting for its turn, it goes there.
+// Binds a worker to other processors than one. It is then woken on another, or goes there if it
+// waits for its turn.
 void Pool::keep_off(Worker& worker, int core) const {
   const ThreadId id = worker.id.load();
   if (id == 0 || worker.kept_off.exchange(core) == core) return;

@@ -141,6 +141,46 @@ TEST(workers_keep_off_the_processor_of_their_caller) {
   }).join();
 }
 
+// A caller that sleeps leaves its processor to its helper, which may have none to itself.
+TEST(callers_lend_their_processor_while_they_sleep) {
+  const Affinity all = Affinity::of_this_thread();
+  if (all.cores() < 2) return;
+  const auto bound_to_all = [&] { return Affinity::of_this_thread() == all; };
+  const auto comes_about = [&] {
+    for (int i = 0; i < 10'000 && !bound_to_all(); ++i) sleep_for(1000);
+    return bound_to_all();
+  };
+  Pool pool(2, all);
+  std::vector<TeamCounter> counters(static_cast<size_t>(snv2::cpu::team_counters(2)));
+  for (int round = 0; round < 4; ++round) {
+    std::atomic<int> begun{0}, inside{0};
+    parallel_for(pool, 2)(2, [&](int64_t i) {
+      ++begun;
+      comes(begun, 2);
+      if (i == 1) CHECK(comes_about(), "at the end of the bodies");
+    });
+    for (TeamCounter& each : counters) each.value = 0;
+    parallel_for(pool, 2)(2, [&](int64_t i) {
+      Team team(counters.data(), 2, i);
+      ++begun;
+      comes(begun, 4);
+      const bool helper = i == 1;
+      team(2, [&](int64_t) {
+        ++inside;
+        comes(inside, 2);
+        if (helper) CHECK(comes_about(), "at the end of a step");
+      });
+      ++begun;
+      comes(begun, 6);
+      if (helper) {
+        CHECK(!bound_to_all(), "a caller that has woken takes its processor back");
+        ++begun;
+      }
+      comes(begun, 7);  // or the caller waits for the body, and lends it again
+    });
+  }
+}
+
 #endif
 
 // The last are handed to nobody, and run all the same.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
 #include <string>
 
 namespace nb = nanobind;
@@ -19,7 +20,7 @@ int64_t to_int(PyObject* value) {
   return result;
 }
 
-// What PyTorch says of a tensor.
+// A tensor, and the words of its memory as PyTorch's functions tell them.
 struct Known {
   nb::object object;
   uintptr_t tensor, storage, data, offset;
@@ -89,14 +90,14 @@ bool has(const std::vector<T>& values, size_t i, T value) {
   return i < values.size() && values[i] == value;
 }
 
-// Inference tensors have no versions.
-class Outside {
+// Leaves inference mode, whose tensors have no versions, for a while.
+class OutsideInference {
  public:
-  explicit Outside(const nb::object& torch) : mode_(torch.attr("inference_mode")(false)) {
+  explicit OutsideInference(const nb::object& torch) : mode_(torch.attr("inference_mode")(false)) {
     mode_.attr("__enter__")();
   }
-  ~Outside() { mode_.attr("__exit__")(nb::none(), nb::none(), nb::none()); }
-  Outside(const Outside&) = delete;
+  ~OutsideInference() { mode_.attr("__exit__")(nb::none(), nb::none(), nb::none()); }
+  OutsideInference(const OutsideInference&) = delete;
 
  private:
   nb::object mode_;
@@ -107,7 +108,7 @@ class Outside {
 std::vector<Known> probes(const TensorGetters& getters) {
   const nb::object torch = nb::module_::import_("torch");
   const nb::object array = nb::module_::import_("builtins").attr("bytearray");
-  const Outside outside(torch);
+  const OutsideInference outside(torch);
   struct Type {
     const char* name;
     uint16_t code;  // PyTorch's number of it
@@ -167,9 +168,9 @@ std::optional<TensorPlaces> find_places(const TensorGetters& getters) {
   return places;
 }
 
-// Places once found, for the whole process. What runs Python may let other threads run, or run this
-// again: nobody waits for anybody, and whoever finds them first has them kept.
-std::optional<TensorPlaces> known_places(const TensorGetters& getters) {
+// Returns the places once found, null while they are not. What runs Python may let other threads
+// run, or run this again: nobody waits for anybody, and whoever finds them first has them kept.
+const TensorPlaces* known_places(const TensorGetters& getters) {
   constexpr int kMostTries = 16;
   static std::atomic<const TensorPlaces*> kept{nullptr};
   static std::atomic<int> tries{0};
@@ -180,8 +181,7 @@ std::optional<TensorPlaces> known_places(const TensorGetters& getters) {
       if (!kept.compare_exchange_strong(none, mine)) delete mine;
     }
   }
-  const TensorPlaces* const places = kept.load();
-  return places == nullptr ? std::nullopt : std::optional<TensorPlaces>(*places);
+  return kept.load();
 }
 
 }  // namespace
@@ -212,8 +212,8 @@ int64_t TensorGetters::address(const nb::object& tensor) const {
 TensorAccess::TensorAccess(const std::vector<nb::object>& tensors) {
   for (const nb::object& tensor : tensors) getters_.check(tensor);
   try {
-    const std::optional<TensorPlaces> places = known_places(getters_);
-    if (places && agree(tensors, *places)) places_ = places;
+    const TensorPlaces* const places = known_places(getters_);
+    if (places != nullptr && agree(tensors, *places)) places_ = places;
   } catch (const nb::python_error& error) {
     // In a mode that makes tensors of its own the getters say what they can.
     if (!error.matches(PyExc_Exception)) throw;
@@ -231,7 +231,7 @@ bool TensorAccess::agree(const std::vector<nb::object>& tensors, const TensorPla
 }
 
 std::vector<const void*> TensorAccess::read_by_stamp(const nb::object& object) const {
-  if (!places_) return {};
+  if (places_ == nullptr) return {};
   const Word* const tensor = place(object.ptr(), places_->tensor);
   const Word* const storage = place(*tensor, places_->storage);
   const Word* const counter = place(*tensor, places_->counter);

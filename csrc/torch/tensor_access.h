@@ -10,7 +10,6 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 // A state of a tensor's memory: the address is where its storage begins, and the offset and the
@@ -51,19 +50,19 @@ class TensorGetters {
 
 class TensorAccess {
  public:
-  // For these tensors.
+  // Tries on these tensors whether their words can be read.
   explicit TensorAccess(const std::vector<nanobind::object>& tensors);
 
   TensorStamp stamp(const nanobind::object& tensor) const {
-    if (places_) return in_memory(tensor, *places_);
+    if (places_ != nullptr) return in_memory(tensor, *places_);
     return {getters_.version(tensor), getters_.address(tensor), 0, 0};
   }
   int64_t address(const nanobind::object& tensor) const { return getters_.address(tensor); }
   void check(const nanobind::object& tensor) const { getters_.check(tensor); }
 
-  bool reads_memory() const { return places_.has_value(); }
+  bool reads_memory() const { return places_ != nullptr; }
 
-  // What stamp() reads, as far as it is known.
+  // Returns the addresses that stamp() reads, none where it asks the getters.
   std::vector<const void*> read_by_stamp(const nanobind::object& tensor) const;
 
  private:
@@ -87,5 +86,5 @@ class TensorAccess {
   bool agree(const std::vector<nanobind::object>& tensors, const TensorPlaces& places) const;
 
   TensorGetters getters_;
-  std::optional<TensorPlaces> places_;
+  const TensorPlaces* places_ = nullptr;  // kept for the whole process
 };

@@ -143,7 +143,7 @@ class Stamps {
     }
   }
 
-  // Of objects that may be others than at the beginning.
+  // Tells the same as hold(), of objects that need not be those of the beginning.
   bool hold_for_any(const std::vector<nb::object>& tensors) const {
     if (tensors.size() != stamps_.size()) return false;
     for (const nb::object& tensor : tensors) access_.check(tensor);

@@ -69,9 +69,10 @@ class Packed:
         self._weights = Weights()
         self._eval_twin: FusedModule | None = None
         try:
-            if any(t.is_inference() for t in (*module.parameters(), *module.buffers())):
+            tensors = (*module.parameters(), *module.buffers())
+            if any(t.is_inference() for t in tensors):
                 raise Unsupported("its parameters are inference tensors, whose changes are unseen")
-            if any(map(_is_emptied, (*module.parameters(), *module.buffers()))):
+            if any(map(_is_emptied, tensors)):
                 raise Unsupported("the memory of a parameter or buffer has been given back")
             self.watch = Watch(module)
             self.device = _one_device(module)
