@@ -134,7 +134,10 @@ inline std::vector<int64_t> rows_of_ctas(const Shape& s, const Device& device, c
   const int64_t most = std::clamp<int64_t>((int64_t{1} << 29) / s.row, 1, s.rows());
   if (device.tuning.rows_per_cta > 0) return {std::min(device.tuning.rows_per_cta, most)};
   std::vector<int64_t> rows;
+  // Some rows of half a sector each are an even number, or neighbours would share one.
+  const int64_t whole = s.out_row * s.size % 32 == 0 ? 1 : 2;
   const auto add = [&](int64_t count) {
+    if (1 < count && count < s.out_height) count = round_up(count, whole);
     count = std::clamp<int64_t>(count, 1, most);
     if (std::find(rows.begin(), rows.end(), count) == rows.end()) rows.push_back(count);
   };
