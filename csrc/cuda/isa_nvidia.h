@@ -180,11 +180,24 @@ SNV2_DEVICE Vector<T, N> load_vector(Address<T> p) {
                  : "r"(p.address), "n"(kBytes)
                  : "memory");
     memcpy(&value, &bits, sizeof value);
-  } else {
-    static_assert(sizeof value == 4, "a word or four");
+  } else if constexpr (sizeof value == 8) {
+    uint2 bits;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2 + %3];"
+                 : "=r"(bits.x), "=r"(bits.y)
+                 : "r"(p.address), "n"(kBytes)
+                 : "memory");
+    memcpy(&value, &bits, sizeof value);
+  } else if constexpr (sizeof value == 4) {
     uint32_t bits;
     asm volatile("ld.shared.u32 %0, [%1 + %2];"
                  : "=r"(bits)
+                 : "r"(p.address), "n"(kBytes)
+                 : "memory");
+    memcpy(&value, &bits, sizeof value);
+  } else {
+    uint16_t bits;
+    asm volatile("ld.shared.u16 %0, [%1 + %2];"
+                 : "=h"(bits)
                  : "r"(p.address), "n"(kBytes)
                  : "memory");
     memcpy(&value, &bits, sizeof value);
@@ -200,9 +213,15 @@ SNV2_DEVICE void store_vector(Address<T> p, const Vector<T, N>& value) {
     asm volatile("st.shared.v4.u32 [%0 + %5], {%1, %2, %3, %4};" ::"r"(p.address), "r"(bits.x),
                  "r"(bits.y), "r"(bits.z), "r"(bits.w), "n"(kBytes)
                  : "memory");
-  } else {
-    static_assert(sizeof bits == 4, "a word or four");
+  } else if constexpr (sizeof bits == 8) {
+    asm volatile("st.shared.v2.u32 [%0 + %3], {%1, %2};" ::"r"(p.address), "r"(bits.x), "r"(bits.y),
+                 "n"(kBytes)
+                 : "memory");
+  } else if constexpr (sizeof bits == 4) {
     asm volatile("st.shared.u32 [%0 + %2], %1;" ::"r"(p.address), "r"(bits), "n"(kBytes)
+                 : "memory");
+  } else {
+    asm volatile("st.shared.u16 [%0 + %2], %1;" ::"r"(p.address), "h"(bits), "n"(kBytes)
                  : "memory");
   }
 }
@@ -213,34 +232,36 @@ SNV2_DEVICE void store_vector(Remote<T> p, const Vector<T, N>& value) {
 
 // A store under a predicate: lanes that do not want it stay with the others. Of a branch the
 // compiler may make two loops.
-template <class T>
-SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
+template <int N, class T>
+SNV2_DEVICE void store_vector_if(bool wanted, Address<T> p, const Vector<T, N>& value) {
   typename detail::Bits<sizeof value>::type bits;
   memcpy(&bits, &value, sizeof bits);
   if constexpr (sizeof bits == 2) {
     asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u16 [%1], %2;}" ::"r"(
                      static_cast<int>(wanted)),
-                 "r"(p.address()), "h"(bits)
+                 "r"(p.address), "h"(bits)
                  : "memory");
   } else {
-    static_assert(sizeof bits == 4);
+    static_assert(sizeof bits == 4, "half a word or one");
     asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u32 [%1], %2;}" ::"r"(
                      static_cast<int>(wanted)),
-                 "r"(p.address()), "r"(bits)
+                 "r"(p.address), "r"(bits)
                  : "memory");
   }
 }
 
-template <int N, class T>
-SNV2_DEVICE void store_vector_if(bool wanted, Address<T> p, const Vector<T, N>& value) {
-  static_assert(sizeof value == 4, "a word");
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u32 [%1], %2;}" ::"r"(
-                   static_cast<int>(wanted)),
-               "r"(p.address), "r"(bits)
-               : "memory");
+template <class T>
+SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
+  store_vector_if(wanted, Address<T>(p), Vector<T, 1>{{value}});
 }
+
+// Words of two halves: of a low and a high one, and of the high ones of two words.
+SNV2_DEVICE uint32_t word_of(uint16_t low, uint16_t high) {
+  uint32_t word;
+  asm("mov.b32 %0, {%1, %2};" : "=r"(word) : "h"(low), "h"(high));
+  return word;
+}
+SNV2_DEVICE uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
 // Where p lies modulo `bytes`, a power of two.
 template <class T>
@@ -252,23 +273,27 @@ SNV2_DEVICE int misalignment(Global<T> p, int bytes) {
 // sm_80 they are ordinary copies.
 // kOffset elements after both places.
 template <int N, int kOffset = 0, class T>
-SNV2_DEVICE void cp_async(Shared<T> to, Global<const T> from) {
+SNV2_DEVICE void cp_async(Address<T> to, Global<const T> from) {
   constexpr int kBytes = N * sizeof(T);
   [[maybe_unused]] constexpr int kAt = kOffset * static_cast<int>(sizeof(T));
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
 #if __CUDA_ARCH__ >= 800
   if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;" ::"r"(to.address()),
+    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;" ::"r"(to.address),
                  "l"(from.address), "n"(kAt)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1 + %3], %2;" ::"r"(to.address()),
+    asm volatile("cp.async.ca.shared.global [%0 + %3], [%1 + %3], %2;" ::"r"(to.address),
                  "l"(from.address), "n"(kBytes), "n"(kAt)
                  : "memory");
   }
 #else
-  store_vector(to + kOffset, load_vector<N>(from + kOffset));
+  store_vector<N, kOffset>(to, load_vector<N>(from + kOffset));
 #endif
+}
+template <int N, int kOffset = 0, class T>
+SNV2_DEVICE void cp_async(Shared<T> to, Global<const T> from) {
+  cp_async<N, kOffset>(Address<T>(to), from);
 }
 
 SNV2_DEVICE void cp_async_commit() {

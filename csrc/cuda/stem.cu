@@ -1,9 +1,10 @@
 // Chooses the tile of the stem, and launches stem_kernel.
 //
-// Banks. In 16 bits eight lanes read eight words in a row, or every third of 24, and four such
-// groups must not meet. Rows [c][dy] of three planes are an odd multiple of 8 words apart, modulo
-// 32, planes three times that: any four rows that differ modulo 4 are apart. Of pixels one row is
-// read at a time, but for the taps that are left over: rows of pixels are 4 words apart, modulo 32.
+// Banks. In 16 bits four lanes read eight words in a row, and four such groups must not meet. Rows
+// [c][dy] of three planes are an odd multiple of 8 words apart, modulo 32, planes three times that:
+// any four rows that differ modulo 4 are apart. Of pixels they read every sixth word; two
+// neighbours of each are apart from two in the next row if that is 16 words further, modulo 32. Of
+// the last row four neighbours are read, of which two meet two others.
 #include <algorithm>
 #include <array>
 #include <stdexcept>
@@ -55,18 +56,19 @@ void place(const Shape& s, Cut& c) {
   if (s.size == 2 && s.taps == Taps::kPlanes3) {
     c.line_pitch = at_least(length, 16, 32);
   } else if (s.size == 2 && s.taps == Taps::kPixels3) {
-    c.line_pitch = at_least(length, 8, 64);
+    c.line_pitch = at_least(length, 32, 64);
   }
   c.plane_pitch = lines * c.line_pitch;
   if (s.size == 2 && s.taps == Taps::kPlanes3) {
     c.plane_pitch = at_least(c.plane_pitch, 3 * c.line_pitch % 64, 64);
   }
-  // Its channels are 4 words apart, modulo 8; in float32 those of four groups of lanes, 6 channels
-  // apart, are 8.
+  // Channels that four groups of lanes store are 8 words apart, modulo 32: every second one, and in
+  // float32 every sixth.
   c.stage_row = row_pitch(c.columns);
-  c.stage_pitch = at_least(c.rows * c.stage_row, s.size == 4 ? 12 : 8, 16);
+  c.stage_pitch =
+      s.size == 4 ? at_least(c.rows * c.stage_row, 12, 16) : at_least(c.rows * c.stage_row, 8, 32);
   c.stage_at = round_up(s.planes() * c.plane_pitch * s.size, 16);
-  c.weights_at = c.stage_at + std::min(s.out, s.channel_block) * c.stage_pitch * s.size;
+  c.weights_at = c.stage_at + s.channel_block * c.stage_pitch * s.size;
   c.shared_bytes = c.weights_at + s.channels * 9 * s.weight_pitch * s.size;
 }
 

@@ -7,8 +7,8 @@
 // for the lines and 22 KB for the result: two CTAs of an SM, which is what registers allow.
 //
 // A warp takes 7 pooled columns and marches down the tile, two rows of the convolution at a time:
-//   products      [channels] x [2 rows][16 columns], in registers (stem_rows.h)
-//   maximum       with the rows of the step before: down, then across by shuffles
+//   products      [16 columns][channels] of each, in registers (stem_rows.h)
+//   maximum       with the last row of the step before: down, then across by shuffles
 //   result        of all channels, in shared memory, to be stored as runs of planes.
 // The convolution's own result never leaves registers: 602 KB of an image in 16 bits, beside 301 KB
 // that are read and 150 KB written. The row that two tiles share is computed by both.
@@ -92,68 +92,119 @@ SNV2_DEVICE void load_any(const StemParams<T>& params, Shared<T> to, int64_t ima
   }
 }
 
+// What a tile reads of a plane: lines from y on, `pitch` elements apart in the image, of which
+// elements [left, right) exist.
+struct StemLines {
+  int y, count, height;
+  int left, right, length;
+  int64_t pitch;
+
+  SNV2_DEVICE bool has(int line) const {
+    const int row = y + line;
+    return row >= 0 && row < height;
+  }
+};
+
+// Loads a plane's lines one by one, from bytes or from an image in any order.
+template <class T, Taps kTaps>
+SNV2_DEVICE void load_converted(const StemParams<T>& params, const StemTile& tile, Shared<T> plane,
+                                int c, const StemLines& of, int64_t at) {
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  for (int line = warp_of_cta(); line < of.count; line += warps) {
+    const bool exists = of.has(line);
+    const int begin = exists ? of.left : 0, end = exists ? of.right : 0;
+    const Shared<T> to = plane + line * params.line_pitch;
+    if constexpr (kTaps == Taps::kPixels3) {
+      const Global<const uint8_t> in{static_cast<const uint8_t*>(params.in)};
+      load_bytes(params, to, in + (at + line * of.pitch), begin, end, of.length);
+    } else {
+      load_any(params, to, tile.image, c, of.y + line, tile.x, begin, end, of.length);
+    }
+  }
+}
+
+// Starts the copy of a plane's lines, N elements at once, and fills what does not exist with zeros.
+// A lane keeps to its columns.
+template <int N, class T>
+SNV2_DEVICE void copy_lines(Shared<T> to, int pitch, Global<const T> from, const StemLines& of) {
+  const int warps = static_cast<int>(blockDim.x) / kWarp, first = warp_of_cta();
+  for (int i = lane_of_warp() * N; i < of.length; i += kWarp * N) {
+    const bool exists = i >= of.left && i < of.right;
+    Address<T> at(to + (first * pitch + i));
+    Global<const T> source = from + (first * of.pitch + i);
+    for (int line = first; line < of.count; line += warps) {
+      const bool inside = of.has(line);
+      if constexpr (N * sizeof(T) >= 4) {
+        if (exists && inside) {
+          cp_async<N>(at, source);
+        } else {
+          store_vector<N>(at, Vector<T, N>{});
+        }
+      } else {
+        store_vector(at, Vector<T, 1>{{exists && inside ? load(source) : T{}}});
+      }
+      at = at + warps * pitch;
+      source = source + warps * of.pitch;
+    }
+  }
+}
+
 // The lines of a tile.
 template <class T, Taps kTaps>
 SNV2_DEVICE void load_lines(const StemParams<T>& params, const StemTile& tile, Shared<T> lines) {
   constexpr int kSize = kPixel<kTaps>;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  constexpr int kWide = 16 / static_cast<int>(sizeof(T)), kWord = 4 / static_cast<int>(sizeof(T));
   const int planes = kTaps == Taps::kPixels3 ? 1 : params.channels;
-  const int count = static_cast<int>(stem_lines(tile.rows));
-  const int length = (4 * params.columns + stem_halo(params.bytes)) * kSize;
-  const int left = tile.x < 0 ? -tile.x * kSize : 0;
+  StemLines of{};
+  of.y = tile.y;
+  of.count = static_cast<int>(stem_lines(tile.rows));
+  of.height = params.height;
+  of.length = (4 * params.columns + stem_halo(params.bytes)) * kSize;
+  of.left = tile.x < 0 ? -tile.x * kSize : 0;
   const int right = (params.width - tile.x) * kSize;
-  const auto load_plane = [&](int c) {
+  of.right = right < of.length ? right : of.length;
+  of.pitch = int64_t{params.width} * kSize;
+  for (int c = 0; c < planes; ++c) {
+    const Shared<T> to = lines + c * params.plane_pitch;
     const int64_t first = (tile.image * planes + c) * params.height + tile.y;
-    const int64_t at = (first * params.width + tile.x) * kSize;
-    for (int i = warp_of_cta(); i < count; i += warps) {
-      const int y = tile.y + i;
-      const bool inside = y >= 0 && y < params.height;
-      const int begin = inside ? left : 0, end = !inside ? 0 : right < length ? right : length;
-      const Shared<T> to = lines + (c * params.plane_pitch + i * params.line_pitch);
-      const int64_t line = at + i * params.width * kSize;
-      if constexpr (kTaps == Taps::kAny) {
-        load_any(params, to, tile.image, c, y, tile.x, begin, end, length);
-      } else if (kTaps == Taps::kPixels3 && params.bytes) {
-        const Global<const uint8_t> in{static_cast<const uint8_t*>(params.in)};
-        load_bytes(params, to, in + line, begin, end, length);
-      } else {
-        const Global<const T> in{static_cast<const T*>(params.in)};
-        load_line(to, in + line, begin, end, length, params.copy);
-      }
+    const int64_t at = first * of.pitch + int64_t{tile.x} * kSize;
+    const Global<const T> in = Global<const T>{static_cast<const T*>(params.in)};
+    if (kTaps == Taps::kAny || params.bytes) {
+      load_converted<T, kTaps>(params, tile, to, c, of, at);
+    } else if (params.copy == kWide) {
+      copy_lines<kWide>(to, params.line_pitch, in + at, of);
+    } else if (params.copy == kWord) {
+      copy_lines<kWord>(to, params.line_pitch, in + at, of);
+    } else {
+      copy_lines<1>(to, params.line_pitch, in + at, of);
     }
-  };
-  for (int c = 0; c < planes; ++c) load_plane(c);
+  }
 }
 
 // The march -------------------------------------------------------------------------------------
 
+// Every channel of the block has a place in `stage`, also those that do not exist.
 template <class T, class Act, Taps kTaps>
 SNV2_DEVICE void march(const StemParams<T>& params, const StemTile& tile, Shared<T> lines,
-                       Shared<T> stage, Convolution<T, kTaps, Act>& convolution, int channels,
-                       int first) {
-  const int end = tile.column + tile.columns;
-  convolution.place(params, tile, first);
-  // Where the taps of a row of the convolution begin; its neighbour's, which is in the same
-  // windows, if it does not exist.
-  const auto lines_of = [&](int row) {
-    const int there = row < 0 ? 0 : row < params.conv_height ? row : params.conv_height - 1;
-    return lines + (there - 2 * tile.row + 1) * 2 * params.line_pitch;
-  };
-  typename Convolution<T, kTaps, Act>::Values most, upper, lower;
+                       Shared<T> stage, const Convolution<T, kTaps, Act>& convolution) {
+  const int column = convolution.column() - tile.column;
+  const bool pools = convolution.pools() && column < tile.columns;
+  Address<T> to(stage + (convolution.first_channel() * params.stage_pitch + (pools ? column : 0)));
+  // A pooled row is rows 2p - 1 to 2p + 1 of the convolution; the last begins the next one. Where
+  // the first or the last does not exist its neighbour, which does, stands for it.
+  const int step = 2 * params.line_pitch;  // from a row's taps to the next one's
+  Shared<T> line = lines + step;           // row 2p's
+  typename Convolution<T, kTaps, Act>::Values before, middle, after;
+  convolution.row(lines + (tile.row > 0 ? 0 : step), before);
 #pragma unroll 1
-  for (int p = 0; p <= tile.rows; ++p) {
-    // Rows 2p - 1 and 2p of the convolution: the first ends a pooled row, and both begin the next.
-    const int row = 2 * (tile.row + p) - 1;
-    const bool both = p < tile.rows;
-    convolution.rows(params, {lines_of(row), lines_of(both ? row + 1 : row)}, both, upper, lower);
-    if (p > 0) {
-      const int to = (p - 1) * params.stage_row - tile.column;
-      convolution.pool(params, larger(most, upper), first, [&](int channel, int column, T value) {
-        if (channel >= channels || column >= end) return;
-        store(stage + (to + channel * params.stage_pitch + column), value);
-      });
-    }
-    if (both) most = larger(upper, lower);
+  for (int next = 2 * tile.row + 1; next < 2 * (tile.row + tile.rows); next += 2) {
+    convolution.rows(line, line + (next < params.conv_height ? step : 0), middle, after);
+    convolution.pool(larger(larger(before, middle), after), [&](int channel, T value) {
+      store_vector_if(pools, to + channel * params.stage_pitch, Vector<T, 1>{{value}});
+    });
+    before = after;
+    line = line + 2 * step;
+    to = to + params.stage_row;
   }
 }
 
@@ -190,7 +241,7 @@ SNV2_DEVICE void store_planes(const StemParams<T>& params, const StemTile& tile,
       (tile.image * params.out_height + tile.row) * int64_t{params.out_row} + tile.column;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
   for (int i = warp_of_cta(); i < channels * runs; i += warps) {
-    const int channel = i / runs, row = i - channel * runs;
+    const int channel = whole ? i : i / runs, row = whole ? 0 : i - channel * runs;
     const int64_t plane = load(Global<const int32_t>{params.out_table} + (channel0 + channel));
     store_line(Global<T>{params.out} + (plane * params.out_pitch + first + row * params.out_row),
                stage + (channel * params.stage_pitch + row * params.stage_row), count);
@@ -220,8 +271,9 @@ __global__ void __launch_bounds__(kStemWarps* kWarp, 2) stem_kernel(StemParams<T
   // Compute. There are as many warps as a tile has groups of columns.
   const int first = tile.column + warp_of_cta() * kStemColumns;
   if (first < tile.column + tile.columns) {
-    convolution.load_weights(params);
-    march<T, Act>(params, tile, lines, stage, convolution, channels, first);
+    convolution.place(params, tile, first);
+    convolution.load_weights();
+    march<T, Act>(params, tile, lines, stage, convolution);
   }
   pad_stage(params, tile, stage, channels);
   sync_threads();

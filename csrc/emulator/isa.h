@@ -142,6 +142,9 @@ void store_vector_if(bool wanted, Address<T> p, const Vector<T, N>& value, SNV2_
   }
 }
 
+inline uint32_t word_of(uint16_t low, uint16_t high) { return low | uint32_t{high} << 16; }
+inline uint32_t high_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
+
 template <class T>
 int misalignment(Global<T> p, int bytes) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(p.address) &

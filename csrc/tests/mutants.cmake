@@ -537,7 +537,7 @@ snv2_add_mutant(stem_without_barrier_before_store RACE
 
 snv2_add_mutant(stem_below_the_last_row
   FILE cuda/stem.h OF cuda/stem.cu IN gpu_ends CASES stem_of
-  TEXT "y >= 0 && y < params.height;" BECOMES "y >= 0 && y <= params.height;"
+  TEXT "row >= 0 && row < height;" BECOMES "row >= 0 && row <= height;"
   EXPECT "global" "outside all buffers")
 
 snv2_add_mutant(head_that_waits_for_too_few
