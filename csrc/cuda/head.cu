@@ -142,7 +142,6 @@ void features(const StepCall& call, LaunchInfo* info) {
   params.stage_bytes = static_cast<int>(c.stage_bytes);
   params.sums_at = static_cast<int>(c.sums_at);
   params.table_at = static_cast<int>(c.table_at);
-  params.by_vectors = Divisor(c.pitch * s.size / 16);
 
   const bool slopes = params.after.kind == Activation::kPrelu;  // as many as biases
   const std::array buffers{

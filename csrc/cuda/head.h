@@ -61,7 +61,6 @@ struct FeaturesParams {
   int chunk;                           // channels of a stage
   int pitch;                           // of a stage's rows
   int stage_bytes, sums_at, table_at;  // of shared memory; one group's stage
-  Divisor by_vectors;                  // 16-byte vectors of a stage's row
 };
 
 // The columns of a group.
@@ -96,16 +95,19 @@ SNV2_DEVICE void load_stage(const FeaturesParams<T>& params, const FeatureGroup&
   const int left = params.depth - first;
   const int depth = left < params.chunk ? left : params.chunk;
   const int columns = group.blocks<T>(column0) * kBlock;
-  // Vectors of a row with the gap behind it, so that eight lanes meet eight banks.
-  const int vectors = params.pitch / kVector;
-  const Global<const T> pixels = Global<const T>{params.in} + (group.base + column0);
+  // Eight or 16 lanes take a row, a vector each, and go down.
+  static_assert(kFeatureColumns<T> <= 16 * kVector);
+  const int across = columns > 8 * kVector ? 4 : 3, rows = kFeatureThreads >> across;
   const int thread = static_cast<int>(threadIdx.x) % kFeatureThreads;
-  for (int i = thread; i < depth * vectors; i += kFeatureThreads) {
-    const int row = params.by_vectors.divide(i);
-    const int column = (i - row * vectors) * kVector;
-    if (column >= columns) continue;
-    cp_async<kVector>(stage + (row * params.pitch + column),
-                      pixels + (load(table + row) * params.in_pitch + column));
+  const int begin = thread >> across, column = (thread & ((1 << across) - 1)) * kVector;
+  if (column < columns) {
+    const Global<const T> pixels = Global<const T>{params.in} + (group.base + column0 + column);
+    Address<T> to(stage + (begin * params.pitch + column));
+#pragma unroll 2
+    for (int row = begin; row < depth; row += rows) {
+      cp_async<kVector>(to, pixels + load(table + row) * params.in_pitch);
+      to = to + rows * params.pitch;
+    }
   }
   if (depth % kTileDepth<T> != 0) {
     for (int i = thread; i < columns; i += kFeatureThreads) {

@@ -62,6 +62,10 @@ struct Address {
   }
 };
 template <class T>
+SNV2_DEVICE bool is_before(Address<T> a, Address<T> b) {
+  return a.address < b.address;
+}
+template <class T>
 SNV2_DEVICE Address<T> earlier(Address<T> a, Address<T> b) {
   a.address = a.address < b.address ? a.address : b.address;
   return a;
@@ -241,12 +245,18 @@ SNV2_DEVICE void store_vector_if(bool wanted, Address<T> p, const Vector<T, N>& 
                      static_cast<int>(wanted)),
                  "r"(p.address), "h"(bits)
                  : "memory");
-  } else {
-    static_assert(sizeof bits == 4, "half a word or one");
+  } else if constexpr (sizeof bits == 4) {
     asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u32 [%1], %2;}" ::"r"(
                      static_cast<int>(wanted)),
                  "r"(p.address), "r"(bits)
                  : "memory");
+  } else {
+    static_assert(sizeof bits == 16, "half a word, one or four");
+    asm volatile(
+        "{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.v4.u32 [%1], {%2, %3, %4, %5};}" ::"r"(
+            static_cast<int>(wanted)),
+        "r"(p.address), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
+        : "memory");
   }
 }
 

@@ -4,7 +4,8 @@
 // eight, in float32 four. It reads a row of the ring once, as whole vectors, and adds it to the
 // three rows of results that it is part of, which stay in registers. Eight lanes are eight channels
 // (float32: four of two vectors), which lie in different banks. Where a row of pixels begins and
-// ends, zeros come from masks, so that no lane branches.
+// ends, zeros come from masks, so that no lane branches. At stride 2 a row of an even number of
+// pixels ends with the last window.
 //
 // Larger windows have no room in registers (5x5 would take the second CTA of an SM away), and rows
 // of a dilated one do not follow each other: a lane takes two neighbouring results (one) and reads
@@ -69,8 +70,8 @@ SNV2_DEVICE float last_of(uint32_t word) {
   }
 }
 
-// 3x3, not dilated.
-template <class T, int kStride>
+// 3x3, not dilated. kEnds: windows reach beyond the last pixel of a row.
+template <class T, int kStride, bool kEnds>
 class Sliding {
  public:
   static constexpr int kPixels = 16 / static_cast<int>(sizeof(T));  // of a lane
@@ -92,12 +93,17 @@ class Sliding {
     left_ = there > 0 ? -kPixels : 0;
     right_ = there + kPixels < ring.row ? kPixels : 0;
     left_mask_ = at > 0 ? ~0u : 0u;
-    right_mask_ = at + kPixels < ring.width ? ~0u : 0u;
+    if constexpr (kEnds) {
+      right_mask_ = at + kPixels < ring.width ? ~0u : 0u;
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const int left = ring.width - (at + w * kOfWord);  // pixels from this word on
-      mask_[w] = left >= kOfWord ? ~0u : left > 0 ? kFirst : 0u;
+      for (int w = 0; w < kWords; ++w) {
+        const int left = ring.width - (at + w * kOfWord);  // pixels from this word on
+        mask_[w] = left >= kOfWord ? ~0u : left > 0 ? kFirst : 0u;
+      }
     }
+    row_ = ring.row;
+    size_ = ring.size;
+    end_ = line_ + size_;
   }
 
   // Calls emit(results) for `count` output rows of an image. The first one is centred on input row
@@ -106,28 +112,29 @@ class Sliding {
   SNV2_DEVICE void rows(const Ring& ring, int center, int place, int count, const Emit& emit) {
     begin_upper();
     if (center > 0) {
-      read(ring.before(place, 1));
+      read(line_ + ring.before(place, 1));
       add<0>(upper_, upper_);
     }
-    read(place);
+    Address<T> at = line_ + place;
+    read(at);
     add<1>(middle_, upper_);
 #pragma unroll 1
     for (int left = count; left > 1; --left) {
       // The row that was read is the upper one of the next results: at stride 2 the one below.
       if constexpr (kStride == 1) next_upper();
-      place = ring.after(place, 1);
-      read(place);
+      at = below(at);
+      read(at);
       add<2>(middle_, middle_);
       emit(middle_);
       if constexpr (kStride == 2) {
         next_upper();
-        place = ring.after(place, 1);
-        read(place);
+        at = below(at);
+        read(at);
       }
       add<1>(middle_, upper_);
     }
     if (center + (count - 1) * kStride + 1 < ring.height) {
-      read(ring.after(place, 1));
+      read(below(at));
       add<2>(middle_, middle_);
     }
     emit(middle_);
@@ -139,9 +146,14 @@ class Sliding {
   static constexpr int kWords = 4 * kStride;
   static constexpr uint32_t kFirst = 0xffffu;  // mask of the first of two pixels
 
-  // Reads the row at `place`, from the pixel left of the lane's on.
-  SNV2_DEVICE void read(int place) {
-    const auto at = (line_ + place).template as<uint32_t>();
+  // Returns where the next row of the ring has the lane's pixels.
+  SNV2_DEVICE Address<T> below(Address<T> row) const {
+    const Address<T> there = row + row_;
+    return is_before(there, end_) ? there : there + -size_;
+  }
+  // Reads a row, from the pixel left of the lane's on.
+  SNV2_DEVICE void read(Address<T> row) {
+    const auto at = row.template as<uint32_t>();
     const int left = left_ / kOfWord, right = right_ / kOfWord;
     // Whole vectors, of which a word is wanted: words of so many channels would lie in few banks.
     const Vector<uint32_t, 4> own = load_vector<4>(at), before = load_vector<4>(at + left);
@@ -150,7 +162,8 @@ class Sliding {
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       float values[kOfWord];
-      unpack<T>((w < 4 ? own.values[w % 4] : after.values[w % 4]) & mask_[w], values);
+      const uint32_t word = w < 4 ? own.values[w % 4] : after.values[w % 4];
+      unpack<T>(kEnds ? word & mask_[w] : word, values);
 #pragma unroll
       for (int i = 0; i < kOfWord; ++i) x_[1 + w * kOfWord + i] = values[i];
     }
@@ -180,7 +193,8 @@ class Sliding {
   }
 
   float taps_[kTaps + 1];
-  Address<T> line_;
+  Address<T> line_, end_;  // of the ring, for this lane
+  int row_, size_;
   int left_, right_;  // elements from the lane's vector to its neighbours', or 0
   uint32_t left_mask_, right_mask_, mask_[kWords];
   float x_[kPixels * kStride + 2];
@@ -353,7 +367,7 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
           y[p] = results[p];
           if constexpr (Act::kAny) y[p] = activated(branch.dw_after.kind, y[p], slope);
         }
-        if (stores) store_vector<kPixels>(to, rounded_vector<T>(y));
+        store_vector_if(stores, to, rounded_vector<T>(y));
         to = to + params.out_row;
       });
       move(count);
@@ -377,7 +391,10 @@ SNV2_DEVICE void convolve_rows(const UnitParams<T>& params, const Branch<T>& bra
   if constexpr (Act::kAny) {
     if (branch.window > 3 || branch.dilation > 1) return with(Dilated<T, kStride>{});
   }
-  with(Sliding<T, kStride>{});
+  if constexpr (kStride == 2) {
+    if (params.width % 2 == 0) return with(Sliding<T, kStride, false>{});
+  }
+  with(Sliding<T, kStride, true>{});
 }
 
 }  // namespace snv2::SNV2_GPU

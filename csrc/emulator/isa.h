@@ -53,6 +53,10 @@ struct Address : Shared<T> {
   Address operator+(int i) const { return Address(Shared<T>::operator+(i)); }
 };
 template <class T>
+bool is_before(Address<T> a, Address<T> b) {
+  return a.address < b.address;
+}
+template <class T>
 Address<T> earlier(Address<T> a, Address<T> b) {
   return a.address < b.address ? a : b;
 }
