@@ -265,12 +265,13 @@ SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
   store_vector_if(wanted, Address<T>(p), Vector<T, 1>{{value}});
 }
 
-// Words of two halves: of a low and a high one, and of the high ones of two words.
+// Words of two halves: of a low and a high one, and of the low or the high ones of two words.
 SNV2_DEVICE uint32_t word_of(uint16_t low, uint16_t high) {
   uint32_t word;
   asm("mov.b32 %0, {%1, %2};" : "=r"(word) : "h"(low), "h"(high));
   return word;
 }
+SNV2_DEVICE uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 SNV2_DEVICE uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
 // Where p lies modulo `bytes`, a power of two.

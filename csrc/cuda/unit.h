@@ -26,6 +26,7 @@
 #include "cuda/unit_convolve.h"
 #include "cuda/unit_load.h"
 #include "cuda/unit_product.h"
+#include "cuda/unit_tensor.h"
 
 namespace snv2::SNV2_GPU {
 
@@ -109,8 +110,9 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       load_planes(params, m, m.in_table + (kBare ? branch.first_depth : 0),
                   kBare ? branch.mid : depth, element(done), blocks, kBare ? at : 0, wrap);
     } else {
-      load_tensor(params, m, row_start + rows_before(done), done % params.stretch, blocks,
-                  kBare ? at : 0, wrap);
+      load_tensor(params, m,
+                  TensorStep{row_start + rows_before(done), done % params.stretch, blocks * kBlock,
+                             kBare ? at : 0, wrap});
     }
     zero_x();
     cp_async_commit();
@@ -220,7 +222,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       }
       sync_threads();
       if (kCaller && params.result != nullptr) {
-        store_result(params, m, branch, image, local, rows, rank);
+        store_result(params, m, branch, ResultStep{image, local, rows, rank});
         sync_threads();
       }
       row += rows;

@@ -17,6 +17,26 @@ void run_any_unit(const StepCall& call, LaunchInfo* info);
 // Those without all parts.
 void run_piece(const StepCall& call, LaunchInfo* info);
 
+// Neighbouring pixels of a row that can be moved at once, wherever the row is.
+template <class T>
+int pixels_at_once(const T* data, const MapView& map, int64_t width) {
+  for (const int64_t count : {4, 2}) {
+    const auto whole = [&](int64_t elements) { return elements % count == 0; };
+    if (map.pixel == 1 && whole(width) && whole(map.row) && whole(map.channel) &&
+        whole(map.image) && reinterpret_cast<uintptr_t>(data) % (count * sizeof(T)) == 0) {
+      return static_cast<int>(count);
+    }
+  }
+  return 1;
+}
+
+// Whether an even channel of each pixel and the next one are an aligned word.
+template <class T>
+bool pairs_of_channels(const T* data, const MapView& map) {
+  return map.channel == 1 && map.pixel % 2 == 0 && map.row % 2 == 0 && map.image % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(data) % (2 * sizeof(T)) == 0;
+}
+
 template <class T, int kStride>
 void describe_unit(const UnitParams<T>& params, const Shape& s, const Cut& c, const Device& device,
                    LaunchInfo& info) {
@@ -111,6 +131,14 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   params.result_image = call.result.image;
   params.result_row = call.result.row;
   params.result_pixel = call.result.pixel;
+  params.in_vector = pixels_at_once(params.in, call.in, s.width);
+  params.in_pairs = pairs_of_channels(params.in, call.in);
+  if (s.result) {
+    // What passes through has the same pixels.
+    params.result_vector = pixels_at_once(params.result, call.result, s.out_width);
+    params.result_vector = std::min(params.result_vector, params.in_vector);
+    params.result_pairs = pairs_of_channels(params.result, call.result);
+  }
   params.in_table = table(step.in_table);
   params.result_table = table(step.result_table);
   params.in_channels = static_cast<int>(s.in);
@@ -168,7 +196,7 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   params.by_quads = Divisor(quads_of(c.columns / kBlock));
   params.by_row = Divisor(s.row);
   params.by_stretch = Divisor(params.stretch);
-  params.by_out_width = Divisor(s.out_width);
+  params.by_out_row = Divisor(s.out_row);
   for (Branch<T>& branch : params.branches) {
     const int64_t groups = ceil_div(share_rows(branch.mid, c.cluster), kGroupChannels<T>);
     branch.groups = static_cast<int>(groups);

@@ -118,37 +118,6 @@ SNV2_DEVICE void load_planes(const UnitParams<T>& params, const Memory<T>& m, Sh
       });
 }
 
-// The same from the caller's tensor, whatever its strides, from column `column0` of row `row0` of
-// all images on; padding is zero.
-template <class T>
-SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m, int row0, int column0,
-                             int blocks, int at, int wrap) {
-  const int columns = blocks * kBlock;
-  const int image0 = row0 / params.heights.in, y0 = row0 - image0 * params.heights.in;
-  const bool along_pixels = params.in_pixel == 1;
-  const int outer = along_pixels ? params.in_channels : columns;
-  const int inner = along_pixels ? columns : params.in_channels;
-  for (int o = warp_of_cta(); o < outer; o += unit_warps()) {
-    for (int i = lane_of_warp(); i < inner; i += kWarp) {
-      const int row = along_pixels ? o : i, pixel = along_pixels ? i : o;
-      const int rows = params.by_row.divide(column0 + pixel);
-      const int x_of_pixel = column0 + pixel - rows * params.row;
-      int64_t image = image0;
-      int y = y0 + rows;
-      while (y >= params.heights.in) y -= params.heights.in, ++image;
-      T value = rounded<T>(0.0f);
-      if (x_of_pixel < params.width) {
-        value = load(Global<const T>{params.in} +
-                     (load(m.in_table + row) * params.in_channel + image * params.in_image +
-                      y * params.in_row + x_of_pixel * params.in_pixel));
-      }
-      int column = at + pixel;
-      if (column >= wrap) column -= wrap;
-      store(m.x + (row * m.x_pitch + column), value);
-    }
-  }
-}
-
 // Between the CTAs of a cluster -----------------------------------------------------------------
 
 // A CTA's share of X, a run of rows, on its way from memory to all CTAs. A warp has up to kMost

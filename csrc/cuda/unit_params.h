@@ -135,6 +135,8 @@ struct UnitParams {
   int64_t out_pitch;
   T* result;  // the caller's, or null
   int64_t result_channel, result_image, result_row, result_pixel;
+  int in_vector, result_vector;  // neighbouring pixels that are moved at once: 1, 2 or 4
+  bool in_pairs, result_pairs;   // an even channel and the next one of a pixel are an aligned word
   const int32_t* in_table;      // [in]
   const int32_t* result_table;  // [result_channels], see GpuStep
   int in_channels;
@@ -152,7 +154,7 @@ struct UnitParams {
   bool prefetch;              // X and DW are apart: the next X is loaded while DW is in use
   int cluster, cluster_log2;  // CTAs
   Divisor by_quads;           // of blocks of a row of X
-  Divisor by_row, by_stretch, by_out_width;
+  Divisor by_row, by_stretch, by_out_row;
   int reach;  // of the windows, for kernels of any activation
 
   // Rows above and below that an output row needs.

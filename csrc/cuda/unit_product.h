@@ -219,42 +219,4 @@ SNV2_DEVICE void store_rows(const UnitParams<T>& params, const Memory<T>& m,
       });
 }
 
-// Writes `rows` rows of the caller's tensor, from row `local0` of an image on, in logical order:
-// the rows of this branch's result that lie in shared memory, and what passes through, which CTAs
-// of a cluster share. Nothing does beside a projection.
-template <class T>
-SNV2_DEVICE void store_result(const UnitParams<T>& params, const Memory<T>& m,
-                              const Branch<T>& branch, int64_t image0, int local0, int rows,
-                              int rank) {
-  const int count = rows * params.out_width;
-  const bool along_pixels = params.result_pixel == 1;
-  const int outer = along_pixels ? params.result_channels : count;
-  const int inner = along_pixels ? count : params.result_channels;
-  for (int o = warp_of_cta(); o < outer; o += unit_warps()) {
-    for (int i = lane_of_warp(); i < inner; i += kWarp) {
-      const int channel = along_pixels ? o : i, pixel = along_pixels ? i : o;
-      const int32_t entry = load(Global<const int32_t>{params.result_table} + channel);
-      const int row = entry - branch.first_result;
-      const int line = params.by_out_width.divide(pixel), x = pixel - line * params.out_width;
-      int64_t image = image0;
-      int y = local0 + line;
-      while (y >= params.heights.out) y -= params.heights.out, ++image;
-      T value;
-      if (entry >= 0 && row >= 0 && row < branch.out) {
-        value = load(m.result + (row * m.dw_pitch + line * params.out_row + x));
-      } else if (entry < 0 && channel % params.cluster == rank) {
-        value = load(Global<const T>{params.in} +
-                     ((-1 - int64_t{entry}) * params.in_channel + image * params.in_image +
-                      y * params.in_row + x * params.in_pixel));
-      } else {
-        continue;
-      }
-      store(Global<T>{params.result} +
-                (channel * params.result_channel + image * params.result_image +
-                 y * params.result_row + x * params.result_pixel),
-            value);
-    }
-  }
-}
-
 }  // namespace snv2::SNV2_GPU

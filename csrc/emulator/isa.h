@@ -147,6 +147,7 @@ void store_vector_if(bool wanted, Address<T> p, const Vector<T, N>& value, SNV2_
 }
 
 inline uint32_t word_of(uint16_t low, uint16_t high) { return low | uint32_t{high} << 16; }
+inline uint32_t low_halves(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
 inline uint32_t high_halves(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
 
 template <class T>
