@@ -79,10 +79,11 @@ from one kernel of the graph to the next, and then as long as the longest of fiv
   it has warps enough, and where it has few, one in {alone:.0f} cycles for each warp.
 - *latency*: the cycles from the first instruction of a CTA to its last if nothing else is in the
   way, times the CTAs that an SM takes one after another. Of units that is the estimate by which
-  they are cut (`csrc/cuda/unit_cost.h`): phases between barriers, {alone:.0f} cycles for each
-  instruction of a warp in the longest job, {l2:.0f} for what waits for L2. Of other kernels it is
-  two round trips to memory, {alone:.0f} cycles for each instruction of a warp, and for those of
-  products what their loop takes in the table of loops below.
+  they are cut (`csrc/cuda/unit_cost.h`): phases between barriers, of which each takes as long as
+  the longest job of a warp: in inner loops by the table of loops below, elsewhere {alone:.0f}
+  cycles for each instruction; and {l2:.0f} for what waits for L2. Of other kernels it is two round
+  trips to memory, {alone:.0f} cycles for each instruction of a warp, and for those of products
+  what their loop takes.
 
 Executed instructions are counted by the interpreter, one for each warp that an instruction is
 issued to, in PTX for compute_90 of nvcc {nvcc}: all of them at batch 1 and 8; from batch 64 on
@@ -153,9 +154,9 @@ A turn of the inner loops of the float16 kernels, in machine code for sm_90 (ptx
 in its instructions (`benchmarks/sass.py`, with typical latencies). *for each*: instructions for
 an HMMA of 16 x 8 x 16, or for a result of a lane. `Resident` units have their weights in shared
 memory, `Clustered` ones in that of a cluster, `Direct` ones in L2; those with `true` read or
-write the caller's tensors. Beside them stands what `unit_cost.h` reckons with for the same turn,
-in PTX and at {alone:.0f} cycles for each instruction of a lone warp, or {weights:.0f} for a step
-that waits for L2. `python_tests/test_cuda_sass.py` bounds this table.
+write the caller's tensors. Beside them stands what `unit_cost.h` reckons with for the same turn:
+instructions in PTX, and cycles, which are {weights:.0f} for a step that waits for L2.
+`python_tests/test_cuda_sass.py` bounds this table.
 
 | kernel | loop | instructions | for each | cycles | `unit_cost.h`: instructions | cycles |
 |---|---|---|---|---|---|---|
@@ -245,12 +246,13 @@ def unit_cost_of(row: dict[str, Any]) -> tuple[float, float] | None:
             continue
         if row["loop"] == "depthwise":
             strided = row["kernel"].startswith("unit_kernel<half_t, 2,")
-            of_row = unit_cost("kRow") * (unit_cost("kOfTwoRows") if strided else 1)
-            return of_row, ALONE * of_row
+            times = (unit_cost("kOfTwoRows"), unit_cost("kCyclesOfTwoRows")) if strided else (1, 1)
+            return unit_cost("kRow") * times[0], unit_cost("kRowCycles") * times[1]
         steps = row["done"] / products
         instructions = steps * unit_cost("kTile") + row["done"] * unit_cost("kProduct")
-        least = steps * unit_cost("kWeightsOfL2") / ahead if ahead else 0.0
-        return instructions, max(ALONE * instructions, least)
+        tile = unit_cost("kTileCycles" if mode == "Resident" else "kOneTileCycles")
+        cycles = steps * tile + row["done"] * unit_cost("kProductCycles")
+        return instructions, max(cycles, steps * unit_cost("kWeightsOfL2") / ahead if ahead else 0)
     return None
 
 

@@ -91,6 +91,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   for (int i = static_cast<int>(threadIdx.x); i < depth; i += unit_threads()) {
     store(m.in_table + i, load(Global<const int32_t>{params.in_table} + i));
   }
+  if (kCaller && params.result != nullptr) load_sources(params, branch, m.sources, rank);
   grid_dependency_wait();
   if constexpr (Mode::kCluster && !kShared) {
     sync_cluster_reads();  // the others have begun
@@ -222,7 +223,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       }
       sync_threads();
       if (kCaller && params.result != nullptr) {
-        store_result(params, m, branch, ResultStep{image, local, rows, rank});
+        store_result(params, m, ResultStep{image, local, rows});
         sync_threads();
       }
       row += rows;

@@ -1,10 +1,11 @@
 // An estimate of what a cut of a unit costs, for the choice among cuts (unit_cut.h).
 //
 // A warp's job is counted in PTX instructions, as the interpreter of PTX counts them
-// (docs/ptx.md). A warp that is alone waits for most of its instructions; an SM that is full issues
-// one from each of its schedulers, now and then none. Whichever takes longer is what a phase takes,
-// and phases are apart by barriers. Beside that stands what a launch asks of L2. The constants are
-// read off PTX and SASS, and were not fitted to a clock.
+// (docs/ptx.md), and in cycles that it takes alone: in inner loops by the stalls that ptxas wrote
+// into machine code (docs/arithmetic.md), elsewhere by what a warp waits for an instruction. An SM
+// that is full issues one from each of its schedulers, now and then none. Whichever takes longer is
+// what a phase takes, and phases are apart by barriers. Beside that stands what a launch asks of
+// L2. The constants are read off PTX and SASS, and were not fitted to a clock.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +29,8 @@ struct CostModel {
   // Instructions of each warp, in all, in a cluster, and in each step, whatever its jobs.
   static constexpr double kFixed = 280, kOfCluster = 80, kStep = 90;
   static constexpr double kCopy = 4, kLoad = 14;  // of 32 vectors of weights, of planes
-  static constexpr double kScalarLoad = 25;       // of 32 elements of the caller's tensor
+  // Of 32 vectors of the caller's tensor, and of 32 vectors of its result.
+  static constexpr double kTensorLoad = 12, kTensorStore = 30;
 };
 
 // Instructions of a CTA, and its cycles if it has an SM to itself.
@@ -36,15 +38,16 @@ class Work {
  public:
   explicit Work(int64_t threads) : warps_(static_cast<double>(threads / kWarp)) {}
 
-  // Jobs that warps take in turn, of `each` instructions and at least `least` cycles.
-  void jobs(double count, double each, double times = 1, double least = 0) {
+  // Jobs that warps take in turn, of `each` instructions and `alone` cycles.
+  void jobs(double count, double each, double alone, double times = 1) {
     const double turns = std::ceil(count / warps_);
     instructions += times * count * each;
-    cycles += times * std::max({turns * each * CostModel::kAlone, turns * least,
-                                count * each / CostModel::kIssue});
+    cycles += times * std::max(turns * alone, count * each / CostModel::kIssue);
   }
   // Instructions that all warps have an equal part of.
-  void spread(double count, double times = 1) { jobs(warps_, count / warps_, times); }
+  void spread(double count, double times = 1) {
+    jobs(warps_, count / warps_, count / warps_ * CostModel::kAlone, times);
+  }
   void wait(double of, double times = 1) { cycles += of * times; }
 
   int warps() const { return static_cast<int>(warps_); }
@@ -59,8 +62,11 @@ class Work {
 // block of results.
 template <class Mode, class T>
 void add_product(Work& work, double rows, double depth, double blocks, double store, double times) {
-  // Instructions for 16 x 8 x 16, which in float32 are a lane's multiply-adds, and for each step.
+  // Instructions, and cycles, for 16 x 8 x 16, which in float32 are a lane's multiply-adds, and
+  // for each step.
   constexpr double kProduct = sizeof(T) == 4 ? 80 : 1.4, kTile = sizeof(T) == 4 ? 0 : 9;
+  constexpr double kProductCycles = sizeof(T) == 4 ? 225 : 7, kTileCycles = sizeof(T) == 4 ? 0 : 10;
+  constexpr double kOneTileCycles = 28;  // of a step with one row of tiles
   const double tiles = std::ceil(rows / kTileRows), deep = std::ceil(depth / 16);
   const double tall = std::min<double>(Mode::kTiles, tiles);
   const double row_blocks = std::ceil(tiles / Mode::kTiles);
@@ -68,9 +74,12 @@ void add_product(Work& work, double rows, double depth, double blocks, double st
                                           static_cast<int>(std::ceil(blocks)), work.warps());
   const double wide = std::min(most, blocks);
   const double count = row_blocks * std::ceil(blocks / most);
-  const double each = 100 + deep * (kTile + kProduct * tall * wide) + store * tall * wide;
-  const double least = Mode::kResident ? 0 : deep * CostModel::kWeightsOfL2 / Mode::kAhead;
-  work.jobs(count, each, times, least);
+  const double around = 100 + store * tall * wide;
+  const double step = sizeof(T) == 2 && Mode::kTiles == 1 ? kOneTileCycles : kTileCycles;
+  const double multiplied = step + kProductCycles * tall * wide;
+  const double waited = Mode::kResident ? 0 : CostModel::kWeightsOfL2 / Mode::kAhead;
+  work.jobs(count, around + deep * (kTile + kProduct * tall * wide),
+            around * CostModel::kAlone + deep * std::max(multiplied, waited), times);
   work.wait(CostModel::kBarrier, times);
 }
 
@@ -127,7 +136,7 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
   } else if (s.in_planes) {
     work.spread(elements / vector / kWarp * CostModel::kLoad, steps);
   } else {
-    work.spread(elements / kWarp * CostModel::kScalarLoad, steps);
+    work.spread(elements / static_cast<double>(s.vector) / kWarp * CostModel::kTensorLoad, steps);
   }
   if (!c.prefetch) work.wait(CostModel::kLatency, steps - 1);
   if (!bare) {
@@ -143,10 +152,12 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
   double rows_each = at_once;
   for (; 2 * tasks <= warps && rows_each >= 2; tasks *= 2) rows_each /= 2;
   const double slower = s.reach > 1 ? 4 * taps : 1;
-  // Instructions for a row of results of a warp, and how many times those at stride 2.
-  constexpr double kRow = sizeof(T) == 4 ? 70 : 122, kOfTwoRows = 1.55;
-  const double row = kRow * slower * (kStride == 2 ? kOfTwoRows : 1);
-  work.jobs(tasks, 230 + row * rows_each, times);
+  // Instructions and cycles for a row of results of a warp, and how many times those at stride 2.
+  constexpr double kRow = sizeof(T) == 4 ? 70 : 122, kRowCycles = sizeof(T) == 4 ? 105 : 150;
+  constexpr double kOfTwoRows = 1.43, kCyclesOfTwoRows = 1.55;
+  const double row = slower * (kStride == 2 ? kOfTwoRows : 1) * kRow * rows_each;
+  const double alone = slower * (kStride == 2 ? kCyclesOfTwoRows : 1) * kRowCycles * rows_each;
+  work.jobs(tasks, 230 + row, 230 * CostModel::kAlone + alone, times);
   work.wait(CostModel::kBarrier, times);
   if (Mode::kCluster) {
     const double vectors = mid * out_blocks * kBlock / vector;
@@ -158,6 +169,13 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
     if (!Mode::kResident) work.l2_bytes += out * depth * sizeof(T) * times;
   }
   work.l2_bytes += out * out_blocks * kBlock * sizeof(T) * times;
+  if (s.result) {
+    const double results = static_cast<double>(s.passed) + out;
+    work.spread(results * out_blocks * kBlock / static_cast<double>(s.vector) / kWarp *
+                    CostModel::kTensorStore,
+                times);
+    work.wait(CostModel::kBarrier, times);
+  }
   return work;
 }
 

@@ -56,6 +56,7 @@ int64_t place(const Shape& s, Cut& c, bool projection) {
   places.dw_weights = take(mid * s.dw_floats[projection] * 4, 4);
   places.in_table = take(s.in * 4, 4);
   places.out_table = take(padded_rows(out) * 4);
+  places.sources = take(s.result ? (s.proj + s.out + s.passed) * 4 : 0);
   places.pw2_bias = take(padded_rows(out) * 4);
   const bool shared = c.weights != Weights::kDirect;
   places.pw1 = take(shared && !bare ? packed_elements(mid, s.in, dtype_of<T>()) * s.size : 0);
@@ -238,7 +239,7 @@ template <class T, int kStride>
 const Cut& remembered(const Shape& s, const Device& device) {
   constexpr size_t kMost = 4096;
   const Tuning& t = device.tuning;
-  using Key = std::array<int64_t, 23>;
+  using Key = std::array<int64_t, 25>;
   const Key key{s.in,
                 s.mid,
                 s.proj,
@@ -248,6 +249,8 @@ const Cut& remembered(const Shape& s, const Device& device) {
                 s.width,
                 s.in_planes,
                 s.result,
+                s.vector,
+                s.passed,
                 s.dw_floats[0],
                 s.dw_floats[1],
                 s.reach,

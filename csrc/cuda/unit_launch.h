@@ -19,12 +19,12 @@ void run_piece(const StepCall& call, LaunchInfo* info);
 
 // Neighbouring pixels of a row that can be moved at once, wherever the row is.
 template <class T>
-int pixels_at_once(const T* data, const MapView& map, int64_t width) {
+int64_t pixels_at_once(const MapView& map, int64_t width) {
   for (const int64_t count : {4, 2}) {
     const auto whole = [&](int64_t elements) { return elements % count == 0; };
     if (map.pixel == 1 && whole(width) && whole(map.row) && whole(map.channel) &&
-        whole(map.image) && reinterpret_cast<uintptr_t>(data) % (count * sizeof(T)) == 0) {
-      return static_cast<int>(count);
+        whole(map.image) && reinterpret_cast<uintptr_t>(map.data) % (count * sizeof(T)) == 0) {
+      return count;
     }
   }
   return 1;
@@ -32,9 +32,16 @@ int pixels_at_once(const T* data, const MapView& map, int64_t width) {
 
 // Whether an even channel of each pixel and the next one are an aligned word.
 template <class T>
-bool pairs_of_channels(const T* data, const MapView& map) {
+bool pairs_of_channels(const MapView& map) {
   return map.channel == 1 && map.pixel % 2 == 0 && map.row % 2 == 0 && map.image % 2 == 0 &&
-         reinterpret_cast<uintptr_t>(data) % (2 * sizeof(T)) == 0;
+         reinterpret_cast<uintptr_t>(map.data) % (2 * sizeof(T)) == 0;
+}
+
+// Elements of the caller's tensor that a lane moves at once.
+template <class T>
+int64_t elements_at_once(const MapView& map, int64_t width) {
+  const int64_t square = sizeof(T) == 2 && pairs_of_channels<T>(map) ? 4 : 1;
+  return std::max(pixels_at_once<T>(map, width), square);
 }
 
 template <class T, int kStride>
@@ -105,6 +112,10 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   s.expand = (step.parts & kExpand) != 0;
   s.project = (step.parts & kProject) != 0;
   s.reach = std::max(step.dw_window.reach(), step.proj_dw_window.reach());
+  const int64_t in_vector = elements_at_once<T>(call.in, s.width);
+  const int64_t out_vector = s.result ? elements_at_once<T>(call.result, s.out_width) : in_vector;
+  s.vector = std::min(in_vector, out_vector);
+  s.passed = s.result ? step.result_channels - s.out - s.proj : 0;
 
   if (s.batch * (s.height + 2) >= int64_t{1} << 31) {
     throw std::invalid_argument("x: more than 2^31 rows");
@@ -131,13 +142,13 @@ void launch_unit(const StepCall& call, LaunchInfo* info) {
   params.result_image = call.result.image;
   params.result_row = call.result.row;
   params.result_pixel = call.result.pixel;
-  params.in_vector = pixels_at_once(params.in, call.in, s.width);
-  params.in_pairs = pairs_of_channels(params.in, call.in);
+  params.in_vector = static_cast<int>(pixels_at_once<T>(call.in, s.width));
+  params.in_pairs = pairs_of_channels<T>(call.in);
   if (s.result) {
     // What passes through has the same pixels.
-    params.result_vector = pixels_at_once(params.result, call.result, s.out_width);
-    params.result_vector = std::min(params.result_vector, params.in_vector);
-    params.result_pairs = pairs_of_channels(params.result, call.result);
+    const auto vector = static_cast<int>(pixels_at_once<T>(call.result, s.out_width));
+    params.result_vector = std::min(vector, params.in_vector);
+    params.result_pairs = pairs_of_channels<T>(call.result);
   }
   params.in_table = table(step.in_table);
   params.result_table = table(step.result_table);

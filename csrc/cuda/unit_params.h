@@ -57,7 +57,7 @@ constexpr int kGroupChannels = 16 / static_cast<int>(sizeof(T));
 // no store asks whether its row is there.
 struct Places {
   int mid, dw, result;
-  int pw1_bias, dw_weights, in_table, out_table, pw2_bias;
+  int pw1_bias, dw_weights, in_table, out_table, sources, pw2_bias;
   int pw1, pw2;
   int x_pitch, mid_pitch, dw_pitch;  // elements
 };
@@ -137,8 +137,8 @@ struct UnitParams {
   int64_t result_channel, result_image, result_row, result_pixel;
   int in_vector, result_vector;  // neighbouring pixels that are moved at once: 1, 2 or 4
   bool in_pairs, result_pairs;   // an even channel and the next one of a pixel are an aligned word
-  const int32_t* in_table;      // [in]
-  const int32_t* result_table;  // [result_channels], see GpuStep
+  const int32_t* in_table;       // [in]
+  const int32_t* result_table;   // [result_channels], see GpuStep
   int in_channels;
   int result_channels;
   Branch<T> branches[2];  // main, projection
@@ -171,7 +171,7 @@ struct Memory {
   Shared<T> x, mid, dw, result;
   Shared<T> pw1, pw2;
   Shared<float> pw1_bias, pw2_bias, dw_weights;
-  Shared<int32_t> in_table, out_table;
+  Shared<int32_t> in_table, out_table, sources;
   int x_pitch, mid_pitch, dw_pitch;
 };
 
@@ -190,6 +190,7 @@ SNV2_DEVICE Memory<T> memory_of(const Places& at) {
   m.pw2_bias = (base + at.pw2_bias).template as<float>();
   m.in_table = (base + at.in_table).template as<int32_t>();
   m.out_table = (base + at.out_table).template as<int32_t>();
+  m.sources = (base + at.sources).template as<int32_t>();
   m.x_pitch = at.x_pitch;
   m.mid_pitch = at.mid_pitch;
   m.dw_pitch = at.dw_pitch;

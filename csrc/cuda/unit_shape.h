@@ -17,6 +17,8 @@ struct Shape {
   int64_t batch, height, width, out_height, out_width;
   int64_t row, out_row;    // with their padding
   bool in_planes, result;  // the map is read from planes; the caller's tensor is written
+  int64_t vector;          // elements of the caller's tensors that are moved at once
+  int64_t passed;          // channels that pass through to the result
   int64_t size;
   int64_t dw_floats[2];  // of a channel, in the parameters of either branch
   int64_t reach;         // of the larger window

@@ -36,17 +36,19 @@ SNV2_DEVICE Global<T> at_result(const UnitParams<T>& params, const Pixel& p) {
          (p.image * params.result_image + p.y * params.result_row + p.x * params.result_pixel);
 }
 
-// How warps share rows of `vectors` each: eight, 16 or 32 lanes take one.
+// How warps share rows of `vectors` each: eight, 16 or 32 lanes take one. All lanes make it, and
+// ask nobody afterwards.
 struct LanesOfRows {
-  int across;  // log2 of a row's lanes
+  int vectors, vector;  // of a row: how many at once, and this lane's first
+  int rows, row;
 
-  SNV2_DEVICE explicit LanesOfRows(int vectors) : across(vectors > 16 ? 5 : vectors > 8 ? 4 : 3) {}
-  SNV2_DEVICE int vector() const { return lane_of_warp() & ((1 << across) - 1); }
-  SNV2_DEVICE int vectors() const { return 1 << across; }
-  SNV2_DEVICE int row() const {
-    return (warp_of_cta() << (5 - across)) + (lane_of_warp() >> across);
+  SNV2_DEVICE explicit LanesOfRows(int most) {
+    const int across = most > 16 ? 5 : most > 8 ? 4 : 3, down = 5 - across;
+    vectors = 1 << across;
+    vector = lane_of_warp() & (vectors - 1);
+    rows = unit_warps() << down;
+    row = (warp_of_cta() << down) + (lane_of_warp() >> across);
   }
-  SNV2_DEVICE int rows() const { return unit_warps() << (5 - across); }
 };
 
 // Load ------------------------------------------------------------------------------------------
@@ -70,21 +72,21 @@ SNV2_DEVICE void load_contiguous(const UnitParams<T>& params, const Memory<T>& m
   const int y0 = step.row0 - static_cast<int>(image0) * params.heights.in;
   const int vectors = step.columns / N;
   const LanesOfRows lanes(vectors);
-  for (int v = lanes.vector(); v < vectors; v += lanes.vectors()) {
+  for (int v = lanes.vector; v < vectors; v += lanes.vectors) {
     const int column = step.column0 + v * N, rows = params.by_row.divide(column);
     const int x = column - rows * params.row, last = params.width - N;
     const Global<const T> from =
         at_in(params, Pixel(image0, y0, rows, x < last ? x : last, params.heights.in));
-    Address<T> to(m.x + (lanes.row() * m.x_pitch + step.place(v * N)));
+    Address<T> to(m.x + (lanes.row * m.x_pitch + step.place(v * N)));
 #pragma unroll 2
-    for (int row = lanes.row(); row < params.in_channels; row += lanes.rows()) {
+    for (int row = lanes.row; row < params.in_channels; row += lanes.rows) {
       const Global<const T> source = from + load(m.in_table + row) * params.in_channel;
       if constexpr (N * sizeof(T) >= 4) {
         cp_async<N>(to, source);
       } else {
         store_vector(to, Vector<T, 1>{{load(source)}});
       }
-      to = to + lanes.rows() * m.x_pitch;
+      to = to + lanes.rows * m.x_pitch;
     }
   }
 }
@@ -100,19 +102,17 @@ SNV2_DEVICE void load_pixels(const UnitParams<T>& params, const Memory<T>& m,
   const int first = (warp_of_cta() * kPair + lane_of_warp() / kLanes) * kPair;
   for (int p = first; p < step.columns; p += unit_warps() * kPair * kPair) {
     const int column = step.column0 + p, rows = params.by_row.divide(column);
-    const auto from = [&](int i) {
-      const int x = column + i - rows * params.row, last = params.width - 1;
-      return at_in(params, Pixel(image0, y0, rows, x < last ? x : last, params.heights.in));
-    };
+    const int x = column - rows * params.row, last = params.width - 1;
+    const Global<const T> here =
+        at_in(params, Pixel(image0, y0, rows, x < last ? x : last, params.heights.in));
     const Shared<T> to = m.x + step.place(p);
-    const Global<const T> here = from(0);
     if constexpr (kPair == 1) {
 #pragma unroll 2
       for (int row = lane_of_warp(); row < params.in_channels; row += kWarp) {
         cp_async<1>(to + row * m.x_pitch, here + load(m.in_table + row));
       }
     } else {
-      const Global<const T> next = from(1);
+      const Global<const T> next = here + (x < last ? params.in_pixel : 0);
 #pragma unroll 2
       for (int row = lane_of_warp() % kLanes * 2; row < params.in_channels; row += kWarp) {
         const bool both = row + 1 < params.in_channels;
@@ -149,61 +149,60 @@ SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m,
 
 // Store -----------------------------------------------------------------------------------------
 
-// Where a channel of the result comes from, and whether this CTA writes it: a row of this branch's
-// result that lies in shared memory, or what passes through, which is written with the channel
-// beside it. Nothing passes through beside a projection.
-template <class T>
-struct Source {
-  bool exists = false, passes = false;
-  int row = 0;         // of the result
-  int64_t passed = 0;  // channel of the input
+// Where channels of the result come from, in shared memory: -1 - channel of the input that passes
+// through, or a row of this branch's result; or nowhere, where another CTA stores the channel. What
+// passes through is stored with the channel beside it. Nothing does beside a projection.
+constexpr int32_t kNowhere = int32_t{1} << 30;
 
-  SNV2_DEVICE Source(const UnitParams<T>& params, const Branch<T>& branch, int channel, int rank) {
-    if (channel >= params.result_channels) return;
-    const Global<const int32_t> table{params.result_table};
+template <class T>
+SNV2_DEVICE void load_sources(const UnitParams<T>& params, const Branch<T>& branch,
+                              Shared<int32_t> to, int rank) {
+  const Global<const int32_t> table{params.result_table};
+  const auto computed = [&](int32_t entry) {
+    return entry >= branch.first_result && entry < branch.first_result + branch.out;
+  };
+  for (int channel = static_cast<int>(threadIdx.x); channel < params.result_channels;
+       channel += unit_threads()) {
+    const int beside = channel ^ 1;
     const int32_t entry = load(table + channel);
-    const auto computed = [&](int32_t other) {
-      return other >= branch.first_result && other < branch.first_result + branch.out;
-    };
-    row = entry - branch.first_result;
-    passes = entry < 0;
-    passed = -1 - int64_t{entry};
-    exists = computed(entry);
-    if (passes) {
-      const int beside = channel ^ 1;
-      const int32_t other = beside < params.result_channels ? load(table + beside) : entry;
-      exists = other >= 0 ? computed(other) : channel / 2 % params.cluster == rank;
-    }
+    const int32_t other = beside < params.result_channels ? load(table + beside) : entry;
+    const bool mine = entry >= 0   ? computed(entry)
+                      : other >= 0 ? computed(other)
+                                   : channel / 2 % params.cluster == rank;
+    store(to + channel, !mine ? kNowhere : entry < 0 ? entry : entry - branch.first_result);
   }
-};
+}
 
 // What is stored: `rows` rows from row `local0` of an image on.
 struct ResultStep {
   int64_t image0;
-  int local0, rows, rank;
+  int local0, rows;
 };
 
-// Stores rows of pixels, N at once.
+// Stores rows of pixels, N at once. Of a unit's channels every second one passes through: warps
+// take either kind.
 template <int N, class T>
 SNV2_DEVICE void store_contiguous(const UnitParams<T>& params, const Memory<T>& m,
-                                  const Branch<T>& branch, const ResultStep& step) {
+                                  const ResultStep& step) {
   const int vectors = step.rows * params.out_row / N;
   const LanesOfRows lanes(vectors);
-  for (int v = lanes.vector(); v < vectors; v += lanes.vectors()) {
+  const int64_t stride = 2 * lanes.rows * params.result_channel;
+  for (int v = lanes.vector; v < vectors; v += lanes.vectors) {
     const int line = params.by_out_row.divide(v * N), x = v * N - line * params.out_row;
     if (x >= params.out_width) continue;
     const Pixel pixel(step.image0, step.local0, line, x, params.heights.out);
     const Global<const T> in = at_in(params, pixel);
-    const Global<T> to = at_result(params, pixel);
     const Shared<T> from = m.result + v * N;
+    for (int kind = 0; kind < 2; ++kind) {
+      int channel = 2 * lanes.row + kind;
+      Global<T> to = at_result(params, pixel) + channel * params.result_channel;
 #pragma unroll 2
-    for (int channel = lanes.row(); channel < params.result_channels; channel += lanes.rows()) {
-      const Source<T> source(params, branch, channel, step.rank);
-      if (!source.exists) continue;
-      const Vector<T, N> value = source.passes
-                                     ? load_vector<N>(in + source.passed * params.in_channel)
-                                     : load_vector<N>(from + source.row * m.dw_pitch);
-      store_vector<N>(to + channel * params.result_channel, value);
+      for (; channel < params.result_channels; channel += 2 * lanes.rows, to = to + stride) {
+        const int32_t source = load(m.sources + channel);
+        if (source == kNowhere) continue;
+        store_vector<N>(to, source < 0 ? load_vector<N>(in + (-1 - source) * params.in_channel)
+                                       : load_vector<N>(from + source * m.dw_pitch));
+      }
     }
   }
 }
@@ -211,50 +210,54 @@ SNV2_DEVICE void store_contiguous(const UnitParams<T>& params, const Memory<T>& 
 // Stores pixels whose channels lie side by side.
 template <class T>
 SNV2_DEVICE void store_pixels(const UnitParams<T>& params, const Memory<T>& m,
-                              const Branch<T>& branch, const ResultStep& step) {
+                              const ResultStep& step) {
   constexpr int kPair = sizeof(T) == 4 ? 1 : 2;  // channels, and pixels, of a lane
-  const int end = step.rows * params.out_row;
+  const int end = step.rows * params.out_row, warp = warp_of_cta();
   for (int channel = lane_of_warp() * kPair; channel < params.result_channels;
        channel += kWarp * kPair) {
-    const Source<T> source(params, branch, channel, step.rank);
-    const Source<T> second(params, branch, kPair == 2 ? channel + 1 : channel, step.rank);
-    for (int p = warp_of_cta() * kPair; p < end; p += unit_warps() * kPair) {
+    const bool both = channel + kPair <= params.result_channels;
+    const int32_t sources[2] = {load(m.sources + channel),
+                                both ? load(m.sources + (channel + kPair - 1)) : kNowhere};
+    for (int p = warp * kPair; p < end; p += unit_warps() * kPair) {
       const int line = params.by_out_row.divide(p), x = p - line * params.out_row;
       if (x >= params.out_width) continue;
       const Pixel pixel(step.image0, step.local0, line, x, params.heights.out);
       const Global<const T> in = at_in(params, pixel);
       const Global<T> to = at_result(params, pixel) + channel * params.result_channel;
-      const auto value_of = [&](const Source<T>& of, auto zero) {
-        using Value = decltype(zero);
-        if (!of.exists) return Value{};
-        if (!of.passes) {
-          return load((m.result + (of.row * m.dw_pitch + p)).template as<Value>());
-        }
-        const Global<const T> passed = in + of.passed * params.in_channel;
-        if constexpr (kPair == 1) {
-          return load(passed);
-        } else {
-          const bool two = x + 1 < params.out_width;
-          const uint16_t low = load(passed).bits;
-          return word_of(low, two ? load(passed + params.in_pixel).bits : low);
-        }
-      };
       if constexpr (kPair == 1) {
-        if (source.exists) store(to, value_of(source, T{}));
+        const int32_t source = sources[0];
+        if (source == kNowhere) continue;
+        store(to, source < 0 ? load(in + (-1 - source) * params.in_channel)
+                             : load(m.result + (source * m.dw_pitch + p)));
       } else {
-        const uint32_t a = value_of(source, 0u), b = value_of(second, 0u);
-        const uint32_t words[2] = {low_halves(a, b), high_halves(a, b)};
+        const bool two = x + 1 < params.out_width;
+        const int64_t next = two ? params.in_pixel : 0;
+        uint32_t of_channel[2] = {};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          if (x + i >= params.out_width) break;
+          if (sources[i] == kNowhere) continue;
+          if (sources[i] < 0) {
+            const Global<const T> passed = in + (-1 - sources[i]) * params.in_channel;
+            of_channel[i] = word_of(load(passed).bits, load(passed + next).bits);
+          } else {
+            of_channel[i] =
+                load((m.result + (sources[i] * m.dw_pitch + p)).template as<uint32_t>());
+          }
+        }
+        const uint32_t of_pixel[2] = {low_halves(of_channel[0], of_channel[1]),
+                                      high_halves(of_channel[0], of_channel[1])};
+        const bool whole = params.result_pairs && sources[0] != kNowhere && sources[1] != kNowhere;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (i > 0 && !two) break;
           const Global<T> there = to + i * params.result_pixel;
           Vector<T, 2> pair;
-          std::memcpy(&pair, &words[i], sizeof pair);
-          if (params.result_pairs && source.exists && second.exists) {
+          std::memcpy(&pair, &of_pixel[i], sizeof pair);
+          if (whole) {
             store_vector<2>(there, pair);
           } else {
-            if (source.exists) store(there, pair.values[0]);
-            if (second.exists) store(there + params.result_channel, pair.values[1]);
+            if (sources[0] != kNowhere) store(there, pair.values[0]);
+            if (sources[1] != kNowhere) store(there + params.result_channel, pair.values[1]);
           }
         }
       }
@@ -265,15 +268,15 @@ SNV2_DEVICE void store_pixels(const UnitParams<T>& params, const Memory<T>& m,
 // Writes rows of the caller's tensor, in logical order.
 template <class T>
 SNV2_DEVICE void store_result(const UnitParams<T>& params, const Memory<T>& m,
-                              const Branch<T>& branch, const ResultStep& step) {
+                              const ResultStep& step) {
   if (params.result_channel == 1 && params.result_pixel != 1) {
-    store_pixels(params, m, branch, step);
+    store_pixels(params, m, step);
   } else if (params.result_vector == 4) {
-    store_contiguous<4>(params, m, branch, step);
+    store_contiguous<4>(params, m, step);
   } else if (params.result_vector == 2) {
-    store_contiguous<2>(params, m, branch, step);
+    store_contiguous<2>(params, m, step);
   } else {
-    store_contiguous<1>(params, m, branch, step);
+    store_contiguous<1>(params, m, step);
   }
 }
 

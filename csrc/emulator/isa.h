@@ -177,7 +177,6 @@ inline void sync_cluster(SNV2_HERE) { emulator::barrier(emulator::Scope::kCluste
 inline void sync_cluster_reads(SNV2_HERE) {
   emulator::barrier(emulator::Scope::kClusterReads, SNV2_SITE);
 }
-inline int warp_uniform(int value) { return value; }
 inline void sync_warp(uint32_t mask = kFullMask, SNV2_HERE) {
   emulator::sync_warp(mask, SNV2_SITE);
 }
@@ -198,6 +197,8 @@ template <class T>
 T shuffle(T value, int lane, uint32_t mask = kFullMask, SNV2_HERE) {
   return detail::exchange("shuffle", value, lane & (kWarp - 1), mask, SNV2_SITE);
 }
+// All lanes ask, as where the first one is read.
+inline int warp_uniform(int value, SNV2_HERE) { return shuffle(value, 0, kFullMask, file, line); }
 template <class T>
 T shuffle_xor(T value, int lanes, uint32_t mask = kFullMask, SNV2_HERE) {
   return detail::exchange("shuffle_xor", value, (emulator::lane() ^ lanes) & (kWarp - 1), mask,
