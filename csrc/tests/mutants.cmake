@@ -428,6 +428,16 @@ snv2_add_mutant(unit_that_convolves_padding
   TEXT "ring.width - (at + w * kOfWord)" BECOMES "ring.row - (at + w * kOfWord)"
   EXPECT "is off by")
 
+snv2_add_mutant(unit_that_asks_for_its_warp_with_some_lanes
+  FILE cuda/unit_tensor.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "for (int p = warp * kPair; p < end;" BECOMES "for (int p = warp_of_cta() * kPair; p < end;"
+  EXPECT "waits in shuffle at mma.h")
+
+snv2_add_mutant(unit_whose_ctas_all_store_what_passes RACE
+  FILE cuda/unit_tensor.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "other >= 0 ? computed(other)" BECOMES "other >= 0 ? true"
+  EXPECT "global" "race")
+
 # Any activations and windows ----------------------------------------------------------------
 
 snv2_add_mutant(any_unit_with_a_short_ring TYPE half_t
