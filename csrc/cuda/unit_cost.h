@@ -60,7 +60,7 @@ class Work {
 template <class Mode, class T>
 void add_product(Work& work, double rows, double depth, double blocks, double store, double times) {
   // Instructions for 16 x 8 x 16, which in float32 are a lane's multiply-adds, and for each step.
-  constexpr double kProduct = sizeof(T) == 4 ? 80 : 1.4, kTile = sizeof(T) == 4 ? 0 : 9;
+  constexpr double kProduct = sizeof(T) == 4 ? 80 : 1.4, kTile = sizeof(T) == 4 ? 75 : 9;
   const double tiles = std::ceil(rows / kTileRows), deep = std::ceil(depth / 16);
   const double tall = std::min<double>(Mode::kTiles, tiles);
   const double row_blocks = std::ceil(tiles / Mode::kTiles);
