@@ -12,11 +12,15 @@ from conftest import needs_emulator
 from torch import Tensor
 
 import snv2_kernels as snv2
+from snv2_kernels.gpu import DEVICE_FIELDS
 from snv2_kernels.ops import OPERATORS
 from snv2_kernels.testing import max_error
 
 pytestmark = needs_ptx
 
+# For set_device_size().
+H200 = 132, 228 << 10, 227 << 10, True
+SMALL = 4, 100 << 10, 99 << 10, False
 CLUSTERED = 3  # of gpu_tune: units in clusters of CTAs
 # The lanes of half a warp come to a barrier.
 HALF_BARRIER = (
@@ -139,12 +143,47 @@ def test_a_sample_of_ctas_counts_as_all(network: Callable[[], Tensor]) -> None:
 def test_launches_are_cut_to_the_size_of_the_device(network: Callable[[], Tensor]) -> None:
     """And give the same, whatever it is."""
     expected, executed = network(), instructions(network)
-    operators().set_device_size(4, 100 << 10, 99 << 10, False)
+    operators().set_device_size(*SMALL)
     try:
         assert torch.equal(network(), expected)
         assert instructions(network) < executed
     finally:
-        operators().set_device_size(132, 228 << 10, 227 << 10, True)
+        operators().set_device_size(*H200)
+
+
+def test_each_device_is_asked_once(network: Callable[[], Tensor]) -> None:
+    """And each kernel on it, whichever device comes between, here one that no other test has."""
+    network()
+    asked = operators().questions()
+    network()
+    assert operators().questions() == asked
+    operators().set_device_size(5, *SMALL[1:])
+    try:
+        network()
+        of_both = operators().questions()
+        assert of_both > asked
+        network()
+    finally:
+        operators().set_device_size(*H200)
+    network()
+    assert operators().questions() == of_both
+
+
+def test_units_are_cut_for_the_clusters_that_run_at_once() -> None:
+    """Which the driver says: what is guessed of an H200 where there is none, and less here."""
+    operators().gpu_tune(weights=CLUSTERED)
+    fused = snv2.fuse(small_network(), backend=NAME).half()
+    x = draw(16, 3, 64, 64, dtype=torch.float16)
+    with torch.no_grad():
+        expected, executed = fused(x), instructions(lambda: fused(x))
+        operators().set_device_size(*H200, 16)
+        try:
+            device = dict(zip(DEVICE_FIELDS, operators().gpu_device(), strict=True))
+            assert [device[name] for name in DEVICE_FIELDS[6:10]] == [4, 8, 2, 4]
+            assert torch.equal(fused(x), expected)
+            assert instructions(lambda: fused(x)) != executed
+        finally:
+            operators().set_device_size(*H200)
 
 
 def test_counts_of_lines_add_up(network: Callable[[], Tensor]) -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DEVICE_FIELDS", "current_device", "launches", "workspace_bytes"]
 
-# snv2::Device, and its Tuning.
+# snv2::Device, and its Tuning. clusters_4x2 are the clusters of 4 CTAs that run at once with two
+# CTAs on an SM; 0 is not known.
 DEVICE_FIELDS = (
     "sms",
     "shared_per_sm",
@@ -24,11 +25,17 @@ DEVICE_FIELDS = (
     "reserved_per_cta",
     "l2_bytes",
     "cluster",
+    "clusters_4x1",
+    "clusters_4x2",
+    "clusters_8x1",
+    "clusters_8x2",
     "columns",
     "rows_per_cta",
     "weights",
     "images",
 )
+_SIZES = frozenset(DEVICE_FIELDS[:6])
+_AT_ONCE = DEVICE_FIELDS[6:10]
 
 # snv2::LaunchInfo, but for the kernel's name.
 LAUNCH_NUMBERS = (
@@ -68,7 +75,8 @@ def _planner() -> Any:
 
 
 def device_values(device: Device | None) -> list[int]:
-    """Returns a device as its operators take it; fields that are not there are the current one's.
+    """Returns a device as its operators take it. Fields that are not there are the current one's,
+    but for how many clusters run at once, which only goes with the rest of a GPU.
 
     Raises:
         ValueError: naming a field that no device has.
@@ -80,7 +88,8 @@ def device_values(device: Device | None) -> list[int]:
             raise ValueError(f"device: it has no {name!r}")
     if len(device) == len(DEVICE_FIELDS):
         return [device[name] for name in DEVICE_FIELDS]
-    whole = _fields(_planner().gpu_device()) | device
+    unknown = dict.fromkeys(_AT_ONCE, 0) if device.keys() & _SIZES else {}
+    whole = _fields(_planner().gpu_device()) | unknown | device
     return [whole[name] for name in DEVICE_FIELDS]
 
 

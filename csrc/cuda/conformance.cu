@@ -1,130 +1,17 @@
-// One small kernel for each function of isa.h. python_tests/test_conformance.py knows what each
+// One small kernel for each function of isa.h. python_tests/_conformance.py knows what each
 // must answer; a GPU and the emulator are fed the same bits.
 #include <array>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "cuda/isa.h"
+#include "cuda/conformance_memory.h"
+#include "cuda/conformance_numbers.h"
 #include "cuda/launch.h"
 #include "snv2/cuda.h"
 
 namespace snv2::SNV2_GPU {
 namespace {
-
-struct Params {
-  Global<const uint32_t> in;
-  Global<uint32_t> out;
-};
-
-template <class U, class T>
-SNV2_DEVICE Global<U> as(Global<T> p) {
-  return {reinterpret_cast<U*>(p.address)};
-}
-
-SNV2_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
-SNV2_DEVICE int cta() { return static_cast<int>(blockIdx.x); }
-
-SNV2_DEVICE float float_of(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-SNV2_DEVICE uint32_t bits_of(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-// Memory ----------------------------------------------------------------------------------
-//
-// N elements of 16 bits each move in one instruction, all else in instructions of one element.
-// Thread t reads what lies at 31 - t, or writes there.
-
-template <int N>
-SNV2_DEVICE void store_words(Global<uint32_t> out, const Vector<uint16_t, N>& value) {
-  if constexpr (N == 1) {
-    store(out + thread(), static_cast<uint32_t>(value.values[0]));
-  } else {
-    for (int j = 0; j < N / 2; ++j) {
-      const uint32_t low = value.values[2 * j];
-      const uint32_t high = value.values[2 * j + 1];
-      store(out + (thread() * (N / 2) + j), low | high << 16);
-    }
-  }
-}
-
-template <int N>
-__global__ void __launch_bounds__(32) load_global(Params p) {
-  store_words<N>(p.out, load_vector<N>(as<const uint16_t>(p.in) + (31 - thread()) * N));
-}
-
-template <int N>
-__global__ void __launch_bounds__(32) store_global(Params p) {
-  const Global<const uint16_t> in = as<const uint16_t>(p.in) + thread() * N;
-  Vector<uint16_t, N> value;
-  for (int j = 0; j < N; ++j) {
-    value.values[j] = load(in + j);
-  }
-  store_vector<N>(as<uint16_t>(p.out) + (31 - thread()) * N, value);
-}
-
-template <int N>
-__global__ void __launch_bounds__(32) load_shared(Params p) {
-  const Global<const uint16_t> in = as<const uint16_t>(p.in) + thread() * N;
-  const Shared<uint16_t> shared = shared_memory().as<uint16_t>();
-  for (int j = 0; j < N; ++j) {
-    store(shared + (thread() * N + j), load(in + j));
-  }
-  sync_threads();
-  store_words<N>(p.out, load_vector<N>(shared + (31 - thread()) * N));
-}
-
-template <int N>
-__global__ void __launch_bounds__(32) store_shared(Params p) {
-  const Global<const uint16_t> in = as<const uint16_t>(p.in) + thread() * N;
-  const Shared<uint16_t> shared = shared_memory().as<uint16_t>();
-  Vector<uint16_t, N> value;
-  for (int j = 0; j < N; ++j) {
-    value.values[j] = load(in + j);
-  }
-  store_vector<N>(shared + (31 - thread()) * N, value);
-  sync_threads();
-  for (int j = 0; j < N; ++j) {
-    value.values[j] = load(shared + (thread() * N + j));
-  }
-  store_words<N>(p.out, value);
-}
-
-__global__ void __launch_bounds__(32) misalignments(Params p) {
-  const Global<const uint16_t> in = as<const uint16_t>(p.in) + thread();
-  store(p.out + thread(), static_cast<uint32_t>(misalignment(in, 16)));
-  store(p.out + (32 + thread()), static_cast<uint32_t>(misalignment(in, 4)));
-}
-
-// Two groups of copies of N words, the first read while the second may be under way.
-template <int N>
-__global__ void __launch_bounds__(32) cp_async_words(Params p) {
-  const Shared<uint32_t> shared = shared_memory().as<uint32_t>();
-  for (int group = 0; group < 2; ++group) {
-    const int at = (32 * group + thread()) * N;
-    cp_async<N>(shared + at, p.in + at);
-    cp_async_commit();
-  }
-  const int at = thread() * N;
-  const int from = (31 - thread()) * N;
-  cp_async_wait<1>();
-  sync_threads();
-  for (int j = 0; j < N; ++j) {
-    store(p.out + (at + j), load(shared + (from + j)));
-  }
-  cp_async_wait<0>();
-  sync_threads();
-  for (int j = 0; j < N; ++j) {
-    store(p.out + (32 * N + at + j), load(shared + (32 * N + from + j)));
-  }
-}
 
 // Other threads ---------------------------------------------------------------------------
 
@@ -196,6 +83,12 @@ __global__ void __launch_bounds__(96) sync_threads_all(Params p) {
   store(p.out + (96 + thread()), load(shared + (thread() + 33) % 96));
 }
 
+// Each warp has a word of its own.
+__global__ void __launch_bounds__(96) warp_uniform_all(Params p) {
+  const int word = warp_uniform(static_cast<int>(load(p.in + thread() / 32)));
+  store(p.out + thread(), static_cast<uint32_t>(word));
+}
+
 // Each CTA reads what the other one has, and its rank.
 __global__ void __launch_bounds__(64) cluster_load(Params p) {
   const Shared<uint32_t> shared = shared_memory().as<uint32_t>();
@@ -217,6 +110,15 @@ __global__ void __launch_bounds__(64) cluster_store(Params p) {
   store(p.out + (64 * cta() + thread()), load(shared + thread()));
 }
 
+__global__ void __launch_bounds__(64) cluster_store_vectors(Params p) {
+  const Shared<uint32_t> shared = shared_memory().as<uint32_t>();
+  const Vector<uint32_t, 4> value = load_vector<4>(p.in + 4 * (64 * cta() + thread()));
+  sync_cluster();  // the other CTA has begun
+  store_vector<4>(remote(shared, 1 - cluster_rank()) + 4 * (63 - thread()), value);
+  sync_cluster();
+  store_vector<4>(p.out + 4 * (64 * cta() + thread()), load_vector<4>(shared + 4 * thread()));
+}
+
 // The first half of `out` is what the CTAs exchange, the second what they got.
 __global__ void __launch_bounds__(64) sync_grid_all(Params p) {
   store(p.out + (64 * cta() + thread()), load(p.in + (64 * cta() + thread())));
@@ -235,17 +137,22 @@ __global__ void __launch_bounds__(32) grid_dependency(Params p) {
 
 // Tensor cores ----------------------------------------------------------------------------
 
-// Lane l names row 5 l + 3, modulo as many as there are.
-template <int Matrices, bool Transposed>
+// Lane l names row 5 l + 3, modulo as many as there are, kOffset elements before it.
+template <int Matrices, bool Transposed, int kOffset = 0>
 __global__ void __launch_bounds__(32) ldmatrix_rows(Params p) {
   const Shared<uint32_t> shared = shared_memory().as<uint32_t>();
   for (int j = 0; j < Matrices; ++j) {
-    store(shared + (32 * j + thread()), load(p.in + (32 * j + thread())));
+    store(shared + (kOffset / 2 + 32 * j + thread()), load(p.in + (32 * j + thread())));
   }
   sync_threads();
   uint32_t d[Matrices];
-  const int row = (5 * thread() + 3) % (8 * Matrices);
-  ldmatrix<Matrices, Transposed>(d, shared_memory().as<uint16_t>() + 8 * row);
+  const Shared<uint16_t> row =
+      shared_memory().as<uint16_t>() + (5 * thread() + 3) % (8 * Matrices) * 8;
+  if constexpr (kOffset == 0) {
+    ldmatrix<Matrices, Transposed>(d, row);
+  } else {
+    ldmatrix<Matrices, Transposed, kOffset>(d, Address<uint16_t>(row));
+  }
   for (int j = 0; j < Matrices; ++j) {
     store(p.out + (Matrices * thread() + j), d[j]);
   }
@@ -278,45 +185,6 @@ __global__ void __launch_bounds__(32) mma(Params p) {
   }
   for (int j = 0; j < 4; ++j) {
     store(p.out + (4 * thread() + j), bits_of(d[j]));
-  }
-}
-
-// Conversions -----------------------------------------------------------------------------
-
-template <class T>
-__global__ void __launch_bounds__(128) to_float_all(Params p) {
-  const T value = load(as<const T>(p.in) + thread());
-  store(p.out + thread(), bits_of(to_float(value)));
-}
-
-// One result in the low half of each word.
-template <class T>
-__global__ void __launch_bounds__(128) from_float_all(Params p) {
-  T value;
-  from_float(float_of(load(p.in + thread())), value);
-  store(p.out + thread(), static_cast<uint32_t>(value.bits));
-}
-
-__global__ void __launch_bounds__(128) to_tf32_all(Params p) {
-  store(p.out + thread(), to_tf32(float_of(load(p.in + thread()))));
-}
-
-__global__ void __launch_bounds__(128) relu_all(Params p) {
-  store(p.out + thread(), bits_of(relu(float_of(load(p.in + thread())))));
-}
-
-__global__ void __launch_bounds__(128) max_nan_float(Params p) {
-  const Global<const uint32_t> in = p.in + 2 * thread();
-  store(p.out + thread(), bits_of(max_nan(float_of(load(in)), float_of(load(in + 1)))));
-}
-
-// One result in the low half of each word.
-template <class T>
-__global__ void __launch_bounds__(64) max_nan_pairs(Params p) {
-  const Global<const T> in = as<const T>(p.in) + 4 * thread();
-  const Vector<T, 2> larger = max_nan(load_vector<2>(in), load_vector<2>(in + 2));
-  for (int j = 0; j < 2; ++j) {
-    store(p.out + (2 * thread() + j), static_cast<uint32_t>(larger.values[j].bits));
   }
 }
 
@@ -363,6 +231,26 @@ const std::vector<Entry>& entries() {
       {{"store_shared_4", 32, 32}, store_shared<2>, shape(32, 128)},
       {{"store_shared_8", 64, 64}, store_shared<4>, shape(32, 256)},
       {{"store_shared_16", 128, 128}, store_shared<8>, shape(32, 512)},
+      {{"store_global_pair_4", 32, 32}, store_global_pair<uint16_t, 2>, shape(16)},
+      {{"store_global_pair_8", 64, 64}, store_global_pair<uint16_t, 4>, shape(16)},
+      {{"store_global_pair_16", 128, 128}, store_global_pair<uint16_t, 8>, shape(16)},
+      {{"load_address_pair_4", 32, 32}, load_address_pair<uint16_t, 2>, shape(16, 128)},
+      {{"load_address_pair_16", 128, 128}, load_address_pair<uint16_t, 8>, shape(16, 512)},
+      {{"load_address_pair_4_float", 32, 32}, load_address_pair<float, 1>, shape(16, 128)},
+      {{"load_address_pair_8_float", 64, 64}, load_address_pair<float, 2>, shape(16, 256)},
+      {{"load_address_pair_16_float", 128, 128}, load_address_pair<float, 4>, shape(16, 512)},
+      {{"store_address_pair_4", 32, 32}, store_address_pair<uint16_t, 2>, shape(16, 128)},
+      {{"store_address_pair_16", 128, 128}, store_address_pair<uint16_t, 8>, shape(16, 512)},
+      {{"store_address_pair_4_float", 32, 32}, store_address_pair<float, 1>, shape(16, 128)},
+      {{"store_address_pair_8_float", 64, 64}, store_address_pair<float, 2>, shape(16, 256)},
+      {{"store_address_pair_16_float", 128, 128}, store_address_pair<float, 4>, shape(16, 512)},
+      {{"cp_async_pair_4", 32, 32}, cp_async_pair<uint16_t, 2>, shape(16, 128)},
+      {{"cp_async_pair_8", 64, 64}, cp_async_pair<uint16_t, 4>, shape(16, 256)},
+      {{"cp_async_pair_16", 128, 128}, cp_async_pair<uint16_t, 8>, shape(16, 512)},
+      {{"store_if_2", 96, 32}, store_if_odd<uint16_t>, shape(32, 64)},
+      {{"store_if_4", 96, 32}, store_if_odd<uint32_t>, shape(32, 128)},
+      {{"store_vector_if", 96, 32}, store_vector_if_odd, shape(32, 128)},
+      {{"earlier", 64, 64}, earlier_place, shape(32, 128)},
       {{"misalignment", 16, 64}, misalignments, shape(32)},
       {{"cp_async_4", 64, 64}, cp_async_words<1>, shape(32, 256)},
       {{"cp_async_8", 128, 128}, cp_async_words<2>, shape(32, 512)},
@@ -378,8 +266,10 @@ const std::vector<Entry>& entries() {
       {{"sync_warp", 32, 32}, sync_warp_all, shape(32, 128)},
       {{"sync_warp_partial", 32, 32}, sync_warp_partial, shape(32, 128)},
       {{"sync_threads", 96, 192}, sync_threads_all, shape(96, 384)},
+      {{"warp_uniform", 32, 96}, warp_uniform_all, shape(96)},
       {{"cluster_load", 128, 256}, cluster_load, shape(64, 256, 2, 2)},
       {{"cluster_store", 128, 128}, cluster_store, shape(64, 256, 2, 2)},
+      {{"cluster_store_vector", 512, 512}, cluster_store_vectors, shape(64, 1024, 2, 2)},
       {{"sync_grid", 128, 256}, sync_grid_all, shape(64, 0, 2, 1, true)},
       {{"grid_dependency", 32, 32}, grid_dependency, overlapping(shape(32))},
       {{"ldmatrix_x1", 32, 32}, ldmatrix_rows<1, false>, shape(32, 128)},
@@ -388,6 +278,8 @@ const std::vector<Entry>& entries() {
       {{"ldmatrix_x1_trans", 32, 32}, ldmatrix_rows<1, true>, shape(32, 128)},
       {{"ldmatrix_x2_trans", 64, 64}, ldmatrix_rows<2, true>, shape(32, 256)},
       {{"ldmatrix_x4_trans", 128, 128}, ldmatrix_rows<4, true>, shape(32, 512)},
+      {{"ldmatrix_x4_offset", 128, 128}, ldmatrix_rows<4, false, 8>, shape(32, 528)},
+      {{"ldmatrix_x4_trans_offset", 128, 128}, ldmatrix_rows<4, true, 8>, shape(32, 528)},
       {{"mma_f16", 320, 128}, mma<Mma::kF16>, shape(32)},
       {{"mma_bf16", 320, 128}, mma<Mma::kBf16>, shape(32)},
       {{"mma_tf32", 320, 128}, mma<Mma::kTf32>, shape(32)},
@@ -396,8 +288,15 @@ const std::vector<Entry>& entries() {
       {{"to_float_bfloat16", 64, 128}, to_float_all<bfloat16_t>, shape(128)},
       {{"from_float_half", 128, 128}, from_float_all<half_t>, shape(128)},
       {{"from_float_bfloat16", 128, 128}, from_float_all<bfloat16_t>, shape(128)},
+      {{"to_floats_half", 64, 256}, to_floats_all<half_t>, shape(64)},
+      {{"to_floats_bfloat16", 64, 256}, to_floats_all<bfloat16_t>, shape(64)},
+      {{"rounded_pair_half", 128, 128}, rounded_pairs<half_t>, shape(64)},
+      {{"rounded_pair_bfloat16", 128, 128}, rounded_pairs<bfloat16_t>, shape(64)},
       {{"to_tf32", 128, 128}, to_tf32_all, shape(128)},
       {{"relu", 128, 128}, relu_all, shape(128)},
+      {{"multiply_add", 384, 128}, multiply_add_all, shape(128)},
+      {{"exponential", 128, 128}, exponential_all, shape(128)},
+      {{"reciprocal", 128, 128}, reciprocal_all, shape(128)},
       {{"max_nan_float", 256, 128}, max_nan_float, shape(128)},
       {{"max_nan_half", 128, 128}, max_nan_pairs<half_t>, shape(64)},
       {{"max_nan_bfloat16", 128, 128}, max_nan_pairs<bfloat16_t>, shape(64)},

@@ -229,6 +229,43 @@ SNV2_DEVICE void store_vector(Address<T> p, const Vector<T, N>& value) {
                  : "memory");
   }
 }
+// Of floats in registers of floats: PTX would move them there from others.
+template <int N, int kOffset = 0>
+SNV2_DEVICE Vector<float, N> load_vector(Address<float> p) {
+  Vector<float, N> v;
+  if constexpr (N == 4) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4 + %5];"
+                 : "=f"(v.values[0]), "=f"(v.values[1]), "=f"(v.values[2]), "=f"(v.values[3])
+                 : "r"(p.address), "n"(4 * kOffset)
+                 : "memory");
+  } else if constexpr (N == 2) {
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2 + %3];"
+                 : "=f"(v.values[0]), "=f"(v.values[1])
+                 : "r"(p.address), "n"(4 * kOffset)
+                 : "memory");
+  } else {
+    asm volatile("ld.shared.f32 %0, [%1 + %2];"
+                 : "=f"(v.values[0])
+                 : "r"(p.address), "n"(4 * kOffset)
+                 : "memory");
+  }
+  return v;
+}
+template <int N, int kOffset = 0>
+SNV2_DEVICE void store_vector(Address<float> p, const Vector<float, N>& v) {
+  if constexpr (N == 4) {
+    asm volatile("st.shared.v4.f32 [%0 + %5], {%1, %2, %3, %4};" ::"r"(p.address), "f"(v.values[0]),
+                 "f"(v.values[1]), "f"(v.values[2]), "f"(v.values[3]), "n"(4 * kOffset)
+                 : "memory");
+  } else if constexpr (N == 2) {
+    asm volatile("st.shared.v2.f32 [%0 + %3], {%1, %2};" ::"r"(p.address), "f"(v.values[0]),
+                 "f"(v.values[1]), "n"(4 * kOffset)
+                 : "memory");
+  } else {
+    asm volatile("st.shared.f32 [%0 + %2], %1;" ::"r"(p.address), "f"(v.values[0]), "n"(4 * kOffset)
+                 : "memory");
+  }
+}
 template <int N, class T>
 SNV2_DEVICE void store_vector(Remote<T> p, const Vector<T, N>& value) {
   detail::store_bits(p.address, value);

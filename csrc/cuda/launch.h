@@ -112,6 +112,11 @@ inline bool prepare(const void* kernel) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              most - static_cast<int>(attributes.sharedSizeBytes)),
         "shared memory of a kernel");
+  // An SM has to drain before it divides its memory in another way, so all kernels want the same:
+  // else launches would not overlap.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
+        "shared memory of a kernel");
   return prepared[key] = attributes.ptxVersion >= 90;
 }
 

@@ -64,8 +64,6 @@ SNV2_DEVICE int warp_of_cta() {
   return warp_uniform(static_cast<int>(threadIdx.x / unsigned{kWarp}));
 }
 
-constexpr int kChain = 8;  // tiles of float32 that are added up on their own
-
 // One tile of a packed matrix, in registers.
 template <class T>
 struct Tile {
@@ -107,15 +105,22 @@ SNV2_DEVICE void load_lane(Tile<T>& tile, Address<T> lane) {
   const Vector<T, 8> v = load_vector<8, kOffset>(lane);
   std::memcpy(tile.a, &v, sizeof v);
 }
-template <class P>
-SNV2_DEVICE void load_lane(Tile<float>& tile, P lane) {
-  const Vector<float, 4> low = load_vector<4>(lane), high = load_vector<4>(lane + 4);
+SNV2_DEVICE void set_lane(Tile<float>& tile, const Vector<float, 4>& low,
+                          const Vector<float, 4>& high) {
   for (int k = 0; k < 2; ++k) {
     for (int r = 0; r < 2; ++r) {
       tile.a[k][r] = low.values[2 * k + r];
       tile.a[k + 2][r] = high.values[2 * k + r];
     }
   }
+}
+template <class P>
+SNV2_DEVICE void load_lane(Tile<float>& tile, P lane) {
+  set_lane(tile, load_vector<4>(lane), load_vector<4>(lane + 4));
+}
+template <int kOffset>
+SNV2_DEVICE void load_lane(Tile<float>& tile, Address<float> lane) {
+  set_lane(tile, load_vector<4, kOffset>(lane), load_vector<4, kOffset + 4>(lane));
 }
 template <class P, class T>
 SNV2_DEVICE void load_tile(Tile<T>& tile, P at) {
@@ -362,88 +367,6 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
   }
 }
 
-// Tiles of kTiles rows of a packed matrix in shared memory, each loaded when it is asked for.
-template <int kTiles>
-class SharedTiles {
- public:
-  SNV2_DEVICE SharedTiles(const Shared<float> (&matrix)[kTiles], int) {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) next_[i] = lane_of_tile(matrix[i], Tile<float>{});
-  }
-  SNV2_DEVICE void load(Tile<float> (&to)[kTiles]) {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      load_lane(to[i], next_[i]);
-      next_[i] = next_[i] + kTileElements<float>;
-    }
-  }
-
- private:
-  Shared<float> next_[kTiles];
-};
-
-// float32: the products of kChain tiles are added up on their own: chains are short, and so are
-// errors. Tiles in shared memory are loaded as they are used, since registers are few.
-template <int kAhead, class P, int kTiles, int kBlocks>
-SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kTiles],
-                          const Operand<float>& x, int blocks) {
-  constexpr int kDepth = kTileDepth<float>;
-  const int deep = units_of<kDepth>(x.depth);
-  constexpr bool kShared = std::is_same_v<P, Shared<float>>;
-  std::conditional_t<kShared, SharedTiles<kTiles>, Tiles<kAhead, float, kTiles>> tiles(matrix,
-                                                                                       deep);
-  float part[kTiles][kBlocks][4] = {};
-  for (int k0 = 0; k0 < deep; k0 += kAhead) {
-#pragma unroll
-    for (int ahead = 0; ahead < kAhead; ++ahead) {
-      const int k = k0 + ahead;
-      if (k >= deep) break;
-      Tile<float> a[kTiles];
-      if constexpr (kShared) {
-        tiles.load(a);
-      } else {
-        tiles.take(a, ahead);
-      }
-      Shared<float> lines[kDepth];
-#pragma unroll
-      for (int r = 0; r < kDepth; ++r) {
-        const int row = k * kDepth + r;
-        lines[r] = x.rows + ((row < x.depth ? row : x.depth) * x.pitch + lane_of_warp() % 4 * 2);
-      }
-#pragma unroll
-      for (int j = 0; j < kBlocks; ++j) {
-        if (j >= blocks) break;
-        Vector<float, 2> b[kDepth];
-#pragma unroll
-        for (int r = 0; r < kDepth; ++r) b[r] = load_vector<2>(lines[r] + j * kBlock);
-#pragma unroll
-        for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-          for (int d = 0; d < 4; ++d) {
-#pragma unroll
-            for (int r = 0; r < kDepth; ++r) {
-              part[i][j][d] = multiply_add(a[i].a[r][d / 2], b[r].values[d % 2], part[i][j][d]);
-            }
-          }
-        }
-      }
-      if (k % kChain == kChain - 1 || k == deep - 1) {
-#pragma unroll
-        for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-          for (int j = 0; j < kBlocks; ++j) {
-#pragma unroll
-            for (int d = 0; d < 4; ++d) {
-              acc[i][j][d] += part[i][j][d];
-              part[i][j][d] = 0.0f;
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
 template <int kTiles, int kBlocks>
 SNV2_DEVICE void begin(float (&acc)[kTiles][kBlocks][4], const Start<kTiles>& start) {
 #pragma unroll
@@ -472,3 +395,5 @@ SNV2_DEVICE T rounded(float value) {
 }
 
 }  // namespace snv2::SNV2_GPU
+
+#include "cuda/mma_float.h"

@@ -3,6 +3,8 @@
 // The batch goes in chunks, so that the planes of a chunk stay in L2 where that leaves each CTA
 // enough to do; the linear layer runs once, on the features of all.
 #include <algorithm>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -115,6 +117,9 @@ void check_device(const Device& device) {
   check_field("reserved_per_cta", device.reserved_per_cta, 0, kMostOfAny);
   check_field("l2_bytes", device.l2_bytes, 0, int64_t{1} << 50);
   check_field("cluster", device.cluster, 1, kMostOfAny);
+  for (const auto& by_ctas : device.clusters_at_once) {
+    for (const int64_t clusters : by_ctas) check_field("clusters", clusters, 0, kMostOfAny);
+  }
   check_tuning(device.tuning);
 }
 
@@ -212,7 +217,7 @@ void for_each_launch(const GpuPlan& plan, const PlanArrays& arrays, const Image&
 
 #ifdef SNV2_EMULATED
 namespace {
-Device the_device = {132, 228 * 1024, 227 * 1024, 1024, 50 * 1024 * 1024, 8, {}};
+Device the_device = {132, 228 * 1024, 227 * 1024, 1024, 50 * 1024 * 1024, 8, {}, {}};
 }  // namespace
 
 Device current_device() {
@@ -227,11 +232,29 @@ void set_device(const Device& device) {
 #else
 namespace {
 __global__ void __launch_bounds__(32) code_of_this_build() {}
-}  // namespace
 
-Device current_device() {
-  int index = 0;
-  check(cudaGetDevice(&index), "current device");
+// Clusters that run at once, of which an SM has `ctas` CTAs at most; 0 where the driver knows none.
+int64_t clusters_at_once(const Device& device, unsigned cluster, int64_t ctas) {
+  cudaLaunchAttribute size = {};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim.x = cluster;
+  size.val.clusterDim.y = size.val.clusterDim.z = 1;
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = dim3(cluster);
+  launch.blockDim = dim3(32);
+  launch.dynamicSmemBytes = static_cast<size_t>(
+      std::min(device.shared_per_cta, device.shared_per_sm / ctas - device.reserved_per_cta));
+  launch.attrs = &size;
+  launch.numAttrs = 1;
+  int count = 0;
+  if (cudaOccupancyMaxActiveClusters(&count, code_of_this_build, &launch) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+Device ask(int index) {
   const auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, name, index), "attribute of a device");
@@ -246,12 +269,32 @@ Device current_device() {
   constexpr int64_t kPortableCluster = 8;
   // A newer GPU may run the code of an older one, which has no clusters, or no tensor cores as
   // these kernels use them; then nothing fits.
+  const auto* const kernel = reinterpret_cast<const void*>(code_of_this_build);
   cudaFuncAttributes code;
-  check(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(code_of_this_build)),
-        "attributes of a kernel");
+  check(cudaFuncGetAttributes(&code, kernel), "attributes of a kernel");
   const bool clusters = code.ptxVersion >= 90 && attribute(cudaDevAttrClusterLaunch) != 0;
   device.cluster = clusters ? kPortableCluster : 1;
+  if (clusters) {
+    prepare(kernel);
+    for (const int64_t ctas : {1, 2}) {
+      device.clusters_at_once[0][ctas - 1] = clusters_at_once(device, 4, ctas);
+      device.clusters_at_once[1][ctas - 1] = clusters_at_once(device, 8, ctas);
+    }
+  }
   if (code.ptxVersion < 80) device.shared_per_cta = device.shared_per_sm = 0;
+  return device;
+}
+}  // namespace
+
+Device current_device() {
+  static std::mutex mutex;
+  static std::map<int, Device> known;
+  int index = 0;
+  check(cudaGetDevice(&index), "current device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto found = known.find(index);
+  if (found == known.end()) found = known.emplace(index, ask(index)).first;
+  Device device = found->second;
   device.tuning = the_tuning;
   return device;
 }

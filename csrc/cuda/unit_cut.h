@@ -239,7 +239,7 @@ template <class T, int kStride>
 const Cut& remembered(const Shape& s, const Device& device) {
   constexpr size_t kMost = 4096;
   const Tuning& t = device.tuning;
-  using Key = std::array<int64_t, 25>;
+  using Key = std::array<int64_t, 29>;
   const Key key{s.in,
                 s.mid,
                 s.proj,
@@ -262,6 +262,10 @@ const Cut& remembered(const Shape& s, const Device& device) {
                 device.shared_per_cta,
                 device.reserved_per_cta,
                 device.cluster,
+                device.clusters_at_once[0][0],
+                device.clusters_at_once[0][1],
+                device.clusters_at_once[1][0],
+                device.clusters_at_once[1][1],
                 t.columns,
                 t.rows_per_cta,
                 t.weights};

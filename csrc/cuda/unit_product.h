@@ -70,17 +70,12 @@ template <class T, class Pair, int... J>
 SNV2_DEVICE void store_each(Address<T> to, const Pair& pair, std::integer_sequence<int, J...>) {
   (store_vector<2, J * kBlock>(to, pair(J)), ...);
 }
-template <class T, class Pair, int... J>
-SNV2_DEVICE void store_each(Shared<T> to, const Pair& pair, std::integer_sequence<int, J...>) {
-  (store_vector<2>(to + J * kBlock, pair(J)), ...);
-}
 
 // Stores blocks of results, rounded, to rows of pixels in shared memory, of which there are as many
 // as rows of tiles have. Blocks from `column` on, which lie in a ring of `ring` columns.
 template <class T, class Act, int kTiles, int kBlocks>
 SNV2_DEVICE void store_lines(Shared<T> lines, int pitch, const float (&acc)[kTiles][kBlocks][4],
                              int rows, int tile, int count, int column, int ring) {
-  using Place = std::conditional_t<sizeof(T) == 2, Address<T>, Shared<T>>;
   const int row_tiles = units_of<16>(rows);
   if (column >= ring) column -= ring;
   const Shared<T> lane =
@@ -92,13 +87,13 @@ SNV2_DEVICE void store_lines(Shared<T> lines, int pitch, const float (&acc)[kTil
     if (i > 0 && tile + i >= row_tiles) break;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Place line(lane + (i * 16 + half * 8) * pitch);
+      const Address<T> line(lane + (i * 16 + half * 8) * pitch);
       const auto pair = [&](int j) {
         const float (&of)[4] = acc[i][j];
         return finished_pair<T, Act>(of[half * 2], of[half * 2 + 1]);
       };
       if (whole) {
-        const Place first = line + column;
+        const Address<T> first = line + column;
         store_each(first, pair, std::make_integer_sequence<int, kBlocks>{});
       } else {
 #pragma unroll

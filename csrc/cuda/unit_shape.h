@@ -61,11 +61,13 @@ inline int64_t stretch_rows(const Shape& s, int64_t columns) {
   return std::max<int64_t>(columns / s.row, 1);
 }
 
-// CTAs (or clusters) of one branch that run at once. An eighth of the SMs may be left over where a
-// large cluster has to find its SMs in one part of the GPU.
+// CTAs (or clusters) of one branch that run at once. A large cluster has to find its SMs in one
+// part of the GPU: where the driver was not asked, an eighth of them may be left over.
 inline int64_t slots_of(const Shape& s, const Device& device, const Cut& c, int64_t ctas_per_sm) {
-  const int64_t sms = c.cluster > 2 ? device.sms * 7 / 8 : device.sms;
-  return std::max<int64_t>(sms * ctas_per_sm / (c.cluster * s.branches()), 1);
+  const bool large = c.cluster > 2;
+  int64_t slots = large ? device.clusters_at_once[c.cluster > 4][ctas_per_sm - 1] : 0;
+  if (slots == 0) slots = (large ? device.sms * 7 / 8 : device.sms) * ctas_per_sm / c.cluster;
+  return std::max<int64_t>(slots / s.branches(), 1);
 }
 
 }  // namespace snv2::SNV2_GPU

@@ -3,9 +3,12 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 
 #include "ptx/buffers.h"
@@ -23,7 +26,17 @@ constexpr uint32_t kMostThreads = 1024;
 constexpr uint32_t kMostCluster = 8;
 constexpr int kSharedWithoutAsking = 48 * 1024;
 
-DeviceSize device_size;
+// Devices that there have been, and the current one.
+std::vector<DeviceSize> devices(1);
+int current = 0;
+
+std::atomic<int64_t> asked{0};
+
+// What was set of a kernel for a device.
+struct Settings {
+  int most_shared = kSharedWithoutAsking;
+  int carveout = cudaSharedmemCarveoutDefault;
+};
 
 // What the compiled code of one source registers.
 struct Binary {
@@ -34,7 +47,7 @@ struct Binary {
 struct Function {
   Binary* binary;
   std::string name;
-  int most_shared = kSharedWithoutAsking;
+  std::map<int, Settings> settings;  // by device
 };
 
 struct Replacement {
@@ -68,6 +81,7 @@ class Runtime {
 
   std::mutex mutex;
   Launcher launcher;
+  std::optional<int> carveout;  // of the launch before
 
   Binary* add(const unsigned char* data) {
     binaries_.push_back(std::make_unique<Binary>(Binary{data, nullptr}));
@@ -184,24 +198,28 @@ void require(bool fine, const Kernel& kernel, const char* what) {
   if (!fine) throw Fault(std::string("launch: ") + what + ": " + kernel.name);
 }
 
+uint32_t ctas_per_sm(const LaunchShape& shape) {
+  const uint32_t by_shared =
+      devices[current].shared_per_sm / (shape.shared_bytes + kReservedPerCta);
+  const uint32_t by_threads = kThreadsPerSm / ((shape.threads + kLanes - 1) / kLanes * kLanes);
+  return std::min({by_shared, by_threads, kCtasPerSm});
+}
+
 void check(const cudaLaunchConfig_t& config, const LaunchShape& shape, const Kernel& kernel,
-           const Function& function) {
+           const Settings& settings) {
   const dim3 &grid = config.gridDim, &block = config.blockDim;
   require(grid.x >= 1 && grid.x <= 0x7fffffffu && grid.y >= 1 && grid.y <= 65535 && grid.z == 1,
           kernel, "a grid that no GPU takes");
   require(block.x >= 1 && block.x <= std::min(kMostThreads, kernel.max_threads) && block.y == 1 &&
               block.z == 1,
           kernel, "more threads than its bounds allow");
-  require(static_cast<int>(shape.shared_bytes) <= function.most_shared, kernel,
+  require(static_cast<int>(shape.shared_bytes) <= settings.most_shared, kernel,
           "more shared memory than it asked for");
   require(shape.cluster >= 1 && shape.cluster <= kMostCluster && grid.x % shape.cluster == 0,
           kernel, "a cluster must be 1 to 8 CTAs and divide the grid");
   if (!shape.cooperative) return;
-  const uint32_t by_shared = device_size.shared_per_sm / (shape.shared_bytes + kReservedPerCta);
-  const uint32_t by_threads = kThreadsPerSm / ((block.x + kLanes - 1) / kLanes * kLanes);
-  require(uint64_t{grid.x} * grid.y <=
-              uint64_t{std::min({by_shared, by_threads, kCtasPerSm})} * device_size.sms,
-          kernel, "a cooperative grid must fit the GPU at once");
+  require(uint64_t{grid.x} * grid.y <= uint64_t{ctas_per_sm(shape)} * devices[current].sms, kernel,
+          "a cooperative grid must fit the GPU at once");
 }
 
 LaunchShape shape_of(const cudaLaunchConfig_t& config) {
@@ -234,7 +252,11 @@ void launch(Runtime& runtime, const cudaLaunchConfig_t& config, const void* host
   Function& function = runtime.function(host);
   Kernel& kernel = runtime.kernel(function);
   const LaunchShape shape = shape_of(config);
-  check(config, shape, kernel, function);
+  const Settings& settings = function.settings[current];
+  check(config, shape, kernel, settings);
+  const std::optional<int> before = std::exchange(runtime.carveout, settings.carveout);
+  require(!shape.overlaps || !before || (*before == settings.carveout && settings.carveout >= 0),
+          kernel, "SMs drain before it, to divide their memory in another way");
   std::vector<uint8_t> parameters(kernel.parameter_bytes);
   for (size_t p = 0; p < kernel.parameters.size(); ++p) {
     std::memcpy(&parameters[kernel.parameters[p].offset], args[p], kernel.parameters[p].bytes);
@@ -263,7 +285,16 @@ void sample(uint32_t apart) {
   runtime.launcher.sample(apart);
 }
 
-void set_device_size(const DeviceSize& size) { device_size = size; }
+void set_device_size(const DeviceSize& size) {
+  Runtime& runtime = Runtime::get();
+  const std::lock_guard<std::mutex> lock(runtime.mutex);
+  const auto found = std::find(devices.begin(), devices.end(), size);
+  current = static_cast<int>(found - devices.begin());
+  if (found == devices.end()) devices.push_back(size);
+  runtime.carveout.reset();
+}
+
+int64_t questions() { return asked; }
 
 int64_t read_kernels() {
   Runtime& runtime = Runtime::get();
@@ -339,21 +370,23 @@ cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = snv2::ptx::current;
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   using namespace snv2::ptx;
+  ++asked;
+  const DeviceSize& size = devices[device];
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
-      *value = device_size.sms;
+      *value = size.sms;
       break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      *value = device_size.shared_per_sm;
+      *value = size.shared_per_sm;
       break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = device_size.shared_per_cta;
+      *value = size.shared_per_cta;
       break;
     case cudaDevAttrReservedSharedMemoryPerBlock:
       *value = kReservedPerCta;
@@ -362,7 +395,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = kL2Bytes;
       break;
     case cudaDevAttrClusterLaunch:
-      *value = device_size.clusters;
+      *value = size.clusters;
       break;
     default:
       return fail(cudaErrorInvalidValue, "an attribute that the interpreter does not know");
@@ -371,6 +404,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* host) {
+  ++snv2::ptx::asked;
   return snv2::ptx::guarded(cudaErrorInvalidDeviceFunction, [&](Runtime& runtime) {
     *attributes = {};
     attributes->ptxVersion = runtime.kernel(runtime.function(host)).module->architecture;
@@ -379,14 +413,40 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ho
 }
 
 cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute attribute, int value) {
-  return snv2::ptx::guarded(cudaErrorInvalidValue, [&](Runtime& runtime) {
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize ||
-        value > snv2::ptx::device_size.shared_per_cta) {
-      throw snv2::ptx::Fault("an attribute of a kernel that no GPU takes");
+  using namespace snv2::ptx;
+  ++asked;
+  return guarded(cudaErrorInvalidValue, [&](Runtime& runtime) {
+    Settings& settings = runtime.function(host).settings[current];
+    if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize &&
+        value <= devices[current].shared_per_cta) {
+      settings.most_shared = value;
+    } else if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout &&
+               value >= cudaSharedmemCarveoutDefault && value <= cudaSharedmemCarveoutMaxShared) {
+      settings.carveout = value;
+    } else {
+      throw Fault("an attribute of a kernel that no GPU takes");
     }
-    runtime.function(host).most_shared = value;
   });
 }
+
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* host,
+                                           const cudaLaunchConfig_t* config) {
+  using namespace snv2::ptx;
+  ++asked;
+  return guarded(cudaErrorInvalidClusterSize, [&](Runtime& runtime) {
+    const LaunchShape shape = shape_of(*config);
+    const DeviceSize& size = devices[current];
+    Function& function = runtime.function(host);
+    check(*config, shape, runtime.kernel(function), function.settings[current]);
+    if (!size.clusters) throw Fault("this GPU has no clusters");
+    const int most = size.cluster_sms > 0 ? size.cluster_sms : size.sms * 7 / 8;
+    const int sms = shape.cluster > 2 ? most : size.sms;
+    *clusters = sms * static_cast<int>(ctas_per_sm(shape)) / static_cast<int>(shape.cluster);
+  });
+}
+
+// Faults are told where they happen, and none is left behind.
+cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : snv2::ptx::last_error.c_str();

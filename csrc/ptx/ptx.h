@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "snv2/types.h"
@@ -17,13 +18,26 @@ namespace snv2::ptx {
 // memory that nobody wrote, which lane's store is the last. With 0 all is in order.
 SNV2_API void set_seed(uint32_t seed);
 
-// The GPU that launches are cut to, by default an H200. Not while anything runs.
+// The GPU that launches are cut to, by default an H200. To host code each size is a device of its
+// own. Not while anything runs.
 struct DeviceSize {
   int sms = 132;
   int shared_per_sm = 228 * 1024, shared_per_cta = 227 * 1024;
   bool clusters = true;
+  int cluster_sms = 0;  // that clusters of more than two CTAs find; 0 is seven eighths
+
+  bool operator==(const DeviceSize& other) const {
+    const auto fields = [](const DeviceSize& d) {
+      return std::tie(d.sms, d.shared_per_sm, d.shared_per_cta, d.clusters, d.cluster_sms);
+    };
+    return fields(*this) == fields(other);
+  }
 };
 SNV2_API void set_device_size(const DeviceSize& size);
+
+// Returns how often host code has asked the runtime what a device or a kernel is, or has set what
+// a kernel may have.
+SNV2_API int64_t questions();
 
 // Has launches run one cluster (or CTA) in `apart`, and count the others as that one: for what
 // large launches execute. Their results are wrong. Cooperative ones are run whole.

@@ -379,7 +379,7 @@ snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
       // Second product.
 ]] BECOMES [[      }
 ]]
-  EXPECT "shared memory: read at mma.h" "nobody wrote")
+  EXPECT "shared memory: read at mma_float.h" "nobody wrote")
 
 snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -399,7 +399,7 @@ snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
         sync_threads();
       }
 ]]
-  EXPECT "shared memory: read at mma.h" "nobody wrote")
+  EXPECT "shared memory: read at mma_float.h" "nobody wrote")
 
 snv2_add_mutant(unit_that_does_not_wait_for_its_input
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -576,7 +576,7 @@ snv2_add_mutant(head_without_barrier_after_a_stage RACE
     first = next_first, column0 = next_column0;
 ]] BECOMES [[    first = next_first, column0 = next_column0;
 ]]
-  EXPECT "read at mma.h" "cp_async_wait, or a barrier after it, is missing")
+  EXPECT "read at mma_float.h" "cp_async_wait, or a barrier after it, is missing")
 
 snv2_add_mutant(linear_without_barrier_between_parts RACE
   FILE cuda/head.h OF cuda/head.cu IN gpu_ends CASES linear_layer

@@ -228,13 +228,24 @@ void gpu_network_out(const Tensor& x, const Tensor& weights, const Tensor& param
 }
 
 inline std::vector<int64_t> values_of(const gpu::Device& d) {
-  return {d.sms,     d.shared_per_sm,  d.shared_per_cta,      d.reserved_per_cta, d.l2_bytes,
-          d.cluster, d.tuning.columns, d.tuning.rows_per_cta, d.tuning.weights,   d.tuning.images};
+  const gpu::Tuning& t = d.tuning;
+  const auto& at_once = d.clusters_at_once;
+  return {d.sms,         d.shared_per_sm, d.shared_per_cta, d.reserved_per_cta,
+          d.l2_bytes,    d.cluster,       at_once[0][0],    at_once[0][1],
+          at_once[1][0], at_once[1][1],   t.columns,        t.rows_per_cta,
+          t.weights,     t.images};
 }
 
 // v has one value for each that values_of() gives.
 inline gpu::Device device_from(const std::vector<int64_t>& v) {
-  return {v[0], v[1], v[2], v[3], v[4], v[5], {v[6], v[7], v[8], v[9]}};
+  return {v[0],
+          v[1],
+          v[2],
+          v[3],
+          v[4],
+          v[5],
+          {{v[6], v[7]}, {v[8], v[9]}},
+          {v[10], v[11], v[12], v[13]}};
 }
 
 // The current device as numbers, in the order of snv2_kernels.gpu.DEVICE_FIELDS.

@@ -20,11 +20,14 @@ struct Interpreted : GpuKernels {
 
 void set_seed(int64_t seed) { snv2::ptx::set_seed(static_cast<uint32_t>(seed)); }
 
-void set_device_size(int64_t sms, int64_t shared_per_sm, int64_t shared_per_cta, bool clusters) {
+void set_device_size(int64_t sms, int64_t shared_per_sm, int64_t shared_per_cta, bool clusters,
+                     int64_t cluster_sms) {
   const auto narrow = [](int64_t value) { return static_cast<int>(value); };
   snv2::ptx::set_device_size(
-      {narrow(sms), narrow(shared_per_sm), narrow(shared_per_cta), clusters});
+      {narrow(sms), narrow(shared_per_sm), narrow(shared_per_cta), clusters, narrow(cluster_sms)});
 }
+
+int64_t questions() { return snv2::ptx::questions(); }
 
 void sample(int64_t apart) {
   STD_TORCH_CHECK(apart >= 1, "apart: expected a positive number, got ", apart);
@@ -59,7 +62,10 @@ STABLE_TORCH_LIBRARY(snv2_ptx, m) {
   define_gpu_ops(m);
   define_gpu_tools(m);
   m.def("set_seed(int seed) -> ()");
-  m.def("set_device_size(int sms, int shared_per_sm, int shared_per_cta, bool clusters) -> ()");
+  m.def(
+      "set_device_size(int sms, int shared_per_sm, int shared_per_cta, bool clusters, int "
+      "cluster_sms=0) -> ()");
+  m.def("questions() -> int");
   m.def("sample(int apart) -> ()");
   m.def("read_kernels() -> int");
   m.def("replace_text(str kernel, str old, str new) -> int");
@@ -74,6 +80,7 @@ STABLE_TORCH_LIBRARY_IMPL(snv2_ptx, CompositeExplicitAutograd, m) {
   implement_gpu_tools(m);
   m.impl("set_seed", TORCH_BOX(&set_seed));
   m.impl("set_device_size", TORCH_BOX(&set_device_size));
+  m.impl("questions", TORCH_BOX(&questions));
   m.impl("sample", TORCH_BOX(&sample));
   m.impl("read_kernels", TORCH_BOX(&read_kernels));
   m.impl("replace_text", TORCH_BOX(&replace_text));

@@ -62,11 +62,14 @@ struct Device {
   int64_t reserved_per_cta;  // taken by the system from each CTA's share of the SM
   int64_t l2_bytes;
   int64_t cluster;  // the most CTAs of a cluster; 1 where there are none
+  // Clusters of 4 and of 8 CTAs that run at once, by CTAs on an SM, 1 or 2. 0 is not known, as of a
+  // GPU that is not there.
+  int64_t clusters_at_once[2][2];
   Tuning tuning;
 };
 
-// The current device, with the tuning of this process. The emulator's is an H200, unless
-// set_device() said otherwise, which throws on a GPU.
+// The current device, which is asked once, with the tuning of this process. The emulator's is an
+// H200, unless set_device() said otherwise, which throws on a GPU.
 SNV2_API Device current_device();
 SNV2_API void set_device(const Device& device);
 SNV2_API void set_tuning(const Tuning& tuning);
