@@ -117,9 +117,11 @@ void check_device(const Device& device) {
   check_field("reserved_per_cta", device.reserved_per_cta, 0, kMostOfAny);
   check_field("l2_bytes", device.l2_bytes, 0, int64_t{1} << 50);
   check_field("cluster", device.cluster, 1, kMostOfAny);
-  for (const auto& by_ctas : device.clusters_at_once) {
-    for (const int64_t clusters : by_ctas) check_field("clusters", clusters, 0, kMostOfAny);
-  }
+  const auto& at_once = device.clusters_at_once;
+  check_field("clusters_4x1", at_once[0][0], 0, kMostOfAny);
+  check_field("clusters_4x2", at_once[0][1], 0, kMostOfAny);
+  check_field("clusters_8x1", at_once[1][0], 0, kMostOfAny);
+  check_field("clusters_8x2", at_once[1][1], 0, kMostOfAny);
   check_tuning(device.tuning);
 }
 
