@@ -101,9 +101,6 @@ class Sliding {
         mask_[w] = left >= kOfWord ? ~0u : left > 0 ? kFirst : 0u;
       }
     }
-    row_ = ring.row;
-    size_ = ring.size;
-    end_ = line_ + size_;
   }
 
   // Calls emit(results) for `count` output rows of an image. The first one is centred on input row
@@ -122,19 +119,19 @@ class Sliding {
     for (int left = count; left > 1; --left) {
       // The row that was read is the upper one of the next results: at stride 2 the one below.
       if constexpr (kStride == 1) next_upper();
-      at = below(at);
+      at = below(ring, at);
       read(at);
       add<2>(middle_, middle_);
       emit(middle_);
       if constexpr (kStride == 2) {
         next_upper();
-        at = below(at);
+        at = below(ring, at);
         read(at);
       }
       add<1>(middle_, upper_);
     }
     if (center + (count - 1) * kStride + 1 < ring.height) {
-      read(below(at));
+      read(below(ring, at));
       add<2>(middle_, middle_);
     }
     emit(middle_);
@@ -147,9 +144,9 @@ class Sliding {
   static constexpr uint32_t kFirst = 0xffffu;  // mask of the first of two pixels
 
   // Returns where the next row of the ring has the lane's pixels.
-  SNV2_DEVICE Address<T> below(Address<T> row) const {
-    const Address<T> there = row + row_;
-    return is_before(there, end_) ? there : there + -size_;
+  SNV2_DEVICE Address<T> below(const Ring& ring, Address<T> row) const {
+    const Address<T> there = row + ring.row;
+    return is_before(there, line_ + ring.size) ? there : there + -ring.size;
   }
   // Reads a row, from the pixel left of the lane's on.
   SNV2_DEVICE void read(Address<T> row) {
@@ -193,8 +190,7 @@ class Sliding {
   }
 
   float taps_[kTaps + 1];
-  Address<T> line_, end_;  // of the ring, for this lane
-  int row_, size_;
+  Address<T> line_;
   int left_, right_;  // elements from the lane's vector to its neighbours', or 0
   uint32_t left_mask_, right_mask_, mask_[kWords];
   float x_[kPixels * kStride + 2];
@@ -391,7 +387,7 @@ SNV2_DEVICE void convolve_rows(const UnitParams<T>& params, const Branch<T>& bra
   if constexpr (Act::kAny) {
     if (branch.window > 3 || branch.dilation > 1) return with(Dilated<T, kStride>{});
   }
-  if constexpr (kStride == 2) {
+  if constexpr (kStride == 2 && sizeof(T) == 2) {  // in float32 registers would spill
     if (params.width % 2 == 0) return with(Sliding<T, kStride, false>{});
   }
   with(Sliding<T, kStride, true>{});

@@ -65,8 +65,8 @@ void add_product(Work& work, double rows, double depth, double blocks, double st
   // Instructions, and cycles, for 16 x 8 x 16, which in float32 are a lane's multiply-adds, and
   // for each step.
   constexpr double kProduct = sizeof(T) == 4 ? 80 : 1.4, kTile = sizeof(T) == 4 ? 75 : 9;
-  constexpr double kProductCycles = sizeof(T) == 4 ? 180 : 7;
-  constexpr double kTileCycles = sizeof(T) == 4 ? 150 : 10;
+  constexpr double kProductCycles = sizeof(T) == 4 ? 70 : 7;
+  constexpr double kTileCycles = sizeof(T) == 4 ? 375 : 10;
   constexpr double kOneTileCycles = 28;  // of a step with one row of tiles
   const double tiles = std::ceil(rows / kTileRows), deep = std::ceil(depth / 16);
   const double tall = std::min<double>(Mode::kTiles, tiles);

@@ -36,7 +36,7 @@ template <class T, int kStride>
 struct Direct {
   static constexpr bool kResident = false, kCluster = false;
   static constexpr int kTiles = 1;
-  static constexpr int kBlocks = sizeof(T) == 4 || kStride == 2 ? 8 : 14;
+  static constexpr int kBlocks = sizeof(T) == 4 ? (kStride == 2 ? 6 : 8) : kStride == 2 ? 8 : 14;
   static constexpr int kAhead = sizeof(T) == 4 ? 1 : kStride;
 };
 
