@@ -74,7 +74,9 @@ def draw_words(name: str, count: int, seed: int) -> Words:
         halves = unpack(words)
         halves[: len(EDGES_HALF)] = EDGES_HALF
         words = pack(halves)
-    elif name in ("to_float_float", "to_tf32", "relu") or name.startswith("from_float_"):
+    elif name in ("to_float_float", "to_tf32", "relu") or name.startswith(
+        ("from_float_", "clear_unless_above_zero_")
+    ):
         if name == "from_float_half":  # most random floats lie outside its range
             moderate = words & np.uint32(0x807FFFFF)
             words = moderate | random.integers(100, 146, count, np.uint32) << 23
@@ -258,6 +260,17 @@ def model_relu(words: Words) -> Words:
     return np.where(words.view(np.float32) < 0, np.uint32(0), words)
 
 
+def model_clear_unless_above_zero(bits: int) -> Model:
+    """Zero beside what is at most zero, of both signs: not beside NaN."""
+
+    def model(words: Words) -> Words:
+        kept = words & np.uint32((1 << bits) - 1)
+        cleared = np.where(words.view(np.float32) <= 0, np.uint32(0), kept)
+        return np.stack([kept, cleared], 1).ravel().astype(np.uint32)
+
+    return model
+
+
 def larger(a: Words, b: Words, values: tuple[Floats, Floats], mantissa_bits: int) -> Words:
     """NaN if one is NaN; +0 is larger than -0."""
     with np.errstate(invalid="ignore"):
@@ -312,6 +325,8 @@ MODELS: dict[str, Model] = {
     "from_float_bfloat16": model_from_float_bfloat16,
     "to_tf32": model_to_tf32,
     "relu": model_relu,
+    "clear_unless_above_zero_2": model_clear_unless_above_zero(16),
+    "clear_unless_above_zero_4": model_clear_unless_above_zero(32),
     "max_nan_float": model_max_nan_float,
     "max_nan_half": model_max_nan(half_to_float, 10),
     "max_nan_bfloat16": model_max_nan(bfloat16_to_float, 7),

@@ -305,6 +305,18 @@ __global__ void __launch_bounds__(128) relu_all(Params p) {
   store(p.out + thread(), bits_of(relu(float_of(load(p.in + thread())))));
 }
 
+// Each thread has two elements, of which the second may be cleared.
+template <class T>
+__global__ void __launch_bounds__(128) clear_all(Params p) {
+  const uint32_t word = load(p.in + thread());
+  const Shared<T> own = shared_memory().as<T>() + 2 * thread();
+  for (int j = 0; j < 2; ++j) store(own + j, static_cast<T>(word));
+  clear_unless_above_zero<1>(float_of(word), Address<T>(own));
+  for (int j = 0; j < 2; ++j) {
+    store(p.out + (2 * thread() + j), static_cast<uint32_t>(load(own + j)));
+  }
+}
+
 __global__ void __launch_bounds__(128) max_nan_float(Params p) {
   const Global<const uint32_t> in = p.in + 2 * thread();
   store(p.out + thread(), bits_of(max_nan(float_of(load(in)), float_of(load(in + 1)))));
@@ -398,6 +410,8 @@ const std::vector<Entry>& entries() {
       {{"from_float_bfloat16", 128, 128}, from_float_all<bfloat16_t>, shape(128)},
       {{"to_tf32", 128, 128}, to_tf32_all, shape(128)},
       {{"relu", 128, 128}, relu_all, shape(128)},
+      {{"clear_unless_above_zero_2", 128, 256}, clear_all<uint16_t>, shape(128, 512)},
+      {{"clear_unless_above_zero_4", 128, 256}, clear_all<uint32_t>, shape(128, 1024)},
       {{"max_nan_float", 256, 128}, max_nan_float, shape(128)},
       {{"max_nan_half", 128, 128}, max_nan_pairs<half_t>, shape(64)},
       {{"max_nan_bfloat16", 128, 128}, max_nan_pairs<bfloat16_t>, shape(64)},

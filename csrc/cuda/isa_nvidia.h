@@ -231,6 +231,26 @@ SNV2_DEVICE void store_if(bool wanted, Shared<T> p, T value) {
   }
 }
 
+// Stores zero, kOffset elements after p, where `value` is at most zero; not where it is NaN.
+template <int kOffset, class T>
+SNV2_DEVICE void clear_unless_above_zero(float value, Address<T> p) {
+  constexpr int kBytes = kOffset * static_cast<int>(sizeof(T));
+  if constexpr (sizeof(T) == 2) {
+    asm volatile(
+        "{.reg .pred p; setp.le.f32 p, %0, 0f00000000; @p st.shared.u16 [%1 + %2], %3;}" ::"f"(
+            value),
+        "r"(p.address), "n"(kBytes), "h"(static_cast<uint16_t>(0))
+        : "memory");
+  } else {
+    static_assert(sizeof(T) == 4);
+    asm volatile(
+        "{.reg .pred p; setp.le.f32 p, %0, 0f00000000; @p st.shared.u32 [%1 + %2], %3;}" ::"f"(
+            value),
+        "r"(p.address), "n"(kBytes), "r"(0)
+        : "memory");
+  }
+}
+
 template <int N, class T>
 SNV2_DEVICE void store_vector_if(bool wanted, Address<T> p, const Vector<T, N>& value) {
   static_assert(sizeof value == 4, "a word");
