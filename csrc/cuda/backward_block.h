@@ -34,11 +34,10 @@ struct Extent {
 
 constexpr int kPieceColumns = 7;  // of results, of a lane: rows of the networks are multiples
 
-// What is known of a lane's columns. kWhole: there are kPieceColumns of them. kHalo: the map has
-// others beside them.
-template <bool kWholePieces, bool kWithHalo>
+// kWhole: each piece has kPieceColumns columns.
+template <bool kWholePieces>
 struct Pieces {
-  static constexpr bool kWhole = kWholePieces, kHalo = kWithHalo;
+  static constexpr bool kWhole = kWholePieces;
 };
 
 // Some rows of some columns of results.
@@ -94,8 +93,6 @@ SNV2_DEVICE void read_columns(float (&x)[kLast - kFirst + 1], Shared<T> at, bool
     const bool own = i >= 0 && i < kOwn;
     if (Shape::kWhole && own) {
       to = to_float(load(at + i * kPixel));
-    } else if (Shape::kWhole && !Shape::kHalo) {
-      to = 0.0f;
     } else {
       const bool has = i < 0 ? left : i < inside;
       const float value = to_float(load(at + (has ? i * kPixel : 0)));

@@ -174,9 +174,9 @@ SNV2_DEVICE void turn_round(std::integral_constant<int, 1>, const X& x_block, co
 #pragma unroll
         for (int k = 0; k < 3; ++k) {
           bool outside = false;
-          if (i == 0 && k == 0) outside = !Shape::kHalo || !left;
+          if (i == 0 && k == 0) outside = !left;
           if (k == 2 && (!Shape::kWhole || i == kColumns - 1)) {
-            outside = !Shape::kHalo || i + 1 >= inside;
+            outside = i + 1 >= inside;
           }
           sums.add(tap.value - k, i, row[i + k], outside ? 0.0f : x[i]);
         }
@@ -262,7 +262,7 @@ SNV2_DEVICE void turn_round(std::integral_constant<int, 2>, const X& x_block, co
       odd += w[kTap + 1] * row[i];
       odd += w[kTap - 1] * row[i + 1];
       const bool last = !Shape::kWhole || i == kColumns - 1;
-      const bool outside = last && (!Shape::kHalo || i + 1 >= inside);
+      const bool outside = last && (i + 1 >= inside);
       sums.add(kTap, i, row[i], x[2 * i]);
       // Where there is no such x it was read as zero, which would not silence an infinite gradient.
       const float own = Shape::kWhole || 2 * i + 1 < x_inside ? row[i] : 0.0f;

@@ -235,8 +235,9 @@ __global__ void __launch_bounds__(kMostThreads, kLeastCtas)
     const int row = down * params.rows, column = across * params.columns;
     tile.rows = Extent{row, row + params.rows}.with_halo(0, params.height);
     tile.columns = Extent{column, column + params.columns}.with_halo(0, params.width);
-    tile.x.rows = tile.rows.with_halo(2, params.height);
-    tile.x.columns = tile.columns.with_halo(2, params.width);
+    const int halo = params.relu ? 2 : 0;  // of x
+    tile.x.rows = tile.rows.with_halo(halo, params.height);
+    tile.x.columns = tile.columns.with_halo(halo, params.width);
     tile.grad.rows = tile.rows.with_halo(1, params.height).results(kStride);
     tile.grad.columns = tile.columns.with_halo(1, params.width).results(kStride);
     const Global<const T> grad_pass =
@@ -293,11 +294,9 @@ __global__ void __launch_bounds__(kMostThreads, kLeastCtas)
     };
     const auto march_whole = [&](const auto& results_at) {
       if (!params.whole) {
-        march(Pieces<false, true>{}, results_at);
-      } else if (tile.grad.columns.size() == kPieceColumns) {
-        march(Pieces<true, false>{}, results_at);
+        march(Pieces<false>{}, results_at);
       } else {
-        march(Pieces<true, true>{}, results_at);
+        march(Pieces<true>{}, results_at);
       }
     };
     const int64_t to_pass = -params.grad_x.main;
@@ -337,7 +336,7 @@ __global__ void __launch_bounds__(kMostThreads, kLeastCtas)
       }
     } else {
       using Rows = GlobalRows<T, kPassthrough, Global<const T>, 1>;
-      march(Pieces<false, true>{}, [&](int y, int x) {
+      march(Pieces<false>{}, [&](int y, int x) {
         return Rows(out_main + params.grad_x.at(0, channel, y, x), to_pass, params.grad_x.row, 1,
                     grad_pass + params.grad.at(0, channel, y, x), params.grad.row);
       });
