@@ -83,7 +83,7 @@ def draw_words(name: str, count: int, seed: int) -> Words:
         halves[: len(EDGES_HALF)] = EDGES_HALF
         words = pack(halves)
     elif name in ("to_float_float", "to_tf32", "relu") or name.startswith(
-        ("from_float_", "rounded")
+        ("from_float_", "rounded", "clear_unless_above_zero_")
     ):
         if name in (
             "from_float_half",
@@ -310,6 +310,17 @@ def model_pairs(elements: int) -> Model:
     return model
 
 
+def model_clear_unless_above_zero(bits: int) -> Model:
+    """Zero beside what is at most zero, of both signs: not beside NaN."""
+
+    def model(words: Words) -> Words:
+        kept = words & np.uint32((1 << bits) - 1)
+        cleared = np.where(words.view(np.float32) <= 0, np.uint32(0), kept)
+        return np.stack([kept, cleared], 1).ravel().astype(np.uint32)
+
+    return model
+
+
 def model_store_if(bits: int) -> Model:
     def model(words: Words) -> Words:
         old, new, wanted = (words.reshape(3, 32) & np.uint32((1 << bits) - 1)).astype(np.uint32)
@@ -319,7 +330,15 @@ def model_store_if(bits: int) -> Model:
 
 
 def model_earlier(words: Words) -> Words:
-    return np.tile((words.reshape(2, 32) % 32).min(0), 2)
+    places = words.reshape(2, 32) % 32
+    return np.concatenate([np.tile(places.min(0), 2), places[0] < places[1]]).astype(np.uint32)
+
+
+def model_halves(words: Words) -> Words:
+    """A word of two low halves, twice, and one of the high ones."""
+    a, b = words.reshape(2, 32)
+    low = (a & np.uint32(0xFFFF)) | b << np.uint32(16)
+    return np.concatenate([low, low, a >> np.uint32(16) | (b & np.uint32(0xFFFF0000))])
 
 
 def model_cluster_store_vector(words: Words) -> Words:
@@ -379,10 +398,13 @@ MODELS: dict[str, Model] = {
     "max_nan_float": model_max_nan_float,
     "max_nan_half": model_max_nan(half_to_float, 10),
     "max_nan_bfloat16": model_max_nan(bfloat16_to_float, 7),
+    "clear_unless_above_zero_2": model_clear_unless_above_zero(16),
+    "clear_unless_above_zero_4": model_clear_unless_above_zero(32),
     "store_if_2": model_store_if(16),
     "store_if_4": model_store_if(32),
     "store_vector_if": model_store_if(32),
     "earlier": model_earlier,
+    "halves": model_halves,
     "warp_uniform": lambda words: words[:3].repeat(32),
     "cluster_store_vector": model_cluster_store_vector,
     "to_floats_half": model_to_floats(model_to_float_half),
@@ -404,7 +426,14 @@ for _bytes in (4, 8, 16):
     for _name in ("store_global", "cp_async"):
         MODELS[f"{_name}_pair_{_bytes}"] = model_pairs(_bytes // 2)
 for _name in ("load_address", "store_address"):
-    for _suffix, _bytes in (("4", 4), ("16", 16), ("4_float", 4), ("8_float", 8), ("16_float", 16)):
+    for _suffix, _bytes in (
+        ("4", 4),
+        ("8", 8),
+        ("16", 16),
+        ("4_float", 4),
+        ("8_float", 8),
+        ("16_float", 16),
+    ):
         MODELS[f"{_name}_pair_{_suffix}"] = model_pairs(_bytes // 2)
 for _matrices in (1, 2, 4):
     MODELS[f"ldmatrix_x{_matrices}"] = model_ldmatrix(_matrices, transposed=False)

@@ -40,12 +40,12 @@ OPS: list[tuple[str, torch.memory_format, tuple[float, float, float], float | No
     ("dw_conv3x3 stride 2", CHANNELS_LAST, (45.5, 49.3, 79.9), None),
     ("cat_shuffle_backward", CONTIGUOUS, (5.1, 4.1, 6.1), None),
     ("cat_shuffle_backward", CHANNELS_LAST, (2.8, 2.8, 2.8), None),
-    ("split_dw_cat_shuffle_backward", CONTIGUOUS, (101.8, 119.9, 160.1), None),
-    ("split_dw_cat_shuffle_backward", CHANNELS_LAST, (106.1, 100.4, 134.9), None),
-    ("dw_conv3x3_backward", CONTIGUOUS, (181.1, 212.0, 283.1), None),
-    ("dw_conv3x3_backward", CHANNELS_LAST, (187.0, 176.1, 232.7), None),
-    ("dw_conv3x3_backward stride 2", CONTIGUOUS, (82.8, 121.8, 195.1), None),
-    ("dw_conv3x3_backward stride 2", CHANNELS_LAST, (69.3, 80.6, 163.4), None),
+    ("split_dw_cat_shuffle_backward", CONTIGUOUS, (32.3, 35.1, 45.5), 24),
+    ("split_dw_cat_shuffle_backward", CHANNELS_LAST, (38.4, 36.8, 45.0), 20),
+    ("dw_conv3x3_backward", CONTIGUOUS, (40.6, 44.5, 60.8), None),
+    ("dw_conv3x3_backward", CHANNELS_LAST, (46.0, 46.5, 62.2), None),
+    ("dw_conv3x3_backward stride 2", CONTIGUOUS, (17.7, 20.2, 70.9), None),
+    ("dw_conv3x3_backward stride 2", CHANNELS_LAST, (18.9, 21.5, 71.2), None),
 ]
 # The same of a unit of stride 1 that is alone, which reads and writes the caller's tensors.
 UNITS: list[tuple[torch.memory_format, tuple[float, float, float]]] = [

@@ -69,20 +69,20 @@ SNV2_DEVICE void spread_planes(Shared<T> to, Shared<T> from, int plane, int plan
 constexpr int kStage4Plane = 49;  // pixels: of maps of 224 x 224
 
 // The same, in units of `unit` bytes, of which all places and planes are multiples.
-template <class T>
+template <bool kGathers = false, class T>
 SNV2_DEVICE void spread_planes(Shared<T> to, Shared<T> from, int plane, int planes, int unit) {
   const int bytes = plane * static_cast<int>(sizeof(T));
   const Shared<uint32_t> words = to.template as<uint32_t>(), source = from.template as<uint32_t>();
   if (unit == 16) {
-    spread_planes<4, 0>(words, source, bytes / 4, planes);
+    spread_planes<4, 0, kGathers>(words, source, bytes / 4, planes);
   } else if (unit == 8) {
-    spread_planes<2, 0>(words, source, bytes / 4, planes);
+    spread_planes<2, 0, kGathers>(words, source, bytes / 4, planes);
   } else if (unit == 4) {
-    spread_planes<1, 0>(words, source, bytes / 4, planes);
+    spread_planes<1, 0, kGathers>(words, source, bytes / 4, planes);
   } else if (plane == kStage4Plane) {
-    spread_planes<1, kStage4Plane>(to, from, plane, planes);
+    spread_planes<1, kStage4Plane, kGathers>(to, from, plane, planes);
   } else {
-    spread_planes<1, 0>(to, from, plane, planes);
+    spread_planes<1, 0, kGathers>(to, from, plane, planes);
   }
 }
 

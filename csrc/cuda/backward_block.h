@@ -1,4 +1,4 @@
-// Blocks of maps in shared memory, and how threads march down their columns: for gradients.
+// Blocks of maps in shared memory, and the pieces of them that lanes take: for gradients.
 #pragma once
 
 #include "cuda/line.h"
@@ -23,8 +23,6 @@ struct Extent {
   int begin, end;
 
   SNV2_DEVICE int size() const { return end - begin; }
-  SNV2_DEVICE bool has(int i) const { return i >= begin && i < end; }
-  SNV2_DEVICE int nearest(int i) const { return i < begin ? begin : i < end ? i : end - 1; }
   SNV2_DEVICE Extent with_halo(int halo, int limit) const {
     return {begin > halo ? begin - halo : 0, end + halo < limit ? end + halo : limit};
   }
@@ -34,152 +32,168 @@ struct Extent {
   }
 };
 
-// Calls f(column, begin, end) for every step-th piece of a block: some rows of a column. There are
-// as many pieces to a column as make good use of the threads.
-template <class F>
+constexpr int kPieceColumns = 7;  // of results, of a lane: rows of the networks are multiples
+
+// kWhole: each piece has kPieceColumns columns.
+template <bool kWholePieces>
+struct Pieces {
+  static constexpr bool kWhole = kWholePieces;
+};
+
+// Some rows of some columns of results.
+struct Piece {
+  int column, columns;
+  Extent rows;
+};
+
+// Calls f(piece) for every step-th piece of a block, neighbours having neighbouring columns. There
+// are as many pieces to a column as make good use of the threads.
+template <class Shape, class F>
 SNV2_DEVICE void for_pieces(int first, int step, const Extent& rows, const Extent& columns,
                             const F& f) {
   const int width = columns.size(), height = rows.size();
-  const int most = step / width < 1 ? 1 : step / width;
-  const int each = (height + most - 1) / most, pieces = (height + each - 1) / each;
+  const int groups = (width + kPieceColumns - 1) / kPieceColumns;
+  const int across = Shape::kWhole ? kPieceColumns : (width + groups - 1) / groups;
+  const int most = step / groups < 1 ? 1 : step / groups;
+  const int down = (height + most - 1) / most, pieces = (height + down - 1) / down;
 #pragma unroll 1
-  for (int i = first; i < width * pieces; i += step) {
-    const int piece = i / width, begin = piece * each;
-    f(columns.begin + i - piece * width, rows.begin + begin,
-      rows.begin + (begin + each < height ? begin + each : height));
+  for (int i = first; i < groups * pieces; i += step) {
+    const int piece = i / groups, begin = piece * down;
+    const int column = (i - piece * groups) * across;
+    f(Piece{columns.begin + column,
+            Shape::kWhole || column + across < width ? across : width - column,
+            {rows.begin + begin, rows.begin + (begin + down < height ? begin + down : height)}});
   }
 }
 
-// A block of a map in shared memory.
-template <class T>
+// A block of a channel of a map in shared memory, whose pixels are kPixel elements apart.
+template <class T, int kPixelElements>
 struct Block {
+  static constexpr int kPixel = kPixelElements;
+
   Shared<T> data;
   Extent rows, columns;
-  int channel, pixel;  // strides
 
-  SNV2_DEVICE Shared<T> at(int c, int y, int x) const {
-    return data + (c * channel + ((y - rows.begin) * columns.size() + x - columns.begin) * pixel);
+  SNV2_DEVICE int pixels() const { return rows.size() * columns.size(); }
+  SNV2_DEVICE int pitch() const { return columns.size() * kPixel; }
+  SNV2_DEVICE Shared<T> at(int y, int x) const {
+    return data + ((y - rows.begin) * columns.size() + x - columns.begin) * kPixel;
   }
 };
 
+// Reads columns kFirst to kLast of a row, of which that at `at` is column 0; zero outside of the
+// map, which has a column -1 if `left`, and `inside` columns from 0 on. kOwn columns are known to
+// be there where pieces are whole. Lanes read what is there in any case, so that they stay
+// together.
+template <class Shape, int kFirst, int kLast, int kOwn, int kPixel, class T>
+SNV2_DEVICE void read_columns(float (&x)[kLast - kFirst + 1], Shared<T> at, bool left, int inside) {
+#pragma unroll
+  for (int i = kFirst; i <= kLast; ++i) {
+    float& to = x[i - kFirst];
+    const bool own = i >= 0 && i < kOwn;
+    if (Shape::kWhole && own) {
+      to = to_float(load(at + i * kPixel));
+    } else {
+      const bool has = i < 0 ? left : i < inside;
+      const float value = to_float(load(at + (has ? i * kPixel : 0)));
+      to = has ? value : 0.0f;
+    }
+  }
+}
+
 // Starts the copy of a block of pixels whose first channel is at `from`, N of kRoom channels by a
-// thread. `channels` is a multiple of N.
+// thread of a team. `channels` is a multiple of N.
 template <int kRoom, int N, class T>
-SNV2_DEVICE void load_pixels(const Block<T>& to, const Strided<const T>& map, Global<const T> from,
-                             int channels) {
-  constexpr int kEach = kRoom / N, kStep = kThreads / kEach;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int first = thread / kEach, channel = thread % kEach * N;
-  if (channel >= channels) return;
-  const int across = to.columns.size(), pixels = to.rows.size() * across;
-  const int step_row = kStep / across, step_column = kStep % across;
-  const int64_t step = step_row * map.row + step_column * map.pixel;
-  const int64_t wrap = map.row - across * map.pixel;
-  int column = first % across;
-  Global<const T> source =
-      from + (map.at(0, 0, to.rows.begin + first / across, to.columns.begin + column) + channel);
-  Shared<T> result = to.data + (first * kRoom + channel);
-#pragma unroll 1
-  for (int i = first; i < pixels; i += kStep) {
+SNV2_DEVICE void load_pixels(Shared<T> to, const Extent& rows, const Extent& columns,
+                             const Strided<const T>& map, Global<const T> from, int channels,
+                             int thread, int team) {
+  constexpr int kUnrolled = 4;
+  const int each = kRoom / N < team ? kRoom / N : team, together = team / each;
+  const int first = thread / each, across = columns.size(), pixels = rows.size() * across;
+  const int result_step = together * kRoom;
+  const auto copy = [](Shared<T> result, Global<const T> source) {
     if constexpr (N * sizeof(T) >= 4) {
       cp_async<N>(result, source);
     } else {
       store(result, load(source));
     }
-    result = result + kStep * kRoom;
-    column += step_column;
-    source = source + (column < across ? step : step + wrap);
-    column = column < across ? column : column - across;
+  };
+  const Global<const T> corner = from + map.at(0, 0, rows.begin, columns.begin);
+#pragma unroll 1
+  for (int channel = thread % each * N; channel < channels; channel += each * N) {
+    Shared<T> result = to + (first * kRoom + channel);
+    if (across * map.pixel == map.row) {  // one row after the other
+      Global<const T> source = corner + (first * map.pixel + channel);
+      const int64_t step = together * map.pixel;
+      int left = pixels - first;
+      const auto next = [&] {
+        copy(result, source);
+        result = result + result_step;
+        source = source + step;
+      };
+#pragma unroll 1
+      for (; left > (kUnrolled - 1) * together; left -= kUnrolled * together) {
+#pragma unroll
+        for (int i = 0; i < kUnrolled; ++i) next();
+      }
+#pragma unroll 1
+      for (; left > 0; left -= together) next();
+    } else {
+      const int step_row = together / across, step_column = together % across;
+      const int64_t step = step_row * map.row + step_column * map.pixel;
+      const int64_t wrap = map.row - across * map.pixel;
+      int column = first % across;
+      Global<const T> source = corner + (map.at(0, 0, first / across, column) + channel);
+#pragma unroll 1
+      for (int i = first; i < pixels; i += together) {
+        copy(result, source);
+        result = result + result_step;
+        column += step_column;
+        source = source + (column < across ? step : step + wrap);
+        column = column < across ? column : column - across;
+      }
+    }
   }
 }
 template <int kRoom, class T>
-SNV2_DEVICE void load_pixels(const Block<T>& to, const Strided<const T>& map, Global<const T> from,
-                             int channels, int copy) {
-  constexpr int kWide = 16 / static_cast<int>(sizeof(T)), kWord = 4 / static_cast<int>(sizeof(T));
-  if (copy == kWide) {
-    load_pixels<kRoom, kWide>(to, map, from, channels);
+SNV2_DEVICE void load_pixels(Shared<T> to, const Extent& rows, const Extent& columns,
+                             const Strided<const T>& map, Global<const T> from, int channels,
+                             int copy, int thread, int team) {
+  constexpr int kWord = 4 / static_cast<int>(sizeof(T));
+  const auto load = [&](auto n) {
+    load_pixels<kRoom, n.value>(to, rows, columns, map, from, channels, thread, team);
+  };
+  if (copy == 4 * kWord) {
+    load(std::integral_constant<int, 4 * kWord>{});
+  } else if (copy == 2 * kWord) {
+    load(std::integral_constant<int, 2 * kWord>{});
   } else if (copy == kWord) {
-    load_pixels<kRoom, kWord>(to, map, from, channels);
+    load(std::integral_constant<int, kWord>{});
   } else {
-    load_pixels<kRoom, 1>(to, map, from, channels);
+    load(std::integral_constant<int, 1>{});
   }
+}
+// Returns how many elements that takes, of pixels that are `pixel` elements apart.
+template <class T>
+int pixel_copy(const T* data, int64_t pixel) {
+  const int64_t size = sizeof(T);
+  const uintptr_t places = reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(pixel * size);
+  for (const int bytes : {16, 8, 4}) {
+    if (places % static_cast<uintptr_t>(bytes) == 0) return static_cast<int>(bytes / size);
+  }
+  return 1;
 }
 
 // The same of one channel of a contiguous map: a warp takes a row.
 template <class T>
-SNV2_DEVICE void load_rows(const Block<T>& to, const Strided<const T>& map, Global<const T> from,
+SNV2_DEVICE void load_rows(const Block<T, 1>& to, const Strided<const T>& map, Global<const T> from,
                            int copy) {
   const int width = to.columns.size();
   for (int row = static_cast<int>(threadIdx.x) / kWarp; row < to.rows.size();
-       row += kThreads / kWarp) {
+       row += static_cast<int>(blockDim.x) / kWarp) {
     load_line(to.data + row * width, from + map.at(0, 0, to.rows.begin + row, to.columns.begin), 0,
               width, width, copy);
   }
 }
-
-// Three neighbouring columns of a channel of a block, row by row; zero outside of the map. The
-// columns beside it are read as the middle one, so that the lanes stay together. The one before it
-// may not be wanted.
-template <class T, bool kBefore = true>
-class ThreeColumns {
- public:
-  SNV2_DEVICE ThreeColumns(const Block<T>& block, int channel, int column, int row, int height,
-                           int width)
-      : at_(block.at(channel, row, column)),
-        pitch_(block.columns.size() * block.pixel),
-        row_(row),
-        height_(height),
-        left_(column > 0),
-        right_(column + 1 < width),
-        before_(left_ ? -block.pixel : 0),
-        after_(right_ ? block.pixel : 0) {}
-  SNV2_DEVICE bool left() const { return left_; }
-  SNV2_DEVICE bool right() const { return right_; }
-  SNV2_DEVICE void read_next(float (&values)[3]) {
-#pragma unroll
-    for (int i = 0; i < 3; ++i) values[i] = 0.0f;
-    if (static_cast<unsigned>(row_) < static_cast<unsigned>(height_)) {
-      float before = 0.0f;
-      if constexpr (kBefore) before = to_float(load(at_ + before_));
-      const float after = to_float(load(at_ + after_));
-      values[0] = left_ ? before : 0.0f;
-      values[1] = to_float(load(at_));
-      values[2] = right_ ? after : 0.0f;
-    }
-    at_ = at_ + pitch_;
-    ++row_;
-  }
-
- private:
-  Shared<T> at_;
-  int pitch_, row_, height_;
-  bool left_, right_;
-  int before_, after_;
-};
-
-// Three rows of three columns, of which one or two are new in each step.
-template <int kStride, class T>
-class Window {
- public:
-  float values[3][3];
-
-  // Starts with the window of result `row`.
-  SNV2_DEVICE Window(const Block<T>& block, int channel, int column, int row, int height, int width)
-      : columns(block, channel, column, row * kStride - 1, height, width) {
-    columns.read_next(values[kStride == 1 ? 1 : 2]);
-    if constexpr (kStride == 1) columns.read_next(values[2]);
-  }
-  SNV2_DEVICE void next() {
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      values[0][i] = values[kStride][i];
-      if constexpr (kStride == 1) values[1][i] = values[2][i];
-    }
-    if constexpr (kStride == 2) columns.read_next(values[1]);
-    columns.read_next(values[2]);
-  }
-
-  ThreeColumns<T> columns;
-};
 
 }  // namespace snv2::SNV2_GPU

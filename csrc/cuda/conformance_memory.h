@@ -219,6 +219,14 @@ __global__ void __launch_bounds__(32) earlier_place(Params p) {
   const Address<uint32_t> place = earlier(Address<uint32_t>(a), Address<uint32_t>(b));
   store(p.out + thread(), load(earlier(a, b)));
   store(p.out + (32 + thread()), load_vector<1>(place).values[0]);
+  store(p.out + (64 + thread()), is_before(Address<uint32_t>(a), Address<uint32_t>(b)) ? 1u : 0u);
+}
+
+__global__ void __launch_bounds__(32) halves_of_words(Params p) {
+  const uint32_t a = load(p.in + thread()), b = load(p.in + (32 + thread()));
+  store(p.out + thread(), word_of(static_cast<uint16_t>(a), static_cast<uint16_t>(b)));
+  store(p.out + (32 + thread()), low_halves(a, b));
+  store(p.out + (64 + thread()), high_halves(a, b));
 }
 
 }  // namespace

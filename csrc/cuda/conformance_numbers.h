@@ -80,5 +80,17 @@ __global__ void __launch_bounds__(128) reciprocal_all(Params p) {
   store(p.out + thread(), bits_of(reciprocal(float_of(load(p.in + thread())))));
 }
 
+// Each thread has two elements, of which the second may be cleared.
+template <class T>
+__global__ void __launch_bounds__(128) clear_all(Params p) {
+  const uint32_t word = load(p.in + thread());
+  const Shared<T> own = shared_memory().as<T>() + 2 * thread();
+  for (int j = 0; j < 2; ++j) store(own + j, static_cast<T>(word));
+  clear_unless_above_zero<1>(float_of(word), Address<T>(own));
+  for (int j = 0; j < 2; ++j) {
+    store(p.out + (2 * thread() + j), static_cast<uint32_t>(load(own + j)));
+  }
+}
+
 }  // namespace
 }  // namespace snv2::SNV2_GPU

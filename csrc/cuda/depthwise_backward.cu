@@ -1,4 +1,6 @@
 // dw_conv3x3_backward and split_dw_cat_shuffle_backward: the gradients of their ops.
+#include <array>
+
 #include "checks.h"
 #include "cuda/depthwise_backward.h"
 #include "cuda/dispatch.h"
@@ -9,7 +11,7 @@ namespace {
 
 // The sums of all parts as gradients; kDepthwiseSums says how.
 struct FinishParams {
-  const float* sums;  // [parts][channels][kDepthwiseSums]
+  const float* sums;  // [parts][kDepthwiseSums][channels]
   const float* weight;
   const float* scale;
   Depthwise3x3Gradients grads;
@@ -21,20 +23,27 @@ constexpr int kFinishChannels = kThreads / static_cast<int>(kDepthwiseSums);
 __global__ void __launch_bounds__(kThreads) finish_kernel(FinishParams params) {
   constexpr int kSums = static_cast<int>(kDepthwiseSums), kChains = 4;
   const int thread = static_cast<int>(threadIdx.x);
-  const int channel = thread / kSums, which = thread % kSums;
+  const int channel = thread % kFinishChannels, which = thread / kFinishChannels;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishChannels + channel;
-  const bool idle = channel >= kFinishChannels || c >= params.channels;
+  const bool idle = which >= kSums || c >= params.channels;
   const Shared<float> room = shared_memory().template as<float>();
   float sum = 0.0f;
   if (!idle) {
-    const Global<const float> from = Global<const float>{params.sums} + (c * kSums + which);
+    const int64_t row = params.channels * kSums;
+    Global<const float> from = Global<const float>{params.sums} + (which * params.channels + c);
     float sums[kChains] = {};
-    for (int64_t part = 0; part < params.parts; part += kChains) {
+    int64_t part = 0;
+#pragma unroll 1
+    for (; part + kChains <= params.parts; part += kChains) {
+#pragma unroll
       for (int i = 0; i < kChains; ++i) {
-        if (part + i < params.parts) {
-          sums[i] += load(from + (part + i) * params.channels * kSums);
-        }
+        sums[i] += load(from);
+        from = from + row;
       }
+    }
+#pragma unroll
+    for (int i = 0; i < kChains - 1; ++i) {
+      if (part + i < params.parts) sums[i] += load(from + i * row);
     }
     sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     store(room + thread, sum);
@@ -50,8 +59,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishParams params) {
   store(Global<float>{params.grads.shift} + c, sum);
   float rows[3] = {};
   for (int tap = 0; tap < 9; ++tap) {
-    rows[tap / 3] = multiply_add(load(room + (channel * kSums + tap)), load(weight + (c * 9 + tap)),
-                                 rows[tap / 3]);
+    rows[tap / 3] = multiply_add(load(room + (tap * kFinishChannels + channel)),
+                                 load(weight + (c * 9 + tap)), rows[tap / 3]);
   }
   store(Global<float>{params.grads.scale} + c, (rows[0] + rows[1]) + rows[2]);
 }
@@ -65,8 +74,7 @@ Strided<T> strided(const FeatureMap& map, int64_t main, int64_t every) {
 }
 
 template <class T>
-BackwardParams<T> params_of(const FeatureMap& x, int64_t channels, int stride,
-                            int64_t& shared_bytes) {
+BackwardParams<T> params_of(const FeatureMap& x, int64_t channels, int stride, Launch& config) {
   require(x.height < kMostPixels && x.width < kMostPixels,
           "x must have fewer than 2^20 rows and columns");
   BackwardParams<T> params{};
@@ -74,8 +82,7 @@ BackwardParams<T> params_of(const FeatureMap& x, int64_t channels, int stride,
   params.channels = channels;
   params.height = static_cast<int>(x.height);
   params.width = static_cast<int>(x.width);
-  cut_backward(params, x.layout == Layout::kChannelsLast, stride, x.channels != channels,
-               shared_bytes);
+  cut_backward(params, x.layout == Layout::kChannelsLast, stride, x.channels != channels, config);
   return params;
 }
 
@@ -87,8 +94,8 @@ void launch_backward(const FeatureMap& grad, const FeatureMap& x, const Depthwis
   const auto floats = [&](int64_t count) {
     return channels * count * static_cast<int64_t>(sizeof(float));
   };
-  int64_t shared_bytes = 0;
-  BackwardParams<T> params = params_of<T>(x, channels, kStride, shared_bytes);
+  Launch config;
+  BackwardParams<T> params = params_of<T>(x, channels, kStride, config);
   const int64_t sums_bytes = floats(params.parts * kDepthwiseSums);
   if (grad_x.numel() > 0) {
     params.grad = strided<const T>(grad, kPassthrough ? 1 : 0, kPassthrough ? 2 : 1);
@@ -102,13 +109,18 @@ void launch_backward(const FeatureMap& grad, const FeatureMap& x, const Depthwis
     const bool whole_rows = params.tiles_across == 1;
     const bool last = x.layout == Layout::kChannelsLast;
     const T* x_main = params.x.data + params.x.main;
-    params.copy_x = last ? std::min(copy_width(x_main, x.channels), copy_width(x_main, channels))
+    params.copy_x = last ? std::min(pixel_copy(x_main, x.channels), pixel_copy(x_main, channels))
                     : whole_rows ? copy_width(x_main, x.width)
                                  : 1;
     const T* grad_main = params.grad.data + (last ? 0 : params.grad.main);
-    params.copy_grad = last         ? copy_width(grad_main, grad.channels)
+    params.copy_grad = last         ? pixel_copy(grad_main, grad.channels)
                        : whole_rows ? copy_width(grad_main, grad.width)
                                     : 1;
+    const auto places = reinterpret_cast<uintptr_t>(grad.data) |
+                        reinterpret_cast<uintptr_t>(grad_x.data) |
+                        static_cast<uintptr_t>(x.plane() * static_cast<int64_t>(sizeof(T)));
+    params.unit = kSector;
+    while (places % static_cast<uintptr_t>(params.unit) != 0) params.unit /= 2;
     // Of x only the convolution's channels are read.
     Buffer x_buffer = reads(x);
     x_buffer.read_bytes = x_buffer.read_bytes / x.channels * channels;
@@ -119,10 +131,7 @@ void launch_backward(const FeatureMap& grad, const FeatureMap& x, const Depthwis
                              constants(dw.shift, floats(1)),
                              writes(grad_x),
                              writes(workspace, sums_bytes)};
-    Launch config;
     config.grid_x = static_cast<uint32_t>(params.groups * params.parts);
-    config.threads = kThreads;
-    config.shared_bytes = shared_bytes;
     config.stream = stream;
     if (last) {
       launch(config, buffers, backward_kernel<T, kPassthrough, kStride, true>, params);
@@ -134,12 +143,12 @@ void launch_backward(const FeatureMap& grad, const FeatureMap& x, const Depthwis
   const std::array buffers{reads(workspace, sums_bytes),   constants(dw.weight, floats(9)),
                            constants(dw.scale, floats(1)), writes(grads.weight, floats(9)),
                            writes(grads.scale, floats(1)), writes(grads.shift, floats(1))};
-  Launch config;
-  config.grid_x = static_cast<uint32_t>(ceil_div(channels, kFinishChannels));
-  config.threads = kThreads;
-  config.shared_bytes = kThreads * sizeof(float);
-  config.stream = stream;
-  launch(config, buffers, finish_kernel,
+  Launch finish;
+  finish.grid_x = static_cast<uint32_t>(ceil_div(channels, kFinishChannels));
+  finish.threads = kThreads;
+  finish.shared_bytes = kThreads * sizeof(float);
+  finish.stream = stream;
+  launch(finish, buffers, finish_kernel,
          FinishParams{workspace, dw.weight, dw.scale, grads, params.parts, channels});
 }
 
@@ -149,8 +158,8 @@ int64_t depthwise_backward_workspace(const FeatureMap& x, int64_t channels) {
   int64_t most = 0;
   with_type(x.dtype, [&](auto zero) {
     for (const int stride : {1, 2}) {
-      int64_t shared_bytes = 0;
-      const auto params = params_of<decltype(zero)>(x, channels, stride, shared_bytes);
+      Launch config;
+      const auto params = params_of<decltype(zero)>(x, channels, stride, config);
       most = std::max(most, params.parts * channels * kDepthwiseSums);
     }
   });

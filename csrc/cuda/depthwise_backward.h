@@ -1,308 +1,245 @@
 // Gradients of dw_conv3x3, and of split_dw_cat_shuffle, where as many channels pass through.
 //
-// A CTA keeps to some channels, a thread to one, and marches through tiles of some images. Its sums
+// A CTA keeps to some channels, a thread to one, and goes through tiles of some images. Its sums
 // for the parameters' gradients stay in registers all the way; at the end each CTA writes one set,
-// and a second kernel adds the sets up in their order. On a tile there are two phases:
-//   the convolution again, for the pixels of the gradient in and around the tile: it clears them,
-//   in shared memory, where the ReLU cut off; the inputs it has read are multiplied with the rest,
-//   grad_x, the same convolution turned round.
-// In both a thread marches down some rows of a column, and has three rows of three columns in
-// registers.
+// and a second kernel adds the sets up in their order. On a tile there are two phases, in which a
+// lane marches down some rows of seven columns (backward_march.h):
+//   where there is a ReLU, the convolution again, for the pixels of the gradient in and around the
+//   tile: it clears them, in shared memory, where the ReLU cut off;
+//   grad_x, the same convolution turned round, and the sums.
 //
-// Contiguous: lanes take neighbouring columns, and a tile is the planes of one to 32 channels: one
-// span of x, one of the gradient and two of grad_x. Channels-last: lanes take 32 neighbouring
-// channels. A tile is an image if that fits, else, as in contiguous planes that do
-// not fit, a block of pixels; it reads two rows and columns of x around it, and one of the
-// gradient, which its neighbours read too, from L2 as a rule.
+// Contiguous: lanes take neighbouring pieces of planes, and a tile is the planes of some channels:
+// one span of x, one of the gradient and two of grad_x. Channels-last: lanes take neighbouring
+// channels, and the pieces one after the other. A tile is an image if that fits, else, as in
+// contiguous planes that do not fit, a block of pixels; it reads two rows and columns of x around
+// it, and one of the gradient, which its neighbours read too, from L2 as a rule.
 #pragma once
 
-#include <algorithm>
-#include <array>
 #include <type_traits>
 
-#include "cuda/backward_block.h"
-#include "cuda/mma.h"
-#include "cuda/span.h"
+#include "cuda/alternate.h"
+#include "cuda/backward_cut.h"
 
 namespace snv2::SNV2_GPU {
 
+// Loads the parameters of the CTA's channels. Returns those of the `channel`-th.
 template <class T>
-struct BackwardParams {
-  Strided<const T> grad, x;  // channel strides are from one of the convolution's to the next
-  Strided<T> grad_x;
-  float* sums;  // [parts][channels][kDepthwiseSums]
-  const float* weight;
-  const float* scale;
-  const float* shift;
-  bool relu;
-  int64_t batch, channels;
-  int height, width;
-  int64_t groups, parts;  // CTAs: channels, times runs of tiles
-  int group;              // channels of a CTA, a power of two up to kWarp
-  bool planes;            // a tile is whole planes, read and written as spans
-  int rows, columns;      // of a tile
-  int64_t tiles_down, tiles_across;
-  int copy_x, copy_grad;          // elements of a copy, where tiles are no spans
-  int grad_at, pass_at, main_at;  // in shared memory; x is at 0, pass and main are of grad_x
-};
+SNV2_DEVICE ChannelGradient load_channels(Shared<float> room, const BackwardParams<T>& params,
+                                          int64_t channel0, int channels, int channel) {
+  ChannelGradient of{room + channel * 9, room + (9 * params.group + channel),
+                     room + (10 * params.group + channel)};
+  const auto load_all = [](Shared<float> to, const float* from, int count) {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      store(to + i, load(Global<const float>{from} + i));
+    }
+  };
+  load_all(room, params.weight + channel0 * 9, channels * 9);
+  load_all(room + 9 * params.group, params.scale + channel0, channels);
+  load_all(room + 10 * params.group, params.shift + channel0, channels);
+  return of;
+}
 
-// What a thread knows of its channel, the `channel`-th of the CTA. All threads call it.
-struct ChannelGradient {
-  float weight[9], scale, shift;
-  float sums[kDepthwiseSums] = {};
-
-  template <class T>
-  SNV2_DEVICE ChannelGradient(Shared<float> room, const BackwardParams<T>& params, int64_t channel0,
-                              int channels, int channel) {
-    const Shared<float> scales = room + 9 * params.group, shifts = scales + params.group;
-    load_parameters(room, params.weight + channel0 * 9, channels * 9);
-    load_parameters(scales, params.scale + channel0, channels);
-    load_parameters(shifts, params.shift + channel0, channels);
-    sync_threads();
-    const int c = channel < channels ? channel : 0;
-    for (int tap = 0; tap < 9; ++tap) weight[tap] = load(room + (c * 9 + tap));
-    scale = load(scales + c);
-    shift = load(shifts + c);
-    sync_threads();
-  }
-};
-
-// Adds up the CTA's sums of each channel, which has every kWarp-th thread, or `step` neighbouring
-// ones, and writes them, [channels][kDepthwiseSums].
-template <bool kChannelLanes>
+// Adds up the CTA's sums and writes them at `to`: kDepthwiseSums rows, `row` apart, of `channels`.
+// A channel has `step` threads, of which this is `which`, unless it is idle.
 SNV2_DEVICE void store_sums(Shared<float> room, const ChannelGradient& of, Global<float> to,
-                            int channels, int step) {
-  constexpr int kSums = static_cast<int>(kDepthwiseSums);
-  const int thread = static_cast<int>(threadIdx.x);
-  sync_threads();  // room may be where the last tile lay
+                            int64_t row, int channels, int step, int channel, int which,
+                            bool idle) {
+  constexpr int kSums = static_cast<int>(kDepthwiseSums), kPart = 16;
+  const int thread = static_cast<int>(threadIdx.x), team = static_cast<int>(blockDim.x);
+  const int pitch = channels | 1;  // other banks for other threads
+  sync_threads();                  // room may be where the last tile lay
+  if (!idle) {
+    Shared<float> own = room + (which * pitch + channel);
 #pragma unroll
-  for (int i = 0; i < kSums; ++i) store(room + (i * kThreads + thread), of.sums[i]);
+    for (int i = 0; i < kSums; ++i) {
+      store(own, of.sums[i]);
+      own = own + step * pitch;
+    }
+  }
   sync_threads();
-  if constexpr (kChannelLanes) {
-    for (int i = thread; i < channels * kSums; i += kThreads) {
-      const int channel = i / kSums, which = i % kSums;
-      float sum = 0.0f;
-#pragma unroll
-      for (int at = 0; at < kThreads; at += kWarp) {
-        sum += load(room + (which * kThreads + at + channel));
-      }
-      store(to + i, sum);
+  // Up to 16 of them by a thread.
+  const Shared<float> added = room + kSums * step * pitch;
+  const int parts = (step + kPart - 1) / kPart;
+#pragma unroll 1
+  for (int i = thread; i < channels * parts * kSums; i += team) {
+    const int rest = i / channels, sum = rest / parts;
+    const int begin = (rest - sum * parts) * kPart;
+    const int count = step - begin < kPart ? step - begin : kPart;
+    Shared<float> from = room + ((sum * step + begin) * pitch + i - rest * channels);
+    float sums[2] = {};  // shorter chains round less often
+#pragma unroll 4
+    for (int k = 1; k < count; k += 2) {
+      sums[0] += load(from);
+      sums[1] += load(from + pitch);
+      from = from + 2 * pitch;
     }
-  } else {
-    // Up to 32 of them by a thread, each beginning elsewhere, as they would conflict.
-    const int part = step < kWarp ? step : kWarp, parts = kThreads / part;
-    const Shared<float> added = room + kSums * kThreads;
-    for (int i = thread; i < parts * kSums; i += kThreads) {
-      const Shared<float> from = room + (i % kSums * kThreads + i / kSums * part);
-      float sums[4] = {};  // shorter chains round less often
-#pragma unroll 2
-      for (int k = 0; k < part; k += 4) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[j] += load(from + ((k + j + i) & (part - 1)));
-      }
-      const float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      store(added + i, sum);
+    if (count % 2 != 0) sums[0] += load(from);
+    if (parts == 1) {
+      store(to + (sum * row + i - rest * channels), sums[0] + sums[1]);
+    } else {
+      store(added + i, sums[0] + sums[1]);
     }
-    sync_threads();
-    for (int i = thread; i < channels * kSums; i += kThreads) {
-      float sum = 0.0f;
-      for (int k = 0; k < step / part; ++k) {
-        sum += load(added + ((i / kSums * (step / part) + k) * kSums + i % kSums));
-      }
-      store(to + i, sum);
-    }
+  }
+  if (parts == 1) return;
+  sync_threads();
+  for (int i = thread; i < channels * kSums; i += team) {
+    const int sum = i / channels, c = i - sum * channels;
+    float total = 0.0f;
+    for (int k = 0; k < parts; ++k) total += load(added + ((sum * parts + k) * channels + c));
+    store(to + (sum * row + c), total);
   }
 }
-constexpr int64_t kSumsRoom = kDepthwiseSums * (kThreads + kThreads / 8) * sizeof(float);
 
-// A tile, and what this thread takes of it: every step-th pixel of one channel.
+// Writes rows of the gradient of x from one place on: staged in shared memory, where planes are
+// tiles; else with what passes through, from shared memory or not.
 template <class T>
+class StagedRows {
+ public:
+  SNV2_DEVICE StagedRows(Shared<T> at, int row) : at_(at), row_(row) {}
+  template <class Shape, int N>
+  SNV2_DEVICE void put(const float (&values)[N], int count) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (!Shape::kWhole && i >= count) break;
+      store(at_ + i, rounded<T>(values[i]));
+    }
+    at_ = at_ + row_;
+  }
+
+ private:
+  Shared<T> at_;
+  int row_;
+};
+template <class T, bool kPassthrough, class From, int kFromPixel>
+class GlobalRows {
+ public:
+  SNV2_DEVICE GlobalRows(Global<T> main, int64_t to_pass, int64_t row, int64_t pixel, From passed,
+                         int64_t passed_row)
+      : main_(main),
+        to_pass_(to_pass),
+        row_(row),
+        pixel_(pixel),
+        passed_(passed),
+        passed_row_(passed_row) {}
+  template <class Shape, int N>
+  SNV2_DEVICE void put(const float (&values)[N], int count) {
+    Global<T> at = main_;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (!Shape::kWhole && i >= count) break;
+      store(at, rounded<T>(values[i]));
+      if constexpr (kPassthrough) store(at + to_pass_, load(passed_ + i * kFromPixel));
+      at = at + pixel_;
+    }
+    main_ = main_ + row_;
+    if constexpr (kPassthrough) passed_ = passed_ + passed_row_;
+  }
+
+ private:
+  Global<T> main_;
+  int64_t to_pass_, row_, pixel_;
+  From passed_;
+  int64_t passed_row_;
+};
+
+// Loads a span by the usual number of threads, or any.
+template <class T>
+SNV2_DEVICE Shared<T> load_by_team(Shared<unsigned char> room, Global<const T> from, int count) {
+  if (blockDim.x == kLeastThreads) return load_span<kLeastThreads>(room, from, count);
+  return load_span<kAnyTeam>(room, from, count);
+}
+// Stores one.
+template <class T>
+SNV2_DEVICE void store_by_team(Global<T> to, Shared<T> from, int count) {
+  if (blockDim.x == kLeastThreads) return store_span<kLeastThreads>(to, from, count);
+  store_span<kAnyTeam>(to, from, count);
+}
+
+// A tile, and what this thread takes of it: every step-th piece of a channel.
+template <class T, int kUnit, bool kChannelLanes>
 struct BackwardTile {
   Extent rows, columns;
-  Block<T> x, grad;  // of the convolution's channels
-  int height, width;
-  int channel, first, step;
+  Block<T, kChannelLanes ? kWarp : 1> x;
+  Block<T, kChannelLanes ? kUnit * kWarp : 1> grad;
+  Shared<T> zeros;
+  int height;
+  int first, step;
 };
 
-// Clears the gradient where the ReLU cut off, and adds up.
-template <int kStride, class T>
-SNV2_DEVICE void cut_and_add(const BackwardTile<T>& tile, ChannelGradient& of, bool relu) {
-  const Block<T>& grad = tile.grad;
-  for_pieces(tile.first, tile.step, grad.rows, grad.columns, [&](int x, int begin, int end) {
-    const int column = x * kStride;
-    const bool mine = tile.columns.has(column);
-    const int pitch = grad.columns.size() * grad.pixel;
-    Shared<T> at = grad.at(tile.channel, begin, x);
-    Window<kStride, T> window(tile.x, tile.channel, column, begin, tile.height, tile.width);
-    float sums[kDepthwiseSums] = {};  // of the piece: short chains round less often
-#pragma unroll 1
-    for (int y = begin; y < end; ++y) {
-      window.next();
-      float sum = 0.0f;
-#pragma unroll
-      for (int tap = 0; tap < 9; ++tap) sum += of.weight[tap] * window.values[tap / 3][tap % 3];
-      const bool cut = relu && sum * of.scale + of.shift <= 0.0f;  // not for NaN
-      const float g = cut ? 0.0f : to_float(load(at));
-      store_if(cut, at, T{});
-      at = at + pitch;
-      const int row = y * kStride;
-      if (!mine || !tile.rows.has(row)) continue;
-      // Zeros would not silence an infinite gradient.
-      const float gs[3] = {window.columns.left() ? g : 0.0f, g, window.columns.right() ? g : 0.0f};
-#pragma unroll
-      for (int dy = 0; dy < 3; ++dy) {
-        if ((dy == 0 && row == 0) || (dy == 2 && row + 1 == tile.height)) continue;
-#pragma unroll
-        for (int dx = 0; dx < 3; ++dx) {
-          float& total = sums[dy * 3 + dx];
-          total = multiply_add(gs[dx], window.values[dy][dx], total);
-        }
-      }
-      sums[9] += g;
+template <int kStride, class Shape, class Tile, class ResultsAt>
+SNV2_DEVICE void march_tile(const Tile& tile, ChannelGradient& of, bool relu, bool idle,
+                            const ResultsAt& results_at) {
+  if (relu) {
+    if (!idle) {
+      for_pieces<Shape>(tile.first, tile.step, tile.grad.rows, tile.grad.columns,
+                        [&](const Piece& piece) {
+                          cut<kStride, Shape>(tile.x, tile.grad, of, piece, tile.height);
+                        });
     }
-#pragma unroll
-    for (int k = 0; k < static_cast<int>(kDepthwiseSums); ++k) of.sums[k] += sums[k];
-  });
-}
-
-// Where the gradient of x goes, and where what passes through comes from: staged in shared memory
-// or not, and from there or not.
-template <class T, bool kPassthrough, bool kStaged, bool kSharedPass>
-class Results {
- public:
-  template <class P>
-  struct Place {  // Shared or Global, and its strides
-    P at;
-    int64_t row, pixel;
-
-    SNV2_DEVICE auto to(int y, int x) const {
-      if constexpr (kIsShared<P>) {
-        return at + (y * static_cast<int>(row) + x * static_cast<int>(pixel));
-      } else {
-        return at + (y * row + x * pixel);
-      }
-    }
-    SNV2_DEVICE void move(int y, int x) { at = to(y, x); }
+    sync_threads();
+  }
+  if (idle) return;
+  const auto of_stride = [](const Extent& e) {
+    return Extent{e.begin / kStride, (e.end + kStride - 1) / kStride};
   };
-  template <class P>
-  static constexpr bool kIsShared = std::is_same_v<P, Shared<T>>;
-  using To = std::conditional_t<kStaged, Shared<T>, Global<T>>;
-  using From = std::conditional_t<kSharedPass, Shared<T>, Global<const T>>;
-
-  Place<To> main, pass;
-  Place<From> passed;
-
-  SNV2_DEVICE void move(int y, int x) {
-    main.move(y, x);
-    if constexpr (kPassthrough) {
-      pass.move(y, x);
-      passed.move(y, x);
-    }
-  }
-  SNV2_DEVICE void put(int y, int x, T value) const {
-    store(main.to(y, x), value);
-    if constexpr (kPassthrough) store(pass.to(y, x), load(passed.to(y, x)));
-  }
-};
-
-// Writes the convolution turned round: the gradient of x. At stride 2 a result is part of two rows
-// and columns, and of one more after each.
-template <int kStride, class T, class To>
-SNV2_DEVICE void turn_round(const BackwardTile<T>& tile, const ChannelGradient& of,
-                            const To& results) {
-  const auto scaled = [&](float sum) { return rounded<T>(sum * of.scale); };
-  if constexpr (kStride == 1) {
-    for_pieces(tile.first, tile.step, tile.rows, tile.columns, [&](int x, int begin, int end) {
-      Window<1, T> window(tile.grad, tile.channel, x, begin, tile.height, tile.width);
-      To to = results;
-      to.move(begin, x);
-#pragma unroll 1
-      for (int y = begin; y < end; ++y) {
-        window.next();
-        float sum = 0.0f;
-#pragma unroll
-        for (int tap = 0; tap < 9; ++tap) {
-          sum += of.weight[8 - tap] * window.values[tap / 3][tap % 3];
-        }
-        to.put(0, 0, scaled(sum));
-        to.move(1, 0);
-      }
-    });
-  } else {
-    const auto halves = [](const Extent& e) { return Extent{e.begin / 2, (e.end + 1) / 2}; };
-    // The gradient's tile ends with what is needed of it.
-    const int down = tile.grad.rows.end, across = tile.grad.columns.end;
-    for_pieces(tile.first, tile.step, halves(tile.rows), halves(tile.columns),
-               [&](int x, int begin, int end) {
-                 ThreeColumns<T, false> columns(tile.grad, tile.channel, x, begin, down, across);
-                 float above[3], below[3];
-                 columns.read_next(below);
-                 To to = results;
-                 to.move(2 * begin, 2 * x);
-#pragma unroll 1
-                 for (int y = begin; y < end; ++y) {
-#pragma unroll
-                   for (int i = 0; i < 3; ++i) above[i] = below[i];
-                   columns.read_next(below);
-                   const float* const w = of.weight;
-                   float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // of taps in their order
-                   sums[0] += w[4] * above[1];
-                   sums[1] += w[5] * above[1];
-                   sums[1] += w[3] * above[2];
-                   sums[2] += w[7] * above[1];
-                   sums[2] += w[1] * below[1];
-                   sums[3] += w[8] * above[1];
-                   sums[3] += w[6] * above[2];
-                   sums[3] += w[2] * below[1];
-                   sums[3] += w[0] * below[2];
-#pragma unroll
-                   for (int i = 0; i < 4; ++i) {
-                     const int row = 2 * y + i / 2, column = 2 * x + i % 2;
-                     if (tile.rows.has(row) && tile.columns.has(column)) {
-                       to.put(i / 2, i % 2, scaled(sums[i]));
-                     }
-                   }
-                   to.move(2, 0);
-                 }
-               });
-  }
+  for_pieces<Shape>(tile.first, tile.step, of_stride(tile.rows), of_stride(tile.columns),
+                    [&](const Piece& piece) {
+                      turn_round<Shape>(
+                          std::integral_constant<int, kStride>{}, tile.x, tile.grad, tile.zeros, of,
+                          piece, tile.height,
+                          results_at(kStride * piece.rows.begin, kStride * piece.column));
+                    });
 }
 
 template <class T, bool kPassthrough, int kStride, bool kChannelLanes>
-__global__ void __launch_bounds__(kThreads, 2) backward_kernel(BackwardParams<T> params) {
+__global__ void __launch_bounds__(kMostThreads, kLeastCtas)
+    backward_kernel(BackwardParams<T> params) {
   constexpr int kUnit = kPassthrough ? 2 : 1;  // channels of grad for each of the convolution's
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = static_cast<int>(threadIdx.x), lane = lane_of_warp();
+  const int warp = warp_uniform(thread / kWarp);
+  const int team = static_cast<int>(blockDim.x), warps = team / kWarp;
   const Shared<unsigned char> memory = shared_memory();
-  const int64_t channel0 = blockIdx.x % params.groups * params.group;
-  const int64_t part = blockIdx.x / params.groups;
-  const int channels = static_cast<int>(
-      params.channels - channel0 < params.group ? params.channels - channel0 : params.group);
+  const int channel0 =
+      static_cast<int>(blockIdx.x % static_cast<uint32_t>(params.groups)) * params.group;
+  const int64_t part = blockIdx.x / static_cast<uint32_t>(params.groups);
+  const int channels_left = static_cast<int>(params.channels) - channel0;
+  const int channels = channels_left < params.group ? channels_left : params.group;
   const bool planes = !kChannelLanes && params.planes;
 
-  BackwardTile<T> tile{};
+  BackwardTile<T, kUnit, kChannelLanes> tile{};
   tile.height = params.height;
-  tile.width = params.width;
-  tile.step = kThreads / params.group;
-  tile.channel = kChannelLanes ? thread % kWarp : thread / tile.step;
-  tile.first = kChannelLanes ? thread / kWarp : thread % tile.step;
-  tile.x.channel = kChannelLanes ? 1 : tile.height * tile.width;
-  tile.x.pixel = kChannelLanes ? kWarp : 1;
-  tile.grad.pixel = kChannelLanes ? kUnit * kWarp : 1;
-  const bool idle = tile.channel >= channels;
-  ChannelGradient of(memory.template as<float>(), params, channel0, channels, tile.channel);
+  tile.step = params.step;
+  // Channels-last: which 32 channels the warp loads.
+  const int blocks = kChannelLanes ? params.group / kWarp : 1, lanes = warp % blocks;
+  const int channel = kChannelLanes ? thread % channels : thread / params.step;
+  tile.first = kChannelLanes ? thread / channels : thread % params.step;
+  const bool idle = channel >= channels || tile.first >= params.step;
+  ChannelGradient of = load_channels((memory + params.parameters_at).template as<float>(), params,
+                                     channel0, channels, channel);
+  constexpr int kZeros = decltype(tile.grad)::kPixel;
+  const Shared<T> zeros = (memory + params.zeros_at).template as<T>();
+  for (int i = thread; i < zeros_of(kZeros); i += team) store(zeros + i, T{});
+  tile.zeros = zeros + kZeros;
 
-  const int64_t tiles = params.batch * params.tiles_down * params.tiles_across;
-  const int64_t end = tiles * (part + 1) / params.parts;
-  for (int64_t i = tiles * part / params.parts; i < end; ++i) {
-    const int64_t image = i / params.tiles_across / params.tiles_down;
-    const int row = static_cast<int>(i / params.tiles_across % params.tiles_down) * params.rows;
-    const int column = static_cast<int>(i % params.tiles_across) * params.columns;
-    tile.rows = Extent{row, row + params.rows}.with_halo(0, tile.height);
-    tile.columns = Extent{column, column + params.columns}.with_halo(0, tile.width);
-    tile.x.rows = tile.rows.with_halo(2, tile.height);
-    tile.x.columns = tile.columns.with_halo(2, tile.width);
-    tile.grad.rows = tile.rows.with_halo(1, tile.height).results(kStride);
-    tile.grad.columns = tile.columns.with_halo(1, tile.width).results(kStride);
+  const int64_t run = params.run + (part < params.longer ? 1 : 0);
+  const int64_t first_tile = part * params.run + (part < params.longer ? part : params.longer);
+  int64_t image = first_tile;
+  int down = 0, across = 0;
+  if (params.tiles_down * params.tiles_across > 1) {
+    across = static_cast<int>(first_tile % params.tiles_across);
+    down = static_cast<int>(first_tile / params.tiles_across % params.tiles_down);
+    image = first_tile / params.tiles_across / params.tiles_down;
+  }
+  for (int64_t i = 0; i < run; ++i) {
+    const int row = down * params.rows, column = across * params.columns;
+    tile.rows = Extent{row, row + params.rows}.with_halo(0, params.height);
+    tile.columns = Extent{column, column + params.columns}.with_halo(0, params.width);
+    const int halo = params.relu ? 2 : 0;  // of x
+    tile.x.rows = tile.rows.with_halo(halo, params.height);
+    tile.x.columns = tile.columns.with_halo(halo, params.width);
+    tile.grad.rows = tile.rows.with_halo(1, params.height).results(kStride);
+    tile.grad.columns = tile.columns.with_halo(1, params.width).results(kStride);
     const Global<const T> grad_pass =
         Global<const T>{params.grad.data} + params.grad.at(image, channel0, 0, 0);
     const Global<const T> grad_main = grad_pass + params.grad.main;
@@ -313,139 +250,116 @@ __global__ void __launch_bounds__(kThreads, 2) backward_kernel(BackwardParams<T>
     const Global<T> out_main = out_pass + params.grad_x.main;
 
     // Load. What passes through comes along, but for blocks of contiguous planes.
-    tile.x.data = memory.template as<T>();
-    tile.grad.data = (memory + params.grad_at).template as<T>();
-    Block<T> pass = tile.grad;
+    const Shared<unsigned char> grad_memory = memory + params.grad_at;
+    Shared<T> loaded = grad_memory.template as<T>();
+    const int plane = tile.grad.pixels();
     if (planes) {
-      const int plane = tile.grad.rows.size() * tile.grad.columns.size();
-      tile.grad.channel = pass.channel = kUnit * plane;
-      tile.x.data = load_span(memory, x, channels * tile.x.channel);
-      pass.data = load_span(memory + params.grad_at, grad_pass, channels * kUnit * plane);
-      tile.grad.data = pass.data + (kUnit - 1) * plane;
+      tile.x.data = load_by_team(memory, x, channels * tile.x.pixels()) + channel * tile.x.pixels();
+      loaded = load_by_team(grad_memory, grad_pass, channels * kUnit * plane);
+      tile.grad.data = loaded + (kUnit * channel + kUnit - 1) * plane;
     } else if (kChannelLanes) {
-      load_pixels<kWarp>(tile.x, params.x, x, channels, params.copy_x);
-      load_pixels<kUnit * kWarp>(tile.grad, params.grad, grad_pass, kUnit * channels,
-                                 params.copy_grad);
-      tile.grad.channel = pass.channel = kUnit;
-      tile.grad.data = pass.data + (kUnit - 1);
+      const int left = channels - lanes * kWarp;
+      const int of_lanes = left < 0 ? 0 : left < kWarp ? left : kWarp;
+      const Shared<T> x_to = (memory + lanes * params.x_bytes).template as<T>();
+      const Shared<T> grad_to = (grad_memory + lanes * params.grad_bytes).template as<T>();
+      const int mate = warp / blocks * kWarp + lane, mates = warps / blocks * kWarp;
+      load_pixels<kWarp>(x_to, tile.x.rows, tile.x.columns, params.x, x + lanes * kWarp, of_lanes,
+                         params.copy_x, mate, mates);
+      load_pixels<kUnit * kWarp>(grad_to, tile.grad.rows, tile.grad.columns, params.grad,
+                                 grad_pass + lanes * kUnit * kWarp, kUnit * of_lanes,
+                                 params.copy_grad, mate, mates);
+      const int block = channel / kWarp, at = channel % kWarp;
+      tile.x.data = (memory + block * params.x_bytes).template as<T>() + at;
+      tile.grad.data =
+          (grad_memory + block * params.grad_bytes).template as<T>() + (kUnit * at + kUnit - 1);
     } else {
-      load_rows(tile.x, params.x, x, params.copy_x);
-      load_rows(tile.grad, params.grad, grad_main, params.copy_grad);
+      tile.x.data = memory.template as<T>();
+      tile.grad.data = loaded;
+      if constexpr (!kChannelLanes) {
+        load_rows(tile.x, params.x, x, params.copy_x);
+        load_rows(tile.grad, params.grad, grad_main, params.copy_grad);
+      }
     }
     cp_async_commit();
     cp_async_wait<0>();
     sync_threads();
 
     // Compute.
-    if (!idle) cut_and_add<kStride>(tile, of, params.relu);
-    sync_threads();
     const Shared<T> staged_pass =
         (memory + (params.pass_at + misalignment(out_pass, 16))).template as<T>();
     const Shared<T> staged_main =
         (memory + (params.main_at + misalignment(out_main, 16))).template as<T>();
-    const int pass_row = pass.columns.size() * pass.pixel;
-    const Shared<T> passed = pass.data + (tile.channel * pass.channel - pass.rows.begin * pass_row -
-                                          pass.columns.begin * pass.pixel);
-    const auto global = [&](Global<T> to) { return to + params.grad_x.at(0, tile.channel, 0, 0); };
-    const int64_t row_to = params.grad_x.row, pixel_to = kChannelLanes ? params.grad_x.pixel : 1;
-    if (!idle && planes) {
-      const int at = tile.channel * tile.x.channel;
-      turn_round<kStride>(tile, of,
-                          Results<T, kPassthrough, true, true>{{staged_main + at, tile.width, 1},
-                                                               {staged_pass + at, tile.width, 1},
-                                                               {passed, pass_row, pass.pixel}});
-    } else if (!idle) {
-      if constexpr (kChannelLanes) {
-        turn_round<kStride>(
-            tile, of,
-            Results<T, kPassthrough, false, true>{{global(out_main), row_to, pixel_to},
-                                                  {global(out_pass), row_to, pixel_to},
-                                                  {passed, pass_row, pass.pixel}});
+    const auto march = [&](auto shape, const auto& results_at) {
+      march_tile<kStride, decltype(shape)>(tile, of, params.relu, idle, results_at);
+    };
+    const auto march_whole = [&](const auto& results_at) {
+      if (!params.whole) {
+        march(Pieces<false>{}, results_at);
       } else {
-        turn_round<kStride>(
-            tile, of,
-            Results<T, kPassthrough, false, false>{
-                {global(out_main), row_to, pixel_to},
-                {global(out_pass), row_to, pixel_to},
-                {grad_pass + params.grad.at(0, tile.channel, 0, 0), params.grad.row, 1}});
+        march(Pieces<true>{}, results_at);
       }
+    };
+    const int64_t to_pass = -params.grad_x.main;
+    if constexpr (kChannelLanes) {
+      using Rows = GlobalRows<T, kPassthrough, Shared<T>, kUnit * kWarp>;
+      march_whole([&](int y, int x) {
+        const Shared<T> passed = kPassthrough ? tile.grad.at(y, x) + -1 : tile.grad.data;
+        return Rows(out_main + params.grad_x.at(0, channel, y, x), to_pass, params.grad_x.row,
+                    params.grad_x.pixel, passed, tile.grad.pitch());
+      });
+    } else if (planes) {
+      march_whole([&](int y, int x) {
+        const int at = (channel * params.height + y) * params.width + x;
+        return StagedRows<T>(staged_main + at, params.width);
+      });
+      if constexpr (kPassthrough) {
+        if (!params.stages_pass) {
+#pragma unroll 1
+          for (int k = warp; k < channels; k += warps) {
+            const Global<T> to = out_pass + k * plane;
+            const Shared<T> from = loaded + 2 * k * plane;
+            if (params.unit == kSector) {
+              constexpr int kVector = 16 / static_cast<int>(sizeof(T)), kStep = kWarp * kVector;
+              move_vectors<kWarp>(
+                  to + lane * kVector, from + lane * kVector, plane / kVector - lane, kStep,
+                  [](auto t, auto f, auto n) { copy_out<kVector, kStep>(t, f, n); });
+            } else {
+              copy_units<1>(to, from, 0, plane);
+            }
+          }
+        } else {
+          // A share of the planes by each warp.
+          const int begin = channels * warp / warps, last = channels * (warp + 1) / warps;
+          spread_planes<true>(staged_pass + begin * plane, loaded + 2 * begin * plane, plane,
+                              last - begin, params.unit);
+        }
+      }
+    } else {
+      using Rows = GlobalRows<T, kPassthrough, Global<const T>, 1>;
+      march(Pieces<false>{}, [&](int y, int x) {
+        return Rows(out_main + params.grad_x.at(0, channel, y, x), to_pass, params.grad_x.row, 1,
+                    grad_pass + params.grad.at(0, channel, y, x), params.grad.row);
+      });
     }
     sync_threads();
 
     // Store.
     if (planes) {
-      if constexpr (kPassthrough) store_span(out_pass, staged_pass, channels * tile.x.channel);
-      store_span(out_main, staged_main, channels * tile.x.channel);
+      const int count = channels * tile.x.pixels();
+      if constexpr (kPassthrough) {
+        if (params.stages_pass) store_by_team(out_pass, staged_pass, count);
+      }
+      store_by_team(out_main, staged_main, count);
     }
+    if (++across < params.tiles_across) continue;
+    across = 0;
+    if (++down < params.tiles_down) continue;
+    down = 0;
+    ++image;
   }
-  store_sums<kChannelLanes>(
-      memory.template as<float>(), of,
-      Global<float>{params.sums} + (part * params.channels + channel0) * kDepthwiseSums, channels,
-      tile.step);
-}
-
-// Fills in how a launch is cut. It depends on shapes alone, as the order of the sums does.
-template <class T>
-void cut_backward(BackwardParams<T>& params, bool channels_last, int stride, bool passthrough,
-                  int64_t& shared_bytes) {
-  constexpr int64_t kShared = 96 * 1024;  // two CTAs per SM, which is what registers are there for
-  constexpr int64_t kCtas = 2 * 132;
-  constexpr int64_t kMostAdded = 256;  // to one sum by a thread: more would round too often
-  const int64_t size = sizeof(T), unit = passthrough ? 2 : 1;
-  const int64_t plane = static_cast<int64_t>(params.height) * params.width;
-  const int64_t results =
-      conv3x3_extent(params.height, stride) * conv3x3_extent(params.width, stride);
-  const auto plane_bytes = [&](int64_t channels) {
-    return span_bytes(channels * plane * size) * (1 + unit) +
-           span_bytes(channels * unit * results * size);
-  };
-  const int64_t lanes = channels_last ? kWarp : 1;
-  const auto x_bytes = [&](int64_t rows, int64_t columns) {
-    return ceil_div((std::min<int64_t>(rows + 4, params.height)) *
-                        std::min<int64_t>(columns + 4, params.width) * lanes * size,
-                    16) *
-           16;
-  };
-  const auto block_bytes = [&](int64_t rows, int64_t columns) {
-    const int64_t down = std::min<int64_t>(rows + 2, params.height) / stride + 1;
-    const int64_t across = std::min<int64_t>(columns + 2, params.width) / stride + 1;
-    return x_bytes(rows, columns) + down * across * lanes * size * (channels_last ? unit : 1);
-  };
-
-  params.planes = !channels_last && plane_bytes(1) <= kShared;
-  params.group = channels_last ? kWarp : 1;
-  if (params.planes) {
-    // A row for the threads of each.
-    for (int group = kWarp; group > 1 && params.group == 1; group /= 2) {
-      if (plane_bytes(group) <= kShared && kThreads / group >= params.width) params.group = group;
-    }
-    const int64_t maps = params.group * size;
-    params.rows = params.height;
-    params.columns = params.width;
-    params.grad_at = static_cast<int>(span_bytes(maps * plane));
-    params.main_at = params.grad_at + static_cast<int>(span_bytes(maps * unit * results));
-    params.pass_at = params.main_at + static_cast<int>(span_bytes(maps * plane));
-    shared_bytes = plane_bytes(params.group);
-  } else {
-    int64_t rows = params.height, columns = params.width;
-    if (block_bytes(rows, columns) > kShared) {
-      columns = std::min<int64_t>(columns, channels_last ? kWarp : kThreads);
-      rows = 1;
-      while (rows < params.height && block_bytes(rows + 1, columns) <= kShared) ++rows;
-    }
-    params.rows = static_cast<int>(rows);
-    params.columns = static_cast<int>(columns);
-    params.grad_at = static_cast<int>(x_bytes(rows, columns));
-    shared_bytes = block_bytes(rows, columns);
-  }
-  shared_bytes = std::max(shared_bytes, kSumsRoom);
-  params.groups = ceil_div(params.channels, params.group);
-  params.tiles_down = ceil_div(params.height, params.rows);
-  params.tiles_across = ceil_div(params.width, params.columns);
-  const int64_t tiles = params.batch * params.tiles_down * params.tiles_across;
-  const int64_t pixels = ceil_div(int64_t{params.rows} * params.columns * params.group, kThreads);
-  params.parts = std::min(
-      tiles, std::max(ceil_div(kCtas, params.groups), ceil_div(tiles * pixels, kMostAdded)));
+  store_sums(memory.template as<float>(), of,
+             Global<float>{params.sums} + (part * kDepthwiseSums * params.channels + channel0),
+             params.channels, channels, tile.step, channel, tile.first, idle);
 }
 
 }  // namespace snv2::SNV2_GPU

@@ -107,6 +107,11 @@ void store_if(bool wanted, Shared<T> p, T value, SNV2_HERE) {
   }
 }
 
+template <int kOffset, class T>
+void clear_unless_above_zero(float value, Address<T> p, SNV2_HERE) {
+  store_if(value <= 0.0f, p + kOffset, T{}, file, line);
+}
+
 template <int N, class T>
 Vector<T, N> load_vector(Global<const T> p, SNV2_HERE) {
   emulator::access_global(p.address, sizeof(T) * N, false, SNV2_SITE);

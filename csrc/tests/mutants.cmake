@@ -283,15 +283,18 @@ snv2_add_mutant(march_with_the_next_channel
 
 snv2_add_mutant(gradients_without_barrier_before_they_turn_round RACE
   FILE cuda/depthwise_backward.h OF cuda/depthwise_backward.cu IN kernels CASES dw_conv3x3_backward/contiguous/plane
-  TEXT [[cut_and_add<kStride>(tile, of, params.relu);
-    sync_threads();
-]] BECOMES [[cut_and_add<kStride>(tile, of, params.relu);
+  TEXT [[    sync_threads();
+  }
+  if (idle) return;
+]] BECOMES [[  }
+  if (idle) return;
 ]]
-  EXPECT "shared memory: race" "depthwise_backward.h")
+  EXPECT "shared memory: race" "backward_march.h")
 
 snv2_add_mutant(gradients_without_the_last_row
-  FILE cuda/depthwise_backward.h OF cuda/depthwise_backward.cu IN kernels CASES dw_conv3x3_backward/contiguous/tiles
-  TEXT "row + 1 == tile.height" BECOMES "row + 2 >= tile.height"
+  FILE cuda/backward_march.h OF cuda/depthwise_backward.cu IN kernels CASES dw_conv3x3_backward/contiguous/tiles
+  TEXT "if (has_below) add(below, std::integral_constant<int, 2>{});"
+  BECOMES "if (y + 2 < height) add(below, std::integral_constant<int, 2>{});"
   EXPECT "wrong result: grad_weight")
 
 snv2_add_mutant(gradients_that_stay_in_a_row
