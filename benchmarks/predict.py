@@ -80,10 +80,10 @@ from one kernel of the graph to the next, and then as long as the longest of fiv
 - *latency*: the cycles from the first instruction of a CTA to its last if nothing else is in the
   way, times the CTAs that an SM takes one after another. Of units that is the estimate by which
   they are cut (`csrc/cuda/unit_cost.h`): phases between barriers, of which each takes as long as
-  the longest job of a warp: in inner loops by the table of loops below, elsewhere {alone:.0f}
-  cycles for each instruction; and {l2:.0f} for what waits for L2. Of other kernels it is two round
-  trips to memory, {alone:.0f} cycles for each instruction of a warp, and for those of products
-  what their loop takes.
+  the longest job of a warp: in loops of products as the table of loops below has it, elsewhere
+  {alone:.0f} cycles for each instruction; and {l2:.0f} for what waits for L2. Of other kernels it
+  is two round trips to memory, {alone:.0f} cycles for each instruction of a warp, and for those of
+  products what their loop takes.
 
 Executed instructions are counted by the interpreter, one for each warp that an instruction is
 issued to, in PTX for compute_90 of nvcc {nvcc}: all of them at batch 1 and 8; from batch 64 on
@@ -246,8 +246,8 @@ def unit_cost_of(row: dict[str, Any]) -> tuple[float, float] | None:
             continue
         if row["loop"] == "depthwise":
             strided = row["kernel"].startswith("unit_kernel<half_t, 2,")
-            times = (unit_cost("kOfTwoRows"), unit_cost("kCyclesOfTwoRows")) if strided else (1, 1)
-            return unit_cost("kRow") * times[0], unit_cost("kRowCycles") * times[1]
+            of_row = unit_cost("kRow") * (unit_cost("kOfTwoRows") if strided else 1)
+            return of_row, ALONE * of_row
         steps = row["done"] / products
         instructions = steps * unit_cost("kTile") + row["done"] * unit_cost("kProduct")
         tile = unit_cost("kTileCycles" if mode == "Resident" else "kOneTileCycles")

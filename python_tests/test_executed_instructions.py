@@ -137,7 +137,7 @@ def test_network(dtype: torch.dtype, batch: int, bound: float, goal: float | Non
 )
 def test_unit(order: torch.memory_format, stage: int, bound: float) -> None:
     _, channels, *size = STAGES[stage]
-    unit = snv2.nn.InvertedResidual(channels, channels, 1, backend=NAME).eval().half()
+    unit = snv2.fuse(snv2.nn.InvertedResidual(channels, channels, 1).eval(), backend=NAME).half()
     x = draw(16, channels, *size, dtype=torch.float16, memory_format=order)
     with torch.no_grad():
         executed = instructions(lambda: unit(x))

@@ -93,6 +93,9 @@ class Sliding {
     left_ = there > 0 ? -kPixels : 0;
     right_ = there + kPixels < ring.row ? kPixels : 0;
     left_mask_ = at > 0 ? ~0u : 0u;
+    row_ = ring.row;
+    size_ = ring.size;
+    end_ = line_ + size_;
     if constexpr (kEnds) {
       right_mask_ = at + kPixels < ring.width ? ~0u : 0u;
 #pragma unroll
@@ -142,11 +145,14 @@ class Sliding {
   static constexpr int kOfWord = 4 / static_cast<int>(sizeof(T));  // pixels
   static constexpr int kWords = 4 * kStride;
   static constexpr uint32_t kFirst = 0xffffu;  // mask of the first of two pixels
+  // Whether what the ring is stays in registers, which in float32 are few.
+  static constexpr bool kHolds = sizeof(T) == 2;
 
   // Returns where the next row of the ring has the lane's pixels.
   SNV2_DEVICE Address<T> below(const Ring& ring, Address<T> row) const {
-    const Address<T> there = row + ring.row;
-    return is_before(there, line_ + ring.size) ? there : there + -ring.size;
+    const int size = kHolds ? size_ : ring.size;
+    const Address<T> there = row + (kHolds ? row_ : ring.row);
+    return is_before(there, kHolds ? end_ : line_ + size) ? there : there + -size;
   }
   // Reads a row, from the pixel left of the lane's on.
   SNV2_DEVICE void read(Address<T> row) {
@@ -190,7 +196,8 @@ class Sliding {
   }
 
   float taps_[kTaps + 1];
-  Address<T> line_;
+  Address<T> line_, end_;  // of the ring, for this lane
+  int row_, size_;
   int left_, right_;  // elements from the lane's vector to its neighbours', or 0
   uint32_t left_mask_, right_mask_, mask_[kWords];
   float x_[kPixels * kStride + 2];

@@ -1,10 +1,10 @@
 // An estimate of what a cut of a unit costs, for the choice among cuts (unit_cut.h).
 //
 // A warp's job is counted in PTX instructions, as the interpreter of PTX counts them
-// (docs/ptx.md), and in cycles that it takes alone: in inner loops by the stalls that ptxas wrote
-// into machine code (docs/arithmetic.md), elsewhere by what a warp waits for an instruction. An SM
-// that is full issues one from each of its schedulers, now and then none. Whichever takes longer is
-// what a phase takes, and phases are apart by barriers. Beside that stands what a launch asks of
+// (docs/ptx.md), and in cycles that it takes alone: in loops of products about as many as ptxas
+// wrote into machine code (docs/arithmetic.md), elsewhere what a warp waits for an instruction. An
+// SM that is full issues one from each of its schedulers, now and then none. Whichever takes longer
+// is what a phase takes, and phases are apart by barriers. Beside that stands what a launch asks of
 // L2. The constants are read off PTX and SASS, and were not fitted to a clock.
 #pragma once
 
@@ -67,7 +67,7 @@ void add_product(Work& work, double rows, double depth, double blocks, double st
   constexpr double kProduct = sizeof(T) == 4 ? 80 : 1.4, kTile = sizeof(T) == 4 ? 75 : 9;
   constexpr double kProductCycles = sizeof(T) == 4 ? 70 : 7;
   constexpr double kTileCycles = sizeof(T) == 4 ? 375 : 10;
-  constexpr double kOneTileCycles = 28;  // of a step with one row of tiles
+  constexpr double kOneTileCycles = 16;  // of a step with one row of tiles
   const double tiles = std::ceil(rows / kTileRows), deep = std::ceil(depth / 16);
   const double tall = std::min<double>(Mode::kTiles, tiles);
   const double row_blocks = std::ceil(tiles / Mode::kTiles);
@@ -153,12 +153,10 @@ Work work_of(const Shape& s, const Cut& c, bool projection) {
   double rows_each = at_once;
   for (; 2 * tasks <= warps && rows_each >= 2; tasks *= 2) rows_each /= 2;
   const double slower = s.reach > 1 ? 4 * taps : 1;
-  // Instructions and cycles for a row of results of a warp, and how many times those at stride 2.
-  constexpr double kRow = sizeof(T) == 4 ? 70 : 122, kRowCycles = sizeof(T) == 4 ? 105 : 150;
-  constexpr double kOfTwoRows = 1.43, kCyclesOfTwoRows = 1.55;
-  const double row = slower * (kStride == 2 ? kOfTwoRows : 1) * kRow * rows_each;
-  const double alone = slower * (kStride == 2 ? kCyclesOfTwoRows : 1) * kRowCycles * rows_each;
-  work.jobs(tasks, 230 + row, 230 * CostModel::kAlone + alone, times);
+  // Instructions for a row of results of a warp, and how many times those at stride 2.
+  constexpr double kRow = sizeof(T) == 4 ? 70 : 122, kOfTwoRows = 1.43;
+  const double each = 230 + slower * (kStride == 2 ? kOfTwoRows : 1) * kRow * rows_each;
+  work.jobs(tasks, each, each * CostModel::kAlone, times);
   work.wait(CostModel::kBarrier, times);
   if (Mode::kCluster) {
     const double vectors = mid * out_blocks * kBlock / vector;
