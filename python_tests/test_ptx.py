@@ -93,7 +93,7 @@ def test_a_fault_is_found(network: Callable[[], Tensor], fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "seed", "said"), [("stem_kernel", 1, "reads"), ("linear_kernel", 2, "overwrites")]
+    ("kernel", "seed", "said"), [("stem_kernel", 2, "reads"), ("linear_kernel", 2, "overwrites")]
 )
 def test_a_race_is_found(network: Callable[[], Tensor], kernel: str, seed: int, said: str) -> None:
     """In another order of warps a missing barrier is a race."""
