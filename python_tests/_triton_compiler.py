@@ -34,18 +34,19 @@ from snv2_kernels.triton.network import KERNELS as PRODUCTS
 from snv2_kernels.triton.tiles import PRODUCT_TILES, ProductTile
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-UNLIKE = ("convolve", "depthwise_cut", "stem", "dw_pw2", "gates")
+UNLIKE = ("convolve", "depthwise_gradient", "stem", "dw_pw2", "gates")
 QUICK = ("fp32", "sm_80"), ("fp16", "gfx942")
-# Kernels of ops, and the ops that launch them, each with a stride.
+# Kernels of ops, and the ops that launch them, each with a stride. Those that take long have a part
+# for each.
 OPS = {
     "cat_shuffle": [("cat_shuffle", 1)],
     "convolve": [
         ("split_dw_cat_shuffle", 1), ("dw_conv3x3", 1), ("dw_conv3x3", 2),
-        ("split_dw_cat_shuffle_backward", 1),
     ],
     "cat_shuffle_backward": [("cat_shuffle_backward", 1)],
-    "depthwise_cut": [("split_dw_cat_shuffle_backward", 1), ("dw_conv3x3_backward", 2)],
-    "depthwise_input": [("dw_conv3x3_backward", 2)],
+    "depthwise_gradient": [("split_dw_cat_shuffle_backward", 1)],
+    "depthwise_gradient:1": [("dw_conv3x3_backward", 1)],
+    "depthwise_gradient:2": [("dw_conv3x3_backward", 2)],
     "depthwise_sums": [("dw_conv3x3_backward", 1)],
 }  # fmt: skip
 SHAPES = [*STAGES.values(), (3, 42, 9, 11), (1, 24, 56, 56)]
@@ -110,14 +111,16 @@ def used(name: str, binary: Any, log: str, target: str) -> dict[str, Any]:
 
 def launched(name: str, dtype: str, target: str, quick: bool) -> Iterator[dict[str, Any]]:
     """Yields what each launch of a kernel of ops uses."""
+    kernel = name.partition(":")[0]
+    shapes = list(STAGES.values()) if kernel == "depthwise_gradient" else SHAPES
     for (op, stride), shape, order in itertools.product(
         OPS[name][: 1 if quick else None],
-        SHAPES[: 1 if quick else None],
+        shapes[: 1 if quick else None],
         (torch.contiguous_format, torch.channels_last),
     ):
         for launch in launches_of(op, stride, shape, order, DTYPES[dtype], target):
             described = f"{op} {stride} {shape} {order} {dtype} {target}"
-            if launch.kernel == f"{name}_kernel":
+            if launch.kernel == f"{kernel}_kernel":
                 yield used(described, launch.binary, launch.log, target)
 
 
@@ -214,6 +217,9 @@ def usage(names: list[str], quick: bool) -> Iterator[Any]:
             chosen = {("bf16", "sm_90"), *(QUICK if name in UNLIKE else ())}
             if quick and (dtype, target) not in chosen:
                 continue
+            alike = dtype == "bf16" or target == "sm_80"  # to float16 and sm_90
+            if name.startswith("depthwise_gradient") and alike and not quick:
+                continue  # each takes seconds
             if name in OPS:
                 for each in launched(name, dtype, target, quick):
                     yield {"kernel": name, **each}

@@ -2,7 +2,7 @@
 out of its arguments, and the instructions of their threads. Run by test_triton_instructions.py,
 since a process decides once whether Triton interprets; prints a line of JSON for each argument.
 
-    <op>[:2] <contiguous or channels_last> <stage>, joined by commas; :2 is stride 2
+    <op>[:2][:relu] <contiguous or channels_last> <stage>, joined by commas; :2 is stride 2
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class _Recorder:
 
 def launches_of(
     name: str, stride: int, shape: Shape, order: torch.memory_format, dtype: torch.dtype,
-    target: str = "sm_90",
+    target: str = "sm_90", relu: bool = False,
 ) -> list[Launch]:  # fmt: skip
     """Returns those of an op on maps of a shape: that of its result without a stride, or of the
     gradient of its input."""
@@ -131,7 +131,7 @@ def launches_of(
     else:
         k = c // 2 if name.startswith("split") else c
         parameters = torch.empty(k, 1, 3, 3), torch.empty(k), torch.empty(k)
-        options = [stride, False] if name.startswith("dw") else []
+        options = [stride, relu] if name.startswith("dw") else []
         maps = [channels(c, stride)] if name.endswith("backward") else []
         module = backward if maps else ops
         getattr(module, name)(*maps, channels(c), *parameters, *options)
@@ -189,12 +189,15 @@ def sass_instructions(launch: Launch) -> int:
 
 def counted(op: str, order: str, stage: int) -> dict[str, Any]:
     """Returns instructions of threads for each element of the result, and each access's width."""
-    name, _, stride = op.partition(":")
+    name, *options = op.split(":")
+    stride = 2 if "2" in options else 1
     n, c, h, w = STAGES[stage]
     format_ = getattr(torch, f"{order}_format" if order == "contiguous" else order)
-    launches = launches_of(name, int(stride or 1), STAGES[stage], format_, torch.float16)
-    if stride and not name.endswith("backward"):
-        h, w = (h + 1) // 2, (w + 1) // 2
+    launches = launches_of(
+        name, stride, STAGES[stage], format_, torch.float16, relu="relu" in options
+    )
+    if not name.endswith("backward"):
+        h, w = (h - 1) // stride + 1, (w - 1) // stride + 1
     elements = n * c * h * w
     accesses = [
         {kind: sorted(set(re.findall(rf"\b{kind}\.global\.(\S+)", each.binary.asm["ptx"])))

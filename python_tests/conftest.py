@@ -175,10 +175,15 @@ def on_triton() -> Iterator[None]:
     state = snv2.backends()["triton"]
     if not state.startswith("ok"):
         pytest.skip(f"triton: {state}")
-    from snv2_kernels.triton import ProductTile, StripTile, Tile, use_tile
+    from snv2_kernels.triton import GradientTile, ProductTile, StripTile, Tile, use_tile
 
     round_as_a_gpu()
-    with use_tile(Tile(512, 32, 4), StripTile(4, 4, 32, 64, 4), ProductTile(64, 256, 64, 4)):
+    with use_tile(
+        Tile(512, 32, 4),
+        StripTile(4, 4, 32, 64, 4),
+        GradientTile(7, 7, 2, 64, 16, 4),
+        ProductTile(64, 256, 64, 4),
+    ):
         yield
 
 

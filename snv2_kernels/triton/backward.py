@@ -6,24 +6,23 @@ import torch
 from torch import Tensor
 
 from snv2_kernels.ops import _empty_map, register_python_parts
-from snv2_kernels.triton import backward_kernels, kernels
+from snv2_kernels.triton import backward_kernels, kernels, row_kernels
 from snv2_kernels.triton.launches import (
     Rows,
     check,
-    convolve,
+    grid_of,
     is_channels_last,
     move,
     planar,
     strides,
+    unit_of,
     wrapped,
 )
 from snv2_kernels.triton.ops import check_map, check_parameters, check_pixels, define
-from snv2_kernels.triton.tiles import Tile
+from snv2_kernels.triton.tiles import GradientTile, gradient_tile, overridden, power
 
-_SUMS = int(backward_kernels.SUMS)
-_STEPS = 16  # tiles whose sums are written as one
-CUT_WARPS = 4
-CUT_TILES = Tile(64, 4, 2), Tile(8, 32, 2)  # of contiguous and channels-last maps
+_SUMS = int(row_kernels.SUMS)
+_SUMS_PARTS, _SUMS_CHANNELS = 8, 32
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # of x, weight, scale and shift
 
@@ -66,37 +65,47 @@ def _depthwise_backward(
     n, c, h, w = x.shape
     height, width = grad.shape[2:]
     grad_x = _empty_map(x, c, h, w)
-    cut = _empty_map(x, channels, height, width)
-    # Small: nine taps and ten sums of more elements for each thread are spilled.
-    tile = CUT_TILES[is_channels_last(cut)]
-    steps = min(_STEPS, -(-height * width // tile.pixels))
-    strips = -(-height * width // (tile.pixels * steps))
-    sums = x.new_empty((n * strips, channels, _SUMS), dtype=torch.float32)
     grad_weight, grad_scale, grad_shift = (torch.empty_like(t) for t in (weight, scale, shift))
     if channels == 0:
         return grad_x, grad_weight, grad_scale, grad_shift
-    if n > 0:
-        grad, g_strides = planar(grad)
-        x, x_strides = planar(x)
-        programs = n * strips * -(-channels // tile.channels)
-        wrapped(backward_kernels.depthwise_cut_kernel)[(programs,)](
-            grad, x, weight, scale, shift, cut, grad_x, sums, channels, h, w, height * width, width,
-            steps, *g_strides, *x_strides, *strides(cut), *strides(grad_x),
-            BP=tile.pixels, BC=tile.channels, num_warps=CUT_WARPS, num_stages=1,
-            STRIDE=stride, RELU=relu, PASSTHROUGH=c != channels,
-        )  # fmt: skip
-        if stride == 1:
-            convolve(cut, weight, scale, shift, grad_x, channels, 1, False, turned=True)
+    last = is_channels_last(grad_x)
+    grad, g_places = planar(grad)
+    x, x_places = planar(x)
+    vector = 1 if last or w % 2 else unit_of(x, 4, w)
+
+    def run(tile: GradientTile) -> Tensor:
+        t_w, t_h = width // tile.columns, height // tile.rows
+        t_n, t_c = n // tile.images, -(-channels // tile.channels)
+        if last:
+            parts = t_w * t_h * t_n
+            first, third = -(-parts // tile.strips), 1
         else:
-            programs = n * -(-h * w // tile.pixels) * -(-channels // tile.channels)
-            wrapped(backward_kernels.depthwise_input_kernel)[(programs,)](
-                cut, weight, scale, grad_x, channels, h, w, h * w, width,
-                *strides(cut), *strides(grad_x),
-                BP=tile.pixels, BC=tile.channels, num_warps=tile.warps, STRIDE=stride,
-            )  # fmt: skip
-    wrapped(backward_kernels.depthwise_sums_kernel)[(channels,)](
-        sums, weight, scale, grad_weight, grad_scale, grad_shift, n * strips, channels,
-        BP=64, num_warps=2,
+            first, third = t_h * -(-t_w // tile.useful(t_w, stride)), t_n
+            parts = first * third
+        sums = x.new_empty((parts, _SUMS, channels), dtype=torch.float32)
+        if n == 0:
+            return sums
+        grid, axes = grid_of(first, t_c, third)
+        wrapped(backward_kernels.depthwise_gradient_kernel)[grid](
+            grad, x, weight, scale, shift, grad_x, sums, tile.images, t_n, t_c,
+            int(channels), int(h), int(w), *map(int, (*g_places, *x_places, *strides(grad_x))),
+            ROWS=tile.rows, COLUMNS=tile.columns, BC=tile.channels, BG=tile.strips,
+            ONE=tile.images == 1,
+            LEAD=int(not relu or t_w == 1) if last else tile.rows, STRIDE=stride, RELU=relu,
+            PASSTHROUGH=bool(c != channels), CHANNELS_LAST=last, AXES=axes,
+            num_warps=tile.warps, num_stages=1,
+        )  # fmt: skip
+        return sums
+
+    sizes = n, channels, height, width
+    tile = gradient_tile(*sizes, stride, relu, vector, x.element_size(), last)
+    if (override := overridden(tile)) is not None:
+        tile = override.fitted(tile, last, n, height, width)
+    sums = run(tile)
+    parts = sums.shape[0]
+    wrapped(backward_kernels.depthwise_sums_kernel)[(-(-channels // _SUMS_CHANNELS),)](
+        sums, weight, scale, grad_weight, grad_scale, grad_shift, parts, channels,
+        BP=power(parts, _SUMS_PARTS), BC=_SUMS_CHANNELS, num_warps=1,
     )  # fmt: skip
     return grad_x, grad_weight, grad_scale, grad_shift
 

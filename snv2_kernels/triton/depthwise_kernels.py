@@ -209,8 +209,6 @@ def convolve_kernel(  # noqa: PLR0912, PLR0915
     STRIDE: tl.constexpr,
     RELU: tl.constexpr,
     PASSTHROUGH: tl.constexpr,
-    TURNED: tl.constexpr,  # the weights are turned round, and nothing is added
-    BEHIND: tl.constexpr,  # y has as many channels before those
     CHANNELS_LAST: tl.constexpr,
     VECTOR: tl.constexpr,
     WHOLE: tl.constexpr,  # a strip is as high as the map
@@ -242,10 +240,9 @@ def convolve_kernel(  # noqa: PLR0912, PLR0915
     )
     weights = ()
     for i in tl.static_range(9):
-        weights = weights + (tl.load(weight + o_c * 9 + (8 - i if TURNED else i)),)
+        weights = weights + (tl.load(weight + o_c * 9 + i),)
     b_scale = tl.load(scale + o_c)
-    if not TURNED:
-        b_shift = tl.load(shift + o_c)
+    b_shift = tl.load(shift + o_c)
 
     m_x = m_t & m_c
     p_c = o_c.to(tl.int64)
@@ -261,8 +258,6 @@ def convolve_kernel(  # noqa: PLR0912, PLR0915
     else:
         m_y = m_x
         p_y += p_c * TIMES * y_c
-    if BEHIND:
-        p_y += tl.cast(channels, tl.int64) * y_c
     if PASSTHROUGH:
         p_a = p_x
         p_x += tl.cast(channels, tl.int64) * x_c
@@ -307,12 +302,9 @@ def convolve_kernel(  # noqa: PLR0912, PLR0915
             b_y = _taps(b_y, at, weights, j * STRIDE, 3)
             if not (WHOLE and UNDER and r == ROWS - 1):
                 b_y = _taps(b_y, under, weights, j * STRIDE, 6)
-            if TURNED:
-                b_y = b_y * b_scale
-            else:
-                b_y = tl.fma(
-                    b_y, tl.broadcast_to(b_scale, b_y.shape), tl.broadcast_to(b_shift, b_y.shape)
-                )
+            b_y = tl.fma(
+                b_y, tl.broadcast_to(b_scale, b_y.shape), tl.broadcast_to(b_shift, b_y.shape)
+            )
             if RELU:
                 b_y = tl.maximum(b_y, 0.0, propagate_nan=tl.PropagateNan.ALL)
             out = out + (b_y.to(y.dtype.element_ty),)

@@ -22,6 +22,7 @@ __all__ = [
     "Rows",
     "check",
     "convolve",
+    "grid_of",
     "is_channels_last",
     "move",
     "planar",
@@ -182,17 +183,15 @@ def convolve(
     channels: int,
     stride: int,
     relu: bool,
-    turned: bool = False,
 ) -> None:
-    """Launch a depthwise convolution of the last channels of x, which as many others pass; or,
-    turned round and without shift, to the last channels of y."""
+    """Launch a depthwise convolution of the last channels of x, which as many others pass."""
     batch, (height, width), last = y.shape[0], y.shape[2:], is_channels_last(y)
     if batch == 0 or channels == 0:
         return
     x, (x_n, x_c, x_p) = planar(x)
     y_n, y_c, y_p = strides(y)
     h, w = x.shape[2:]
-    passthrough, behind = bool(x.shape[1] != channels), bool(turned and y.shape[1] != channels)
+    passthrough = bool(x.shape[1] != channels)
     if last:
         vector, vectors = 1, False
         x_unit = unit_of(x, 8, channels, x_n, x_p) if x_c == 1 else 1
@@ -223,7 +222,7 @@ def convolve(
             x, weight, scale, shift, y, *sizes, t_w, t_h, t_c, batch, *x_places, *y_places,
             ROWS=tile.rows, COLUMNS=tile.columns, BC=tile.channels, BG=tile.strips,
             X_UNIT=x_unit, Y_UNIT=y_unit, STRIDE=stride, RELU=relu, PASSTHROUGH=passthrough,
-            TURNED=turned, BEHIND=behind, CHANNELS_LAST=last,
+            CHANNELS_LAST=last,
             VECTOR=vectors and tile.columns == vector,
             WHOLE=bool(tile.rows == height), EVEN=bool(height % tile.rows == 0),
             WIDTH=int(w) if not last and h * w <= _PLANE else 0,
@@ -232,5 +231,5 @@ def convolve(
         )  # fmt: skip
 
     tiles = strip_tiles(batch, channels, height, width, stride, vector, y.element_size(), last)
-    key = (batch, channels, height, width, stride, relu, passthrough, turned, behind, last)
+    key = (batch, channels, height, width, stride, relu, passthrough, last)
     launch(depthwise_kernels.convolve_kernel, y, key, tiles, run)

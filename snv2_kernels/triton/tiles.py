@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 __all__ = [
     "PRODUCT_TILES",
     "AnyTile",
+    "GradientTile",
     "ProductTile",
     "StripTile",
     "Tile",
     "choose_product_tile",
+    "gradient_tile",
     "map_tiles",
     "overridden",
+    "power",
     "strip_tiles",
     "use_tile",
 ]
@@ -57,6 +60,37 @@ class StripTile:
     channels: int
     strips: int
     warps: int
+
+
+@dataclass(frozen=True)
+class GradientTile:
+    """Of the gradient of a depthwise convolution: elements of it that a thread has of each of some
+    images in each of its channels, channels and strips of a program, and its warps."""
+
+    rows: int
+    columns: int
+    images: int
+    channels: int
+    strips: int
+    warps: int
+
+    def useful(self, strips: int, stride: int) -> int:
+        """Returns how many strips of a contiguous row a program computes that has so many."""
+        if strips <= self.strips:
+            return self.strips
+        return self.strips - (4 if self.columns * stride == 1 else 2)
+
+    def fitted(self, default: GradientTile, channels_last: bool, *sizes: int) -> GradientTile:
+        """Returns this tile as it fits a batch, its height and its width in place of another."""
+        batch, height, width = sizes
+        return GradientTile(
+            _divisor(height, self.rows),
+            _divisor(width, self.columns) if channels_last else default.columns,
+            _divisor(max(batch, 1), self.images),
+            self.channels,
+            self.strips if channels_last else default.strips,
+            self.warps,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,13 +147,13 @@ PRODUCT_TILES: dict[tuple[str, bool], tuple[ProductTile, ...]] = {
     ("linear", False): (ProductTile(32, 32, 32, 4), ProductTile(16, 16, 32, 4)),
 }
 
-AnyTile = Tile | StripTile | ProductTile
-T = TypeVar("T", Tile, StripTile, ProductTile)
+AnyTile = Tile | StripTile | GradientTile | ProductTile
+T = TypeVar("T", Tile, StripTile, GradientTile, ProductTile)
 
 _override: ContextVar[dict[type, AnyTile]] = ContextVar("snv2_triton_tile", default={})  # noqa: B039
 
 
-def _power(n: int, most: int) -> int:
+def power(n: int, most: int) -> int:
     """Returns the least power of two from n on, or ``most``."""
     power = 1
     while power < most and power < n:
@@ -138,12 +172,12 @@ def map_tiles(outer: int, inner: int, unit: int, element: int, channels_last: bo
         channels_last: whether a row is pixels' channels.
     """
     if channels_last:
-        across = _power(inner, 8 // element * _THREADS)
-        down = _power(outer, 8 // element * _THREADS // across)
+        across = power(inner, 8 // element * _THREADS)
+        down = power(outer, 8 // element * _THREADS // across)
         tiles = [Tile(down, across, 4, rounds) for rounds in (8, 4, 2, 1)]
         steps, rows = -(-inner // across), -(-outer // down)
     else:
-        lanes = _power(-(-inner // unit), _THREADS)
+        lanes = power(-(-inner // unit), _THREADS)
         across, down = lanes * unit, _THREADS // lanes
         most = 16 if unit == 1 else 8 if unit < 4 else 4
         tiles = [Tile(across, down, 4, most >> i) for i in range(most.bit_length())]
@@ -179,12 +213,12 @@ def strip_tiles(
     """
     if channels_last:
         columns = _part(width, 7)
-        across = _power(channels, 64)
+        across = power(channels, 64)
         strips = 512 // element // across
         warps, rows = 4, _part(height, 7 if stride == 1 else 3)
     else:
         columns = vector
-        strips = _power(-(-width // columns), 32)
+        strips = power(-(-width // columns), 32)
         fits = [n for n in (4 * 32 // strips, 2 * 32 // strips, 32 // strips) if n > 0]
         padded = [-(-channels // n) * n for n in fits]
         across = next(n for n, p in zip(fits, padded, strict=True) if p * 49 <= min(padded) * 50)
@@ -195,6 +229,54 @@ def strip_tiles(
         rows = -(-rows // 2)
     heights = dict.fromkeys([rows, -(-rows // 2), 2 * rows])
     return [StripTile(r, columns, across, strips, warps) for r in heights if r <= 14]
+
+
+def _divisor(extent: int, most: int) -> int:
+    """Returns the largest one up to ``most``."""
+    return next(n for n in range(max(min(extent, most), 1), 0, -1) if extent % n == 0)
+
+
+def gradient_tile(
+    batch: int, channels: int, height: int, width: int, stride: int, relu: bool, vector: int,
+    element: int, channels_last: bool,
+) -> GradientTile:  # fmt: skip
+    """Returns the tile of a depthwise convolution's gradient.
+
+    Args:
+        batch: images.
+        channels: of the convolution.
+        height: of its results.
+        width: of its results.
+        stride: of the convolution.
+        relu: whether the convolution is computed again.
+        vector: inputs of a contiguous row that can be loaded as one.
+        element: bytes.
+        channels_last: the maps' memory format.
+    """
+    lane = 1  # channels of a thread
+    if channels_last:
+        columns, wide = _divisor(width, 7 // stride), _divisor(width, 14 // stride)
+        if relu and wide > columns:
+            columns = wide
+        else:
+            lane = 4 // element
+        padded = {n: -(-channels // n) * n for n in (32 * lane, 32, 16)}
+        strips = 0
+    else:
+        columns = max(vector // stride, 1)
+        strips = power(width // columns, 32)
+        fits = [n for n in (4 * 32 // strips, 2 * 32 // strips, 32 // strips) if n > 0]
+        padded = {n: -(-channels // n) * n for n in fits}
+    across = next(n for n, p in padded.items() if p * 49 <= min(padded.values()) * 50)
+    warps = across * strips // 32 or 1
+    strips = strips or 32 * lane // across
+    rows = _divisor(height, 14 if columns * stride <= 4 else 7 // stride)
+    lanes = batch * (width // columns) * channels // lane
+    while lanes * (height // rows) < 16 * _WARPS and _divisor(height, rows // 2) > 1:
+        rows = _divisor(height, rows // 2)
+    images = min(lanes * (height // rows) // (32 * _WARPS), 112 // (rows * columns))
+    images = max(1, 0 if channels_last else images)
+    return GradientTile(rows, columns, _divisor(max(batch, 1), images), across, strips, warps)
 
 
 def programs(tile: ProductTile, rows: tuple[int, ...], columns: int) -> int:
