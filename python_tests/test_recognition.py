@@ -389,3 +389,14 @@ def test_unequal_split() -> None:
             return torch.cat([F.relu(self.c(self.b(F.relu(self.a(y))))), first], 1)
 
     check(randomize_(Unequal()).eval(), draw(2, 29, 7, 5), "unit")
+
+
+def test_networks_of_gray_images_are_recognised() -> None:
+    """One channel is a guess like others, though many attributes are 1."""
+    model = snv2.models.ShuffleNetV2([1, 1, 1], [24, 8, 12, 16, 16], 7).eval()
+    model.conv1[0] = nn.Conv2d(1, 24, 3, 2, 1, bias=False)
+    model.conv1[2] = nn.Hardswish()
+    assert str(snv2.explain(model)).startswith("(model): network: fused")
+    x = draw(2, 1, 35, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(snv2.fuse(model)(x), model(x))

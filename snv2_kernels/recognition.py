@@ -311,10 +311,10 @@ def _guesses(module: nn.Module) -> list[int]:
     numbers = of_convs[:2]
     for value in vars(module).values():
         parts = value if isinstance(value, tuple | list) else [value]
-        if parts and all(type(part) is int and part > 0 for part in parts):
+        if parts and all(type(part) is int and part > 0 for part in parts) and sum(parts) > 1:
             numbers.append(sum(parts))
     numbers += of_convs
-    return [c for c in dict.fromkeys(numbers) if c > 1][:_MOST_GUESSES]
+    return list(dict.fromkeys(numbers))[:_MOST_GUESSES]
 
 
 def _is_hollow(recording: Recording) -> bool:
