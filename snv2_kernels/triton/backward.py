@@ -85,13 +85,15 @@ def _depthwise_backward(
         sums = x.new_empty((parts, _SUMS, channels), dtype=torch.float32)
         if n == 0:
             return sums
+        # As many rows under way as registers allow: those of all architectures.
+        lead = int(not relu or t_w == 1) if last else tile.rows if relu else min(tile.rows, 7)
         grid, axes = grid_of(first, t_c, third)
         wrapped(backward_kernels.depthwise_gradient_kernel)[grid](
             grad, x, weight, scale, shift, grad_x, sums, tile.images, t_n, t_c,
             int(channels), int(h), int(w), *map(int, (*g_places, *x_places, *strides(grad_x))),
             ROWS=tile.rows, COLUMNS=tile.columns, BC=tile.channels, BG=tile.strips,
             ONE=tile.images == 1,
-            LEAD=int(not relu or t_w == 1) if last else tile.rows, STRIDE=stride, RELU=relu,
+            LEAD=lead, STRIDE=stride, RELU=relu,
             PASSTHROUGH=bool(c != channels), CHANNELS_LAST=last, AXES=axes,
             num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
