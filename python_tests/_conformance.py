@@ -346,7 +346,7 @@ def model_cluster_store_vector(words: Words) -> Words:
 
 
 def model_to_floats(model: Model) -> Model:
-    """Both numbers of a word, twice."""
+    """Unpacks both numbers of a word, twice."""
     return lambda words: np.tile(model(words).reshape(-1, 2), 2).ravel()
 
 

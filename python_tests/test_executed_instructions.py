@@ -47,7 +47,7 @@ OPS: list[tuple[str, torch.memory_format, tuple[float, float, float], float | No
     ("dw_conv3x3_backward stride 2", CONTIGUOUS, (17.7, 20.2, 70.9), None),
     ("dw_conv3x3_backward stride 2", CHANNELS_LAST, (18.9, 21.5, 71.2), None),
 ]
-# The same of a unit of stride 1 that is alone, which reads and writes the caller's tensors.
+# Instructions of a unit of stride 1 alone, which reads and writes the caller's tensors.
 UNITS: list[tuple[torch.memory_format, tuple[float, float, float]]] = [
     (CONTIGUOUS, (50.0, 93.0, 141.0)),
     (CHANNELS_LAST, (84.5, 120.0, 101.0)),

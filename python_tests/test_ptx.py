@@ -170,7 +170,7 @@ def test_each_device_is_asked_once(network: Callable[[], Tensor]) -> None:
 
 
 def test_units_are_cut_for_the_clusters_that_run_at_once() -> None:
-    """Which the driver says: what is guessed of an H200 where there is none, and less here."""
+    """Cuts follow the clusters that the driver says: more are guessed of an H200 than are here."""
     operators().gpu_tune(weights=CLUSTERED)
     fused = snv2.fuse(small_network(), backend=NAME).half()
     x = draw(16, 3, 64, 64, dtype=torch.float16)

@@ -16,7 +16,7 @@ template <class T>
 struct BackwardParams {
   Strided<const T> grad, x;  // channel strides are from one of the convolution's to the next
   Strided<T> grad_x;
-  float* sums;  // [parts][kDepthwiseSums][channels]
+  float* sums;  // [parts][kDepthwiseSums][sums_pitch(channels)]
   const float* weight;
   const float* scale;
   const float* shift;
@@ -45,6 +45,12 @@ struct BackwardParams {
 constexpr int kLeastThreads = 64, kMostThreads = 128;
 constexpr int kLeastCtas = 3;  // of an SM: with more, ptxas spills
 constexpr int kSector = 32;    // bytes
+
+// Elements from one sum of all channels to the next: whole sectors.
+constexpr int64_t sums_pitch(int64_t channels) {
+  constexpr int64_t kFloats = kSector / static_cast<int64_t>(sizeof(float));
+  return ceil_div(channels, kFloats) * kFloats;
+}
 
 // Bytes in which store_sums() adds up.
 constexpr int64_t sums_room(int64_t threads) {

@@ -18,7 +18,7 @@ namespace snv2::SNV2_GPU {
 // Elements of a row of zeros, which stands for a row of the gradient that is not there.
 constexpr int zeros_of(int pixel) { return (kPieceColumns + 1) * pixel + 1; }
 
-// What a thread knows of its channel, and its sums.
+// A thread's channel: its weights, and its sums.
 struct ChannelGradient {
   Shared<float> weight, scale, shift;  // where they lie: in registers they would spill
   float sums[kDepthwiseSums] = {};

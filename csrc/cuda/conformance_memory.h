@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(32) store_vector_if_odd(Params p) {
   store(p.out + thread(), load(shared + thread()));
 }
 
-// Of two places, as either kind of pointer has them.
+// Compares two places, as either kind of pointer has them.
 __global__ void __launch_bounds__(32) earlier_place(Params p) {
   const Shared<uint32_t> shared = shared_memory().as<uint32_t>();
   store(shared + thread(), static_cast<uint32_t>(thread()));

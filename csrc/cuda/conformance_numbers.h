@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(64) max_nan_pairs(Params p) {
   }
 }
 
-// Both numbers of a word, then each alone.
+// Unpacks both numbers of a word, then each alone.
 template <class T>
 __global__ void __launch_bounds__(64) to_floats_all(Params p) {
   const uint32_t word = load(p.in + thread());

@@ -11,58 +11,68 @@ namespace {
 
 // The sums of all parts as gradients; kDepthwiseSums says how.
 struct FinishParams {
-  const float* sums;  // [parts][kDepthwiseSums][channels]
+  const float* sums;  // [parts][kDepthwiseSums][sums_pitch(channels)]
   const float* weight;
   const float* scale;
   Depthwise3x3Gradients grads;
   int64_t parts, channels;
 };
 
-constexpr int kFinishChannels = kThreads / static_cast<int>(kDepthwiseSums);
+constexpr int kFinishChannels = 24;  // three sectors of floats
+constexpr int kFinishWeights = 9 * kFinishChannels;
+constexpr int64_t kFinishShared = (kThreads + kFinishWeights) * sizeof(float);
 
 __global__ void __launch_bounds__(kThreads) finish_kernel(FinishParams params) {
   constexpr int kSums = static_cast<int>(kDepthwiseSums), kChains = 4;
   const int thread = static_cast<int>(threadIdx.x);
-  const int channel = thread % kFinishChannels, which = thread / kFinishChannels;
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishChannels + channel;
-  const bool idle = which >= kSums || c >= params.channels;
-  const Shared<float> room = shared_memory().template as<float>();
-  float sum = 0.0f;
-  if (!idle) {
-    const int64_t row = params.channels * kSums;
-    Global<const float> from = Global<const float>{params.sums} + (which * params.channels + c);
-    float sums[kChains] = {};
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kFinishChannels;
+  const int64_t left = params.channels - first;
+  const int channels = left < kFinishChannels ? static_cast<int>(left) : kFinishChannels;
+  // Sums [kDepthwiseSums][kFinishChannels], then weights as they lie in memory.
+  const Shared<float> sums = shared_memory().template as<float>(), weights = sums + kThreads;
+  if (thread < channels * 9) {
+    store(weights + thread, load(Global<const float>{params.weight} + (first * 9 + thread)));
+  }
+
+  // Add up.
+  const int which = thread / kFinishChannels, own = thread - which * kFinishChannels;
+  if (which < kSums && own < channels) {
+    const int64_t pitch = sums_pitch(params.channels), row = pitch * kSums;
+    Global<const float> from = Global<const float>{params.sums} + (which * pitch + first + own);
+    float chains[kChains] = {};
     int64_t part = 0;
 #pragma unroll 1
     for (; part + kChains <= params.parts; part += kChains) {
 #pragma unroll
       for (int i = 0; i < kChains; ++i) {
-        sums[i] += load(from);
+        chains[i] += load(from);
         from = from + row;
       }
     }
 #pragma unroll
     for (int i = 0; i < kChains - 1; ++i) {
-      if (part + i < params.parts) sums[i] += load(from + i * row);
+      if (part + i < params.parts) chains[i] += load(from + i * row);
     }
-    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    store(room + thread, sum);
+    store(sums + thread, (chains[0] + chains[1]) + (chains[2] + chains[3]));
   }
   sync_threads();
-  if (idle) return;
-  const Global<const float> weight{params.weight};
-  if (which < 9) {
-    store(Global<float>{params.grads.weight} + (c * 9 + which),
-          sum * load(Global<const float>{params.scale} + c));
-    return;
+
+  // Store.
+  if (thread < channels * 9) {
+    const int channel = thread / 9, tap = thread - channel * 9;
+    store(Global<float>{params.grads.weight} + (first * 9 + thread),
+          load(sums + (tap * kFinishChannels + channel)) *
+              load(Global<const float>{params.scale} + (first + channel)));
   }
-  store(Global<float>{params.grads.shift} + c, sum);
+  if (thread >= channels) return;
+  store(Global<float>{params.grads.shift} + (first + thread),
+        load(sums + (9 * kFinishChannels + thread)));
   float rows[3] = {};
   for (int tap = 0; tap < 9; ++tap) {
-    rows[tap / 3] = multiply_add(load(room + (tap * kFinishChannels + channel)),
-                                 load(weight + (c * 9 + tap)), rows[tap / 3]);
+    rows[tap / 3] = multiply_add(load(sums + (tap * kFinishChannels + thread)),
+                                 load(weights + (thread * 9 + tap)), rows[tap / 3]);
   }
-  store(Global<float>{params.grads.scale} + c, (rows[0] + rows[1]) + rows[2]);
+  store(Global<float>{params.grads.scale} + (first + thread), (rows[0] + rows[1]) + rows[2]);
 }
 
 // `map` from its channel `main` on, of which every `every`th is the convolution's.
@@ -96,7 +106,8 @@ void launch_backward(const FeatureMap& grad, const FeatureMap& x, const Depthwis
   };
   Launch config;
   BackwardParams<T> params = params_of<T>(x, channels, kStride, config);
-  const int64_t sums_bytes = floats(params.parts * kDepthwiseSums);
+  const int64_t sums_bytes =
+      params.parts * kDepthwiseSums * sums_pitch(channels) * static_cast<int64_t>(sizeof(float));
   if (grad_x.numel() > 0) {
     params.grad = strided<const T>(grad, kPassthrough ? 1 : 0, kPassthrough ? 2 : 1);
     params.x = strided<const T>(x, x.channels - channels, 1);
@@ -146,7 +157,7 @@ void launch_backward(const FeatureMap& grad, const FeatureMap& x, const Depthwis
   Launch finish;
   finish.grid_x = static_cast<uint32_t>(ceil_div(channels, kFinishChannels));
   finish.threads = kThreads;
-  finish.shared_bytes = kThreads * sizeof(float);
+  finish.shared_bytes = kFinishShared;
   finish.stream = stream;
   launch(finish, buffers, finish_kernel,
          FinishParams{workspace, dw.weight, dw.scale, grads, params.parts, channels});
@@ -160,7 +171,7 @@ int64_t depthwise_backward_workspace(const FeatureMap& x, int64_t channels) {
     for (const int stride : {1, 2}) {
       Launch config;
       const auto params = params_of<decltype(zero)>(x, channels, stride, config);
-      most = std::max(most, params.parts * channels * kDepthwiseSums);
+      most = std::max(most, params.parts * kDepthwiseSums * sums_pitch(channels));
     }
   });
   return most;

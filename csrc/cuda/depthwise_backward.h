@@ -357,9 +357,10 @@ __global__ void __launch_bounds__(kMostThreads, kLeastCtas)
     down = 0;
     ++image;
   }
+  const int64_t pitch = sums_pitch(params.channels);
   store_sums(memory.template as<float>(), of,
-             Global<float>{params.sums} + (part * kDepthwiseSums * params.channels + channel0),
-             params.channels, channels, tile.step, channel, tile.first, idle);
+             Global<float>{params.sums} + (part * kDepthwiseSums * pitch + channel0), pitch,
+             channels, tile.step, channel, tile.first, idle);
 }
 
 }  // namespace snv2::SNV2_GPU

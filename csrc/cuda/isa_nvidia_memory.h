@@ -152,7 +152,7 @@ SNV2_DEVICE void store_vector(Address<T> p, const Vector<T, N>& value) {
                  : "memory");
   }
 }
-// Of floats in registers of floats: PTX would move them there from others.
+// Loads floats into registers of floats, to which PTX would move them from others.
 template <int N, int kOffset = 0>
 SNV2_DEVICE Vector<float, N> load_vector(Address<float> p) {
   Vector<float, N> v;
@@ -205,18 +205,12 @@ SNV2_DEVICE void store_vector_if(bool wanted, Address<T> p, const Vector<T, N>& 
                      static_cast<int>(wanted)),
                  "r"(p.address), "h"(bits)
                  : "memory");
-  } else if constexpr (sizeof bits == 4) {
+  } else {
+    static_assert(sizeof bits == 4, "half a word or one");
     asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u32 [%1], %2;}" ::"r"(
                      static_cast<int>(wanted)),
                  "r"(p.address), "r"(bits)
                  : "memory");
-  } else {
-    static_assert(sizeof bits == 16, "half a word, one or four");
-    asm volatile(
-        "{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.v4.u32 [%1], {%2, %3, %4, %5};}" ::"r"(
-            static_cast<int>(wanted)),
-        "r"(p.address), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
-        : "memory");
   }
 }
 

@@ -4,7 +4,8 @@
 // [c][dy] of three planes are an odd multiple of 8 words apart, modulo 32, planes three times that:
 // any four rows that differ modulo 4 are apart. Of pixels they read every sixth word; two
 // neighbours of each are apart from two in the next row if that is 16 words further, modulo 32. Of
-// the last row four neighbours are read, of which two meet two others.
+// the last row four neighbours are read, which are apart if half of the lanes begin with the other
+// one of their two columns.
 #include <algorithm>
 #include <array>
 #include <stdexcept>

@@ -92,7 +92,7 @@ SNV2_DEVICE void load_any(const StemParams<T>& params, Shared<T> to, int64_t ima
   }
 }
 
-// What a tile reads of a plane: lines from y on, `pitch` elements apart in the image, of which
+// Lines that a tile reads of a plane: from y on, `pitch` elements apart in the image, of which
 // elements [left, right) exist.
 struct StemLines {
   int y, count, height;
@@ -248,8 +248,13 @@ SNV2_DEVICE void store_planes(const StemParams<T>& params, const StemTile& tile,
   }
 }
 
+// Threads for which a kernel's registers suffice, twice on an SM. Taps in any planes would take
+// more than the others without being faster.
+template <Taps kTaps>
+constexpr int kStemThreads = (kTaps == Taps::kAny ? kStemWarps + 2 : kStemWarps) * kWarp;
+
 template <class T, class Act, Taps kTaps>
-__global__ void __launch_bounds__(kStemWarps* kWarp, 2) stem_kernel(StemParams<T> params) {
+__global__ void __launch_bounds__((kStemThreads<kTaps>), 2) stem_kernel(StemParams<T> params) {
   constexpr int kChannels = Convolution<T, kTaps, Act>::kChannels;
   const StemTile tile(params);
   const Shared<T> lines = shared_memory().template as<T>();

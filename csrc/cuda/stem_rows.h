@@ -139,7 +139,7 @@ class Convolution {
     }
   }
 
-  // What a lane pools: a column of the result, and channels from this one on.
+  // Returns the column that a lane pools, of channels from first_channel() on.
   SNV2_DEVICE int column() const { return column_; }
   SNV2_DEVICE bool pools() const { return lane_of_warp() >= 4; }
   SNV2_DEVICE static int first_channel() { return 2 * (lane_of_warp() % 4); }
@@ -147,7 +147,7 @@ class Convolution {
  private:
   static constexpr int kSize = static_cast<int>(sizeof(T));
   static constexpr int kSlots = kTaps == Taps::kAny ? 6 : 4;  // registers of a column's operand
-  static constexpr int kPlaces = kTaps == Taps::kPlanes3 ? 3 : kTaps == Taps::kPixels3 ? 4 : 12;
+  static constexpr int kPlaces = kTaps == Taps::kPlanes3 ? 3 : kTaps == Taps::kPixels3 ? 5 : 12;
   // Elements from a column to the next one.
   static constexpr int kNext = 2 * kPixel<kTaps>;
 
@@ -163,8 +163,11 @@ class Convolution {
     std::memcpy(&pair, &word, sizeof pair);
     return pair;
   }
-  // The operands of both columns from a line.
-  SNV2_DEVICE void read(Shared<T> line, uint32_t (&even)[kSlots], uint32_t (&odd)[kSlots]) const;
+  // Whether a lane reads the last row of pixels for its second column first (stem.cu).
+  SNV2_DEVICE static bool turned() { return (lane_of_warp() / 16 + lane_of_warp()) % 2 != 0; }
+  // Reads two slots of both columns from a line.
+  SNV2_DEVICE void read(Shared<T> line, int step, uint32_t (&even)[kSlots],
+                        uint32_t (&odd)[kSlots]) const;
 
   Shared<T> weights_;
   uint32_t b_[kBlocks][kSlots / 2][2];
@@ -230,9 +233,10 @@ SNV2_DEVICE void Convolution<T, kTaps, Act>::place(const StemParams<T>& params,
     put(2, 2, 2, t == 1 ? -2 : 0);
   } else if constexpr (kTaps == Taps::kPixels3) {
     put(0, 0, t / 2, 2 * (t % 2) - 2);
-    put(1, 0, 2, 2 * t - 2);
-    put(2, 0, 0, -3);
-    put(3, 0, t == 1 ? 2 : 1, -3);
+    put(1, 0, 2, 2 * t - 2 + (turned() ? kNext : 0));
+    put(2, 0, 2, 2 * t - 2 + (turned() ? 0 : kNext));
+    put(3, 0, 0, -3);
+    put(4, 0, t == 1 ? 2 : 1, -3);
   } else {
 #pragma unroll
     for (int i = 0; i < kPlaces; ++i) {
@@ -245,7 +249,8 @@ SNV2_DEVICE void Convolution<T, kTaps, Act>::place(const StemParams<T>& params,
 }
 
 template <class T, Taps kTaps, class Act>
-SNV2_DEVICE void Convolution<T, kTaps, Act>::read(Shared<T> line, uint32_t (&even)[kSlots],
+SNV2_DEVICE void Convolution<T, kTaps, Act>::read(Shared<T> line, int step,
+                                                  uint32_t (&even)[kSlots],
                                                   uint32_t (&odd)[kSlots]) const {
   const auto bytes = Address<T>(line).template as<unsigned char>();
   const auto at = [&](int i) { return (bytes + places_[i]).template as<T>(); };
@@ -260,28 +265,35 @@ SNV2_DEVICE void Convolution<T, kTaps, Act>::read(Shared<T> line, uint32_t (&eve
   using This = std::integral_constant<int, 0>;
   using Next = std::integral_constant<int, kNext>;
   if constexpr (kTaps == Taps::kPlanes3) {
+    if (step == 0) {
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const Vector<uint32_t, 2> pairs = load_vector<2>(at(row).template as<uint32_t>());
-      even[row] = pairs.values[0];
-      odd[row] = pairs.values[1];
+      for (int row = 0; row < 2; ++row) {
+        const Vector<uint32_t, 2> pairs = load_vector<2>(at(row).template as<uint32_t>());
+        even[row] = pairs.values[0];
+        odd[row] = pairs.values[1];
+      }
+    } else {
+      odd[2] = high_halves(even[0], even[1]);
+      even[2] = shuffle_up(high_halves(odd[0], odd[1]), 4);  // the first lanes' are not wanted
+      even[3] = pair(at(2), This()) & mask_[3];
+      odd[3] = pair(at(2), Next()) & mask_[3];
     }
-    odd[2] = high_halves(even[0], even[1]);
-    even[2] = shuffle_up(high_halves(odd[0], odd[1]), 4);  // the first lanes' are not wanted
-    even[3] = pair(at(2), This()) & mask_[3];
-    odd[3] = pair(at(2), Next()) & mask_[3];
   } else if constexpr (kTaps == Taps::kPixels3) {
-    even[0] = pair(at(0), This());
-    odd[0] = pair(at(0), Next());
-    even[1] = pair(at(0), std::integral_constant<int, 4>());
-    odd[1] = pair(at(0), std::integral_constant<int, 4 + kNext>());
-    even[2] = pair(at(1), This());
-    odd[2] = pair(at(1), Next());
-    even[3] = word(at(2), at(3), This()) & mask_[3];
-    odd[3] = word(at(2), at(3), Next()) & mask_[3];
+    if (step == 0) {
+      even[0] = pair(at(0), This());
+      odd[0] = pair(at(0), Next());
+      even[1] = pair(at(0), std::integral_constant<int, 4>());
+      odd[1] = pair(at(0), std::integral_constant<int, 4 + kNext>());
+    } else {
+      const uint32_t first = pair(at(1), This()), second = pair(at(2), This());
+      even[2] = turned() ? second : first;
+      odd[2] = turned() ? first : second;
+      even[3] = word(at(3), at(4), This()) & mask_[3];
+      odd[3] = word(at(3), at(4), Next()) & mask_[3];
+    }
   } else {
 #pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) {
+    for (int slot = 2 * step; slot < 2 * step + 2; ++slot) {
       even[slot] = word(at(2 * slot), at(2 * slot + 1), This()) & mask_[slot];
       odd[slot] = word(at(2 * slot), at(2 * slot + 1), Next()) & mask_[slot];
     }
@@ -291,19 +303,24 @@ SNV2_DEVICE void Convolution<T, kTaps, Act>::read(Shared<T> line, uint32_t (&eve
 template <class T, Taps kTaps, class Act>
 SNV2_DEVICE void Convolution<T, kTaps, Act>::row(Shared<T> line, Values& out) const {
   uint32_t even[kSlots], odd[kSlots];
-  read(line, even, odd);
+  float sums[kBlocks][4];
 #pragma unroll
-  for (int block = 0; block < kBlocks; ++block) {
-    float v[4];
+  for (int step = 0; step < kSlots / 2; ++step) {
+    read(line, step, even, odd);
+    const int slot = 2 * step;
+    const Tile<T> a{{even[slot], odd[slot], even[slot + 1], odd[slot + 1]}};
 #pragma unroll
-    for (int s = 0; s < kSlots / 2; ++s) {
-      const Tile<T> a{{even[2 * s], odd[2 * s], even[2 * s + 1], odd[2 * s + 1]}};
-      if (s == 0) {
-        mma(v, a, b_[block][s], bias_[block]);
+    for (int block = 0; block < kBlocks; ++block) {
+      if (step == 0) {
+        mma(sums[block], a, b_[block][step], bias_[block]);
       } else {
-        mma(v, a, b_[block][s]);
+        mma(sums[block], a, b_[block][step]);
       }
     }
+  }
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    float (&v)[4] = sums[block];
     if constexpr (Act::kAny) {
       with_activation(kind_, [&](const auto& act) {
 #pragma unroll

@@ -182,7 +182,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       const int center = image * heights.in + local * kStride - row_start;
       int place = next_at - (next - center * pitch);
       if (place < 0) place += ring;
-      convolve_rows<T, kStride, Act, kBare && kPartial>(
+      convolve_rows<T, kStride, Act, kBare && kPartial, Mode::kResident && sizeof(T) == 2>(
           params, branch, kBare ? m.x : m.mid, kBare ? m.x_pitch : m.mid_pitch,
           m.dw + branch.first_depth * m.dw_pitch, m.dw_pitch, m.dw_weights,
           Rows{rows, local, place});

@@ -370,7 +370,7 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
           y[p] = results[p];
           if constexpr (Act::kAny) y[p] = activated(branch.dw_after.kind, y[p], slope);
         }
-        store_vector_if(stores, to, rounded_vector<T>(y));
+        if (stores) store_vector<kPixels>(to, rounded_vector<T>(y));
         to = to + params.out_row;
       });
       move(count);
@@ -379,8 +379,9 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
   }
 }
 
-// All channels of a branch. kPoints: it may have no window.
-template <class T, int kStride, class Act, bool kPoints>
+// All channels of a branch. kPoints: it may have no window. kEvenRows: rows of an even number of
+// pixels have a loop of their own at stride 2, which takes registers.
+template <class T, int kStride, class Act, bool kPoints, bool kEvenRows>
 SNV2_DEVICE void convolve_rows(const UnitParams<T>& params, const Branch<T>& branch, Shared<T> x,
                                int x_pitch, Shared<T> out, int out_pitch, Shared<float> weights,
                                const Rows& rows) {
@@ -394,7 +395,7 @@ SNV2_DEVICE void convolve_rows(const UnitParams<T>& params, const Branch<T>& bra
   if constexpr (Act::kAny) {
     if (branch.window > 3 || branch.dilation > 1) return with(Dilated<T, kStride>{});
   }
-  if constexpr (kStride == 2 && sizeof(T) == 2) {  // in float32 registers would spill
+  if constexpr (kStride == 2 && kEvenRows) {
     if (params.width % 2 == 0) return with(Sliding<T, kStride, false>{});
   }
   with(Sliding<T, kStride, true>{});

@@ -36,7 +36,7 @@ SNV2_DEVICE Global<T> at_result(const UnitParams<T>& params, const Pixel& p) {
          (p.image * params.result_image + p.y * params.result_row + p.x * params.result_pixel);
 }
 
-// How warps share rows of `vectors` each: eight, 16 or 32 lanes take one. All lanes make it, and
+// A lane's part of rows of `vectors` each: eight, 16 or 32 lanes take one. All lanes make it, and
 // ask nobody afterwards.
 struct LanesOfRows {
   int vectors, vector;  // of a row: how many at once, and this lane's first
@@ -149,7 +149,7 @@ SNV2_DEVICE void load_tensor(const UnitParams<T>& params, const Memory<T>& m,
 
 // Store -----------------------------------------------------------------------------------------
 
-// Where channels of the result come from, in shared memory: -1 - channel of the input that passes
+// Sources of the result's channels, in shared memory: -1 - channel of the input that passes
 // through, or a row of this branch's result; or nowhere, where another CTA stores the channel. What
 // passes through is stored with the channel beside it. Nothing does beside a projection.
 constexpr int32_t kNowhere = int32_t{1} << 30;
@@ -173,7 +173,7 @@ SNV2_DEVICE void load_sources(const UnitParams<T>& params, const Branch<T>& bran
   }
 }
 
-// What is stored: `rows` rows from row `local0` of an image on.
+// Rows that are stored: `rows` from row `local0` of an image on.
 struct ResultStep {
   int64_t image0;
   int local0, rows;

@@ -32,7 +32,7 @@ int current = 0;
 
 std::atomic<int64_t> asked{0};
 
-// What was set of a kernel for a device.
+// A kernel's settings for a device.
 struct Settings {
   int most_shared = kSharedWithoutAsking;
   int carveout = cudaSharedmemCarveoutDefault;
