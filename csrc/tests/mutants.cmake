@@ -363,7 +363,7 @@ snv2_add_mutant(unit_without_barrier_after_load RACE
 ]] BECOMES [[      cp_async_wait<0>();
     }
 ]]
-  EXPECT "read at unit_product.h" "cp_async_wait, or a barrier after it, is missing")
+  EXPECT "shared memory: race: read at unit_product.h" "written by" "unit_load.h")
 
 snv2_add_mutant(unit_without_barrier_after_the_first_product RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -371,7 +371,7 @@ snv2_add_mutant(unit_without_barrier_after_the_first_product RACE
       if (more) {
 ]] BECOMES [[      if (more) {
 ]]
-  EXPECT "shared memory: read at unit_convolve.h" "nobody wrote")
+  EXPECT "shared memory: race: write at unit_tensor.h" "read by" "mma_float.h")
 
 snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -382,7 +382,7 @@ snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
       // Second product.
 ]] BECOMES [[      }
 ]]
-  EXPECT "shared memory: read at mma_float.h" "nobody wrote")
+  EXPECT "shared memory: race: read at mma_float.h" "written by" "unit_convolve.h")
 
 snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
@@ -482,7 +482,7 @@ snv2_add_mutant(piece_without_barrier_before_it_stores RACE
 
       // Second product.
 ]]
-  EXPECT "shared memory: read at unit_product.h" "nobody wrote")
+  EXPECT "shared memory: race: read at unit_product.h" "written by" "unit_convolve.h")
 
 snv2_add_mutant(gate_without_barrier_after_the_means RACE
   FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
@@ -492,7 +492,7 @@ snv2_add_mutant(gate_without_barrier_after_the_means RACE
 ]] BECOMES [[(1.0f / params.pixels));
   }
 ]]
-  EXPECT "shared memory: read at gate.cu" "nobody wrote")
+  EXPECT "shared memory: race: read at gate.cu" "written by")
 
 snv2_add_mutant(gate_without_barrier_after_it_has_handed_out RACE
   FILE cuda/gate.cu OF cuda/gate.cu IN gpu_pieces CASES gates_match
