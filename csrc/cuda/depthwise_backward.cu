@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishParams params) {
   }
 
   // Add up.
-  const int which = thread / kFinishChannels, own = thread - which * kFinishChannels;
+  const int which = static_cast<int>(threadIdx.x / unsigned{kFinishChannels});
+  const int own = thread - which * kFinishChannels;
   if (which < kSums && own < channels) {
     const int64_t pitch = sums_pitch(params.channels), row = pitch * kSums;
     Global<const float> from = Global<const float>{params.sums} + (which * pitch + first + own);
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishParams params) {
 
   // Store.
   if (thread < channels * 9) {
-    const int channel = thread / 9, tap = thread - channel * 9;
+    const int channel = static_cast<int>(threadIdx.x / 9u), tap = thread - channel * 9;
     store(Global<float>{params.grads.weight} + (first * 9 + thread),
           load(sums + (tap * kFinishChannels + channel)) *
               load(Global<const float>{params.scale} + (first + channel)));
