@@ -329,6 +329,11 @@ def model_store_if(bits: int) -> Model:
     return model
 
 
+def model_store_vectors_if(words: Words) -> Words:
+    old, new, wanted = words.reshape(3, 32, 4)[:, ::-1]
+    return np.where(wanted[:, :1] % 2 != 0, new, old[::-1]).ravel()
+
+
 def model_earlier(words: Words) -> Words:
     places = words.reshape(2, 32) % 32
     return np.concatenate([np.tile(places.min(0), 2), places[0] < places[1]]).astype(np.uint32)
@@ -402,7 +407,8 @@ MODELS: dict[str, Model] = {
     "clear_unless_above_zero_4": model_clear_unless_above_zero(32),
     "store_if_2": model_store_if(16),
     "store_if_4": model_store_if(32),
-    "store_vector_if": model_store_if(32),
+    "store_vector_if_4": model_store_if(32),
+    "store_vector_if_16": model_store_vectors_if,
     "earlier": model_earlier,
     "halves": model_halves,
     "warp_uniform": lambda words: words[:3].repeat(32),

@@ -97,3 +97,15 @@ def test_counters_count_from_a_reset_on() -> None:
     assert once["minimum_load_bytes"] == once["minimum_store_bytes"] == 2 * size
     assert twice["launches"] == 2
     assert twice["global_load_sectors"] == 2 * once["global_load_sectors"]
+
+
+def test_parameters_of_launches() -> None:
+    x = draw(1, 8, 4, 4)
+    emulator.reset_counters()
+    with snv2.use_backend("cuda-emulated"):
+        y = snv2.ops.cat_shuffle(x, x)
+    assert emulator.counters()["launches"] == 1
+    threads, parameters = emulator.latest_parameters()[-1]
+    assert threads % 32 == 0
+    for tensor in (x, y):
+        assert tensor.data_ptr().to_bytes(8, "little") in parameters

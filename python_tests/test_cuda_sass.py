@@ -43,13 +43,13 @@ PRODUCTS = {
     S1.format(RESIDENT, "true"): 2.7,
     S1.format(CLUSTERED, "false"): 3.4,
     S1.format(CLUSTERED, "true"): 3.4,
-    S1.format(DIRECT1, "false"): 3.4,
+    S1.format(DIRECT1, "false"): 3.3,
     S1.format(DIRECT1, "true"): 3.2,
     S2.format(RESIDENT, "false"): 2.7,
     S2.format(RESIDENT, "true"): 2.7,
     S2.format(CLUSTERED, "false"): 3.4,
     S2.format(CLUSTERED, "true"): 3.4,
-    S2.format(DIRECT2, "false"): 4.0,
+    S2.format(DIRECT2, "false"): 3.7,
     S2.format(DIRECT2, "true"): 3.7,
     # With the maximum of 3x3 pixels in the same loop.
     STEMS[0]: 8.5,
@@ -62,19 +62,25 @@ PRODUCTS = {
 PRODUCT_CYCLES = {
     S1.format(RESIDENT, "false"): 9.7,
     S1.format(CLUSTERED, "false"): 14.2,
-    S1.format(DIRECT1, "false"): 21.3,
+    S1.format(DIRECT1, "false"): 18.7,
     S2.format(RESIDENT, "false"): 9.7,
     S2.format(CLUSTERED, "false"): 14.2,
-    S2.format(DIRECT2, "false"): 27.4,
+    S2.format(DIRECT2, "false"): 25.6,
     FEATURES[0]: 20.1,
     FEATURES[1]: 12.3,
 }
 
+CHAIN_GOAL = 3000
+# Cycles of x1.0's launches on one image from where their input is there, each phase as long as its
+# slowest warp takes alone or as its instructions take to issue. Launch 6 is a unit of stage 3 on
+# seven SMs: of its cycles 450 are one latency of L2, and 2,400 what its instructions take.
+CHAINS = {6: 3640}
+
 DEPTHWISE_GOAL = 15.0
 # Instructions of a lane for each result of the depthwise loop of units: eight in a turn.
 DEPTHWISE = {
-    **{S1.format(mode, "false"): 14.3 for mode in (RESIDENT, CLUSTERED, DIRECT1)},
-    **{S2.format(mode, "false"): 19.9 for mode in (RESIDENT, CLUSTERED, DIRECT2)},
+    **{S1.format(mode, "false"): 13.7 for mode in (RESIDENT, CLUSTERED, DIRECT1)},
+    **{S2.format(mode, "false"): 19.3 for mode in (RESIDENT, CLUSTERED, DIRECT2)},
 }
 # The op's: a kernel, multiply-adds and results of a turn, instructions for each result, and shared
 # loads of 16 bits inside a row, of which the goal is none.
@@ -145,6 +151,14 @@ def test_instructions_of_products(sass: ModuleType, kernel: str, bound: float) -
 def test_stalls_of_products(sass: ModuleType, kernel: str, bound: float) -> None:
     loops = sass.products_of(kernels(sass)[kernel])
     check(max(loop.cycles() / loop.count("HMMA") for loop in loops), bound)
+
+
+@pytest.mark.parametrize(("launch", "bound"), CHAINS.items())
+def test_cycles_of_launches(sass: ModuleType, launch: int, bound: int) -> None:
+    assert kernels(sass)
+    phases = load("sass_path").phases_of_launch(1, launch)
+    begin = next(i for i, phase in enumerate(phases) if phase.end == "ACQBULK") + 1
+    check(sum(phase.cycles for phase in phases[begin:]), bound, CHAIN_GOAL)
 
 
 @pytest.mark.parametrize("kernel", [DIRECT1, DIRECT2, "features_kernel"])
@@ -287,3 +301,25 @@ def test_what_a_branch_leaves_out() -> None:
     (shorter,) = loop.shortcuts()
     assert [turn.count("FFMA") for turn in (loop, shorter)] == [3, 1]
     assert shorter.cycles() == loop.cycles() - 8
+
+
+def test_a_path_goes_where_parameters_say() -> None:
+    listing = _listing(
+        ("LDC R0, c[0x0][0x210]", 1, 0, 0),
+        ("VIADD R1, R1, 0x1", 4, 7, 0b1),
+        ("ISETP.LT.AND P0, PT, R1, R0, PT", 13, 7, 0),
+        ("@P0 BRA 0x10", 5, 7, 0),
+        ("BAR.SYNC.DEFER_BLOCKING 0x0", 5, 7, 0),
+        ("EXIT", 5, 7, 0),
+    )
+    sass, path = load("sass"), load("sass_path")
+    (rows,) = sass.parse(listing).values()
+    phases = path.phases_of(rows, (3).to_bytes(4, "little"), 64)
+    turns = 3 * (4 + 13 + 5)
+    assert phases == [
+        path.Phase("BAR", sass.LATENCIES["LDC"] + turns + 5, 2 * (1 + 3 * 3 + 1)),
+        path.Phase("EXIT", 5, 2),
+    ]
+    (rows,) = sass.parse(_listing(("FROB R0, R1", 1, 7, 0))).values()
+    with pytest.raises(NotImplementedError, match="FROB"):
+        path.phases_of(rows, b"", 32)

@@ -9,7 +9,15 @@ import torch
 
 from snv2_kernels.gpu import current_device, device_values
 
-__all__ = ["COUNTERS", "conformance_cases", "counters", "device", "reset_counters", "set_device"]
+__all__ = [
+    "COUNTERS",
+    "conformance_cases",
+    "counters",
+    "device",
+    "latest_parameters",
+    "reset_counters",
+    "set_device",
+]
 
 # snv2::emulator::Counters.
 COUNTERS = (
@@ -54,6 +62,12 @@ def counters() -> dict[str, int]:
 def reset_counters() -> None:
     """Sets the counts of this thread to zero."""
     _operators.reset_counters()
+
+
+def latest_parameters() -> list[tuple[int, bytes]]:
+    """Returns threads of a CTA and kernel parameters of this thread's latest launches, in order."""
+    lines = [line.split(" ") for line in _operators.latest_parameters().splitlines()]
+    return [(int(threads), bytes.fromhex(parameters)) for threads, parameters in lines]
 
 
 def conformance_cases() -> list[tuple[str, int, int]]:

@@ -198,15 +198,17 @@ __global__ void __launch_bounds__(32) store_if_odd(Params p) {
   store(p.out + thread(), static_cast<uint32_t>(load(shared + thread())));
 }
 
+// The same of N words, where the N-th of three times as many is odd.
+template <int N>
 __global__ void __launch_bounds__(32) store_vector_if_odd(Params p) {
-  const Shared<uint32_t> shared = shared_memory().as<uint32_t>();
-  const Vector<uint32_t, 1> value{{load(p.in + (32 + thread()))}};
-  const bool wanted = load(p.in + (64 + thread())) % 2 != 0;
-  store(shared + thread(), load(p.in + thread()));
+  const Shared<uint32_t> own = shared_memory().as<uint32_t>() + N * thread();
+  const Shared<uint32_t> other = shared_memory().as<uint32_t>() + N * (31 - thread());
+  const bool wanted = load(p.in + N * (64 + thread())) % 2 != 0;
+  store_vector(own, load_vector<N>(p.in + N * thread()));
   sync_threads();
-  store_vector_if<1>(wanted, Address<uint32_t>(shared + (31 - thread())), value);
+  store_vector_if(wanted, Address<uint32_t>(other), load_vector<N>(p.in + N * (32 + thread())));
   sync_threads();
-  store(p.out + thread(), load(shared + thread()));
+  store_vector(p.out + N * thread(), load_vector<N>(own));
 }
 
 // Compares two places, as either kind of pointer has them.

@@ -111,6 +111,16 @@ SNV2_DEVICE T shuffle_down(T value, int lanes, uint32_t mask = kFullMask) {
 // A value that is the same in all lanes, known to be so by the compiler.
 SNV2_DEVICE int warp_uniform(int value) { return __shfl_sync(kFullMask, value, 0); }
 
+// Works a value out here and keeps it in a register: the compiler would do so for each use.
+SNV2_DEVICE float in_register(float value) {
+  asm volatile("" : "+f"(value));
+  return value;
+}
+SNV2_DEVICE int in_register(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // All threads of a cooperative launch.
 SNV2_DEVICE void sync_grid() { cooperative_groups::this_grid().sync(); }
 

@@ -205,8 +205,14 @@ SNV2_DEVICE void store_vector_if(bool wanted, Address<T> p, const Vector<T, N>& 
                      static_cast<int>(wanted)),
                  "r"(p.address), "h"(bits)
                  : "memory");
+  } else if constexpr (sizeof bits == 16) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.v4.u32 [%1], {%2, %3, %4, %5};}" ::"r"(
+            static_cast<int>(wanted)),
+        "r"(p.address), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w)
+        : "memory");
   } else {
-    static_assert(sizeof bits == 4, "half a word or one");
+    static_assert(sizeof bits == 4, "half a word, one or four");
     asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.shared.u32 [%1], %2;}" ::"r"(
                      static_cast<int>(wanted)),
                  "r"(p.address), "r"(bits)

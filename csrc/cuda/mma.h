@@ -169,13 +169,12 @@ class Tiles {
   }
 
  private:
-  // Loads the next tiles; after the last ones those again, which is quicker than asking.
   SNV2_DEVICE void load(Tile<T> (&to)[kTiles]) {
-    const int64_t step = --left_ > 0 ? kTileElements<T> : 0;
+    --left_;
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       load_lane(to[i], next_[i]);
-      next_[i] = next_[i] + step;
+      next_[i] = next_[i] + kTileElements<T>;
     }
   }
 
@@ -193,7 +192,7 @@ class OperandRows {
       : line_(x.rows + lane_of_warp() % 16 * x.pitch),
         last_(line_),
         here_(line_),
-        step_(kTileDepth<T> * x.pitch),
+        step_(in_register(kTileDepth<T> * x.pitch)),
         blocks_(blocks),
         second_(lane_of_warp() / 16 * kBlock),
         first_(blocks > 1 ? second_ : 0) {
@@ -207,8 +206,10 @@ class OperandRows {
     here_ = earlier(line_, last_);
     line_ = line_ + step_;
   }
-  // Elements from the first pair of blocks to another one, whose first block is there.
+  // Elements from the first pair of blocks to another one; of a pair that is not there to the
+  // first.
   SNV2_DEVICE int place(int pair) const {
+    if (2 * pair >= blocks_) return 0;
     return 2 * pair * kBlock + (2 * pair + 1 < blocks_ ? second_ : 0) - first_;
   }
   // Loads two registers of either block of the pair at a place.
@@ -345,7 +346,7 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
   for (int k0 = 0; k0 < deep; k0 += kAhead) {
 #pragma unroll
     for (int ahead = 0; ahead < kAhead; ++ahead) {
-      if (k0 + ahead >= deep) break;
+      if (ahead > 0 && k0 + ahead >= deep) break;
       Tile<T> a[kTiles];
       tiles.take(a, ahead);
       rows.move();
@@ -358,9 +359,8 @@ SNV2_DEVICE void multiply(float (&acc)[kTiles][kBlocks][4], const P (&matrix)[kT
 #pragma unroll
       for (int pair = 0; pair < kBlocks / 2; ++pair) {
         if (pair > 0 && 2 * pair >= blocks) break;
-        if (pair + 1 < kBlocks / 2 && 2 * pair + 2 < blocks) {
-          rows.load(b[(pair + 1) % 2], rows.place(pair + 1));
-        }
+        // Without asking for it: after the last pair comes the first, which nobody needs.
+        if (pair + 1 < kBlocks / 2) rows.load(b[(pair + 1) % 2], rows.place(pair + 1));
         multiply_pair(acc, a, b[pair % 2], pair);
       }
     }

@@ -70,7 +70,9 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
   // The next kernel's CTAs may wait beside these: all wait for what others write.
   grid_dependents_launch();
 
-  // Load what stays.
+  // Load what stays, the planes of X first.
+  load_words<1>(m.in_table, params.in_table, depth);
+  cp_async_commit();
   if constexpr (Mode::kResident) {
     if constexpr (!kBare) {
       load_matrix(m.pw1, branch.pw1, packed_count<T>(branch.mid, depth));
@@ -86,41 +88,55 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
     load_words<4>(m.pw2_bias, branch.pw2_bias, units_of<16>(branch.out) * 16);
   }
   load_words<4>(m.dw_weights, branch.dw, branch.mid * branch.template dw_floats<Act>());
-  if (!kCaller || params.out != nullptr) load_table(m.out_table, branch.out_table, branch.out);
+  const bool keeps = !kCaller || params.out != nullptr;  // planes
+  if (keeps) load_table(m.out_table, branch.out_table, branch.out);
   cp_async_commit();
-  for (int i = static_cast<int>(threadIdx.x); i < depth; i += unit_threads()) {
-    store(m.in_table + i, load(Global<const int32_t>{params.in_table} + i));
-  }
   if (kCaller && params.result != nullptr) load_sources(params, branch, m.sources, rank);
-  grid_dependency_wait();
-  if constexpr (Mode::kCluster && !kShared) {
-    sync_cluster_reads();  // the others have begun
-  } else {
-    sync_threads();
-  }
 
+  // Zeros below X and DW. Where they share a place, each step has to put them back.
+  const bool apart = kBare || params.prefetch;
   const auto zero_x = [&] {
     if (!kBare && depth % kTileDepth<T> != 0) {
       zero_row(m.x + depth * m.x_pitch, m.x_pitch);
     }
   };
+  const auto zero_dw = [&] {
+    if (branch.depth % kTileDepth<T> != 0) {
+      zero_row(m.dw + branch.depth * m.dw_pitch, m.dw_pitch);
+    }
+  };
+  zero_x();
+  if (apart) zero_dw();
+
+  constexpr bool kHolds = Mode::kResident;  // else columns fill the registers
+  float by_pw1 = by_row_blocks<Mode>(branch.mid), by_pw2 = by_row_blocks<Mode>(branch.out);
+  if constexpr (kHolds) by_pw1 = in_register(by_pw1), by_pw2 = in_register(by_pw2);
+
+  // Find the planes, before the input may be there.
+  cp_async_wait<1>();
+  if constexpr (Mode::kCluster && !kShared) {
+    sync_cluster_reads();  // the others have begun
+  } else {
+    sync_threads();
+  }
+  // The projection convolves X itself, and so each CTA of a cluster loads its share alone.
+  const PlaneLoads<T, kHolds> planes(m.in_table + (kBare ? branch.first_depth : 0),
+                                     kBare ? branch.mid : depth);
+  grid_dependency_wait();
+
   const auto start_load = [&](int done, int at) {
     const int blocks = columns_from(done) / kBlock, wrap = kBare ? ring : columns;
     if (!kCaller || params.in_planes) {
-      // The projection convolves X itself, and so each CTA of a cluster loads its share alone.
-      load_planes(params, m, m.in_table + (kBare ? branch.first_depth : 0),
-                  kBare ? branch.mid : depth, element(done), blocks, kBare ? at : 0, wrap);
+      planes.start(params, m, element(done), blocks, kBare ? at : 0, wrap);
     } else {
       load_tensor(params, m,
                   TensorStep{row_start + rows_before(done), done % params.stretch, blocks * kBlock,
                              kBare ? at : 0, wrap});
     }
-    zero_x();
     cp_async_commit();
   };
   [[maybe_unused]] Held<T> held(params, rank);
   if constexpr (kShared) {
-    zero_x();
     held.fetch(params, m, element(0), columns_from(0) / kBlock);
     cp_async_wait<0>();
     sync_cluster();
@@ -149,16 +165,18 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
 
     // First product.
     if constexpr (!kBare) {
-      const auto use = [&](auto& acc, int tile, int block, int count) {
+      const auto before = [](const auto&) { return 0; };
+      const auto use = [&](auto& acc, int tile, int block, int count, int) {
         activate<Act>(acc, branch.pw1_after, branch.mid, tile);
         store_lines<T, Act>(m.mid, m.mid_pitch, acc, branch.mid, tile, count,
                             ring_at + block * kBlock, ring);
       };
       const Operand<T> x{m.x, m.x_pitch, depth};
       if constexpr (Mode::kResident) {
-        product<Mode>(m.pw1, m.pw1_bias, branch.mid, x, blocks, use);
+        product<Mode>(m.pw1, m.pw1_bias, branch.mid, by_pw1, x, blocks, before, use);
       } else {
-        product<Mode>(Global<const T>{branch.pw1}, m.pw1_bias, branch.mid, x, blocks, use);
+        product<Mode>(Global<const T>{branch.pw1}, m.pw1_bias, branch.mid, by_pw1, x, blocks,
+                      before, use);
       }
       sync_threads();
       if (more) {
@@ -186,9 +204,7 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
           params, branch, kBare ? m.x : m.mid, kBare ? m.x_pitch : m.mid_pitch,
           m.dw + branch.first_depth * m.dw_pitch, m.dw_pitch, m.dw_weights,
           Rows{rows, local, place});
-      if (branch.depth % kTileDepth<T> != 0) {
-        zero_row(m.dw + branch.depth * m.dw_pitch, m.dw_pitch);
-      }
+      if (!apart) zero_dw();
       if constexpr (Mode::kCluster) {
         // All are past their first product and the second one before it.
         sync_cluster_reads();
@@ -203,10 +219,19 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       }
 
       // Second product.
-      const auto use = [&](auto& acc, int tile, int block, int count) {
+      using Planes = ResultPlanes<Mode::kTiles>;
+      // Looked up before it, or after it where registers are full of columns.
+      const auto before = [&](const auto& tiles) {
+        return keeps && Mode::kResident ? Planes(m.out_table, tiles) : Planes{};
+      };
+      const auto use = [&](auto& acc, int tile, int block, int count, Planes planes) {
         activate<Act>(acc, branch.pw2_after, branch.out, tile);
-        if (!kCaller || params.out != nullptr) {
-          store_planes<T, Act>(params, m, acc, branch.out, tile, block, count, first);
+        if (keeps) {
+          if constexpr (!Mode::kResident) {
+            const int tiles[] = {tile};
+            planes = Planes(m.out_table, tiles);
+          }
+          store_planes<T, Act>(params, planes, acc, branch.out, tile, block, count, first);
         }
         if (kCaller && params.result != nullptr) {
           store_lines<T, Act>(m.result, m.dw_pitch, acc, branch.out, tile, count, block * kBlock,
@@ -217,9 +242,10 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
       if (!projects) {
         store_rows(params, m, branch, dw_blocks, first);
       } else if constexpr (Mode::kResident) {
-        product<Mode>(m.pw2, m.pw2_bias, branch.out, x, dw_blocks, use);
+        product<Mode>(m.pw2, m.pw2_bias, branch.out, by_pw2, x, dw_blocks, before, use);
       } else {
-        product<Mode>(Global<const T>{branch.pw2}, m.pw2_bias, branch.out, x, dw_blocks, use);
+        product<Mode>(Global<const T>{branch.pw2}, m.pw2_bias, branch.out, by_pw2, x, dw_blocks,
+                      before, use);
       }
       sync_threads();
       if (kCaller && params.result != nullptr) {
@@ -231,9 +257,9 @@ SNV2_DEVICE void march(const UnitParams<T>& params, const Branch<T>& whole) {
     done = next;
     ring_at = next_at;
     if (more) {
+      if (!apart) zero_x();
       if constexpr (kShared) {
         sync_cluster_reads();
-        zero_x();
         held.hand_out(params, m, columns_from(next) / kBlock);
         sync_cluster();
       } else {

@@ -361,7 +361,7 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
     }
 
     Address<T> to(out + (channel * out_pitch + begin * params.out_row + first));
-    for (int left = end - begin; left > 0;) {
+    for (int left = end - begin;;) {
       const int count = of_image(left);
       window.rows(ring, local * kStride, place, count, [&](const float (&results)[kPixels]) {
         float y[kPixels];
@@ -370,11 +370,12 @@ SNV2_DEVICE void convolve(const UnitParams<T>& params, const Branch<T>& branch, 
           y[p] = results[p];
           if constexpr (Act::kAny) y[p] = activated(branch.dw_after.kind, y[p], slope);
         }
-        if (stores) store_vector<kPixels>(to, rounded_vector<T>(y));
+        store_vector_if(stores, to, rounded_vector<T>(y));
         to = to + params.out_row;
       });
-      move(count);
       left -= count;
+      if (left == 0) break;
+      move(count);
     }
   }
 }

@@ -97,26 +97,72 @@ SNV2_DEVICE void for_vectors(int rows, int blocks, const Begin& begin, const Wit
   }
 }
 
-// Starts the copy of `blocks` blocks of pixels of the planes in `table`, from element `from` of the
-// planes on, to columns `at`, at + 1, ... of X. In a ring a block is never cut.
-template <class T>
-SNV2_DEVICE void load_planes(const UnitParams<T>& params, const Memory<T>& m, Shared<int32_t> table,
-                             int rows, int64_t from, int blocks, int at, int wrap) {
-  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const Global<const T> pixels = Global<const T>{params.in} + from;
-  Shared<T> to = m.x;
-  Global<const T> plane = pixels;
-  for_vectors<T>(
-      rows, blocks,
-      [&](int row) {
-        to = m.x + row * m.x_pitch;
-        plane = pixels + load(table + row) * params.in_channel;
-      },
-      [&](int column) {
-        const int there = at + column;
-        cp_async<kVector>(to + (there < wrap ? there : there - wrap), plane + column);
-      });
-}
+// Starts copies of planes to X, of two rows of a lane at a time. kHolds: the planes of the first
+// two stay in registers, where nothing waits for the table.
+template <class T, bool kHolds>
+class PlaneLoads {
+ public:
+  SNV2_DEVICE PlaneLoads(Shared<int32_t> table, int rows) : table_(table), rows_(rows) {
+    if constexpr (kHolds) look_up(held_, warp_of_cta());
+  }
+  // Starts the copy of `blocks` blocks of pixels, from element `from` of the planes on, to columns
+  // `at`, at + 1, ... of X. In a ring a block is never cut.
+  SNV2_DEVICE void start(const UnitParams<T>& params, const Memory<T>& m, int64_t from, int blocks,
+                         int at, int wrap) const {
+    const Global<const T> pixels = Global<const T>{params.in} + from;
+    int group = warp_of_cta();
+    if constexpr (kHolds) {
+      start_rows(params, m, pixels, blocks, at, wrap, group, held_);
+      group += 2 * unit_warps();
+    }
+    for (; group * kGroup < rows_; group += 2 * unit_warps()) {
+      int32_t planes[2];
+      look_up(planes, group);
+      start_rows(params, m, pixels, blocks, at, wrap, group, planes);
+    }
+  }
+
+ private:
+  static constexpr int kGroup = LaneOfPart<T>::kRows, kVector = 16 / static_cast<int>(sizeof(T));
+
+  // This lane's row of a group, and of the one that the warp takes after it.
+  SNV2_DEVICE int row_of(int group, int k) const {
+    return (group + k * unit_warps()) * kGroup + lane_.row;
+  }
+  SNV2_DEVICE void look_up(int32_t (&planes)[2], int group) const {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const int row = row_of(group, k);
+      planes[k] = row < rows_ ? load(table_ + row) : 0;
+    }
+  }
+  SNV2_DEVICE void start_rows(const UnitParams<T>& params, const Memory<T>& m,
+                              Global<const T> pixels, int blocks, int at, int wrap, int group,
+                              const int32_t (&planes)[2]) const {
+    Global<const T> source[2] = {pixels, pixels};
+    Address<T> to[2] = {Address<T>(m.x), Address<T>(m.x)};
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      source[k] = pixels + (static_cast<uint32_t>(planes[k]) * params.in_channel + lane_.column);
+      to[k] = to[k] + row_of(group, k) * m.x_pitch;
+    }
+    const int end = row_of(group, 0) < rows_ ? blocks * kBlock : 0;
+    const bool second = row_of(group, 1) < rows_;
+#pragma unroll 1
+    for (int column = lane_.column; column < end; column += kQuad * kBlock) {
+      const int there = at + column < wrap ? at + column : at + column - wrap;
+      cp_async<kVector>(to[0] + there, source[0]);
+      if (second) cp_async<kVector>(to[1] + there, source[1]);
+#pragma unroll
+      for (int k = 0; k < 2; ++k) source[k] = source[k] + kQuad * kBlock;
+    }
+  }
+
+  Shared<int32_t> table_;
+  int rows_;
+  LaneOfPart<T> lane_;
+  int32_t held_[2];
+};
 
 // Between the CTAs of a cluster -----------------------------------------------------------------
 

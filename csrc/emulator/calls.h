@@ -48,6 +48,8 @@ SNV2_API void cp_async_wait(int pending);
 
 SNV2_API void grid_dependency_wait();
 
+SNV2_API void remember_parameters(uint32_t threads, const void* params, size_t bytes);
+
 // kClusterReads: what a thread of the cluster read may be overwritten, but what it wrote need not
 // be there for other CTAs.
 enum class Scope { kCta, kCluster, kClusterReads, kGrid };

@@ -203,6 +203,8 @@ T shuffle(T value, int lane, uint32_t mask = kFullMask, SNV2_HERE) {
   return detail::exchange("shuffle", value, lane & (kWarp - 1), mask, SNV2_SITE);
 }
 // All lanes ask, as where the first one is read.
+inline float in_register(float value) { return value; }
+inline int in_register(int value) { return value; }
 inline int warp_uniform(int value, SNV2_HERE) { return shuffle(value, 0, kFullMask, file, line); }
 template <class T>
 T shuffle_xor(T value, int lanes, uint32_t mask = kFullMask, SNV2_HERE) {

@@ -1,6 +1,7 @@
 // What a launch is made of, and its CTAs, group by group.
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <mutex>
 
 #include "emulator/machine.h"
@@ -13,6 +14,7 @@ constexpr int64_t kMaxShared = 227 * 1024;
 constexpr uint32_t kMaxCluster = 8;
 constexpr uint64_t kMaxGroupThreads = 64 * 1024;  // resident at once: a cooperative grid
 constexpr int64_t kPage = 4096;
+constexpr size_t kRemembered = 64;  // launches
 
 // Of the memory that a CTA's shared memory lies in. A GPU's starts on no larger boundary.
 constexpr int64_t shared_room(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
@@ -28,6 +30,7 @@ Sites sites;
 tsan::Order order;
 
 thread_local Counters counters_of_thread;
+thread_local std::deque<LaunchParameters> parameters_of_thread;
 thread_local bool races_are_checked = true;
 thread_local int64_t last_ctas = 0;  // all
 thread_local bool launching = false;
@@ -124,6 +127,14 @@ void Machine::finish() const {
 
 Counters counters() { return counters_of_thread; }
 void reset_counters() { counters_of_thread = {}; }
+std::vector<LaunchParameters> latest_parameters() {
+  return {parameters_of_thread.begin(), parameters_of_thread.end()};
+}
+void remember_parameters(uint32_t threads, const void* params, size_t bytes) {
+  const auto* begin = static_cast<const unsigned char*>(params);
+  if (parameters_of_thread.size() == kRemembered) parameters_of_thread.pop_front();
+  parameters_of_thread.push_back({threads, {begin, begin + bytes}});
+}
 void check_races(bool on) { races_are_checked = on; }
 void run_last_ctas(int64_t ctas) { last_ctas = ctas; }
 

@@ -22,6 +22,7 @@ void launch(const Launch& config, const Buffers& buffers, void (*kernel)(Params)
     void (*kernel)(Params);
     const Params& params;
   } call{kernel, params};
+  emulator::remember_parameters(config.threads, &params, sizeof params);
   emulator::run(
       {{config.grid_x, config.grid_y, 1},
        config.threads,

@@ -404,6 +404,11 @@ snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
 ]]
   EXPECT "shared memory: read at mma_float.h" "nobody wrote")
 
+snv2_add_mutant(unit_that_does_not_wait_for_its_table
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  TEXT "cp_async_wait<1>();" BECOMES ""
+  EXPECT "read at unit_load.h" "cp_async_wait, or a barrier after it, is missing")
+
 snv2_add_mutant(unit_that_does_not_wait_for_its_input
   FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
   TEXT [[  grid_dependency_wait();

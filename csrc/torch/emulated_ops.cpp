@@ -46,6 +46,19 @@ std::vector<int64_t> counters() {
 
 void reset_counters() { snv2::emulator::reset_counters(); }
 
+// Returns a line for each of the latest launches: threads of a CTA, and parameters in hexadecimal.
+std::string latest_parameters() {
+  std::string lines;
+  for (const auto& launch : snv2::emulator::latest_parameters()) {
+    lines += std::to_string(launch.threads) + " ";
+    for (const unsigned char byte : launch.bytes) {
+      lines += {"0123456789abcdef"[byte / 16], "0123456789abcdef"[byte % 16]};
+    }
+    lines += "\n";
+  }
+  return lines;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(snv2_emulated, m) {
@@ -55,6 +68,7 @@ STABLE_TORCH_LIBRARY(snv2_emulated, m) {
   m.def("set_device(int[] device) -> ()");
   m.def("counters() -> int[]");
   m.def("reset_counters() -> ()");
+  m.def("latest_parameters() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(snv2_emulated, CPU, m) { implement_gpu_ops<Emulated>(m); }
@@ -64,4 +78,5 @@ STABLE_TORCH_LIBRARY_IMPL(snv2_emulated, CompositeExplicitAutograd, m) {
   m.impl("set_device", TORCH_BOX(&set_device));
   m.impl("counters", TORCH_BOX(&counters));
   m.impl("reset_counters", TORCH_BOX(&reset_counters));
+  m.impl("latest_parameters", TORCH_BOX(&latest_parameters));
 }
