@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,16 +17,18 @@ from torch.fx import Node
 from snv2_kernels.graph.conditions import USUAL, Conditions
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.nodes import example, function_name, writes
+from snv2_kernels.graph.partition import Uncut, cut, is_call_of
 from snv2_kernels.graph.reasons import described, why_no_unit
 from snv2_kernels.graph.recipe import RecipeBuilder
-from snv2_kernels.graph.recognize import JOINS, Run, recognize
+from snv2_kernels.graph.recognize import JOINS, Run, Units, recognize, runs_of
 from snv2_kernels.graph.record import Call, Recording, record
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import CACHES, original_class
+from snv2_kernels.nn.computed import NotRecognized, Recognition
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.known import KnownModule
 from snv2_kernels.nn.methods import why_class_replaced
-from snv2_kernels.nn.recognized import NotRecognized, Recognition, Recognized, recognized_class
+from snv2_kernels.nn.recognized import Recognized, recognized_class
 from snv2_kernels.nn.series import Mixed
 from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.packing.units import Pool
@@ -259,11 +262,16 @@ def _look_at(
         found = [] if recording.error else recognize(recording.graph, frozenset(recording.outs))
         run, tail = _run_and_tail(recording, found)
         if run is not None and _reads_all(run, channels):
-            recognition = _describe(module, run, channels, recording, tail)
-            wrong = why_wrong(module, recognition) if verify else None
-            if wrong is not None:
-                raise NotRecognized(wrong, outside=recording.names)
-            return recognition, _Outer(recording.channels, True, _units_in_calls(recording, run))
+            recognition = _verified(
+                module, _describe(module, run, channels, recording, tail), verify
+            )
+            return recognition, _Outer(recording.channels, True, _units_in_calls(recording, [run]))
+        if recording.error is None and run is None:
+            partitioned = _partitioned(module, recording, channels)
+            if partitioned is not None:
+                return _verified(module, partitioned, verify), _Outer(
+                    recording.channels, True, _units_in_calls(recording, found)
+                )
         if farthest is None or len(farthest.graph.nodes) < len(recording.graph.nodes):
             farthest, runs = recording, found
         if recording.error is None and run is None and not _is_hollow(recording):
@@ -274,10 +282,50 @@ def _look_at(
     raise NotRecognized(_why_no_run(farthest, runs), farthest.channels, no_unit, farthest.names)
 
 
-def _units_in_calls(recording: Recording, run: Run) -> dict[str, bool]:
+def _verified(module: nn.Module, recognition: Recognition, verify: bool) -> Recognition:
+    wrong = why_wrong(module, recognition) if verify else None
+    if wrong is not None:
+        raise NotRecognized(wrong, outside=recognition.outside)
+    return recognition
+
+
+def _partitioned(module: nn.Module, recording: Recording, channels: int) -> Recognition | None:
+    """A forward that is runs of units and other functions; None where it has no runs but those that
+    submodules compute by themselves, which the drop-ins in their places run."""
+    returned = frozenset(recording.outs)
+    found = runs_of(Units(recording.graph, returned), returned, taps=True)
+    runs = [run for run in found if run.source is not recording.source or _reads_all(run, channels)]
+    if type(module) is nn.Sequential or all(
+        any(is_call_of(call, run) for call in recording.calls) for run in runs
+    ):
+        return None
+    try:
+        partition = cut(recording, runs, _own_names(module))
+    except Uncut:
+        return None
+    return replace(
+        _common(module, recording, channels),
+        kind=f"partition of {_counted(runs)}",
+        plain_in_autocast=True,
+        partition=partition,
+    )
+
+
+def _counted(runs: Sequence[Run]) -> str:
+    """``"a network and 2 units"``."""
+    kinds = Counter(_kind(run, ONE_MAP) for run in runs)
+    parts = [f"{n} {kind}s" if n > 1 else f"a {kind}" for kind, n in kinds.items()]
+    return " and ".join(parts)
+
+
+def _own_names(module: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in (*module.named_parameters(), *module.named_buffers()))
+
+
+def _units_in_calls(recording: Recording, runs: Sequence[Run]) -> dict[str, bool]:
     """Whether the halves of a unit are joined in the calls of submodules that are called once, and
     where they are, with one map that gives one."""
-    nodes = (node for unit in run.units for node in unit.nodes)
+    nodes = (node for run in runs for unit in run.units for node in unit.nodes)
     joins = {node for node in nodes if function_name(node) in JOINS}
     found = {}
     for call in recording.calls:
@@ -381,46 +429,61 @@ def _reads_all(run: Run, channels: int) -> bool:
     return run.stem is not None or unit.projection is not None or len(read) == channels
 
 
+def _common(module: nn.Module, recording: Recording, channels: int) -> Recognition:
+    """What is told of a forward whether or not it is one run."""
+    try:
+        known = structure(module)
+    except Incomparable as error:
+        raise NotRecognized(str(error)) from None
+    return Recognition(
+        kind="",
+        recipe="",
+        names=(),
+        weights=(),
+        in_channels=channels,
+        splits_input=False,
+        plain_in_autocast="autocast" in recording.asked,
+        returned=recording.returned,
+        checked_size=recording.size,
+        last_map=None,
+        asked=recording.asked,
+        alike={recording.told: True},
+        outside=recording.names,
+        structure=known,
+    )
+
+
 def _describe(
     module: nn.Module, run: Run, channels: int, recording: Recording, tail: Call | None
 ) -> Recognition:
     builder: Any = RecipeBuilder()  # of nodes in the place of tensors
     run.tell(builder)
-    names = tuple(node.target for node in builder.state)
-    own = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    own = _own_names(module)
     for node in builder.state:
         if node.op != "get_attr" or node.target not in own:
             raise NotRecognized(f"a weight that is no parameter: {described(node)}")
-    returned, outs = recording.returned, _outs(recording, tail)
-    try:
-        known = structure(module)
-    except Incomparable as error:
-        raise NotRecognized(str(error)) from None
+    common, outs = _common(module, recording, channels), _outs(recording, tail)
     order = sorted(outs)  # nodes compare by their places in the graph
     projects = [unit.told.projection is not None for unit in run.units]
     splits = run.stem is None and not projects[0]
     adds = run.stem is None and run.units[0].told.has_shortcut
-    return Recognition(
-        kind=_kind(run, returned),
+    return replace(
+        common,
+        kind=_kind(run, recording.returned),
         recipe=builder.text,
-        names=names,
+        names=tuple(node.target for node in builder.state),
         weights=tuple(builder.state.index(weight) for weight in builder.weights),
-        in_channels=channels,
         splits_input=splits,
         # A split, a sum or a pool passes on the input's dtype, up to a unit that projects.
         plain_in_autocast=((splits or adds) and any(projects))
         or (run.stem is None and isinstance(run.units[0].told.projection, Pool))
         or any(layer.norm.is_spelled for layer in run.layers)
-        or "autocast" in recording.asked,
+        or common.plain_in_autocast,
         returned=replace(
-            returned, places=tuple(order.index(outs[place]) for place in returned.places)
+            recording.returned,
+            places=tuple(order.index(outs[place]) for place in recording.returned.places),
         ),
-        checked_size=recording.size,
         last_map=recording.windows[-1][0] if recording.pools else None,
-        asked=recording.asked,
-        alike={recording.told: True},
-        outside=recording.names,
-        structure=known,
         tail=tail.name if tail else "",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.record import without_modes
 from snv2_kernels.graph.returned import Returned
+from snv2_kernels.nn.computed import named_tensors
 from snv2_kernels.testing import max_error
 
 if TYPE_CHECKING:
-    from snv2_kernels.nn.recognized import Recognition
+    from snv2_kernels.nn.computed import Recognition
 
 __all__ = ["why_wrong"]
 
@@ -51,7 +53,7 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
     with without_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         try:
             expected = copied(x.clone())
-            actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
+            actual = _computed(recognition, copied, x)
             filled = recognition.returned.filled(actual)
             tail = recognition.tail_of(copied)
             off = _largest_error(filled if tail is None else tail(filled), expected)
@@ -62,6 +64,19 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
             return "its forward depends on the dtype, and does something else in float64"
         return f"its recognition failed verification: off by {off:.1e}"
     return None
+
+
+def _computed(recognition: Recognition, module: nn.Module, x: Tensor) -> Any:
+    """The results by the formula."""
+    partition = recognition.partition
+    if partition is None:
+        return Recipe.read(recognition.recipe).plain(x, recognition.state(module))
+    tensors = named_tensors(module)
+    regions = [
+        functools.partial(Recipe.read(told.recipe).plain, tensors=[tensors[n] for n in told.names])
+        for told in partition.regions
+    ]
+    return partition.bind(regions, [tensors[name] for name in partition.names])(x)
 
 
 def _largest_error(actual: Any, expected: Any) -> float:

@@ -20,7 +20,7 @@ from torch.fx import Node
 
 from snv2_kernels.graph.nodes import example, function_name, positional, same_number, shape_of
 
-__all__ = ["Follower", "Origin", "Value", "origins_of"]
+__all__ = ["MOVES", "Follower", "Origin", "Value", "origins_of"]
 
 Origin = tuple[Node, int]
 
@@ -375,3 +375,5 @@ _RULES: dict[str, Callable[..., Any]] = {
     "stack": _stack,
     "channel_shuffle": _channel_shuffle,
 }
+
+MOVES = frozenset(_RULES)  # functions that may do nothing but move channels

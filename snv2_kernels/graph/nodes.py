@@ -26,6 +26,7 @@ __all__ = [
     "same_shape",
     "shape_of",
     "spelled",
+    "storages",
     "writes",
 ]
 
@@ -149,6 +150,13 @@ def writes(node: Node) -> bool:
         or bool(_argument(node, "inplace"))
         or node.kwargs.get("out") is not None
     )
+
+
+def storages(node: Any) -> set[int]:
+    """What tells the memory of a node's tensors from that of others, in a recorded graph."""
+    value = example(node)
+    parts = value if isinstance(value, tuple | list) else [value]
+    return {part.untyped_storage()._cdata for part in parts if isinstance(part, Tensor)}
 
 
 def _argument(node: Node, name: str) -> Any:

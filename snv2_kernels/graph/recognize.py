@@ -29,7 +29,7 @@ from snv2_kernels.packing.units import Activation
 if TYPE_CHECKING:
     from snv2_kernels.packing import Builder
 
-__all__ = ["JOINS", "Run", "Unit", "Units", "are_of_others", "recognize"]
+__all__ = ["JOINS", "Run", "Unit", "Units", "are_of_others", "recognize", "runs_of"]
 
 Part = Layer | Gate  # of a branch
 JOINS = (*CONCATENATIONS, "stack")  # functions by which halves of a unit may come together
@@ -103,12 +103,21 @@ class Run:
 def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
     """All runs of units in a graph that the kernels cover, in its order. A unit whose map is
     returned ends there, whatever shuffles it next."""
-    found = Units(graph, returned)
+    return runs_of(Units(graph, returned), returned)
+
+
+def runs_of(found: Units, returned: Collection[Node], taps: bool = False) -> list[Run]:
+    """See :func:`recognize`. With ``taps`` a run goes on behind a map that others read too, which
+    is then one of its results; without, it ends there."""
     runs: list[Run] = []
     for unit in found.units:
-        last = runs[-1].units[-1] if runs else None
-        if last is not None and last.out is unit.source and _reads_alone(unit):
-            runs[-1].units.append(unit)
+        run = runs[-1] if runs else None
+        source = run.units[-1].out if run is not None else None
+        if run is not None and source is unit.source and _reads_alone(unit):
+            run.units.append(unit)
+        elif run is not None and source is unit.source and taps and _read_alone(unit):
+            run.taps |= {source}
+            run.units.append(unit)
         else:
             runs.append(Run([unit]))
         chain = found.behind(unit)
@@ -119,6 +128,8 @@ def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
         if _reads_alone(run.units[0]):
             run.stem = stem_before(run.source, found.layers)
         run.head = head_after(run.out, found.layers, returned)
+        if taps:
+            run.taps |= frozenset(returned) & {unit.out for unit in run.units} - {run.out}
     return [run for run in runs if _is_covered(run) and not are_of_others(run.units)]
 
 
@@ -132,7 +143,12 @@ def are_of_others(found: Sequence[Unit]) -> bool:
 
 def _reads_alone(unit: Unit) -> bool:
     """Whether nothing but the unit reads its input."""
-    inside = (unit.source, *(node for node in unit.nodes if node is not unit.out))
+    return _read_alone(unit) and all(user in unit.nodes for user in readers(unit.source))
+
+
+def _read_alone(unit: Unit) -> bool:
+    """Whether nothing but the unit reads what it makes on the way to its result."""
+    inside = (node for node in unit.nodes if node is not unit.out)
     return all(user in unit.nodes for node in inside for user in readers(node))
 
 

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from snv2_kernels.graph.conditions import USUAL, Conditions
 from snv2_kernels.graph.contents import Contents
 from snv2_kernels.graph.names import Names
-from snv2_kernels.graph.nodes import example, positional, writes
+from snv2_kernels.graph.nodes import example, positional, storages, writes
 from snv2_kernels.graph.observer import Observer
 from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recorder import Recorder, Untraceable, first_line
@@ -225,14 +225,8 @@ def _erase_unread(recording: Recording) -> None:
 def _sharing_memory(graph: Graph, write: Node) -> set[Node]:
     """A node that writes to a tensor, and all whose results are or were a part of that."""
     written = write.kwargs.get("out", (*positional(write)[0], None)[0])
-    storages = _storages(written)
-    return {write, *(node for node in graph.nodes if storages & _storages(node))}
-
-
-def _storages(node: Any) -> set[int]:
-    value = example(node)
-    parts = value if isinstance(value, tuple | list) else [value]
-    return {part.untyped_storage()._cdata for part in parts if isinstance(part, Tensor)}
+    memory = storages(written)
+    return {write, *(node for node in graph.nodes if memory & storages(node))}
 
 
 def _check_results(recording: Recording, conditions: Conditions, maps: list[Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from snv2_kernels.graph.conditions import ASKED_OF_TENSORS
 from snv2_kernels.graph.nodes import same_number
 from snv2_kernels.graph.observer import DEPENDS_ON_SIZE, Observer
-from snv2_kernels.graph.sizes import SYMBOLS, at, paired
+from snv2_kernels.graph.sizes import SYMBOLS, Made, at, paired
 
 __all__ = ["Recorder", "Untraceable", "first_line"]
 
@@ -111,7 +111,7 @@ class Recorder(TorchFunctionMode):
             return None
         node = self._nodes.get(id(value))
         if isinstance(node, tuple):
-            made = self.graph.call_function(operator.getitem, node)
+            made = self._add(operator.getitem, node, {})
             self._set(value, made)
             return made
         if node is None:
@@ -144,21 +144,39 @@ class Recorder(TorchFunctionMode):
         if name != "__setitem__" and not _has_tensors(out):
             if question not in ASKED_OF_TENSORS:
                 self._observer.note(f"its forward depends on {question} of a tensor")
+            self._tell_sizes(out, func, args, kwargs)
             return out
-
-        def traced(value: Any) -> Any:
-            if isinstance(value, SYMBOLS):
-                return str(value)  # sizes are read from the shapes
-            node = self.node_of(value)
-            return value if node is None else node
-
-        inputs = map_aggregate(tuple(args), traced), map_aggregate(dict(kwargs), traced)
         # x[0] is Tensor.__getitem__ here and operator.getitem in other graphs.
         target = getattr(operator, name, func) if name.startswith("__") else func
-        self._set(out, self.graph.call_function(target, *inputs))
+        self._set(out, self._add(target, *self._traced(args, kwargs)))
         if pools:
             self.pools.append(self.node_of(out))
         return out
+
+    def _traced(self, args: Sequence[Any], kwargs: Any) -> Any:
+        """Arguments with nodes in the place of tensors."""
+
+        def traced(value: Any) -> Any:
+            node = self.node_of(value)
+            return value if node is None else node
+
+        return map_aggregate(tuple(args), traced), map_aggregate(dict(kwargs), traced)
+
+    def _add(self, target: Any, args: Any, kwargs: Any) -> Node:
+        """A node with its call in ``meta``. Sizes are texts in the node's own arguments: who reads
+        these takes them from the shapes."""
+        texts = map_aggregate((args, kwargs), lambda v: str(v) if isinstance(v, SYMBOLS) else v)
+        node = self.graph.call_function(target, *texts)  # type: ignore[misc]
+        node.meta["call"] = target, args, kwargs
+        return node
+
+    def _tell_sizes(self, out: Any, func: Any, args: Sequence[Any], kwargs: Any) -> None:
+        """Note how the sizes that a function gave were computed."""
+        sizes = list(_sizes_in(out))
+        if sizes:
+            inputs = self._traced(args, kwargs)
+            for path, size in sizes:
+                size.node.made = size.node.made or Made(func, *inputs, path)
 
     def _at_both(self, func: Any, args: Sequence[Any], kwargs: Any, of_tensor: bool) -> Any:
         """Call a function at both inputs, or once where it is given nothing that differs."""
@@ -205,6 +223,15 @@ class Recorder(TorchFunctionMode):
         extents = self._shape(input)[2:]
         same = len(sizes) == len(extents) and all(map(same_number, sizes, extents))
         return is_open and same and others.keys() <= {"stride"}
+
+
+def _sizes_in(value: Any, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """Symbols in a number or a tuple, with the path to each."""
+    if isinstance(value, SYMBOLS):
+        yield path, value
+    elif isinstance(value, tuple | list):
+        for i, part in enumerate(value):
+            yield from _sizes_in(part, (*path, i))
 
 
 def _normed(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
