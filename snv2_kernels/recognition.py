@@ -446,11 +446,18 @@ def _common(module: nn.Module, recording: Recording, channels: int) -> Recogniti
         returned=recording.returned,
         checked_size=recording.size,
         last_map=None,
-        asked=recording.asked,
+        asked=recording.asked | _numbers_read(recording),
         alike={recording.told: True},
         outside=recording.names,
         structure=known,
     )
+
+
+def _numbers_read(recording: Recording) -> frozenset[str]:
+    """``{"numbers"}`` where the module has lists of channels in buffers that its forward reads."""
+    nodes = recording.graph.nodes
+    read = any(n.op == "get_attr" and n.meta.get("numbers") is not None for n in nodes)
+    return frozenset(("numbers",)) if read else frozenset()
 
 
 def _describe(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.nodes import holds_numbers
 from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.record import without_modes
@@ -41,6 +42,8 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
         return block.roll(start).repeat(-(-count // _BLOCK))[:count].view(shape)
 
     def random(t: Tensor) -> Tensor:
+        if holds_numbers(t):
+            return t.detach().cpu().clone()
         if not t.is_floating_point():
             return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
         if t.dim() > 1:

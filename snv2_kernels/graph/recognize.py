@@ -345,18 +345,30 @@ class Units:
 
     def _last_shuffle(self, join: Node, joined: set[Origin]) -> Node:
         """The farthest map with the same channels that is all that the join is used for."""
-        out = node = join
-        while len(readers(node)) == 1 and node not in self._returned:
-            (node,) = readers(node)
-            moved = self.follower.value(node)
-            if not isinstance(moved, Value):
-                break
-            channels = moved.channels()
-            if channels is not None:
-                if len(channels) != len(joined) or set(channels) != joined:
-                    break
-                out = node
+        out, waiting = join, [join]
+        while waiting:
+            node = waiting.pop(0)
+            if node in self._returned:
+                continue
+            for user in readers(node):
+                value = self.follower.value(user)
+                parts = value if isinstance(value, tuple) else (value,)
+                moves = all(isinstance(p, Value) and joined.issuperset(p.origins) for p in parts)
+                if user in waiting or not moves:
+                    continue
+                waiting.append(user)
+                channels = value.channels() if isinstance(value, Value) else None
+                whole = channels is not None and len(channels) == len(joined)
+                if whole and set(channels or ()) == joined and self._leads_to(join, user):
+                    out = user
         return out
+
+    def _leads_to(self, join: Node, out: Node) -> bool:
+        """Whether a map is used for nothing but another one, and none on the way is returned."""
+        between = _between(join, out)
+        inside = (join, *between - {out})
+        used = all(user in between for node in inside for user in readers(node))
+        return used and not any(node in self._returned for node in inside)
 
 
 def _activated(

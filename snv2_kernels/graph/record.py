@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from snv2_kernels.graph.conditions import USUAL, Conditions
 from snv2_kernels.graph.contents import Contents
 from snv2_kernels.graph.names import Names
-from snv2_kernels.graph.nodes import example, positional, storages, writes
+from snv2_kernels.graph.nodes import example, holds_numbers, positional, storages, writes
 from snv2_kernels.graph.observer import Observer
 from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recorder import Recorder, Untraceable, first_line
@@ -114,6 +114,9 @@ class _Subject:
         with torch.inference_mode(False):
             self._copy = plain_copy(module, functools.partial(_empty, conditions, self._mode))
         self._calls = _Calls(self._copy)
+        self._numbers = {
+            name: t.detach().cpu() for name, t in module.named_buffers() if holds_numbers(t)
+        }
         self._contents = Contents()
         self._contents.add_module(self._copy)
 
@@ -122,7 +125,7 @@ class _Subject:
         x, twin = (self._input(in_channels, size, steps) for steps in ((0, 0, 0), _STEPS))
         observer = Observer(self._contents)
         recorder = Recorder(observer, fits_window=size != _SIZE)  # there it is a part of most maps
-        recorder.own(self._copy)
+        recorder.own(self._copy, self._numbers)
         recording = Recording(
             recorder.graph, recorder.input(x, twin), size=size, names=observer.names,
             windows=recorder.windows, pools=recorder.pools,

@@ -48,13 +48,16 @@ class Recorder(TorchFunctionMode):
         self._observer = observer
         self._fits_window = fits_window
         self._attributes: dict[int, str] = {}
+        self._numbers: dict[str, Tensor] = {}
         self._nodes: dict[int, Node | tuple[Node, int]] = {}
         self._twins: dict[int, Tensor] = {}  # at the second input, of tensors at the first
         self._alive: list[Any] = []  # an id is a tensor's for as long as that lives
 
-    def own(self, module: nn.Module) -> None:
+    def own(self, module: nn.Module, numbers: dict[str, Tensor]) -> None:
+        """Take a module's tensors for attributes; ``numbers`` are those of integer buffers."""
         named = (*module.named_parameters(), *module.named_buffers())
         self._attributes = {id(t): name for name, t in named}
+        self._numbers = numbers
         self._alive.append(named)
 
     def input(self, x: Tensor, twin: Tensor) -> Node:
@@ -117,6 +120,8 @@ class Recorder(TorchFunctionMode):
         if node is None:
             node = self.graph.get_attr(self._attributes.get(id(value), "_constant"))
             self._set(value, node)
+            if (numbers := self._numbers.get(str(node.target))) is not None:
+                node.meta["numbers"] = numbers
         return node
 
     def __torch_function__(

@@ -145,7 +145,8 @@ class Recognized(PlannedModule):
         autocast = known.plain_in_autocast and torch._C._is_any_autocast_enabled()
         shape = x.shape[1] != known.in_channels or not self._fits(*x.shape[2:])
         inference = "inference" in known.asked and x.is_inference()
-        conditions = known.asked and not _is_alike(self, *conditions_at(x))
+        asks = known.asked - {"inference", "numbers"}
+        conditions = asks and not _is_alike(self, *conditions_at(x))
         return bool(autocast or shape or inference or conditions)
 
     def _fits(self, height: int, width: int) -> bool:
@@ -316,7 +317,8 @@ class Recognized(PlannedModule):
         if (plain_in_autocast and dtypes[1] is not None) or not self._fits(*x.shape[2:]):
             raise Unsupported("plain")
         asked = _fact(self, "asked")
-        if asked and ("compiler" in asked or "inference" in asked):
+        # Dynamo has no guard on what is in a buffer.
+        if asked and ("compiler" in asked or "inference" in asked or "numbers" in asked):
             raise Unsupported("plain")
         if asked and not _is_alike(self, *conditions_at(x)):
             raise Unsupported("plain")
@@ -376,7 +378,7 @@ def _why_no_run(known: Recognition) -> str | None:
         return "other layers are between its units"
     if not Recipe.read(known.recipe).is_run:
         return "a network cannot follow units"
-    if known.plain_in_autocast or known.asked:
+    if known.plain_in_autocast or known.asked - {"numbers"}:
         return "it computes something else under other conditions"
     return None
 

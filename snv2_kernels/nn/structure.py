@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.nodes import holds_numbers
 from snv2_kernels.nn.clone import CACHES, original_class
 
 __all__ = ["Incomparable", "structure"]
@@ -97,6 +98,8 @@ class _Freezer:
         for registry in (module._parameters, module._buffers):
             for name, t in registry.items():
                 yield name, None if t is None else (tuple(t.shape), self._names[id(t)])
+                if t is not None and holds_numbers(t):  # such as an order of channels
+                    yield _bytes_of(t.cpu())
 
     def _type(self, cls: type) -> Any:
         """The name of a class, with a digest of what it and its bases outside of PyTorch hold."""
