@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from snv2_kernels.graph.chains import chains
 from snv2_kernels.graph.conditions import USUAL, Conditions
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.nodes import example, function_name, writes
@@ -21,7 +22,7 @@ from snv2_kernels.graph.partition import Uncut, cut, is_call_of
 from snv2_kernels.graph.reasons import described, why_no_unit
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.graph.recognize import JOINS, Run, Units, recognize, runs_of
-from snv2_kernels.graph.record import Call, Recording, record
+from snv2_kernels.graph.record import DEFAULT_SIZE, Call, Recording, record
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import CACHES, original_class
 from snv2_kernels.nn.computed import NotRecognized, Recognition
@@ -293,11 +294,11 @@ def _partitioned(module: nn.Module, recording: Recording, channels: int) -> Reco
     """A forward that is runs of units and other functions; None where it has no runs but those that
     submodules compute by themselves, which the drop-ins in their places run."""
     returned = frozenset(recording.outs)
-    found = runs_of(Units(recording.graph, returned), returned, taps=True)
-    runs = [run for run in found if run.source is not recording.source or _reads_all(run, channels)]
-    if type(module) is nn.Sequential or all(
-        any(is_call_of(call, run) for call in recording.calls) for run in runs
-    ):
+    found = Units(recording.graph, returned)
+    runs = runs_of(found, returned, taps=True)
+    runs += chains(found, runs)
+    runs = [run for run in runs if run.source is not recording.source or _reads_all(run, channels)]
+    if type(module) is nn.Sequential or all(_is_of_submodule(run, recording) for run in runs):
         return None
     try:
         partition = cut(recording, runs, _own_names(module))
@@ -307,8 +308,16 @@ def _partitioned(module: nn.Module, recording: Recording, channels: int) -> Reco
         _common(module, recording, channels),
         kind=f"partition of {_counted(runs)}",
         plain_in_autocast=True,
+        # Other sizes than it was recorded at; pixels are left where strides have been.
+        checked_size=(3, 36, 28) if recording.size == DEFAULT_SIZE else recording.size,
         partition=partition,
     )
+
+
+def _is_of_submodule(run: Run, recording: Recording) -> bool:
+    """Whether a submodule computes a run and nothing else, so that a drop-in takes its place."""
+    has_units = not all(unit.told.is_chain for unit in run.units)
+    return has_units and any(is_call_of(call, run) for call in recording.calls)
 
 
 def _counted(runs: Sequence[Run]) -> str:
@@ -500,5 +509,7 @@ def _kind(run: Run, returned: Returned) -> str:
         return "network"
     if returned.container is not None:
         return "backbone"
-    chains = sum(unit.told.is_chain for unit in run.units)
-    return "unit" if len(run.units) - chains == 1 and run.stem is None else "stage"
+    behind = sum(unit.told.is_chain for unit in run.units)
+    if behind == len(run.units):
+        return "chain"
+    return "unit" if len(run.units) - behind == 1 and run.stem is None else "stage"

@@ -130,7 +130,7 @@ def runs_of(found: Units, returned: Collection[Node], taps: bool = False) -> lis
         run.head = head_after(run.out, found.layers, returned)
         if taps:
             run.taps |= frozenset(returned) & {unit.out for unit in run.units} - {run.out}
-    return [run for run in runs if _is_covered(run) and not are_of_others(run.units)]
+    return [run for run in runs if is_covered(run) and not are_of_others(run.units)]
 
 
 def are_of_others(found: Sequence[Unit]) -> bool:
@@ -179,7 +179,7 @@ class Units:
         """Layers and gates, each for the next alone, that end at a node; the last one may add what
         the first one reads."""
         for shortcut in self._sums.get(out, ()):
-            parts = self._parts(shortcut.source)
+            parts = self.parts(shortcut.source)
             if not parts or len(readers(shortcut.source)) != 1:
                 continue
             added = shortcut.added
@@ -189,9 +189,10 @@ class Units:
             if isinstance(last, Gate) and last.activation.kind == "identity":
                 return (*parts[:-1], replace(shortcut, reduce=last.reduce, expand=last.expand))
             return (*parts, shortcut)
-        return self._parts(out)
+        return self.parts(out)
 
-    def _parts(self, out: Node) -> tuple[Part, ...]:
+    def parts(self, out: Node) -> tuple[Part, ...]:
+        """Layers and gates, each for the next alone, that end at a node."""
         parts: list[Part] = []
         shuffle: tuple[int, ...] | None = None
         while (part := self.layers.by_last.get(out) or self.gates.get(out)) is not None:
@@ -218,10 +219,8 @@ class Units:
             return None
         (maker,) = makers
         order = tuple(channel for _, channel in channels)
-        between = _between(maker, node)
-        alone = all(
-            user in between for each in (maker, *between - {node}) for user in readers(each)
-        )
+        moves = between(maker, node)
+        alone = all(user in moves for each in (maker, *moves - {node}) for user in readers(each))
         is_all = sorted(order) == list(range(len(self.map_of(maker))))
         return (maker, order) if maker in self.layers.by_last and alone and is_all else None
 
@@ -240,13 +239,13 @@ class Units:
             if gate is not None:
                 parts.append(gate)
                 out = gate.out
-        nodes = _between(unit.out, out)
-        if not is_branch(parts) or _is_written(unit.out, out, nodes):
+        nodes = between(unit.out, out)
+        if not is_branch(parts) or is_written(unit.out, out, nodes):
             return None
         channels = len(unit.told.order)
         assert isinstance(layer, Layer)
-        told = units.Unit(1, _told(parts), range(channels), (), range(layer.channels))
-        return Unit(unit.out, channels, out, told, nodes)
+        unit = units.Unit(1, told_parts(parts), range(channels), (), range(layer.channels))
+        return Unit(unit.out, channels, out, unit, nodes)
 
     def _residual(self, out: Node) -> Unit | None:
         """The unit of a whole map that ends as the sum of its branch and its input."""
@@ -259,11 +258,11 @@ class Units:
         order = range(len(read))
         if read != tuple((source, i) for i in order) or read != self.map_of(source):
             return None
-        nodes = _between(source, out)
-        if _is_written(source, out, nodes):
+        nodes = between(source, out)
+        if is_written(source, out, nodes):
             return None
-        told = units.Unit(1, _told(branch), order, (), order)
-        return Unit(source, len(read), out, told, nodes)
+        unit = units.Unit(1, told_parts(branch), order, (), order)
+        return Unit(source, len(read), out, unit, nodes)
 
     def map_of(self, node: Node) -> tuple[Origin, ...]:
         """The channels of a map, empty for what is none."""
@@ -315,19 +314,19 @@ class Units:
             activation, activated = activation_after(out)
             if activated and (both := _activated(branch, projection, activation)) is not None:
                 branch, projection, out = *both, activated[-1]
-        nodes = _between(source, out)
-        if len(order) != len(joined) or _is_written(source, out, nodes):
+        nodes = between(source, out)
+        if len(order) != len(joined) or is_written(source, out, nodes):
             return None
-        told = units.Unit(
+        unit = units.Unit(
             stride,
-            _told(branch),
+            told_parts(branch),
             tuple(channel for _, channel in read),
             () if projection else tuple(channel for _, channel in first),
             tuple(place[origin] for origin in order),
             projection,
             strides.index(stride),
         )
-        return Unit(source, len(whole), out, told, nodes)
+        return Unit(source, len(whole), out, unit, nodes)
 
     def _projection(
         self, out: Node, whole: tuple[Origin, ...], stride: int
@@ -365,9 +364,9 @@ class Units:
 
     def _leads_to(self, join: Node, out: Node) -> bool:
         """Whether a map is used for nothing but another one, and none on the way is returned."""
-        between = _between(join, out)
-        inside = (join, *between - {out})
-        used = all(user in between for node in inside for user in readers(node))
+        moves = between(join, out)
+        inside = (join, *moves - {out})
+        used = all(user in moves for node in inside for user in readers(node))
         return used and not any(node in self._returned for node in inside)
 
 
@@ -387,11 +386,11 @@ def _activated(
     return (*branch[:-1], replace(last, activation=activation)), joined
 
 
-def _told(parts: Sequence[Part]) -> tuple[Layer | units.Gate[Layer], ...]:
+def told_parts(parts: Sequence[Part]) -> tuple[Layer | units.Gate[Layer], ...]:
     return tuple(part.told() if isinstance(part, Gate) else part for part in parts)
 
 
-def _between(source: Node, out: Node) -> frozenset[Node]:
+def between(source: Node, out: Node) -> frozenset[Node]:
     """The nodes by which ``out`` depends on ``source``, and ``out``."""
     after: set[Node] = set()
     waiting = [source]
@@ -410,7 +409,7 @@ def _between(source: Node, out: Node) -> frozenset[Node]:
     return frozenset(needed)
 
 
-def _is_written(source: Node, out: Node, nodes: frozenset[Node]) -> bool:
+def is_written(source: Node, out: Node, nodes: frozenset[Node]) -> bool:
     """Whether others change what a unit reads, so that it matters when it reads."""
     read = {source, *nodes} - {out}
     return any(writes(user) and user not in nodes for node in read for user in node.users)
@@ -446,7 +445,7 @@ def as_projection(parts: Sequence[Part]) -> tuple[Layer, Layer] | None:
 # What the kernels cover -----------------------------------------------------------------------
 
 
-def _is_covered(run: Run) -> bool:
+def is_covered(run: Run) -> bool:
     weights = [example(layer.conv.weight) for layer in run.layers]
     if run.head is not None and run.head.linear is not None:
         weights.append(example(run.head.linear.weight))

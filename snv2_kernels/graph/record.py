@@ -33,10 +33,10 @@ from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recorder import Recorder, Untraceable, first_line
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 
-__all__ = ["Call", "Recording", "Untraceable", "record", "without_modes"]
+__all__ = ["DEFAULT_SIZE", "Call", "Recording", "Untraceable", "record", "without_modes"]
 
 Size = tuple[int, int, int]
-_SIZE = (2, 9, 7)  # batch, height, width: all different, none of them one
+DEFAULT_SIZE = (2, 9, 7)  # batch, height, width: all different, none of them one
 # To those of the second input: primes, so all remainders differ, and thresholds lie between.
 _STEPS = (11, 2011, 3001)
 _STRIDES = (32, 16, 8, 4)  # of a network, from its input to an average over a window
@@ -64,7 +64,7 @@ class Recording:
     has_effect: bool = False  # which is the error
     channels: dict[str, int] = field(default_factory=dict)  # of the inputs of submodules
     calls: list[Call] = field(default_factory=list)  # those that ended, of submodules called once
-    size: Size = _SIZE  # batch, height and width that it was recorded with
+    size: Size = DEFAULT_SIZE  # batch, height and width that it was recorded with
     # Averages over a window of a number of pixels, with the map's size, and those that were taken
     # for means of a map: so they are for maps of the window's size alone.
     windows: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Recording:
 
 
 def record(
-    module: nn.Module, in_channels: int, conditions: Conditions = USUAL, size: Size = _SIZE
+    module: nn.Module, in_channels: int, conditions: Conditions = USUAL, size: Size = DEFAULT_SIZE
 ) -> Recording:
     """Record the forward of ``module`` in eval mode on a map of ``in_channels``.
 
@@ -95,7 +95,7 @@ def _record(subject: _Subject, in_channels: int, size: Size) -> Recording:
     while stride != before:
         window, _ = recording.windows[-1]
         height, width = (stride * (extent - 1) + 1 for extent in window)
-        larger = subject.record(in_channels, (_SIZE[0], height, width + (width == height)))
+        larger = subject.record(in_channels, (DEFAULT_SIZE[0], height, width + (width == height)))
         if larger.error is None:
             recording = larger
         if larger.pools or not larger.windows:
@@ -124,7 +124,9 @@ class _Subject:
         conditions, mode = self._conditions, self._mode
         x, twin = (self._input(in_channels, size, steps) for steps in ((0, 0, 0), _STEPS))
         observer = Observer(self._contents)
-        recorder = Recorder(observer, fits_window=size != _SIZE)  # there it is a part of most maps
+        recorder = Recorder(
+            observer, fits_window=size != DEFAULT_SIZE
+        )  # there it is a part of most maps
         recorder.own(self._copy, self._numbers)
         recording = Recording(
             recorder.graph, recorder.input(x, twin), size=size, names=observer.names,

@@ -12,6 +12,7 @@ from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.nn.computed import named_tensors
 from snv2_kernels.nn.planned import RecipeModule
 from snv2_kernels.packing import Builder
+from snv2_kernels.packing.units import Unsupported
 
 __all__ = ["BoundPartition", "check_regions"]
 
@@ -23,11 +24,15 @@ class _PackedRegion:
         self, region: RecipeModule, backend: str, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._region, self._backend, self._dtype = region, backend, dtype
-        self._weights = region._pack(backend, dtype, device)
+        self.reason: str | None = None
+        try:
+            self._weights = region._pack(backend, dtype, device)
+        except Unsupported as error:
+            self.reason = str(error)
 
     def __call__(self, x: Tensor) -> Any:
         region = self._region
-        if x.dtype == self._dtype and region._covers(self._weights, x):
+        if self.reason is None and x.dtype == self._dtype and region._covers(self._weights, x):
             return region._run(self._weights, x, self._backend)
         return region.recipe.plain(x, region.state)
 
@@ -43,7 +48,7 @@ class BoundPartition:
     """The forward of a module in ``eval()`` mode, with packed weights and the module's tensors.
 
     Raises:
-        Unsupported: if the numbers of a region cannot be packed.
+        Unsupported: if the numbers of no region can be packed.
     """
 
     def __init__(
@@ -60,6 +65,9 @@ class BoundPartition:
             state = [tensors[name] for name in told.names]
             region = RecipeModule(Recipe.read(told.recipe), state)
             regions.append(_PackedRegion(region, backend, dtype, device))
+        reasons = [region.reason for region in regions]
+        if None not in reasons:
+            raise Unsupported(str(reasons[0]))
         self._forward = partition.bind(regions, [tensors[name] for name in partition.names])
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
