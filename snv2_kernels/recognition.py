@@ -493,7 +493,7 @@ def _describe(
         # A split, a sum or a pool passes on the input's dtype, up to a unit that projects.
         plain_in_autocast=((splits or adds) and any(projects))
         or (run.stem is None and isinstance(run.units[0].told.projection, Pool))
-        or any(layer.norm.is_spelled for layer in run.layers)
+        or any(layer.leaves_float32 for layer in run.layers)
         or common.plain_in_autocast,
         returned=replace(
             recording.returned,

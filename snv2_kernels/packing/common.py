@@ -14,6 +14,7 @@ from snv2_kernels.packing.units import (
     Activation,
     Gate,
     Layer,
+    Term,
     Unit,
     Unsupported,
 )
@@ -295,6 +296,9 @@ class FoldedHead:
 
 def fold(layer: Layer) -> Folded:
     weight, bias = fold_conv_bn(layer.conv, layer.bn)
+    for term in layer.terms:
+        of_term = _fold_term(term, layer)
+        weight, bias = weight + of_term[0], bias + of_term[1]
     shape = layer.kernel, layer.dilation, layer.keeps_input
     groups: tuple[int, ...] = ()
     if layer.kernel == 1 and layer.conv.groups > 1:
@@ -303,6 +307,25 @@ def fold(layer: Layer) -> Folded:
     shuffle = tuple(layer.shuffle or ())
     activation = _in_float64(layer.activation)
     return Folded(weight.cpu(), bias.cpu(), activation, *shape, groups, shuffle)
+
+
+def _fold_term(term: Term, layer: Layer) -> tuple[Tensor, Tensor]:
+    """What a term adds to its layer's folded weight and bias."""
+    depth, rows = layer.conv.in_channels // layer.conv.groups, layer.conv.out_channels
+    if term.conv is not None:
+        weight, bias = fold_conv_bn(term.conv, term.bn)
+        weight = weight.view(rows, depth, -1)
+    else:
+        scale, bias = _fold_bn64(term.bn)
+        weight = scale.new_zeros(rows, depth, 1)
+        row = torch.arange(rows, device=scale.device)
+        weight[row, row % depth, 0] = scale
+    whole = weight.new_zeros(rows, depth, layer.kernel**2)
+    if weight.shape[2] == 1:
+        whole[:, :, layer.kernel**2 // 2] = weight[:, :, 0]
+    else:
+        whole += weight
+    return whole.flatten(1), bias
 
 
 def _in_float64(activation: Activation) -> Activation:
