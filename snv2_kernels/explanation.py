@@ -26,9 +26,12 @@ class Part:
     name: str  # of the module; "" is the model itself
     kind: str  # network, backbone, stage, unit, or a class name that was not recognised
     reason: str | None  # why it does not run fused; None if it does
+    beside: str = ""  # what PyTorch runs of a part that runs fused but for that
 
     def __str__(self) -> str:
         state = "fused" if self.reason is None else f"not fused: {self.reason}"
+        if self.reason is None and self.beside:
+            state += f", but for {self.beside}"
         return f"{self.name or '(model)'}: {self.kind}: {state}"
 
 
@@ -59,7 +62,8 @@ def explain(model: nn.Module) -> Explanation:
     joined: list[str] = []  # prefixes of containers whose modules are in series across them
     for name, module in fused.named_modules():
         if isinstance(module, FusedModule):
-            parts.append(Part(name, _kind(module), module.reason()))
+            beside = module.beside() if isinstance(module, Recognized) else ""
+            parts.append(Part(name, _kind(module), module.reason(), beside))
             inner, tail = module._tail() if isinstance(module, Recognized) else ("", None)
             if tail is not None:
                 place = f"{name}.{inner}" if name else inner

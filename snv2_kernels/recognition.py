@@ -495,10 +495,7 @@ def _describe(
         or (run.stem is None and isinstance(run.units[0].told.projection, Pool))
         or any(layer.leaves_float32 for layer in run.layers)
         or common.plain_in_autocast,
-        returned=replace(
-            recording.returned,
-            places=tuple(order.index(outs[place]) for place in recording.returned.places),
-        ),
+        returned=recording.returned.moved([order.index(out) for out in outs]),
         last_map=recording.windows[-1][0] if recording.pools else None,
         tail=tail.name if tail else "",
     )

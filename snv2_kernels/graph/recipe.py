@@ -11,12 +11,12 @@ the *state*, in the order in which the recipe's layers take them. It is JSON, a 
                                       # layer [] where there is none
 
 as :class:`snv2_kernels.packing.Builder` is told them. A branch or projection is a list of layers
-and gates. A layer is ``[letters, eps, activation, slope, dilation, keeps_input, groups, shuffle]``:
+and gates. A layer is ``[letters, eps, activation, slope, dilation, keeps_input, groups, shuffle]``,
 a letter for each tensor of the convolution, its batch norm and its activation that is there
-(``_LETTERS``), and the slope of a leaky ReLU; behind that ``[letters, eps]`` of each term. A projection may be an average pool instead,
-``[channels, counts_padding, letters, activation, slope]``. A gate is
-``[layers, letters, activation, slope, adds_source]``, its layers one, two or none. A list of
-channels is a text such as ``"0:58|58:116"`` (:func:`write_channels`).
+(``_LETTERS``), and the slope of a leaky ReLU; behind that is ``[letters, eps]`` of each term. A
+projection may be an average pool instead, ``[channels, counts_padding, letters, activation,
+slope]``. A gate is ``[layers, letters, activation, slope, adds_source]``, its layers one, two or
+none. A list of channels is a text such as ``"0:58|58:116"`` (:func:`write_channels`).
 """
 
 from __future__ import annotations

@@ -66,6 +66,10 @@ class PlannedModule(FusedModule):
         """Whether :meth:`_add_to` tells all of it, so that units may follow."""
         return False
 
+    def why_not_whole(self) -> str | None:
+        """Why it is no single plan, None if it is."""
+        return None
+
     def _fits(self, height: int, width: int) -> bool:
         """Whether the plan is right for inputs of this size."""
         return True

@@ -262,9 +262,13 @@ class Recognized(PlannedModule):
         return super()._run(weights, x, backend)
 
     def why_not_whole(self) -> str | None:
-        """Why it is no single plan, None if it is."""
+        beside = self.beside()
+        return f"PyTorch runs a part of it: {beside}" if beside else None
+
+    def beside(self) -> str:
+        """What PyTorch runs of it, in a few words; empty where it is one plan."""
         partition = self._partition()
-        return None if partition is None else f"PyTorch runs a part of it: {partition.told()}"
+        return "" if partition is None else partition.told()
 
     def _is_run(self) -> bool:
         known = self._known()
@@ -314,7 +318,9 @@ class Recognized(PlannedModule):
         weights = [state[int(place)] for place in _fact(self, "weights").split()]
         dtypes = self._graph_dtypes(x, weights, state, int(_fact(self, "in_channels")))
         plain_in_autocast = _fact(self, "plain_in_autocast") == "True"
-        if (plain_in_autocast and dtypes[1] is not None) or not self._fits(*x.shape[2:]):
+        nested = _fact(self, "is_nested") == "True"
+        differs = (plain_in_autocast and dtypes[1] is not None) or not self._fits(*x.shape[2:])
+        if differs or nested:
             raise Unsupported("plain")
         asked = _fact(self, "asked")
         # Dynamo has no guard on what is in a buffer.
@@ -430,6 +436,7 @@ def _fact(module: Recognized, name: str) -> str:
         "asked": sorted(known.asked) or [""],
         "results": [len(recipe.results)],
         "places": known.returned.places,
+        "is_nested": [known.returned.is_nested],
         "last_map": [*(known.last_map or ()), recipe.halvings],
     }
     return " ".join(map(str, values.get(name) or [getattr(known, name)]))
