@@ -367,7 +367,7 @@ def checked_model(model: Any) -> PlannedModule:
         TypeError, ValueError: naming what does not fit.
     """
     fused = fuse(model)
-    not_whole = fused.why_not_whole() if isinstance(fused, PlannedModule) else ""
+    not_whole = fused._why_not_whole() if isinstance(fused, PlannedModule) else ""
     if not isinstance(fused, PlannedModule) or not_whole is not None:
         raise TypeError(
             f"model: {type(model).__name__} is not a network, stage or unit as a whole"

@@ -62,7 +62,7 @@ def explain(model: nn.Module) -> Explanation:
     joined: list[str] = []  # prefixes of containers whose modules are in series across them
     for name, module in fused.named_modules():
         if isinstance(module, FusedModule):
-            beside = module.beside() if isinstance(module, Recognized) else ""
+            beside = module._beside() if isinstance(module, Recognized) else ""
             parts.append(Part(name, _kind(module), module.reason(), beside))
             inner, tail = module._tail() if isinstance(module, Recognized) else ("", None)
             if tail is not None:

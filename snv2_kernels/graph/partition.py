@@ -24,7 +24,7 @@ from snv2_kernels.graph.recognize import Run
 from snv2_kernels.graph.record import Call, Recording
 from snv2_kernels.graph.sizes import SizeNode
 
-__all__ = ["Partition", "Region", "Uncut", "cut", "is_call_of"]
+__all__ = ["OtherSize", "Partition", "Region", "Uncut", "cut", "is_call_of"]
 
 
 _MOST_TOLD = 6
@@ -33,6 +33,10 @@ _CONSTANTS = (float, torch.dtype, torch.device, torch.layout, torch.memory_forma
 
 class Uncut(Exception):
     """A forward that cannot be cut into regions; the message is the reason in a few words."""
+
+
+class OtherSize(Exception):
+    """An input of another size than those that a partition is right for."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,10 @@ class Partition:
     names: tuple[str, ...]  # of the module's tensors
     code: str
     constants: tuple[Any, ...]
-    beside: tuple[str, ...]  # what the functions between the regions are, for people
+    # Height and width of the least input. A size that was the same at two inputs is taken for a
+    # constant, and may be one only where a map has so many pixels, as behind ``x[:, :, :4]``.
+    least: tuple[int, int]
+    beside: tuple[str, ...]  # what functions compute between the regions, for people
 
     def told(self) -> str:
         """What is beside the regions, in a few words."""
@@ -92,8 +99,8 @@ def cut(recording: Recording, runs: Sequence[Run], own: frozenset[str]) -> Parti
     Raises:
         Uncut: if what is between cannot be told apart from the runs, or computed again.
     """
-    if recording.pools:
-        raise Uncut("averages over a window of a number of pixels")
+    if any(pool in run.nodes for run in runs for pool in recording.pools):
+        raise Uncut("a head that averages over a window of a number of pixels")
     return _Writer(recording, runs, own).partition()
 
 
@@ -129,9 +136,10 @@ class _Writer:
                 self._write(node)
         outs = [self._read(out) for out in self._recording.outs]
         self._lines.append(([], f"return {_tuple(outs)}", outs))
+        weights_first = sorted(self._beside, key=lambda told: "(" not in told)
         return Partition(
             tuple(self._regions), tuple(self._tensors), self._code(), tuple(self._constants),
-            tuple(self._beside),
+            self._recording.size[1:], tuple(weights_first),
         )  # fmt: skip
 
     def _needed(self) -> set[Node]:
@@ -206,8 +214,12 @@ class _Writer:
                 self._read(node)
             return
         function, args, kwargs = node.meta["call"]
-        self._beside[described(node)] = None
-        self._call(self._variable(node), function, args, kwargs)
+        if function_name(node) not in MOVES:
+            self._beside[described(node)] = None
+        variable = self._variable(node)
+        self._call(variable, function, args, kwargs)
+        if node in self._recording.pools:
+            self._lines.append(([], f"{self._constant(_check_mean)}({variable})", [variable]))
 
     def _call(self, variable: str, function: Any, args: Any, kwargs: Any, path: Any = ()) -> None:
         read: list[str] = []
@@ -305,6 +317,12 @@ class _Writer:
             variable = self._variable(id(made))
             self._call(variable, made.function, made.args, made.kwargs, made.path)
         return self._variables[id(made)]
+
+
+def _check_mean(pooled: Tensor) -> None:
+    """Raise where a window is a part of the map: sizes were recorded where it is all."""
+    if pooled.shape[2:] != (1, 1):
+        raise OtherSize
 
 
 def _results(run: Run) -> list[Node]:

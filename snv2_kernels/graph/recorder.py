@@ -139,6 +139,7 @@ class Recorder(TorchFunctionMode):
         pools = pool is not None and self._pools_window(**pool)
         if pool is not None and (pools or self._is_whole(**pool)):
             # Its own signature takes numbers, and would fix the size of the map.
+            asked = func, args, kwargs
             func, args, kwargs = Tensor.mean, (pool["input"], (2, 3), True), {}
         question = func.__self__.__name__ if name == "__get__" else name
         run = _normed if func is F.batch_norm else func
@@ -153,9 +154,11 @@ class Recorder(TorchFunctionMode):
             return out
         # x[0] is Tensor.__getitem__ here and operator.getitem in other graphs.
         target = getattr(operator, name, func) if name.startswith("__") else func
-        self._set(out, self._add(target, *self._traced(args, kwargs)))
+        node = self._add(target, *self._traced(args, kwargs))
+        self._set(out, node)
         if pools:
-            self.pools.append(self.node_of(out))
+            node.meta["call"] = asked[0], *self._traced(*asked[1:])
+            self.pools.append(node)
         return out
 
     def _traced(self, args: Sequence[Any], kwargs: Any) -> Any:

@@ -66,7 +66,7 @@ class PlannedModule(FusedModule):
         """Whether :meth:`_add_to` tells all of it, so that units may follow."""
         return False
 
-    def why_not_whole(self) -> str | None:
+    def _why_not_whole(self) -> str | None:
         """Why it is no single plan, None if it is."""
         return None
 

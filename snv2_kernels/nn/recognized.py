@@ -17,7 +17,7 @@ from snv2_kernels.graph.conditions import USUAL, Conditions, conditions_at
 from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.graph.guards import erase_unread_after, last_node
 from snv2_kernels.graph.names import Names
-from snv2_kernels.graph.partition import Partition
+from snv2_kernels.graph.partition import OtherSize, Partition
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import drop_in_of
@@ -137,10 +137,9 @@ class Recognized(PlannedModule):
         known = self._known()
         if known is None or x.dim() != 4:
             return False
-        if known.partition is not None and torch.is_grad_enabled():
-            packed = self.packed()
-            trains = packed.watch is not None and packed.watch.requires_grad()
-            if x.requires_grad or trains:
+        if known.partition is not None:
+            height, width = known.partition.least
+            if x.shape[2] < height or x.shape[3] < width or self._has_gradient(x):
                 return True
         autocast = known.plain_in_autocast and torch._C._is_any_autocast_enabled()
         shape = x.shape[1] != known.in_channels or not self._fits(*x.shape[2:])
@@ -148,6 +147,13 @@ class Recognized(PlannedModule):
         asks = known.asked - {"inference", "numbers"}
         conditions = asks and not _is_alike(self, *conditions_at(x))
         return bool(autocast or shape or inference or conditions)
+
+    def _has_gradient(self, x: Tensor) -> bool:
+        """Whether a forward of ``x`` leads to one."""
+        watch = self.packed().watch
+        return torch.is_grad_enabled() and (
+            x.requires_grad or (watch is not None and watch.requires_grad())
+        )
 
     def _fits(self, height: int, width: int) -> bool:
         last_map = _fact(self, "last_map").split()
@@ -258,14 +264,17 @@ class Recognized(PlannedModule):
 
     def _run(self, weights: Any, x: Tensor, backend: str) -> Any:
         if isinstance(weights, BoundPartition):
-            return weights(x)
+            try:
+                return weights(x)
+            except OtherSize:
+                return self._plain_results(x)
         return super()._run(weights, x, backend)
 
-    def why_not_whole(self) -> str | None:
-        beside = self.beside()
+    def _why_not_whole(self) -> str | None:
+        beside = self._beside()
         return f"PyTorch runs a part of it: {beside}" if beside else None
 
-    def beside(self) -> str:
+    def _beside(self) -> str:
         """What PyTorch runs of it, in a few words; empty where it is one plan."""
         partition = self._partition()
         return "" if partition is None else partition.told()
