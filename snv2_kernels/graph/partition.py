@@ -144,10 +144,20 @@ class _Writer:
 
     def _needed(self) -> set[Node]:
         """The nodes that results depend on, also by what is written to them."""
-        source_of = {node: run.source for run in self._runs for node in run.nodes}
         writers = [node for node in self._recording.graph.nodes if writes(node)]
         needed: set[Node] = set()
-        waiting = list(self._recording.outs)
+        self._add_needed(needed, self._recording.outs)
+        added = True
+        while added:
+            touched = set().union(*map(storages, needed))
+            added = any(w not in needed and touched & storages(w) for w in writers)
+            self._add_needed(needed, [w for w in writers if touched & storages(w)])
+        return needed
+
+    def _add_needed(self, needed: set[Node], nodes: Sequence[Node]) -> None:
+        """Add nodes, and all that they are computed from."""
+        source_of = {node: run.source for run in self._runs for node in run.nodes}
+        waiting = list(nodes)
         while waiting:
             node = waiting.pop()
             if node in needed:
@@ -156,12 +166,7 @@ class _Writer:
             if node in source_of and node.op != "get_attr":
                 waiting.append(source_of[node])
             else:
-                waiting += node.all_input_nodes
-                waiting += self._asked_by(node)
-            if not waiting:
-                touched = set().union(*map(storages, needed))
-                waiting = [w for w in writers if w not in needed and touched & storages(w)]
-        return needed
+                waiting += [*node.all_input_nodes, *self._asked_by(node)]
 
     def _asked_by(self, node: Node) -> Iterator[Node]:
         """Nodes whose sizes are among a node's arguments."""
