@@ -22,10 +22,11 @@ from snv2_kernels.graph.recognize import JOINS, Run, recognize
 from snv2_kernels.graph.record import Recording, record
 from snv2_kernels.nn.clone import CACHES, original_class
 from snv2_kernels.nn.computed import NotRecognized, Recognition
+from snv2_kernels.nn.derived import recognized_class
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.known import KnownModule
 from snv2_kernels.nn.methods import why_class_replaced
-from snv2_kernels.nn.recognized import Recognized, recognized_class
+from snv2_kernels.nn.recognized import Recognized
 from snv2_kernels.nn.series import Mixed
 from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.threads import one_thread

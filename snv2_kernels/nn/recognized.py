@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -31,7 +30,7 @@ from snv2_kernels.packing import Builder
 from snv2_kernels.packing.common import map_shape
 from snv2_kernels.packing.units import Unsupported
 
-__all__ = ["NotRecognized", "Recognition", "Recognized", "recognized_class"]
+__all__ = ["Recognized"]
 
 
 @dataclass(frozen=True)
@@ -362,12 +361,14 @@ class Recognized(PlannedModule):
         return state
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if _reduces_itself(self._original):
+        from snv2_kernels.nn.derived import reduces_itself, without_state
+
+        if reduces_itself(self._original):
             return self._original.__reduce_ex__(self, protocol)
         base = vars(type(self)).get("_base")
         if base is None:  # its class can be imported
             return super().__reduce_ex__(protocol)
-        return _without_state, (self._original, base), self.__getstate__()
+        return without_state, (self._original, base), self.__getstate__()
 
 
 def _forward_of(original: type[nn.Module]) -> Any:
@@ -462,47 +463,3 @@ def _like(plain: Any, maps: list[Tensor]) -> Any:
     for key, value in zip(list(plain), maps, strict=True):
         plain[key] = value
     return plain
-
-
-def _reduces_itself(original: type[nn.Module]) -> bool:
-    """Whether a class has its own way to be copied and pickled."""
-    plain = original.__reduce_ex__ is object.__reduce_ex__
-    return not plain or original.__reduce__ is not object.__reduce__
-
-
-def _without_state(original: type[nn.Module], base: type[Recognized]) -> nn.Module:
-    return object.__new__(recognized_class(original, base=base))
-
-
-def recognized_class(
-    original: type[nn.Module], attributes: Iterable[str] = (), base: type[Recognized] = Recognized
-) -> type[Recognized]:
-    """The class of the drop-in for modules of a class, derived from ``base`` and that class.
-
-    Raises:
-        NotRecognized: if the class, or an instance's attribute, has a name that the drop-in needs.
-    """
-    if issubclass(original, Recognized):
-        return original
-    classes: tuple[Any, Any] = original, base
-    for name in _reserved(classes[1]):
-        if name in attributes or hasattr(original, name):
-            raise NotRecognized(f"its attribute {name!r} has another meaning in a drop-in")
-    made: type[Recognized] = _derived(*classes)
-    return made
-
-
-@functools.cache
-def _reserved(base: Any) -> frozenset[str]:
-    return frozenset(dir(base)) - frozenset(dir(nn.Module))
-
-
-@functools.cache
-def _derived(original: Any, base: Any) -> Any:
-    names = {"_original": original, "_base": base, "__module__": original.__module__}
-    try:
-        made = type(original.__name__, (base, original), names)
-    except TypeError as error:  # a metaclass of its own, or a layout that does not fit
-        raise NotRecognized(f"its class cannot be derived from: {error}") from None
-    made.__qualname__ = original.__qualname__
-    return made
