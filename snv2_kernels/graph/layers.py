@@ -75,7 +75,7 @@ class Layer:
     def leaves_float32(self) -> bool:
         """Whether its result may be float32 under autocast."""
         keeps_dtype = any(term.conv is None for term in self.terms)
-        return keeps_dtype or any(each.norm.is_spelled for each in (self, *self.terms))
+        return keeps_dtype or self.norm.is_spelled or any(t.norm.is_spelled for t in self.terms)
 
     def told(self) -> units.Layer:
         """For a builder that takes nodes for tensors."""
@@ -83,7 +83,8 @@ class Layer:
         norm: Any = self.norm
         kernel = self.kernel if self.kind == "dw" else 1
         shape = kernel, self.dilation, self.keeps_input, self.shuffle
-        terms: Any = tuple(units.Term(term.conv, term.norm) for term in self.terms)
+        pairs: Any = ((term.conv, term.norm) for term in self.terms)
+        terms = tuple(units.Term(*pair) for pair in pairs)
         return units.Layer(conv, norm, self.activation, *shape, terms)
 
 

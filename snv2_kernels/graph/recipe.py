@@ -439,8 +439,9 @@ def _apply(layer: Layer, x: Tensor) -> Tensor:
 
 
 def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    window = conv.stride, conv.padding, conv.dilation, conv.groups
-    return F.conv2d(x, conv.weight, conv.bias, *window)
+    return F.conv2d(
+        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+    )  # fmt: skip
 
 
 def _normed(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:

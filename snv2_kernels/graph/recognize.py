@@ -244,8 +244,8 @@ class Units:
             return None
         channels = len(unit.told.order)
         assert isinstance(layer, Layer)
-        unit = units.Unit(1, told_parts(parts), range(channels), (), range(layer.channels))
-        return Unit(unit.out, channels, out, unit, nodes)
+        told = units.Unit(1, told_parts(parts), range(channels), (), range(layer.channels))
+        return Unit(unit.out, channels, out, told, nodes)
 
     def _residual(self, out: Node) -> Unit | None:
         """The unit of a whole map that ends as the sum of its branch and its input."""
@@ -261,8 +261,8 @@ class Units:
         nodes = between(source, out)
         if is_written(source, out, nodes):
             return None
-        unit = units.Unit(1, told_parts(branch), order, (), order)
-        return Unit(source, len(read), out, unit, nodes)
+        told = units.Unit(1, told_parts(branch), order, (), order)
+        return Unit(source, len(read), out, told, nodes)
 
     def map_of(self, node: Node) -> tuple[Origin, ...]:
         """The channels of a map, empty for what is none."""
@@ -317,7 +317,7 @@ class Units:
         nodes = between(source, out)
         if len(order) != len(joined) or is_written(source, out, nodes):
             return None
-        unit = units.Unit(
+        told = units.Unit(
             stride,
             told_parts(branch),
             tuple(channel for _, channel in read),
@@ -326,7 +326,7 @@ class Units:
             projection,
             strides.index(stride),
         )
-        return Unit(source, len(whole), out, unit, nodes)
+        return Unit(source, len(whole), out, told, nodes)
 
     def _projection(
         self, out: Node, whole: tuple[Origin, ...], stride: int

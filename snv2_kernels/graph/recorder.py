@@ -174,7 +174,7 @@ class Recorder(TorchFunctionMode):
         """A node with its call in ``meta``. Sizes are texts in the node's own arguments: who reads
         these takes them from the shapes."""
         texts = map_aggregate((args, kwargs), lambda v: str(v) if isinstance(v, SYMBOLS) else v)
-        node = self.graph.call_function(target, *texts)  # type: ignore[misc]
+        node = self.graph.call_function(target, *texts)
         node.meta["call"] = target, args, kwargs
         return node
 
@@ -182,9 +182,9 @@ class Recorder(TorchFunctionMode):
         """Note how the sizes that a function gave were computed."""
         sizes = list(_sizes_in(out))
         if sizes:
-            inputs = self._traced(args, kwargs)
+            given, named = self._traced(args, kwargs)
             for path, size in sizes:
-                size.node.made = size.node.made or Made(func, *inputs, path)
+                size.node.made = size.node.made or Made(func, given, named, path)
 
     def _at_both(self, func: Any, args: Sequence[Any], kwargs: Any, of_tensor: bool) -> Any:
         """Call a function at both inputs, or once where it is given nothing that differs."""

@@ -74,7 +74,8 @@ def _adds(node: Node) -> bool:
 
 def _leaves(node: Node) -> tuple[list[Node], list[Node]]:
     """The sums by which a node is one, the last first, and what is summed."""
-    sums, leaves = [node], []
+    sums: list[Node] = [node]
+    leaves: list[Node] = []
     for each in sums:
         for part in each.all_input_nodes:
             alone = _adds(part) and len(readers(part)) == 1
