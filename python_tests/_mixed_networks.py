@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -174,20 +175,33 @@ class PreactivatedUnit(nn.Module):
 # Networks -------------------------------------------------------------------------------------
 
 
-class Network(nn.Module):
-    """A small network; ``stem`` and ``head`` are names of usual ones."""
+class Size(NamedTuple):
+    widths: tuple[int, ...]  # of the stem and of each stage
+    repeats: tuple[int, ...]
+    features: int
+    classes: int
 
-    def __init__(self, unit: Any = Unit, stem: str = "imagenet", head: str = "linear") -> None:
+
+SMALL = Size((8, 16, 32), (3, 3), 24, 5)
+X1_0 = Size((24, 116, 232, 464), (4, 8, 4), 1024, 1000)
+
+
+class Network(nn.Module):
+    """``stem`` and ``head`` are names of usual ones."""
+
+    def __init__(
+        self, unit: Any = Unit, stem: str = "imagenet", head: str = "linear", size: Size = SMALL
+    ) -> None:
         super().__init__()
-        self.conv1 = layer(3, 8, 3, 1 if stem == "cifar" else 2)
+        self.conv1 = layer(3, size.widths[0], 3, 1 if stem == "cifar" else 2)
         self.pool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
-        widths = (8, 16, 32)
         self.stages = nn.ModuleList(
-            nn.Sequential(unit(i, o, 2), unit(o, o, 1), unit(o, o, 1))
-            for i, o in itertools.pairwise(widths)
+            nn.Sequential(unit(i, o, 2), *[unit(o, o, 1) for _ in range(repeats - 1)])
+            for (i, o), repeats in zip(itertools.pairwise(size.widths), size.repeats, strict=True)
         )
-        self.conv5 = layer(32, 24)
-        self.fc: nn.Module = nn.Conv2d(24, 5, 1) if head == "conv" else nn.Linear(24, 5)
+        self.conv5 = layer(size.widths[-1], size.features)
+        kind: Any = nn.Linear if head != "conv" else functools.partial(nn.Conv2d, kernel_size=1)
+        self.fc: nn.Module = kind(size.features, size.classes)
         self.head = head
         if head == "generalised mean":
             self.p = nn.Parameter(torch.ones(1) * 3)
@@ -221,16 +235,20 @@ class Detector(Network):
     """A feature pyramid on maps that the next stage reads too, with depthwise layers in its head,
     and what many return: containers inside each other."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sides = nn.ModuleList(nn.Conv2d(c, 12, 1) for c in (8, 16, 32))
+    def __init__(self, size: Size = SMALL) -> None:
+        super().__init__(size=size)
+        width = max(12, size.features // 8)
+        self.sides = nn.ModuleList(nn.Conv2d(c, width, 1) for c in size.widths[-3:])
         self.towers = nn.ModuleList(
-            nn.Sequential(layer(12, 12, 5, 1, 12), layer(12, 12), nn.Conv2d(12, 4, 3, padding=1))
+            nn.Sequential(
+                layer(width, width, 5, 1, width), layer(width, width),
+                nn.Conv2d(width, 4, 3, padding=1),
+            )
             for _ in range(3)
-        )
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Any:
-        maps = [side(y) for side, y in zip(self.sides, self.maps(x), strict=True)]
+        maps = [side(y) for side, y in zip(self.sides, self.maps(x)[-3:], strict=True)]
         for i in (1, 0):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[2:])
         boxes = [tower(y) for tower, y in zip(self.towers, maps, strict=True)]
@@ -239,11 +257,12 @@ class Detector(Network):
 
 
 class Distilled(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, size: Size = SMALL) -> None:
         super().__init__()
-        self.stem = layer(3, 16, 3, 2)
-        self.units = nn.ModuleList(PreactivatedUnit(16, i == 2) for i in range(3))
-        self.fc = nn.Linear(16, 5)
+        width, count = size.widths[1], size.repeats[0]
+        self.stem = layer(3, width, 3, 2)
+        self.units = nn.ModuleList(PreactivatedUnit(width, i == count - 1) for i in range(count))
+        self.fc = nn.Linear(width, size.classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stem(x)
@@ -256,8 +275,8 @@ class Distilled(nn.Module):
 class Reader(Network):
     """For lines of text: some strides are of rows alone."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, size: Size = SMALL) -> None:
+        super().__init__(size=size)
         first = self.stages[1][0]
         for conv in (first.side[0][0], first.main[1][0]):
             conv.stride = (2, 1)
@@ -266,31 +285,35 @@ class Reader(Network):
         return self.conv5(self.maps(x)[-1]).mean(2).permute(0, 2, 1)
 
 
-def _attended(inside: Any = nn.Identity, behind: Any = nn.Identity) -> Callable[[], nn.Module]:
-    return lambda: Network(lambda i, o, s: Unit(i, o, s, inside, behind))
+def _of(unit: Any = Unit, **named: str) -> Callable[..., nn.Module]:
+    return functools.partial(Network, unit, **named)
 
 
-# What each is, as fuse() finds it.
-WHOLE: dict[str, Callable[[], nn.Module]] = {
+def _attended(inside: Any = nn.Identity, behind: Any = nn.Identity) -> Callable[..., nn.Module]:
+    return _of(lambda i, o, s: Unit(i, o, s, inside, behind))
+
+
+# Networks of a size, by what fuse() finds.
+WHOLE: dict[str, Callable[..., nn.Module]] = {
     "se inside": _attended(SqueezeExcite),
-    "reparametrised": lambda: Network(SummedUnit),
+    "reparametrised": _of(SummedUnit),
     **{
-        f"shuffled by {way}": lambda way=way: Network(lambda i, o, s: PermutedUnit(i, o, s, way))
+        f"shuffled by {way}": _of(functools.partial(PermutedUnit, way=way))
         for way in ("select", "buffer", "list", "attribute", "made")
     },
 }
-PARTITIONED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+PARTITIONED: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "se behind": ("a stage and 5 units", _attended(behind=SqueezeExcite)),
     "eca inside": ("8 chains", _attended(EfficientChannelAttention)),
     "simam behind": ("a stage and 5 units", _attended(behind=SimAM)),
     "cbam inside": ("8 chains", _attended(BlockAttention)),
-    "cifar stem": ("a network", lambda: Network(stem="cifar")),
-    "stem without pool": ("a network", lambda: Network(stem="no pool")),
-    "normalised": ("a network", lambda: Network(head="normalised")),
-    "conv head": ("a stage", lambda: Network(head="conv")),
-    "generalised mean": ("a stage", lambda: Network(head="generalised mean")),
-    "maximum": ("a stage", lambda: Network(head="max")),
-    "map": ("a stage", lambda: Network(head="map")),
+    "cifar stem": ("a network", _of(stem="cifar")),
+    "stem without pool": ("a network", _of(stem="no pool")),
+    "normalised": ("a network", _of(head="normalised")),
+    "conv head": ("a stage", _of(head="conv")),
+    "generalised mean": ("a stage", _of(head="generalised mean")),
+    "maximum": ("a stage", _of(head="max")),
+    "map": ("a stage", _of(head="map")),
     "detector": ("a stage and 3 chains", Detector),
     "distilled": ("a stage and a chain", Distilled),
     "strides of rows": ("2 stages", Reader),
