@@ -1,4 +1,4 @@
-"""Networks of x1.0's widths whose units stand among other layers, beside PyTorch's ways to run them.
+"""Networks of x1.0's widths whose units stand among other layers, beside other ways to run them.
 
 ``python benchmarks/mixed.py --json FILE`` times one image of 224 x 224 in float32 and prints a
 table; it takes some minutes. Each is written as the projects that have it do
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import snv2_kernels as snv2
 from snv2_bench.benchmarking import Comparison
+from snv2_bench.cli.environment import machine
 from snv2_kernels.testing import randomize_
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,24 +99,19 @@ def main() -> None:
             print(line(rows[-1]), flush=True)
             torch._dynamo.reset()
     if given.json is not None:
-        versions = {"snv2_kernels": snv2.__version__, "torch": torch.__version__}
         told = {
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": " ".join(["python", *sys.argv]),
-            "machine": {"system": platform.platform(), "processor": _processor()},
-            "versions": {**versions, "python": platform.python_version()},
+            "machine": machine(),
+            "versions": {
+                "snv2_kernels": snv2.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
             "rows": rows,
         }
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(told, indent=1) + "\n")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [
-        s.partition(":")[2].strip() for s in info.read_text().splitlines() if "model name" in s
-    ]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

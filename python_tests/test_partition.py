@@ -159,6 +159,19 @@ def test_half_precision_in_place() -> None:
     assert_right(fused, copy.deepcopy(fused), draw(2, 3, 33, 64, dtype=torch.float16))
 
 
+def test_parts_run_in_integers() -> None:
+    """Quantized are the stages inside, which the plain forward then calls."""
+    model, x = randomize_(Network(head="max")).eval(), draw(4, 3, 64, 64)
+    for given in (model, snv2.fuse(model)):
+        quantized = snv2.quantize(given, x)
+        assert [part._ranges is not None for part in quantized.stages] == [True, True]
+        assert "quantized in parts" in str(quantized.reason())
+        called = ops(quantized, x)
+        assert sum(op.startswith("snv2::") for op in called) == len(model.stages)
+        with torch.no_grad():
+            assert 0 < max_error(quantized(x), model(x)) < 0.2
+
+
 # What is written in place ---------------------------------------------------------------------
 
 

@@ -68,6 +68,7 @@ class Recognized(PlannedModule):
     _original: ClassVar[type[nn.Module]]
     _recognition: Recognition | None = None
     _given_channels: int | None = None  # by the outer module that alone was recognised so far
+    _may_partition: bool = True  # else what is only a partition runs plain, through those inside
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -249,6 +250,8 @@ class Recognized(PlannedModule):
         partition = self._partition()
         if partition is None:
             super()._check_supported()
+        elif not self._may_partition:
+            raise Unsupported("it was quantized in parts")
         else:
             check_regions(self, partition)
 
@@ -270,8 +273,8 @@ class Recognized(PlannedModule):
         return super()._run(weights, x, backend)
 
     def _why_not_whole(self) -> str | None:
-        beside = self._beside()
-        return f"PyTorch runs a part of it: {beside}" if beside else None
+        partition = self._partition()
+        return None if partition is None else f"PyTorch runs a part of it: {partition.told()}"
 
     def _beside(self) -> str:
         """What PyTorch runs of it, in a few words; empty where it is one plan."""

@@ -27,7 +27,8 @@ _MOST_VALUES = 200_000  # that attributes hold, of a whole tree
 _MOST_BYTES = 1 << 16  # of an array or tensor
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _PLAIN_BASES = (object, types.SimpleNamespace)  # of objects that are their attributes
-_OWN = frozenset((*CACHES, "_backend", "_given_channels", "_ranges", "_recognition", "training"))
+_OWN = frozenset((*CACHES, "_backend", "_given_channels", "_may_partition", "_ranges",
+                  "_recognition", "training"))  # fmt: skip
 # The repr of these tells them apart, and from those of other types.
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype,
                     torch.device, torch.layout, torch.memory_format, re.Pattern))  # fmt: skip
