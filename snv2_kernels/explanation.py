@@ -24,7 +24,8 @@ class Part:
     """One line of an :class:`Explanation`."""
 
     name: str  # of the module; "" is the model itself
-    kind: str  # network, backbone, stage, unit, or a class name that was not recognised
+    # network, backbone, stage, unit, "partition of ..." or a class name that was not recognised
+    kind: str
     reason: str | None  # why it does not run fused; None if it does
     beside: str = ""  # what PyTorch runs of a part that runs fused but for that
 
@@ -51,8 +52,10 @@ def explain(model: nn.Module) -> Explanation:
     """Which units, stages and networks of ``model`` run fused, and why others do not.
 
     ``model`` may be fused already, and is described as it is: what is in ``train()`` mode runs
-    plain. Also listed are modules that hold a depthwise convolution outside all recognised parts,
-    and those that hold other layers beside recognised parts.
+    plain. A partition is a module of units among other layers, whose part tells what PyTorch runs
+    of it (``beside``); a chain is depthwise and pointwise layers in a row. Also listed are modules
+    that hold a depthwise convolution outside all recognised parts, and those that hold other layers
+    beside recognised parts.
 
     Raises:
         TypeError: if ``model`` is not a module.
