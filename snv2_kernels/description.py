@@ -116,12 +116,12 @@ def describe(
     )
 
 
-def partitioned(module: nn.Module, recording: Recording, channels: int) -> Recognition | None:
+def partitioned(
+    module: nn.Module, recording: Recording, channels: int, found: Units
+) -> Recognition | None:
     """A forward that is runs of units and other functions; None where it has no runs but those that
     submodules compute by themselves, which the drop-ins in their places run."""
-    returned = frozenset(recording.outs)
-    found = Units(recording.graph, returned)
-    runs = runs_of(found, returned, taps=True)
+    runs = runs_of(found, found.returned, taps=True)
     runs += chains(found, runs)
     runs = [run for run in runs if run.source is not recording.source or reads_all(run, channels)]
     if original_class(module) is nn.Sequential or all(
@@ -136,8 +136,8 @@ def partitioned(module: nn.Module, recording: Recording, channels: int) -> Recog
         _common(module, recording, channels),
         kind=f"partition of {_counted(runs)}",
         plain_in_autocast=True,
-        # Other sizes than it was recorded at; pixels are left where strides have been.
-        checked_size=(1, 36, 28) if recording.size == DEFAULT_SIZE else recording.size,
+        # Another size than it was recorded at.
+        checked_size=(1, 18, 14) if recording.size == DEFAULT_SIZE else recording.size,
         partition=partition,
     )
 

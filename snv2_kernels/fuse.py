@@ -47,7 +47,7 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
         backend: ``"auto"``, or the backend that the fused modules should run on.
         verify: whether what was recognised in a module of another class is compared with its own
             forward, once, on a copy with random numbers in float64 and a random input
-            [2, C, 9, 7], or [1, C, 36, 28] where other layers stand among units, on the CPU; a
+            [2, C, 9, 7], or [1, C, 18, 14] where other layers stand among units, on the CPU; a
             larger one where the module averages over a window of a number of pixels. One that
             differs is left as it is.
 

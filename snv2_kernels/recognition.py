@@ -18,7 +18,7 @@ from snv2_kernels.graph.conditions import USUAL, Conditions
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.nodes import example, function_name
 from snv2_kernels.graph.reasons import described, why_no_unit
-from snv2_kernels.graph.recognize import JOINS, Run, recognize
+from snv2_kernels.graph.recognize import JOINS, Run, Units, runs_of
 from snv2_kernels.graph.record import Recording, record
 from snv2_kernels.nn.clone import CACHES, original_class
 from snv2_kernels.nn.computed import NotRecognized, Recognition
@@ -256,15 +256,16 @@ def _look_at(
     runs: list[Run] = []
     for channels in [in_channels] if in_channels else _guesses(module):
         recording = record(module, channels, conditions)
-        found = [] if recording.error else recognize(recording.graph, frozenset(recording.outs))
+        units = None if recording.error else Units(recording.graph, frozenset(recording.outs))
+        found = [] if units is None else runs_of(units, units.returned)
         run, tail = run_and_tail(recording, found)
         if run is not None and reads_all(run, channels):
             recognition = _verified(
                 module, describe(module, run, channels, recording, tail), verify
             )
             return recognition, _Outer(recording.channels, True, _units_in_calls(recording, [run]))
-        if recording.error is None and run is None:
-            mixed = partitioned(module, recording, channels)
+        if units is not None and run is None:
+            mixed = partitioned(module, recording, channels, units)
             if mixed is not None:
                 return _verified(module, mixed, verify), _Outer(
                     recording.channels, True, _units_in_calls(recording, found)

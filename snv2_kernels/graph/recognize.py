@@ -157,7 +157,7 @@ class Units:
 
     def __init__(self, graph: Graph, returned: Collection[Node] = ()) -> None:
         self.units: list[Unit] = []
-        self._returned = returned
+        self.returned = returned
         self.layers = Layers(graph)
         self.gates = {gate.out: gate for gate in gates(graph, self.layers)}
         self.pools = {pool.out: pool for pool in pools(graph)}
@@ -310,7 +310,7 @@ class Units:
             return None
         out = self._last_shuffle(join, set(place))
         order = self.map_of(out)
-        if out not in self._returned and projection is not None:
+        if out not in self.returned and projection is not None:
             activation, activated = activation_after(out)
             if activated and (both := _activated(branch, projection, activation)) is not None:
                 branch, projection, out = *both, activated[-1]
@@ -347,7 +347,7 @@ class Units:
         out, waiting = join, [join]
         while waiting:
             node = waiting.pop(0)
-            if node in self._returned:
+            if node in self.returned:
                 continue
             for user in readers(node):
                 value = self.follower.value(user)
@@ -367,7 +367,7 @@ class Units:
         moves = between(join, out)
         inside = (join, *moves - {out})
         used = all(user in moves for node in inside for user in readers(node))
-        return used and not any(node in self._returned for node in inside)
+        return used and not any(node in self.returned for node in inside)
 
 
 def _activated(
