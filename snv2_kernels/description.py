@@ -144,8 +144,10 @@ def partitioned(
 
 def _is_of_submodule(run: Run, recording: Recording) -> bool:
     """Whether a submodule computes a run and nothing else, so that a drop-in takes its place."""
-    has_units = not all(unit.told.is_chain for unit in run.units)
-    return has_units and any(call.name and is_call_of(call, run) for call in recording.calls)
+    if all(unit.told.is_chain for unit in run.units):
+        return False
+    nodes = run.nodes
+    return any(call.name and is_call_of(call, nodes) for call in recording.calls)
 
 
 def _counted(runs: Sequence[Run]) -> str:

@@ -104,10 +104,10 @@ def cut(recording: Recording, runs: Sequence[Run], own: frozenset[str]) -> Parti
     return _Writer(recording, runs, own).partition()
 
 
-def is_call_of(call: Call, run: Run) -> bool:
-    """Whether a call of a submodule computes a run and nothing else."""
+def is_call_of(call: Call, nodes: set[Node]) -> bool:
+    """Whether a call of a submodule computes a run of these nodes and nothing else."""
     computed = {node for node in call.nodes if node.op == "call_function" and not node._erased}
-    return computed == {node for node in run.nodes if node.op == "call_function"}
+    return computed == {node for node in nodes if node.op == "call_function"}
 
 
 class _Writer:

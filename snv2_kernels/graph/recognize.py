@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch.fx import Graph, Node
 
-from snv2_kernels.graph.channels import Follower, Origin, Value
+from snv2_kernels.graph.channels import MOVES, Follower, Origin, Value
 from snv2_kernels.graph.elementwise import activation_after
 from snv2_kernels.graph.ends import Head, Stem, head_after, stem_before
 from snv2_kernels.graph.gates import Gate, gates, sums
@@ -350,6 +350,8 @@ class Units:
             if node in self.returned:
                 continue
             for user in readers(node):
+                if function_name(user) not in MOVES:
+                    continue
                 value = self.follower.value(user)
                 parts = value if isinstance(value, tuple) else (value,)
                 moves = all(isinstance(p, Value) and joined.issuperset(p.origins) for p in parts)
