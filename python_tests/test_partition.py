@@ -70,6 +70,15 @@ def regions(fused: Any) -> int:
     return len(fused._recognition.partition.regions)
 
 
+@pytest.mark.parametrize("name", ["detector", "eca inside"])
+def test_on_each_backend(kernels: str, name: str) -> None:
+    model = randomize_(PARTITIONED[name][1]()).eval()
+    fused, x = snv2.fuse(model), draw(1, 3, 33, 40)
+    assert_right(fused, model, x)
+    called = [op.partition("::")[0] for op in ops(fused, x)]
+    assert sum(library.startswith("snv2") for library in called) >= regions(fused)
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_spellings_of_whole_networks(name: str) -> None:
     model = randomize_(WHOLE[name]()).eval()
@@ -109,6 +118,16 @@ def test_autocast_runs_plain() -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert max_error(fused(x), model(x)) < 0.05
         assert fused(x).dtype == model(x).dtype
+
+
+@pytest.mark.parametrize("name", ["detector", "simam behind"])  # names of values change in both
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compilers_see_the_plain_forward(name: str) -> None:
+    model, x = randomize_(PARTITIONED[name][1]()).eval(), draw(2, 3, 64, 64)
+    fused = snv2.fuse(model)
+    assert_right(fused, model, x)
+    assert_right(torch.compile(fused, backend="eager"), model, x)
+    assert_right(torch.export.export(fused, (x,)).module(), model, x)
 
 
 # Changes --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from snv2_kernels.graph.conditions import USUAL, Conditions, conditions_at
 from snv2_kernels.graph.constant import constant_to_dynamo
-from snv2_kernels.graph.guards import erase_unread_after, last_node
+from snv2_kernels.graph.guards import calls_so_far, erase_unread_after
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.partition import OtherSize, Partition
 from snv2_kernels.graph.recipe import Recipe
@@ -340,7 +340,7 @@ class Recognized(PlannedModule):
         if asked and not _is_alike(self, *conditions_at(x)):
             raise Unsupported("plain")
         # The forward may read whatever it likes.
-        before = last_node()
+        before = calls_so_far()
         plain = self._plain(x)
         erase_unread_after(before)
         arguments = x, state, recipe, self._backend, *dtypes
