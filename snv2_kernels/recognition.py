@@ -19,7 +19,7 @@ from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.nodes import example, function_name
 from snv2_kernels.graph.reasons import described, why_no_unit
 from snv2_kernels.graph.recognize import JOINS, Run, Units, runs_of
-from snv2_kernels.graph.record import Recording, record
+from snv2_kernels.graph.record import Recording, record, without_modes
 from snv2_kernels.nn.clone import CACHES, original_class
 from snv2_kernels.nn.computed import NotRecognized, Recognition
 from snv2_kernels.nn.derived import recognized_class
@@ -163,7 +163,7 @@ def recognize_module(
     found = _recent.get(key)
     if found is None:
         try:
-            with one_thread():
+            with one_thread(), without_modes():  # it may be asked for while a program is exported
                 recognition, known = _look_at(module, in_channels, verify, conditions)
         except NotRecognized as error:
             # Not the error itself: it would keep the frames that it went through alive.
