@@ -150,10 +150,10 @@ class Recognized(PlannedModule):
 
     def _has_gradient(self, x: Tensor) -> bool:
         """Whether a forward of ``x`` leads to one."""
+        if not torch.is_grad_enabled():
+            return False
         watch = self.packed().watch
-        return torch.is_grad_enabled() and (
-            x.requires_grad or (watch is not None and watch.requires_grad())
-        )
+        return x.requires_grad or (watch is not None and watch.requires_grad())
 
     def _fits(self, height: int, width: int) -> bool:
         last_map = _fact(self, "last_map").split()
