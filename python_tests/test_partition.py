@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -190,6 +192,18 @@ def test_parts_run_in_integers() -> None:
         assert sum(op.startswith("snv2::") for op in called) == len(model.stages)
         with torch.no_grad():
             assert 0 < max_error(quantized(x), model(x)) < 0.2
+
+
+def test_a_dropped_module_is_freed() -> None:
+    fused = snv2.fuse(randomize_(Detector()).eval())
+    ops(fused, draw(1, 3, 64, 64))
+    held = [weakref.ref(t) for t in (fused.conv1[0].weight, fused.fc.weight)]
+    gc.disable()
+    try:
+        del fused
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 # What is written in place ---------------------------------------------------------------------

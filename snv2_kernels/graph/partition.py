@@ -84,7 +84,8 @@ class Partition:
         for letter, values in (("r", regions), ("t", tensors), ("c", self.constants)):
             named.update((f"{letter}{i}", value) for i, value in enumerate(values))
         exec(compile(self.code, "<partition>", "exec"), named)  # written below
-        bound: Callable[[Tensor], tuple[Tensor, ...]] = named["forward"]
+        # Else the function and its names would hold each other, and the weights.
+        bound: Callable[[Tensor], tuple[Tensor, ...]] = named.pop("forward")
         return bound
 
 
