@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from snv2_kernels.graph.chains import chains
 from snv2_kernels.graph.nodes import example, writes
-from snv2_kernels.graph.partition import Uncut, cut, is_call_of
+from snv2_kernels.graph.partition import Uncut, constant_sizes, cut, is_call_of
 from snv2_kernels.graph.reasons import described
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.graph.recognize import Run, Units, recognize, runs_of
@@ -72,6 +72,9 @@ def whole_run(recording: Recording, runs: list[Run], tail: Call | None = None) -
             if len(pools) > 1 or not all(pool in means for pool in pools):
                 continue
             others = (node for node in recording.graph.nodes if node not in behind)
+            beside = recording.measured.difference(nodes, behind)
+            if any(any(constant_sizes(node)) for node in beside):
+                continue  # a partition checks them
             if not any(writes(node) and node not in nodes for node in others):
                 return run
     return None
@@ -121,6 +124,8 @@ def partitioned(
 ) -> Recognition | None:
     """A forward that is runs of units and other functions; None where it has no runs but those that
     submodules compute by themselves, which the drop-ins in their places run."""
+    if not recording.asked.isdisjoint(("sets autocast", "enables gradients", "default dtype")):
+        return None
     runs = runs_of(found, found.returned, taps=True)
     runs += chains(found, runs)
     runs = [run for run in runs if run.source is not recording.source or reads_all(run, channels)]

@@ -79,7 +79,8 @@ def fused_copy(
             raise ValueError(f"model: {name or 'it'} is lazy and has no shape; run a forward first")
     copies: dict[int, nn.Module] = {}
     fused = clone_tree(model, drop_in_class, copies)
-    pairs = [(module, copies[id(module)]) for module in model.modules()]
+    # Scripted modules do not tell who is inside them.
+    pairs = [(each, copies[id(each)]) for each in model.modules() if id(each) in copies]
     recognized, reasons = replace_recognized(fused, verify, explained)
     told = _told(fused)
     for module, copy in pairs:

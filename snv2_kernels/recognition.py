@@ -35,6 +35,7 @@ from snv2_kernels.verification import why_wrong
 __all__ = ["CONTAINERS", "holds_unit", "is_depthwise", "recognize_module", "replace_recognized"]
 
 _MOST_GUESSES = 10
+_CALLS = ("__call__", "_call_impl", "_wrapped_call_impl")
 CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict)  # without a forward
 
 
@@ -238,20 +239,28 @@ def _is_of_library(cls: type) -> bool:
     return value is cls
 
 
-def _look_at(
-    module: nn.Module, in_channels: int | None, verify: bool, conditions: Conditions
-) -> tuple[Recognition, _Outer]:
+def _check_recordable(module: nn.Module) -> None:
+    """Raise for a module whose forward is not all that a call of it does, or no Python."""
     if isinstance(module, torch.fx.GraphModule):
         how = 'torch.compile(model, backend="snv2") fuses its units'
         raise NotRecognized(f"a graph module of torch.fx: {how}")
     if isinstance(module, torch.jit.ScriptModule):
         raise NotRecognized("TorchScript: fuse() takes the module that it was made from")
+    own: Any = original_class(module)
+    if any(getattr(own, name) is not getattr(nn.Module, name) for name in _CALLS):
+        raise NotRecognized("its class has a __call__ of its own")
     for name, child in module.named_modules():
         if "forward" in vars(child):
             raise NotRecognized(f"{name or 'the module'} has a forward of its own")
     if not isinstance(module, Recognized):
         attributes = {*vars(module), *module._modules}.difference(CACHES)
         recognized_class(original_class(module), attributes)
+
+
+def _look_at(
+    module: nn.Module, in_channels: int | None, verify: bool, conditions: Conditions
+) -> tuple[Recognition, _Outer]:
+    _check_recordable(module)
     farthest: Recording | None = None
     runs: list[Run] = []
     for channels in [in_channels] if in_channels else _guesses(module):

@@ -31,6 +31,7 @@ __all__ = [
     "spelled",
     "storages",
     "writes",
+    "written",
 ]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -78,7 +79,9 @@ def _numbers(node: Node) -> Tensor | None:
         return None
     if type(value) is Tensor and node.op == "get_attr":  # no parameter or buffer
         return value.detach().cpu()
-    if "call" not in node.meta or writes(node) or any(writes(user) for user in node.users):
+    name = function_name(node)
+    drawn = name.startswith(("rand", "empty", "new_empty")) or name in ("bernoulli", "multinomial")
+    if "call" not in node.meta or drawn or _is_written_to(node):
         return None
     function, args, kwargs = node.meta["call"]
     known = {each: numbers_of(each) for each in node.all_input_nodes}
@@ -90,6 +93,12 @@ def _numbers(node: Node) -> Tensor | None:
     except Exception:  # such as a size that follows the input's
         return None
     return made if isinstance(made, Tensor) else None
+
+
+def _is_written_to(node: Node) -> bool:
+    """Whether a function writes to a node's memory."""
+    memory = storages(node)
+    return any(writes(other) and memory & written(other) for other in node.graph.nodes)
 
 
 def function_name(node: Any) -> str:
@@ -202,6 +211,17 @@ def storages(node: Any) -> set[int]:
     value = example(node)
     parts = value if isinstance(value, tuple | list) else [value]
     return {part.untyped_storage()._cdata for part in parts if isinstance(part, Tensor)}
+
+
+def written(node: Node) -> set[int]:
+    """The memory that a node writes to, in a recorded graph."""
+    out = node.kwargs.get("out")
+    given = [*node.args[:1], *node.kwargs.values()][:1] if out is None else [out]
+    memory: set[int] = set()
+    for each in given:
+        parts = each if isinstance(each, tuple | list) else (each,)
+        memory.update(*map(storages, parts))
+    return memory
 
 
 def _argument(node: Node, name: str) -> Any:

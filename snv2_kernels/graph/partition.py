@@ -17,17 +17,26 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 
 from snv2_kernels.graph.channels import MOVES
-from snv2_kernels.graph.nodes import function_name, storages, writes
+from snv2_kernels.graph.nodes import (
+    example,
+    function_name,
+    shape_of,
+    storages,
+    writes,
+    written,
+)
 from snv2_kernels.graph.reasons import described
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.graph.recognize import Run
 from snv2_kernels.graph.record import Call, Recording
 from snv2_kernels.graph.sizes import SizeNode
 
-__all__ = ["OtherSize", "Partition", "Region", "Uncut", "cut", "is_call_of"]
+__all__ = [
+    "OtherInput", "Partition", "Region", "Uncut", "constant_sizes", "cut", "is_call_of",
+]  # fmt: skip
 
 
-_MOST_TOLD = 6
+_MOST_TOLD, _MOST_LAYERS = 6, 4
 _CONSTANTS = (float, torch.dtype, torch.device, torch.layout, torch.memory_format, type(...))
 
 
@@ -35,8 +44,8 @@ class Uncut(Exception):
     """A forward that cannot be cut into regions; the message is the reason in a few words."""
 
 
-class OtherSize(Exception):
-    """An input of another size than those that a partition is right for."""
+class OtherInput(Exception):
+    """An input that a partition is not right for."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,18 @@ class Partition:
     # Height and width of the least input. A size that was the same at two inputs is taken for a
     # constant, and may be one only where a map has so many pixels, as behind ``x[:, :, :4]``.
     least: tuple[int, int]
+    # Whether it is right for maps in contiguous order alone: in another order functions may return
+    # their input where they return a copy in this one, and what is written to would tell.
+    in_order: bool
     beside: tuple[str, ...]  # what functions compute between the regions, for people
 
     def told(self) -> str:
         """What is beside the regions, in a few words."""
-        more = len(self.beside) - _MOST_TOLD
-        shown = ", ".join(self.beside[:_MOST_TOLD])
-        return shown + (f" and {more} more" if more > 0 else "")
+        layers = [told for told in self.beside if "(" in told]
+        others = [told for told in self.beside if "(" not in told]
+        shown = [*layers[:_MOST_LAYERS], *others[: _MOST_TOLD - len(layers[:_MOST_LAYERS])]]
+        more = len(self.beside) - len(shown)
+        return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
     def bind(
         self, regions: Sequence[Callable[[Tensor], Any]], tensors: Sequence[Tensor]
@@ -118,7 +132,9 @@ class _Writer:
         self._recording, self._runs, self._own = recording, runs, own
         self._begins = {min(_after_source(run)): run for run in runs}
         self._outs = {out for run in runs for out in _results(run)}
-        self._inside = {node for run in runs for node in run.nodes} - self._outs
+        every = [(node, run) for run in runs for node in run.nodes if node.op != "get_attr"]
+        self._source_of = {node: run.source for node, run in every}
+        self._inside = self._source_of.keys() - self._outs
         self._regions: list[Region] = []
         self._tensors: dict[str, str] = {}  # variable of each name
         self._constants: list[Any] = []
@@ -133,41 +149,59 @@ class _Writer:
         for node in self._recording.graph.nodes:
             if node in self._begins:
                 self._write_region(self._begins[node])
-            elif node in needed and node not in self._inside and node not in self._outs:
+            own = node not in self._inside or _moves(node)
+            if node in needed and own and node not in self._outs:
                 self._write(node)
+        for node in sorted(self._recording.measured - self._variables.keys()):
+            if any(constant_sizes(node)):
+                self._read(node)  # and check it, though nothing else may read it
         outs = [self._read(out) for out in self._recording.outs]
         self._lines.append(([], f"return {_tuple(outs)}", outs))
-        weights_first = sorted(self._beside, key=lambda told: "(" not in told)
         return Partition(
             tuple(self._regions), tuple(self._tensors), self._code(), tuple(self._constants),
-            self._recording.size[1:], tuple(weights_first),
+            self._recording.size[1:], self._tells_order(needed), tuple(self._beside),
         )  # fmt: skip
 
     def _needed(self) -> set[Node]:
-        """The nodes that results depend on, also by what is written to them."""
+        """The nodes that results depend on, also by what is written to them. What a run moves and
+        others read too is among them, and is moved again, at its place."""
         writers = [node for node in self._recording.graph.nodes if writes(node)]
         needed: set[Node] = set()
-        self._add_needed(needed, self._recording.outs)
-        added = True
-        while added:
+        waiting = list(self._recording.outs)
+        while waiting:
+            for node in waiting:
+                self._add_needed(needed, node)
             touched = set().union(*map(storages, needed))
-            added = any(w not in needed and touched & storages(w) for w in writers)
-            self._add_needed(needed, [w for w in writers if touched & storages(w)])
+            waiting = [w for w in writers if w not in needed and touched & written(w)]
         return needed
 
-    def _add_needed(self, needed: set[Node], nodes: Sequence[Node]) -> None:
-        """Add nodes, and all that they are computed from."""
-        source_of = {node: run.source for run in self._runs for node in run.nodes}
-        waiting = list(nodes)
+    def _add_needed(self, needed: set[Node], node: Node) -> None:
+        """Add a node, and all that it is computed from."""
+        waiting = [node]
         while waiting:
             node = waiting.pop()
             if node in needed:
                 continue
             needed.add(node)
-            if node in source_of and node.op != "get_attr":
-                waiting.append(source_of[node])
+            if node in self._outs or (node in self._inside and not _moves(node)):
+                waiting.append(self._source_of[node])
             else:
                 waiting += [*node.all_input_nodes, *self._asked_by(node)]
+
+    def _tells_order(self, needed: set[Node]) -> bool:
+        """Whether functions between the regions may depend on the order in memory of their maps."""
+        group: dict[Node, set[Node]] = {}  # what may share memory
+        for node in self._recording.graph.nodes:
+            if node not in needed or node in self._inside:
+                continue
+            group[node] = {node}
+            if writes(node) or _may_alias(node):
+                for each in node.all_input_nodes:
+                    joined = group[node] | group.get(each, {each})
+                    group.update(dict.fromkeys(joined, joined))
+        written_to = [members for node, members in group.items() if writes(node)]
+        asks = any(function_name(node) == "as_strided" for node in group)
+        return asks or any(any(map(_may_alias, members)) for members in written_to)
 
     def _asked_by(self, node: Node) -> Iterator[Node]:
         """Nodes whose sizes are among a node's arguments."""
@@ -190,15 +224,15 @@ class _Writer:
         for node in nodes:
             if not writes(node) or node in every:
                 continue
-            written = _written(node)
-            if given & written:
+            memory = written(node)
+            if given & memory:
                 raise Uncut(f"writes to its input or its state: {described(node)}")
             for run in self._runs:
                 inside = _after_source(run)
                 touched = set().union(storages(run.source), *map(storages, inside))
-                if min(inside) < node < max(inside) and touched & written:
+                if min(inside) < node < max(inside) and touched & memory:
                     raise Uncut(f"a map is written in place: {described(node)}")
-            if sum(bool(storages(out) & written) for out in self._outs) > 1:
+            if sum(bool(storages(out) & memory) for out in self._outs) > 1:
                 raise Uncut(f"several maps are written in place: {described(node)}")
 
     # Lines ------------------------------------------------------------------------------------
@@ -224,8 +258,10 @@ class _Writer:
             self._beside[described(node)] = None
         variable = self._variable(node)
         self._call(variable, function, args, kwargs)
-        if node in self._recording.pools:
-            self._lines.append(([], f"{self._constant(_check_mean)}({variable})", [variable]))
+        expected = [(1, 1)] if node in self._recording.pools else constant_sizes(node)
+        if any(expected):
+            check = _SizeCheck(tuple(expected))
+            self._lines.append(([], f"{self._named(check)}({variable})", [variable]))
 
     def _call(self, variable: str, function: Any, args: Any, kwargs: Any, path: Any = ()) -> None:
         read: list[str] = []
@@ -234,7 +270,7 @@ class _Writer:
             return self._text(value, read)
 
         given = [*map(text, args), *(f"{key}={text(value)}" for key, value in kwargs.items())]
-        called = f"{self._constant(function)}({', '.join(given)})"
+        called = f"{self._named(function)}({', '.join(given)})"
         index = "".join(f"[{i}]" for i in path)
         self._lines.append(([variable], f"{variable} = {called}{index}", read))
 
@@ -259,7 +295,7 @@ class _Writer:
     def _variable(self, key: Any) -> str:
         return self._variables.setdefault(key, f"v{len(self._variables)}")
 
-    def _constant(self, value: Any) -> str:
+    def _named(self, value: Any) -> str:
         for i, known in enumerate(self._constants):
             if known is value:
                 return f"c{i}"
@@ -267,15 +303,13 @@ class _Writer:
         return f"c{len(self._constants) - 1}"
 
     def _read(self, node: Node) -> str:
-        """The variable of a node. What a run moves and others read too, and what was only asked for
-        its size, is computed here."""
+        """The variable of a node. What was only asked for its size is computed here."""
         if node.op == "placeholder":
             return "x"
         if node.op == "get_attr":
             return self._tensors.setdefault(self._name(node), f"t{len(self._tensors)}")
         if node not in self._variables:
-            moves = function_name(node) in MOVES and not writes(node)
-            if node in self._inside and not moves:
+            if node in self._inside:
                 raise Uncut(f"reads {described(node)} of a unit")
             self._write(node)
         return self._variables[node]
@@ -307,7 +341,7 @@ class _Writer:
             return repr(value)
         if not isinstance(value, _CONSTANTS) and not callable(value):
             raise Uncut(f"an argument of type {type(value).__name__}")
-        return self._constant(value)
+        return self._named(value)
 
     def _size(self, size: SizeNode) -> str:
         """A number that follows from the sizes of tensors at hand."""
@@ -325,10 +359,59 @@ class _Writer:
         return self._variables[id(made)]
 
 
-def _check_mean(pooled: Tensor) -> None:
-    """Raise where a window is a part of the map: sizes were recorded where it is all."""
-    if pooled.shape[2:] != (1, 1):
-        raise OtherSize
+def constant_sizes(node: Node) -> list[tuple[int | None, ...]]:
+    """The shape of a node's tensor, or of each of several, with None for sizes that follow the
+    input's; only where others, the same at two inputs, may be another number at a third. They are
+    not where as many sizes follow the input's as in what the node reads."""
+    if "call" not in node.meta:
+        return []
+    shape = shape_of(node)
+    several = isinstance(example(node), tuple | list)
+    shapes = [tuple(map(_constant, each)) for each in (shape if several else [shape]) if each]
+    sizes: list[SizeNode] = []
+    read = _visit(node.meta["call"][1:], sizes)
+    of_read = [shape_of(each) for each in read if isinstance(example(each), Tensor)]
+    most = max((sum(_constant(size) is None for size in each) for each in of_read), default=0)
+    least = min((each.count(None) for each in shapes), default=0)
+    return shapes if several or sizes or least < most else []
+
+
+def _constant(size: Any) -> int | None:
+    return size if isinstance(size, int) else None
+
+
+@dataclass(frozen=True)
+class _SizeCheck:
+    """Raises where what was the same at two inputs is another number at this one."""
+
+    expected: tuple[tuple[int | None, ...], ...]  # of each tensor, from its last dimension on
+
+    def __call__(self, value: Any) -> None:
+        values = value if isinstance(value, tuple | list) else (value,)
+        if len(values) != len(self.expected):
+            raise OtherInput
+        for tensor, sizes in zip(values, self.expected, strict=True):
+            shape = tensor.shape[len(tensor.shape) - len(sizes) :]
+            if any(a is not None and a != b for a, b in zip(sizes, shape, strict=True)):
+                raise OtherInput
+
+
+def _moves(node: Node) -> bool:
+    return function_name(node) in MOVES and not writes(node)
+
+
+_ALIASING = MOVES | {
+    "to", "type", "type_as", "view_as", "reshape_as", "expand", "expand_as", "float", "half",
+    "double", "bfloat16", "ravel", "movedim", "moveaxis", "diagonal", "as_strided", "unfold",
+    "hsplit", "vsplit", "real", "unflatten", "narrow", "broadcast_to", "atleast_1d",
+}  # fmt: skip
+
+
+def _may_alias(node: Node) -> bool:
+    """Whether a result may share memory with what a function was given, in some order of it. What
+    has no name here may be anything."""
+    name = function_name(node)
+    return node.op == "call_function" and not writes(node) and (not name or name in _ALIASING)
 
 
 def _results(run: Run) -> list[Node]:
@@ -338,13 +421,6 @@ def _results(run: Run) -> list[Node]:
 
 def _after_source(run: Run) -> list[Node]:
     return [node for node in run.nodes if node.op == "call_function" and node > run.source]
-
-
-def _written(node: Node) -> set[int]:
-    """The memory that a node writes to."""
-    out = node.kwargs.get("out")
-    args = [out] if out is not None else [*node.args[:1], *node.kwargs.values()][:1]
-    return set().union(*map(storages, args))
 
 
 def _visit(value: Any, sizes: list[SizeNode]) -> list[Node]:

@@ -69,6 +69,7 @@ class Recording:
     # for means of a map: so they are for maps of the window's size alone.
     windows: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list)
     pools: list[Node] = field(default_factory=list)
+    measured: set[Node] = field(default_factory=set)  # tensors whose sizes the forward knows
     asked: frozenset[str] = frozenset()  # what the forward may depend on, see conditions
     told: tuple[Any, ...] = ()  # the part of the conditions that it was recorded in
     names: Names = field(default_factory=Names)  # that it looks up outside the module
@@ -130,7 +131,7 @@ class _Subject:
         recorder.own(self._copy, self._numbers)
         recording = Recording(
             recorder.graph, recorder.input(x, twin), size=size, names=observer.names,
-            windows=recorder.windows, pools=recorder.pools,
+            windows=recorder.windows, pools=recorder.pools, measured=recorder.measured,
         )  # fmt: skip
         self._calls.note_in(recording, recorder)
         attributes, out = set(vars(x)), None

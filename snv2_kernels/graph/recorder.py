@@ -21,6 +21,9 @@ from snv2_kernels.graph.sizes import SYMBOLS, Made, at, paired
 __all__ = ["Recorder", "Untraceable", "first_line"]
 
 
+_SIZES = ("shape", "size", "numel", "nelement", "__len__", "stride", "nbytes", "is_same_size")
+
+
 class Untraceable(Exception):
     """A forward that cannot be recorded; the message is the reason in a few words."""
 
@@ -45,6 +48,7 @@ class Recorder(TorchFunctionMode):
         # Averages over a window of a number of pixels, with the map's size.
         self.windows: list[tuple[tuple[int, int], tuple[int, int]]] = []
         self.pools: list[Node] = []  # those that were taken for means of a map
+        self.measured: set[Node] = set()  # tensors whose sizes the forward knows
         self._observer = observer
         self._fits_window = fits_window
         self._attributes: dict[int, str] = {}
@@ -76,10 +80,12 @@ class Recorder(TorchFunctionMode):
             parts = [self._paired(a, b, of_tensor) for a, b in pairs]
             if any(part is not a for part, a in zip(parts, first, strict=True)):
                 return type(first)(parts)
-        elif type(first) is type(second) and first != second:
+        elif type(first) is type(second) and (first != second or not of_tensor):
+            # What is the same of two tensors is taken for a constant, which a partition checks;
+            # what functions make of sizes may be the same by chance.
             if type(first) is int or type(first) is float:
                 return paired(first, second, of_tensor)
-            if isinstance(first, bool | str):
+            if isinstance(first, bool | str) and first != second:
                 self._observer.note(DEPENDS_ON_SIZE)
         return first
 
@@ -147,10 +153,15 @@ class Recorder(TorchFunctionMode):
         if "dropout" in name and not (given := _dropout(*args, **kwargs))["train"]:
             return given["input"]  # in inference mode the result is another tensor
         self._observer.asked |= ASKED_OF_TENSORS.get(question, set())
+        if question == "_set_grad_enabled" and args[0]:
+            self._observer.asked.add("enables gradients")
         if name != "__setitem__" and not _has_tensors(out):
             if question not in ASKED_OF_TENSORS:
                 self._observer.note(f"its forward depends on {question} of a tensor")
             self._tell_sizes(out, func, args, kwargs)
+            if question in _SIZES:
+                made = (self._nodes.get(id(arg)) for arg in args)
+                self.measured.update(m[0] if isinstance(m, tuple) else m for m in made if m)
             return out
         # x[0] is Tensor.__getitem__ here and operator.getitem in other graphs.
         target = getattr(operator, name, func) if name.startswith("__") else func

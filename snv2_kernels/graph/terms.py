@@ -92,8 +92,9 @@ def _linear(layer: Layer, main: Layer) -> Term | None:
     """A layer as a term of another one."""
     alike = layer.source is main.source and layer.stride == main.stride
     kind = layer.kind if layer.kind != "scale" else "dw"
-    same = layer.conv.groups == main.conv.groups and layer.dilation in (1, main.dilation)
-    fits = alike and kind == main.kind and same and _is_linear(layer)
+    grid = layer.kernel == 1 or layer.dilation == main.dilation  # of the taps
+    same = layer.conv.groups == main.conv.groups and kind == main.kind
+    fits = alike and same and grid and _is_linear(layer)
     return Term(layer.conv, layer.norm) if fits else None
 
 

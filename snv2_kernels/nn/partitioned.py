@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snv2_kernels.graph.partition import Partition
+from snv2_kernels.graph.partition import OtherInput, Partition
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.nn.computed import named_tensors
 from snv2_kernels.nn.planned import RecipeModule
@@ -71,4 +71,9 @@ class BoundPartition:
         self._forward = partition.bind(regions, [tensors[name] for name in partition.names])
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self._forward(x)
+        """Returns the results; raises :class:`OtherInput` where the plain forward is to tell, also
+        what is wrong with an input."""
+        try:
+            return self._forward(x)
+        except Exception as error:
+            raise OtherInput from error

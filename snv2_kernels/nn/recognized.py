@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from snv2_kernels.graph.conditions import USUAL, Conditions, conditions_at
 from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.graph.guards import calls_so_far, erase_unread_after
 from snv2_kernels.graph.names import Names
-from snv2_kernels.graph.partition import OtherSize, Partition
+from snv2_kernels.graph.partition import OtherInput, Partition
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import drop_in_of
@@ -129,18 +130,25 @@ class Recognized(PlannedModule):
             raise Unsupported("plain")
         return super()._exported(x)
 
+    def _eager(self, x: Any) -> Any:
+        if not isinstance(x, Tensor | torch.fx.Proxy) and self._partition() is not None:
+            return self._plain(x)  # which may take anything
+        try:
+            return super()._eager(x)
+        except OtherInput:
+            return self._plain(x)
+
     def _differs(self, x: Tensor) -> bool:
         """Whether the forward does something else with this input than was recognised: it may take
         several numbers of channels, average over a window of one size, ask about what holds during
         a call, and autocast leave some results in float32. Where there is a gradient to compute,
         the plain forward goes through the drop-ins inside, each with its own."""
         known = self._known()
+        partition = None if known is None else known.partition
+        if partition is not None and self._is_strange(x, partition):
+            return True
         if known is None or x.dim() != 4:
             return False
-        if known.partition is not None:
-            height, width = known.partition.least
-            if x.shape[2] < height or x.shape[3] < width or self._has_gradient(x):
-                return True
         autocast = known.plain_in_autocast and torch._C._is_any_autocast_enabled()
         shape = x.shape[1] != known.in_channels or not self._fits(*x.shape[2:])
         inference = "inference" in known.asked and x.is_inference()
@@ -148,12 +156,18 @@ class Recognized(PlannedModule):
         conditions = asks and not _is_alike(self, *conditions_at(x))
         return bool(autocast or shape or inference or conditions)
 
-    def _has_gradient(self, x: Tensor) -> bool:
-        """Whether a forward of ``x`` leads to one."""
+    def _is_strange(self, x: Tensor, partition: Partition) -> bool:
+        """Whether a partition is not right for an input, or a gradient is wanted."""
+        packed = self.packed()
+        if x.dim() != 4 or x.dtype != packed.dtype:
+            return True
+        if any(map(operator.lt, x.shape[2:], partition.least)):
+            return True
+        if partition.in_order and not x.is_contiguous():
+            return True
         if not torch.is_grad_enabled():
             return False
-        watch = self.packed().watch
-        return x.requires_grad or (watch is not None and watch.requires_grad())
+        return x.requires_grad or (packed.watch is not None and packed.watch.requires_grad())
 
     def _fits(self, height: int, width: int) -> bool:
         last_map = _fact(self, "last_map").split()
@@ -266,10 +280,7 @@ class Recognized(PlannedModule):
 
     def _run(self, weights: Any, x: Tensor, backend: str) -> Any:
         if isinstance(weights, BoundPartition):
-            try:
-                return weights(x)
-            except OtherSize:
-                return self._plain_results(x)
+            return weights(x)
         return super()._run(weights, x, backend)
 
     def _why_not_whole(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -320,11 +321,12 @@ def _fold_term(term: Term, layer: Layer) -> tuple[Tensor, Tensor]:
         weight = scale.new_zeros(rows, depth, 1)
         row = torch.arange(rows, device=scale.device)
         weight[row, row % depth, 0] = scale
-    whole = weight.new_zeros(rows, depth, layer.kernel**2)
-    if weight.shape[2] == 1:
-        whole[:, :, layer.kernel**2 // 2] = weight[:, :, 0]
-    else:
-        whole += weight
+    kernel = math.isqrt(weight.shape[2])
+    begin = (layer.kernel - kernel) // 2  # both windows are around the same pixel
+    whole = weight.new_zeros(rows, depth, layer.kernel, layer.kernel)
+    whole[:, :, begin : begin + kernel, begin : begin + kernel] = weight.view(
+        rows, depth, kernel, kernel
+    )
     return whole.flatten(1), bias
 
 

@@ -63,8 +63,8 @@ RELU = Activation("relu")
 
 @dataclass(frozen=True)
 class Term:
-    """``bn(conv(x))``, or ``bn(x)`` without a convolution. The convolution has a window of its
-    layer's size or of 1x1, and the layer's groups and stride."""
+    """``bn(conv(x))``, or ``bn(x)`` without a convolution. The convolution has a window of at most
+    its layer's size, and the layer's groups, stride and, but for 1x1, dilation."""
 
     conv: nn.Conv2d | None
     bn: nn.BatchNorm2d
