@@ -59,13 +59,13 @@ def agree(actual: Tensor, expected: Tensor) -> None:
 def packed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one each time the operator packs weights."""
     made: list[str] = []
-    pack = op._Told._pack
+    pack = op.RecipeModule._pack
 
     def count(self: Any, backend: str, *args: Any) -> Any:
         made.append(backend)
         return pack(self, backend, *args)
 
-    monkeypatch.setattr(op._Told, "_pack", count)
+    monkeypatch.setattr(op.RecipeModule, "_pack", count)
     return made
 
 

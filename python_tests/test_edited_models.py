@@ -123,7 +123,7 @@ EDITS: dict[str, tuple[Callable[[Any], None], list[str]]] = {  # and the outermo
     "fc-dropout": (_fc(nn.Dropout(0.2), nn.Linear(40, 3)), WHOLE),
     "fc-identity": (_fc(nn.Identity()), WHOLE),
     "fc-of-two-layers": (_fc(nn.Linear(40, 8), nn.ReLU(True), nn.Linear(8, 3)), WHOLE),
-    "cifar-stem": (_cifar_stem, STAGES),
+    "cifar-stem": (_cifar_stem, WHOLE),
     "no-conv5": (_no_conv5, WHOLE),
     "gelu": (_activation(nn.GELU), []),
 }
@@ -201,7 +201,7 @@ def test_plain_parts_are_the_models_own(torchvision: types.ModuleType) -> None:
     """They look for no changes before each forward."""
     model = network(torchvision)
     for branch in _branches(model)[1:]:
-        branch[2] = nn.GELU()
+        branch[3].padding_mode = "reflect"  # which small maps are too small for
     fused = snv2.fuse(model.eval())
     changed = [m for m in fused.modules() if isinstance(m, KnownModule)]
     assert changed == [fused.stage2, fused.stage2[0]]

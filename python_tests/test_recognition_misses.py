@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from _cases import assert_close, draw
+from _cases import FP32_BOUND, assert_close, draw
 from _esnet import EsUnit
 from _styles import STYLES, Loop, Wrapped, check, conv_bn, shuffle, styled
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import snv2_kernels as snv2
 from snv2_kernels import recognition
 from snv2_kernels.nn import FusedModule
-from snv2_kernels.testing import randomize_
+from snv2_kernels.testing import max_error, randomize_
 
 
 class Near(nn.Module):
@@ -71,7 +71,7 @@ class Near(nn.Module):
         a, b = x.chunk(2, 1)
         b = self.act(self.bn1(self.pw1(b)))
         b = self.bn2(self.dw(b))
-        if self.what in GATES:
+        if self.what in (*GATES, "part of a map"):
             b = self.gate(b)
         b = self.act(self.bn3(self.pw2(b)))
         if self.what == "padding":
@@ -118,14 +118,10 @@ class GhostAndMore(EsUnit):
         return torch.cat([x, y + y.mean()], 1)
 
 
-SE = "squeeze-and-excite in a form that is not known"
-GATES = {
-    "one gate for all": SE, "one output": SE,
-    "part of a map": "fails at other sizes of its input: ",
-    "maximum": "the result of conv2d (dw) is read by adaptive_max_pool2d and mul", "tanh gate": SE,
-    "other sigmoid": SE, "permuted gate": SE, "other map": SE,
-}  # fmt: skip
-ADD = "add in a branch"
+GATES = (
+    "one gate for all", "one output", "maximum", "tanh gate", "other sigmoid", "permuted gate",
+    "other map",
+)  # fmt: skip
 SUMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "of what passes by": lambda y, half, a: y + a,
     "of a multiple": lambda y, half, a: torch.add(y, half, alpha=2),
@@ -153,7 +149,9 @@ class Residual(nn.Module):
 
 
 NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    **{what: (functools.partial(Near, what), reason) for what, reason in GATES.items()},
+    "part of a map": (
+        functools.partial(Near, "part of a map"), "fails at other sizes of its input: "
+    ),
     "gelu": (lambda: Near("gelu", nn.GELU()), "activation GELU"),
     "mish": (lambda: Near("mish", nn.Mish()), "activation Mish"),
     "sigmoid": (lambda: Near("sigmoid", nn.Sigmoid()), "activation Sigmoid"),
@@ -165,12 +163,10 @@ NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Near("padded", padding_mode="reflect"),
         "padding apart from the depthwise convolution",
     ),
-    **{what: (functools.partial(Near, what), ADD) for what in SUMS},
-    "added": (lambda: Near("added"), "computes more than units: add"),
+    "into its input": (functools.partial(Near, "into its input"), "add in a branch"),
     "written": (lambda: Near("written"), "a map is written in place: mul_"),
     "size": (lambda: Near("size"), "its control flow depends on the size of its input"),
     "values": (lambda: Near("values"), "cannot be traced: "),
-    "tuple": (lambda: Near("tuple"), "returns maps that no unit makes"),
     "counts": (lambda: Near("counts"), "its forward sets 'calls'"),
     "ghost and more": (
         GhostAndMore, "the result of conv2d (conv_dw.conv) is read by mean and add"
@@ -182,7 +178,20 @@ NEAR: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "residual": (
         Residual, "its units join nothing but the sum of their branch and their input"
     ),
-    "group norm": (Grouped, "group_norm (bn2) in a branch"),
+}  # fmt: skip
+# What fuses of others, and a function that is beside it.
+PARTLY: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    **{
+        what: (functools.partial(Near, what), "a chain", "conv2d (pw2)")
+        for what in GATES
+    },
+    **{
+        what: (functools.partial(Near, what), "a chain", "add")
+        for what in SUMS if what != "into its input"
+    },
+    "added": (lambda: Near("added"), "a unit", "add"),
+    "tuple": (lambda: Near("tuple"), "a unit", ""),
+    "group norm": (Grouped, "a chain", "group_norm (bn2)"),
 }  # fmt: skip
 
 
@@ -199,6 +208,19 @@ def test_near_miss_stays_plain(what: str) -> None:
     with torch.no_grad():
         out, expected = fused(x.clone()), model(x.clone())
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("what", PARTLY)
+def test_near_miss_fuses_but_for_what_differs(what: str) -> None:
+    make, told, beside = PARTLY[what]
+    model, x = randomize_(make()).eval(), draw(2, 28, 9, 7)
+    part = snv2.explain(model).parts[0]
+    assert (part.kind, part.reason) == (f"partition of {told}", None)
+    assert beside in part.beside
+    with torch.no_grad():
+        outs = (m(x) for m in (snv2.fuse(model), model))
+        for out, expected in zip(*(y if what == "tuple" else (y,) for y in outs), strict=True):
+            assert max_error(out, expected) < FP32_BOUND
 
 
 def test_other_groups_of_the_shuffle_are_right() -> None:
@@ -233,23 +255,24 @@ def test_one_that_differs_leaves_the_others() -> None:
     model = Loop([Wrapped(28, 28, 1), Near("gelu", nn.GELU()), Wrapped(28, 28, 1)])
     randomize_(model).eval()
     lines = str(snv2.explain(model)).splitlines()
+    beside = "conv2d (units.1.pw1), batch_norm (units.1.bn1), gelu"
     assert lines == [
+        f"(model): partition of 2 units and a chain: fused, but for {beside}",
         "units.0: unit: fused",
         "units.2: unit: fused",
-        "units.1: Near: not fused: activation GELU",
     ]
     assert_close(snv2.fuse(model), model, draw(2, 28, 9, 11))
 
 
 def test_wrong_recognition_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = randomize_(Wrapped(28, 28, 1)).eval(), draw(2, 28, 9, 11)
-    describe = recognition._describe
+    describe = recognition.describe
 
     def wrong(*args: Any) -> Any:
         right = describe(*args)
         return dataclasses.replace(right, recipe=right.recipe.replace("14:28", "0:14"))
 
-    monkeypatch.setattr(recognition, "_describe", wrong)
+    monkeypatch.setattr(recognition, "describe", wrong)
     assert not isinstance(snv2.fuse(model), FusedModule)
     assert_close(snv2.fuse(model), model, x)
     assert "failed verification" in str(snv2.explain(model))
@@ -261,7 +284,7 @@ def test_wrong_recognition_is_caught_where_numbers_hide_it(
 ) -> None:
     model = Wrapped(28, 28, 1).eval()
     nn.init.zeros_(model.main[2].norm.weight)
-    describe = recognition._describe
+    describe = recognition.describe
 
     def swapped(*args: Any) -> Any:
         right = describe(*args)
@@ -269,7 +292,7 @@ def test_wrong_recognition_is_caught_where_numbers_hide_it(
         names[0], names[-5] = names[-5], names[0]  # weights of pw1 and pw2
         return dataclasses.replace(right, names=tuple(names))
 
-    monkeypatch.setattr(recognition, "_describe", swapped)
+    monkeypatch.setattr(recognition, "describe", swapped)
     assert "failed verification" in str(snv2.explain(model))
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from _cases import draw, runs_fused
+from _cases import FP32_BOUND, draw, runs_fused
 from test_recognition_conditions import Unit, explained, same
 from torch import Tensor
 
 import snv2_kernels as snv2
+from snv2_kernels.testing import max_error
 
 
 def doubled_if(asks: Callable[[Tensor], Any]) -> Callable[[Unit, Tensor], Tensor]:
@@ -66,6 +67,9 @@ USES: dict[str, Callable[[Tensor], Tensor]] = {
     "factor": lambda x: torch.add(x, x, alpha=x.shape[2] - 9),
     "slope": lambda x: F.leaky_relu(x, x.shape[2] / 9),
     "average of the first size": lambda x: x + F.avg_pool2d(x, (9, 7)),
+    "rows of a crop": lambda x: x + x[:, :, :4].shape[2],
+    "images of a crop": lambda x: x + x[:2].shape[0],
+    "least of two": lambda x: x + torch.sym_min(x.shape[2], 5),
 }  # fmt: skip
 # Of the same sizes at any input.
 SAME: dict[str, Callable[[Tensor], Tensor]] = {
@@ -84,8 +88,21 @@ def test_question_about_a_size(what: str) -> None:
 
 @pytest.mark.parametrize("what", USES)
 def test_result_that_depends_on_a_size(what: str) -> None:
+    """It is no part of a unit. Where it runs beside one, it is right at other sizes than those that
+    the forward was recorded at, and beyond the numbers in it."""
     plain = Unit(lambda unit, x: USES[what](x))
-    assert "not fused" in explained(plain)
+    fused = snv2.fuse(plain)
+    told = explained(plain)
+    assert "not fused" in told or "partition of a unit" in told
+    for shape in ((2, 16, 9, 7), (1, 16, 10, 8), (3, 16, 4003, 7), (1, 16, 5, 4003), (2, 16, 4, 3)):
+        x = draw(*shape)
+        try:
+            with torch.no_grad():
+                expected = plain(x)
+        except RuntimeError:  # the window of an average is larger than the map
+            continue
+        with torch.no_grad():
+            assert max_error(fused(x), expected) < FP32_BOUND
 
 
 @pytest.mark.parametrize("what", SAME)

@@ -88,7 +88,7 @@ def _shorter(unit: nn.Module) -> None:
 
 
 def _longer(unit: nn.Module) -> None:
-    unit.branch2.append(nn.Hardtanh())
+    unit.branch2 = nn.Sequential(nn.Hardtanh(), *unit.branch2)
 
 
 def _group_norm(unit: nn.Module) -> None:

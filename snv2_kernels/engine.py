@@ -367,10 +367,11 @@ def checked_model(model: Any) -> PlannedModule:
         TypeError, ValueError: naming what does not fit.
     """
     fused = fuse(model)
-    if not isinstance(fused, PlannedModule):
+    not_whole = fused._why_not_whole() if isinstance(fused, PlannedModule) else ""
+    if not isinstance(fused, PlannedModule) or not_whole is not None:
         raise TypeError(
-            f"model: {type(model).__name__} is not a network, stage or unit as a whole;"
-            " see snv2_kernels.explain(model)"
+            f"model: {type(model).__name__} is not a network, stage or unit as a whole"
+            f"{not_whole and f', since {not_whole}'}; see snv2_kernels.explain(model)"
         )
     _check_mode_and_hooks(model)
     packed = fused.packed()

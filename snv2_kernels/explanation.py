@@ -10,8 +10,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from snv2_kernels.fuse import fused_copy
 from snv2_kernels.nn import FusedModule
+from snv2_kernels.nn.computed import NotRecognized
 from snv2_kernels.nn.planned import PlannedModule
-from snv2_kernels.nn.recognized import NotRecognized, Recognized
+from snv2_kernels.nn.recognized import Recognized
 from snv2_kernels.nn.series import Mixed, Series
 from snv2_kernels.recognition import CONTAINERS, holds_unit, is_depthwise, recognize_module
 
@@ -23,11 +24,15 @@ class Part:
     """One line of an :class:`Explanation`."""
 
     name: str  # of the module; "" is the model itself
-    kind: str  # network, backbone, stage, unit, or a class name that was not recognised
+    # network, backbone, stage, unit, "partition of ..." or a class name that was not recognised
+    kind: str
     reason: str | None  # why it does not run fused; None if it does
+    beside: str = ""  # what PyTorch runs of a part that runs fused but for that
 
     def __str__(self) -> str:
         state = "fused" if self.reason is None else f"not fused: {self.reason}"
+        if self.reason is None and self.beside:
+            state += f", but for {self.beside}"
         return f"{self.name or '(model)'}: {self.kind}: {state}"
 
 
@@ -47,8 +52,10 @@ def explain(model: nn.Module) -> Explanation:
     """Which units, stages and networks of ``model`` run fused, and why others do not.
 
     ``model`` may be fused already, and is described as it is: what is in ``train()`` mode runs
-    plain. Also listed are modules that hold a depthwise convolution outside all recognised parts,
-    and those that hold other layers beside recognised parts.
+    plain. A partition is a module of units among other layers, whose part tells what PyTorch runs
+    of it (``beside``); a chain is depthwise and pointwise layers in a row. Also listed are modules
+    that hold a depthwise convolution outside all recognised parts, and those that hold other layers
+    beside recognised parts.
 
     Raises:
         TypeError: if ``model`` is not a module.
@@ -58,7 +65,8 @@ def explain(model: nn.Module) -> Explanation:
     joined: list[str] = []  # prefixes of containers whose modules are in series across them
     for name, module in fused.named_modules():
         if isinstance(module, FusedModule):
-            parts.append(Part(name, _kind(module), module.reason()))
+            beside = module._beside() if isinstance(module, Recognized) else ""
+            parts.append(Part(name, _kind(module), module.reason(), beside))
             inner, tail = module._tail() if isinstance(module, Recognized) else ("", None)
             if tail is not None:
                 place = f"{name}.{inner}" if name else inner

@@ -29,9 +29,11 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
     computes such units, one or several in sequence, however it is written: its class derives from
     the module's own and keeps its attributes and submodules. One that returns maps of units on the
     way, in a tuple, list or dict, as backbones do, is one op call too. A classifier of several
-    layers behind a network runs as it is after that call. In an ``nn.Sequential`` of
-    other modules too, units that follow each other run as one. The rest is copied as it is, and
-    :func:`explain` tells which is which.
+    layers behind a network runs as it is after that call. Where other layers stand among units
+    (attention, a feature pyramid, another stem), each run of units is one op call, and PyTorch
+    runs what is between as the forward does. In an ``nn.Sequential`` of other modules too, units
+    that follow each other run as one. The rest is copied as it is, and :func:`explain` tells which
+    is which.
 
     Parameters and buffers are shared with ``model``, which is left as it was: training one
     trains the other. A conversion (``.half()``, ``.to(device)``) of a fused module ends the
@@ -45,8 +47,9 @@ def fuse(model: nn.Module, backend: str = "auto", verify: bool = True) -> nn.Mod
         backend: ``"auto"``, or the backend that the fused modules should run on.
         verify: whether what was recognised in a module of another class is compared with its own
             forward, once, on a copy with random numbers in float64 and a random input
-            [2, C, 9, 7], on the CPU; a larger one where the module averages over a window of a
-            number of pixels. One that differs is left as it is.
+            [2, C, 9, 7], or [1, C, 18, 14] where other layers stand among units, on the CPU; a
+            larger one where the module averages over a window of a number of pixels. One that
+            differs is left as it is.
 
     Raises:
         TypeError: if ``model`` is not a module.
@@ -76,7 +79,8 @@ def fused_copy(
             raise ValueError(f"model: {name or 'it'} is lazy and has no shape; run a forward first")
     copies: dict[int, nn.Module] = {}
     fused = clone_tree(model, drop_in_class, copies)
-    pairs = [(module, copies[id(module)]) for module in model.modules()]
+    # Scripted modules do not tell who is inside them.
+    pairs = [(each, copies[id(each)]) for each in model.modules() if id(each) in copies]
     recognized, reasons = replace_recognized(fused, verify, explained)
     told = _told(fused)
     for module, copy in pairs:

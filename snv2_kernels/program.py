@@ -181,6 +181,8 @@ def _check_order(fused: PlannedModule) -> None:
     if recognition is None or recognition.returned.container is None:
         return
     places = recognition.returned.places
+    if recognition.returned.is_nested:
+        raise ValueError("model: it returns containers inside each other, a program maps in a row")
     if list(places) != list(range(len(places))):
         raise ValueError(
             "model: it returns a map twice, or in another order than its network makes them, which"

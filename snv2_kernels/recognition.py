@@ -6,35 +6,36 @@ import contextlib
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 
+from snv2_kernels.description import describe, partitioned, reads_all, run_and_tail, whole_run
 from snv2_kernels.graph.conditions import USUAL, Conditions
 from snv2_kernels.graph.names import Names
-from snv2_kernels.graph.nodes import example, function_name, writes
+from snv2_kernels.graph.nodes import example, function_name
 from snv2_kernels.graph.reasons import described, why_no_unit
-from snv2_kernels.graph.recipe import RecipeBuilder
-from snv2_kernels.graph.recognize import JOINS, Run, recognize
-from snv2_kernels.graph.record import Call, Recording, record
-from snv2_kernels.graph.returned import ONE_MAP, Returned
+from snv2_kernels.graph.recognize import JOINS, Run, Units, runs_of
+from snv2_kernels.graph.record import Recording, record, without_modes
 from snv2_kernels.nn.clone import CACHES, original_class
+from snv2_kernels.nn.computed import NotRecognized, Recognition
+from snv2_kernels.nn.derived import recognized_class
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.known import KnownModule
 from snv2_kernels.nn.methods import why_class_replaced
-from snv2_kernels.nn.recognized import NotRecognized, Recognition, Recognized, recognized_class
+from snv2_kernels.nn.recognized import Recognized
 from snv2_kernels.nn.series import Mixed
 from snv2_kernels.nn.structure import Incomparable, structure
-from snv2_kernels.packing.units import Pool
 from snv2_kernels.threads import one_thread
 from snv2_kernels.verification import why_wrong
 
 __all__ = ["CONTAINERS", "holds_unit", "is_depthwise", "recognize_module", "replace_recognized"]
 
 _MOST_GUESSES = 10
+_CALLS = ("__call__", "_call_impl", "_wrapped_call_impl")
 CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict)  # without a forward
 
 
@@ -163,7 +164,7 @@ def recognize_module(
     found = _recent.get(key)
     if found is None:
         try:
-            with one_thread():
+            with one_thread(), without_modes():  # it may be asked for while a program is exported
                 recognition, known = _look_at(module, in_channels, verify, conditions)
         except NotRecognized as error:
             # Not the error itself: it would keep the frames that it went through alive.
@@ -238,32 +239,46 @@ def _is_of_library(cls: type) -> bool:
     return value is cls
 
 
-def _look_at(
-    module: nn.Module, in_channels: int | None, verify: bool, conditions: Conditions
-) -> tuple[Recognition, _Outer]:
+def _check_recordable(module: nn.Module) -> None:
+    """Raise for a module whose forward is not all that a call of it does, or no Python."""
     if isinstance(module, torch.fx.GraphModule):
         how = 'torch.compile(model, backend="snv2") fuses its units'
         raise NotRecognized(f"a graph module of torch.fx: {how}")
     if isinstance(module, torch.jit.ScriptModule):
         raise NotRecognized("TorchScript: fuse() takes the module that it was made from")
+    own: Any = original_class(module)
+    if any(getattr(own, name) is not getattr(nn.Module, name) for name in _CALLS):
+        raise NotRecognized("its class has a __call__ of its own")
     for name, child in module.named_modules():
         if "forward" in vars(child):
             raise NotRecognized(f"{name or 'the module'} has a forward of its own")
     if not isinstance(module, Recognized):
         attributes = {*vars(module), *module._modules}.difference(CACHES)
         recognized_class(original_class(module), attributes)
+
+
+def _look_at(
+    module: nn.Module, in_channels: int | None, verify: bool, conditions: Conditions
+) -> tuple[Recognition, _Outer]:
+    _check_recordable(module)
     farthest: Recording | None = None
     runs: list[Run] = []
     for channels in [in_channels] if in_channels else _guesses(module):
         recording = record(module, channels, conditions)
-        found = [] if recording.error else recognize(recording.graph, frozenset(recording.outs))
-        run, tail = _run_and_tail(recording, found)
-        if run is not None and _reads_all(run, channels):
-            recognition = _describe(module, run, channels, recording, tail)
-            wrong = why_wrong(module, recognition) if verify else None
-            if wrong is not None:
-                raise NotRecognized(wrong, outside=recording.names)
-            return recognition, _Outer(recording.channels, True, _units_in_calls(recording, run))
+        units = None if recording.error else Units(recording.graph, frozenset(recording.outs))
+        found = [] if units is None else runs_of(units, units.returned)
+        run, tail = run_and_tail(recording, found)
+        if run is not None and reads_all(run, channels):
+            recognition = _verified(
+                module, describe(module, run, channels, recording, tail), verify
+            )
+            return recognition, _Outer(recording.channels, True, _units_in_calls(recording, [run]))
+        if units is not None and run is None:
+            mixed = partitioned(module, recording, channels, units)
+            if mixed is not None:
+                return _verified(module, mixed, verify), _Outer(
+                    recording.channels, True, _units_in_calls(recording, found)
+                )
         if farthest is None or len(farthest.graph.nodes) < len(recording.graph.nodes):
             farthest, runs = recording, found
         if recording.error is None and run is None and not _is_hollow(recording):
@@ -274,10 +289,17 @@ def _look_at(
     raise NotRecognized(_why_no_run(farthest, runs), farthest.channels, no_unit, farthest.names)
 
 
-def _units_in_calls(recording: Recording, run: Run) -> dict[str, bool]:
+def _verified(module: nn.Module, recognition: Recognition, verify: bool) -> Recognition:
+    wrong = why_wrong(module, recognition) if verify else None
+    if wrong is not None:
+        raise NotRecognized(wrong, outside=recognition.outside)
+    return recognition
+
+
+def _units_in_calls(recording: Recording, runs: Sequence[Run]) -> dict[str, bool]:
     """Whether the halves of a unit are joined in the calls of submodules that are called once, and
     where they are, with one map that gives one."""
-    nodes = (node for unit in run.units for node in unit.nodes)
+    nodes = (node for run in runs for unit in run.units for node in unit.nodes)
     joins = {node for node in nodes if function_name(node) in JOINS}
     found = {}
     for call in recording.calls:
@@ -291,7 +313,7 @@ def _why_no_run(recording: Recording, runs: list[Run]) -> str:
     """Why a recording as a whole is no run of units."""
     if recording.error is not None:
         return recording.error
-    if _whole_run(recording, runs) is not None:
+    if whole_run(recording, runs) is not None:
         return "reads a part of its input's channels"
     made = {out for run in runs for out in (run.out, *(unit.out for unit in run.units))}
     strange = [out for out in recording.outs if out not in made]
@@ -321,114 +343,3 @@ def _is_hollow(recording: Recording) -> bool:
     """Whether there are maps without channels, as halves are of too small an input."""
     values = map(example, recording.graph.nodes)
     return any(isinstance(t, Tensor) and t.dim() == 4 and t.shape[1] == 0 for t in values)
-
-
-def _run_and_tail(recording: Recording, runs: list[Run]) -> tuple[Run | None, Call | None]:
-    """The run that is all that was recorded, or the network that is all but one submodule, which
-    makes what is returned of its result: a classifier of several layers."""
-    run = _whole_run(recording, runs)
-    if run is None and recording.error is None and recording.returned == ONE_MAP:
-        for call in recording.calls[::-1]:  # the outermost first
-            of_means = call.given is not None and example(call.given).dim() == 2
-            if of_means and call.result in recording.outs and _is_on_its_own(call):
-                before = recognize(recording.graph, frozenset(_outs(recording, call)))
-                network = _whole_run(recording, before, call)
-                if network is not None and network.head is not None:
-                    return network, call
-    return run, None
-
-
-def _outs(recording: Recording, tail: Call | None) -> list[Node]:
-    """What is returned, or given to a tail."""
-    return recording.outs if tail is None or tail.given is None else [tail.given]
-
-
-def _is_on_its_own(call: Call) -> bool:
-    """Whether a call reads only its input and the submodule's state, and writes no state."""
-    own = {call.given, *(node for node in call.nodes if node.op != "get_attr")}
-    for node in call.nodes:
-        inputs = node.all_input_nodes
-        read = inputs if writes(node) else [part for part in inputs if part.op != "get_attr"]
-        if not own.issuperset(read):
-            return False
-    return True
-
-
-def _whole_run(recording: Recording, runs: list[Run], tail: Call | None = None) -> Run | None:
-    """The run that is all that was recorded, but for a tail, with the maps on the way that are
-    returned."""
-    outs = _outs(recording, tail)
-    behind = () if tail is None else tail.nodes
-    for run in runs:
-        made = {run.out, *(unit.out for unit in run.units)}
-        if run.source is recording.source and run.out in outs and made.issuperset(outs):
-            run.taps = frozenset(outs) - {run.out}
-            nodes = run.nodes
-            pools = recording.pools
-            means = [] if run.head is None else run.head.nodes
-            if len(pools) > 1 or not all(pool in means for pool in pools):
-                continue
-            others = (node for node in recording.graph.nodes if node not in behind)
-            if not any(writes(node) and node not in nodes for node in others):
-                return run
-    return None
-
-
-def _reads_all(run: Run, channels: int) -> bool:
-    """Whether each input channel has its place: only then was the right number guessed."""
-    unit = run.units[0].told
-    read = {*unit.main, *unit.passthrough}
-    return run.stem is not None or unit.projection is not None or len(read) == channels
-
-
-def _describe(
-    module: nn.Module, run: Run, channels: int, recording: Recording, tail: Call | None
-) -> Recognition:
-    builder: Any = RecipeBuilder()  # of nodes in the place of tensors
-    run.tell(builder)
-    names = tuple(node.target for node in builder.state)
-    own = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
-    for node in builder.state:
-        if node.op != "get_attr" or node.target not in own:
-            raise NotRecognized(f"a weight that is no parameter: {described(node)}")
-    returned, outs = recording.returned, _outs(recording, tail)
-    try:
-        known = structure(module)
-    except Incomparable as error:
-        raise NotRecognized(str(error)) from None
-    order = sorted(outs)  # nodes compare by their places in the graph
-    projects = [unit.told.projection is not None for unit in run.units]
-    splits = run.stem is None and not projects[0]
-    adds = run.stem is None and run.units[0].told.has_shortcut
-    return Recognition(
-        kind=_kind(run, returned),
-        recipe=builder.text,
-        names=names,
-        weights=tuple(builder.state.index(weight) for weight in builder.weights),
-        in_channels=channels,
-        splits_input=splits,
-        # A split, a sum or a pool passes on the input's dtype, up to a unit that projects.
-        plain_in_autocast=((splits or adds) and any(projects))
-        or (run.stem is None and isinstance(run.units[0].told.projection, Pool))
-        or any(layer.norm.is_spelled for layer in run.layers)
-        or "autocast" in recording.asked,
-        returned=replace(
-            returned, places=tuple(order.index(outs[place]) for place in returned.places)
-        ),
-        checked_size=recording.size,
-        last_map=recording.windows[-1][0] if recording.pools else None,
-        asked=recording.asked,
-        alike={recording.told: True},
-        outside=recording.names,
-        structure=known,
-        tail=tail.name if tail else "",
-    )
-
-
-def _kind(run: Run, returned: Returned) -> str:
-    if run.head is not None:
-        return "network"
-    if returned.container is not None:
-        return "backbone"
-    chains = sum(unit.told.is_chain for unit in run.units)
-    return "unit" if len(run.units) - chains == 1 and run.stem is None else "stage"

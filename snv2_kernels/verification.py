@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.nodes import holds_numbers
 from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.record import without_modes
 from snv2_kernels.graph.returned import Returned
+from snv2_kernels.nn.computed import named_tensors
 from snv2_kernels.testing import max_error
 
 if TYPE_CHECKING:
-    from snv2_kernels.nn.recognized import Recognition
+    from snv2_kernels.nn.computed import Recognition
 
 __all__ = ["why_wrong"]
 
 _BLOCK = 65537  # a prime, so rows of any length begin at different numbers
 _LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
+_LARGER = 3  # height and width of a second input, where the first one gives NaN
 
 
 def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
@@ -39,6 +43,8 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
         return block.roll(start).repeat(-(-count // _BLOCK))[:count].view(shape)
 
     def random(t: Tensor) -> Tensor:
+        if holds_numbers(t):
+            return t.detach().cpu().clone()
         if not t.is_floating_point():
             return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
         if t.dim() > 1:
@@ -46,17 +52,20 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
         return 0.5 + normal(*t.shape).abs()  # a variance is positive
 
     copied = plain_copy(module, random)
-    n, h, w = recognition.checked_size
-    x = normal(n, recognition.in_channels, h, w)
+    n, height, width = recognition.checked_size
     with without_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        try:
-            expected = copied(x.clone())
-            actual = Recipe.read(recognition.recipe).plain(x, recognition.state(copied))
-            filled = recognition.returned.filled(actual)
-            tail = recognition.tail_of(copied)
-            off = _largest_error(filled if tail is None else tail(filled), expected)
-        except Exception as error:  # whatever a module's code may raise
-            return f"its recognition cannot be verified: {error}"
+        for scale in (1, _LARGER):
+            x = normal(n, recognition.in_channels, scale * height, scale * width)
+            try:
+                expected = copied(x.clone())
+                actual = _computed(recognition, copied, x)
+                filled = recognition.returned.filled(actual)
+                tail = recognition.tail_of(copied)
+                off = _largest_error(filled if tail is None else tail(filled), expected)
+            except Exception as error:  # whatever a module's code may raise
+                return f"its recognition cannot be verified: {error}"
+            if recognition.partition is None or not math.isnan(off):
+                break  # else a map of one pixel may have been divided by nothing
     if not off <= _LARGEST_ERROR:
         if "dtype" in recognition.asked:
             return "its forward depends on the dtype, and does something else in float64"
@@ -64,9 +73,23 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
     return None
 
 
+def _computed(recognition: Recognition, module: nn.Module, x: Tensor) -> Any:
+    """The results by the formula."""
+    partition = recognition.partition
+    if partition is None:
+        return Recipe.read(recognition.recipe).plain(x, recognition.state(module))
+    tensors = named_tensors(module)
+    regions = [
+        functools.partial(Recipe.read(told.recipe).plain, tensors=[tensors[n] for n in told.names])
+        for told in partition.regions
+    ]
+    return partition.bind(regions, [tensors[name] for name in partition.names])(x)
+
+
 def _largest_error(actual: Any, expected: Any) -> float:
-    """Of any map; infinite for other containers of maps."""
+    """Of any map, NaN if one has that; infinite for other containers of maps."""
     a, b = Returned.of(actual), Returned.of(expected)
     if a is None or b is None or a[0] != b[0]:
         return math.inf
-    return max(map(max_error, a[1], b[1]))
+    errors = list(map(max_error, a[1], b[1]))
+    return math.nan if any(map(math.isnan, errors)) else max(errors)

@@ -18,9 +18,16 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from snv2_kernels.graph.nodes import example, function_name, positional, same_number, shape_of
+from snv2_kernels.graph.nodes import (
+    example,
+    function_name,
+    numbers_of,
+    positional,
+    same_number,
+    shape_of,
+)
 
-__all__ = ["Follower", "Origin", "Value", "origins_of"]
+__all__ = ["MOVES", "Follower", "Origin", "Value", "origins_of"]
 
 Origin = tuple[Node, int]
 
@@ -114,6 +121,15 @@ class Follower:
             return rule(self, node, *args, **kwargs)
         except (_Unknown, TypeError):  # another signature than the one that is known
             return None
+
+    def numbers(self, value: Any) -> list[int]:
+        """Numbers of channels, in a list or a tensor that does not depend on the input."""
+        if isinstance(value, Node):
+            tensor = numbers_of(value)
+            value = None if tensor is None or tensor.dim() != 1 else tensor.tolist()
+        if not isinstance(value, list | tuple) or not all(type(i) is int for i in value):
+            raise _Unknown
+        return list(value)
 
     def _one(self, node: Any) -> Value:
         value = self.value(node)
@@ -234,6 +250,16 @@ def _listed(value: Value, dim: int, positions: Sequence[int]) -> Value:
     return Value(origins, tuple(dims))
 
 
+def _indexed(value: Value, dim: int, indices: Sequence[int]) -> Value:
+    """Channels by their numbers, in any order."""
+    factors = value.dims[dim]
+    size = _product(factors)
+    if not all(f.is_channels for f in factors) or not all(-size <= i < size for i in indices):
+        raise _Unknown
+    positions = _positions(factors, 0)
+    return _listed(value, dim, [positions[i] for i in indices])
+
+
 def _chunks(value: Value, dim: int, sizes: Sequence[int]) -> tuple[Value, ...]:
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return tuple(
@@ -314,9 +340,15 @@ def _getitem(follower: Follower, node: Node, x: Any, index: Any) -> Any:
         elif isinstance(part, slice):
             value = _sliced(value, axis, part)
             axis += 1
-        else:
-            raise _Unknown
+        else:  # of several lists, which count together, none is a list of all channels
+            value = _indexed(value, axis, follower.numbers(part))
+            axis += 1
     return value
+
+
+def _index_select(follower: Follower, node: Node, x: Any, dim: Any, index: Any) -> Value:
+    value = follower._one(x)
+    return _indexed(value, _dim(value, dim), follower.numbers(index))
 
 
 def _maps(follower: Follower, tensors: Any) -> list[tuple[Origin, ...]]:
@@ -367,6 +399,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "permute": _permute,
     "select": _select,
+    "index_select": _index_select,
     "unbind": _unbind,
     "narrow": _narrow,
     "slice": _slice,
@@ -375,3 +408,5 @@ _RULES: dict[str, Callable[..., Any]] = {
     "stack": _stack,
     "channel_shuffle": _channel_shuffle,
 }
+
+MOVES = frozenset(_RULES)  # functions that may do nothing but move channels

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from snv2_kernels.graph.nodes import arguments, example, function_name, readers, same_shape, spelled
 from snv2_kernels.packing.units import ACTIVATIONS, IDENTITY, Activation
 
-__all__ = ["Norm", "activation_after", "is_off", "norm_after"]
+__all__ = ["Norm", "activation_after", "is_off", "norm_after", "norm_at"]
 
 _FUNCTIONS = {
     "relu", "relu6", "hardtanh", "leaky_relu", "silu", "hardswish", "sigmoid", "hardsigmoid",
@@ -66,7 +66,7 @@ def norm_after(node: Node) -> tuple[Norm, tuple[Node, ...]] | None:
     """The same of a batch norm; None for one that has no inference form."""
     user = readers(node)[0] if len(readers(node)) == 1 else None
     if user is not None and function_name(user) == "batch_norm":
-        norm = _batch_norm(user)
+        norm = norm_at(user)
         return None if norm is None else (norm, (user,))
     found: tuple[Norm, tuple[Node, ...]] = Norm(), ()
     for nodes in _exits(node, _is_scaling):
@@ -183,7 +183,8 @@ _ATEN_NORM = ("input", *_AFFINE, *_STATISTICS, "training", "momentum", "eps")
 _ROLES = (*_AFFINE, *_STATISTICS)
 
 
-def _batch_norm(node: Node) -> Norm | None:
+def norm_at(node: Node) -> Norm | None:
+    """The batch norm that a call of ``batch_norm`` is; None for one of the batch's statistics."""
     names = _ATEN_NORM if isinstance(node.target, torch._ops.OpOverload) else _F_NORM
     told = arguments(node, names, weight=None, bias=None, training=False, eps=1e-5)
     told["eps"] = example(told["eps"])

@@ -11,32 +11,31 @@ from typing import Any
 
 from snv2_kernels.graph.constant import constant_to_dynamo
 
-__all__ = ["erase_unread_after", "last_node"]
+__all__ = ["calls_so_far", "erase_unread_after"]
 
 
-def _nodes() -> Any:
-    """Of the graph that Dynamo is making, the last first; none where this version of PyTorch
+def _calls() -> list[Any]:
+    """The calls in the graph that Dynamo is making, in order; none where this version of PyTorch
     does not tell: what is dead is then left to the backend."""
     try:
         from torch._dynamo.symbolic_convert import InstructionTranslator
 
-        return reversed(InstructionTranslator.current_tx().output.graph.nodes)
+        nodes = InstructionTranslator.current_tx().output.graph.nodes
     except (ImportError, AttributeError):
-        return ()
+        return []
+    return [node for node in nodes if node.op in ("call_function", "call_method")]
 
 
 @constant_to_dynamo
-def last_node() -> str:
-    """The name of the graph's last node; empty if there is none."""
-    return next((str(node.name) for node in _nodes()), "")
+def calls_so_far() -> str:
+    """Returns how many calls were traced. (A node's name may change when its value gets one.)"""
+    return str(len(_calls()))
 
 
 @constant_to_dynamo
-def erase_unread_after(name: str) -> bool:
-    """Take out what was traced after a node and nothing reads."""
-    for node in _nodes():
-        if node.name == name:
-            break
-        if node.op in ("call_function", "call_method") and not node.users:
+def erase_unread_after(count: str) -> bool:
+    """Take out what was traced after so many calls and nothing reads."""
+    for node in reversed(_calls()[int(count) :]):
+        if not node.users:
             node.graph.erase_node(node)
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.fx import Graph, Node
 
 from snv2_kernels.graph.elementwise import Norm, activation_after, norm_after
 from snv2_kernels.graph.nodes import arguments, example, function_name, only_number, readers
+from snv2_kernels.graph.terms import Term, summed
 from snv2_kernels.packing import units
 from snv2_kernels.packing.units import Activation
 
@@ -35,20 +37,26 @@ class Conv:
 
 @dataclass(frozen=True)
 class Layer:
-    """``activation(norm(conv(source)))``, behind ``source`` itself if it keeps that, or with its
-    channels shuffled."""
+    """``activation(norm(conv(source)))``, with terms added before the activation, behind ``source``
+    itself if it keeps that, or with its channels shuffled."""
 
     source: Node
     conv: Conv
     norm: Norm
     activation: Activation
-    kind: str  # pw, dw, stem or linear
+    kind: str  # pw, dw, scale (dw of 1x1, which is a term of others only), stem or linear
     kernel: int
     stride: int
     dilation: int
     nodes: tuple[Node, ...]
     keeps_input: bool = False
     shuffle: tuple[int, ...] | None = None
+    terms: tuple[Term, ...] = ()
+
+    def with_terms(
+        self, terms: Sequence[Term], activation: Activation, nodes: tuple[Node, ...]
+    ) -> Layer:
+        return replace(self, terms=tuple(terms), activation=activation, nodes=nodes)
 
     @property
     def out(self) -> Node:
@@ -63,13 +71,21 @@ class Layer:
         """Whether nothing else reads its source."""
         return set(readers(self.source)) <= set(self.nodes)
 
+    @property
+    def leaves_float32(self) -> bool:
+        """Whether its result may be float32 under autocast."""
+        keeps_dtype = any(term.conv is None for term in self.terms)
+        return keeps_dtype or self.norm.is_spelled or any(t.norm.is_spelled for t in self.terms)
+
     def told(self) -> units.Layer:
         """For a builder that takes nodes for tensors."""
         conv: Any = self.conv
         norm: Any = self.norm
         kernel = self.kernel if self.kind == "dw" else 1
         shape = kernel, self.dilation, self.keeps_input, self.shuffle
-        return units.Layer(conv, norm, self.activation, *shape)
+        pairs: Any = ((term.conv, term.norm) for term in self.terms)
+        terms = tuple(units.Term(*pair) for pair in pairs)
+        return units.Layer(conv, norm, self.activation, *shape, terms)
 
 
 class Layers:
@@ -82,6 +98,10 @@ class Layers:
             if (layer := _layer(node)) is not None:
                 self.by_first[node] = layer
                 self.by_last[layer.out] = layer
+        for layer, parts in list(summed(graph, self.by_last)):
+            for part in parts:
+                del self.by_first[part.nodes[0]], self.by_last[part.out]
+            self.by_first[layer.nodes[0]] = self.by_last[layer.out] = layer
         for layer in list(self.by_last.values()):
             if layer.kind == "dw" and (join := _join_with_input(layer)) is not None:
                 del self.by_last[layer.out]
@@ -145,7 +165,7 @@ def _layer(node: Node) -> Layer | None:
 
 
 def kind_of(given: dict[str, Any], weight: Any) -> str | None:
-    """pw, dw, stem or linear, for those that the kernels compute."""
+    """pw, dw, scale, stem or linear, for those that the kernels compute, alone or summed."""
     rank = weight.dim() if isinstance(weight, Tensor) else 0
     if rank != 4:
         return "linear" if rank == 2 else None
@@ -157,7 +177,7 @@ def kind_of(given: dict[str, Any], weight: Any) -> str | None:
     if padding not in (kernel // 2 * dilation, "same" if stride == 1 else None):
         return None
     kinds = {
-        # A group for each output is a scale of channels.
+        "scale": kernel == depth == 1 and groups == outputs > 1 and stride in (1, 2),
         "pw": kernel == stride == 1 and (groups == 1 or 1 < groups < outputs),
         "dw": kernel > 1 and depth == 1 and groups == outputs > 1 and stride in (1, 2),
         "stem": (groups, kernel, stride, dilation) == (1, 3, 2, 1),

@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_aggregate
 
 __all__ = [
     "arguments",
     "example",
     "function_name",
+    "holds_numbers",
     "is_size",
+    "numbers_of",
     "only_number",
     "only_reader",
     "positional",
@@ -26,8 +29,13 @@ __all__ = [
     "same_shape",
     "shape_of",
     "spelled",
+    "storages",
     "writes",
+    "written",
 ]
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_MOST_NUMBERS = 1 << 16  # of a list of channels
 
 
 def example(node: Any) -> Any:
@@ -44,6 +52,53 @@ def shape_of(node: Any) -> Any:
         return node.meta["shape"]
     value = example(node)
     return value.shape if isinstance(value, Tensor) else tuple(part.shape for part in value)
+
+
+def holds_numbers(t: Tensor) -> bool:
+    """Whether a buffer may be a list of channels, which a forward's structure depends on."""
+    real = type(t) is Tensor and t.device.type != "meta"
+    return real and t.dtype in _INTEGERS and t.dim() > 0 and t.numel() <= _MOST_NUMBERS
+
+
+def numbers_of(node: Node) -> Tensor | None:
+    """The integers of a tensor that is the same at all inputs, where the recording knows them: such
+    as a list of channels, in a buffer or computed. None for others."""
+    if "numbers" not in node.meta:
+        node.meta["numbers"] = _numbers(node)
+    numbers: Tensor | None = node.meta["numbers"]
+    return numbers
+
+
+def _numbers(node: Node) -> Tensor | None:
+    value = example(node)
+    if (
+        not isinstance(value, Tensor)
+        or value.dtype not in _INTEGERS
+        or value.numel() > _MOST_NUMBERS
+    ):
+        return None
+    if type(value) is Tensor and node.op == "get_attr":  # no parameter or buffer
+        return value.detach().cpu()
+    name = function_name(node)
+    drawn = name.startswith(("rand", "empty", "new_empty")) or name in ("bernoulli", "multinomial")
+    if "call" not in node.meta or drawn or _is_written_to(node):
+        return None
+    function, args, kwargs = node.meta["call"]
+    known = {each: numbers_of(each) for each in node.all_input_nodes}
+    if None in known.values():
+        return None
+    try:
+        given = map_aggregate((args, kwargs), lambda v: known[v] if isinstance(v, Node) else v)
+        made = function(*given[0], **{**given[1], **({"device": "cpu"} if not known else {})})
+    except Exception:  # such as a size that follows the input's
+        return None
+    return made if isinstance(made, Tensor) else None
+
+
+def _is_written_to(node: Node) -> bool:
+    """Whether a function writes to a node's memory."""
+    memory = storages(node)
+    return any(writes(other) and memory & written(other) for other in node.graph.nodes)
 
 
 def function_name(node: Any) -> str:
@@ -149,6 +204,24 @@ def writes(node: Node) -> bool:
         or bool(_argument(node, "inplace"))
         or node.kwargs.get("out") is not None
     )
+
+
+def storages(node: Any) -> set[int]:
+    """What tells the memory of a node's tensors from that of others, in a recorded graph."""
+    value = example(node)
+    parts = value if isinstance(value, tuple | list) else [value]
+    return {part.untyped_storage()._cdata for part in parts if isinstance(part, Tensor)}
+
+
+def written(node: Node) -> set[int]:
+    """The memory that a node writes to, in a recorded graph."""
+    out = node.kwargs.get("out")
+    given = [*node.args[:1], *node.kwargs.values()][:1] if out is None else [out]
+    memory: set[int] = set()
+    for each in given:
+        parts = each if isinstance(each, tuple | list) else (each,)
+        memory.update(*map(storages, parts))
+    return memory
 
 
 def _argument(node: Node, name: str) -> Any:

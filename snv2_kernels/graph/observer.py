@@ -26,11 +26,16 @@ DEPENDS_ON_SIZE = "its control flow depends on the size of its input"
 _QUESTIONS: dict[Any, str] = {
     torch._C.is_grad_enabled: "grad",
     torch._C.is_inference_mode_enabled: "inference",
+    torch.get_default_dtype: "default dtype",
     **{
         getattr(torch._C, n): "autocast"
         for n in dir(torch._C)
         if "autocast" in n and "jit" not in n
     },
+}
+# What a partition has no place for.
+_SETS_AUTOCAST = {
+    getattr(torch._C, n) for n in dir(torch._C) if n.startswith(("set_autocast", "autocast_incr"))
 }
 _COMPILERS = (
     torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling, torch.compiler.is_exporting,
@@ -120,6 +125,8 @@ class Observer:
         elif event == "c_call" and not _is_own(frame):
             if (question := _QUESTIONS.get(function)) is not None:
                 self.asked.add(question)
+                if function in _SETS_AUTOCAST:
+                    self.asked.add("sets autocast")
             elif not (_is_harmless(function) or _is_quiet(frame)):
                 self.note(f"its forward calls {function.__qualname__}")
 

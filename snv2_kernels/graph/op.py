@@ -17,28 +17,15 @@ from torch import Tensor
 from snv2_kernels.backends import resolve
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.nn.fused import Weights
-from snv2_kernels.nn.planned import PlannedModule
+from snv2_kernels.nn.planned import RecipeModule
 from snv2_kernels.nn.watch import beside, optimizer_steps, stamps
 from snv2_kernels.ops import _results_fake
 from snv2_kernels.packing.units import Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
-
-    from snv2_kernels.packing import Builder
+    from collections.abc import Callable, Sequence
 
 __all__: list[str] = []  # it defines operators
-
-
-class _Told(PlannedModule):
-    """A drop-in module without modules inside."""
-
-    def __init__(self, recipe: Recipe, state: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._recipe, self._state = recipe, state
-
-    def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
-        self._recipe.tell(builder, self._state)
 
 
 class _Entry:
@@ -56,12 +43,12 @@ class _Entry:
         self._devices = {t.device for t in state}
         # Aliases keep the memory from being handed out again, but not the parameters, beside one of
         # which this is remembered.
-        self.module = _Told(Recipe.read(text), [t.detach() for t in state])
+        self.module = RecipeModule(Recipe.read(text), [t.detach() for t in state])
         self._weights = Weights()
 
     def reads(self, addresses: set[int]) -> bool:
         """Whether any of the state lies at one of these addresses."""
-        return not addresses.isdisjoint(t.data_ptr() for t in self.module._state)
+        return not addresses.isdisjoint(t.data_ptr() for t in self.module.state)
 
     def holds(self, state: Sequence[Tensor]) -> bool:
         return self._steps == optimizer_steps() and self._stamps.hold(state)
@@ -83,7 +70,7 @@ def _entry(text: str, state: Sequence[Tensor]) -> _Entry:
 def _run_packed(x: Tensor, state: Sequence[Tensor], text: str, backend: str) -> list[Tensor] | None:
     """The results of the kernels, None where they do not cover the input."""
     name = resolve(x.device, backend)
-    if name not in _Told.kernel_backends:
+    if name not in RecipeModule.kernel_backends:
         return None
     try:
         entry = _entry(text, state)

@@ -11,12 +11,12 @@ the *state*, in the order in which the recipe's layers take them. It is JSON, a 
                                       # layer [] where there is none
 
 as :class:`snv2_kernels.packing.Builder` is told them. A branch or projection is a list of layers
-and gates. A layer is ``[letters, eps, activation, slope, dilation, keeps_input, groups, shuffle]``:
+and gates. A layer is ``[letters, eps, activation, slope, dilation, keeps_input, groups, shuffle]``,
 a letter for each tensor of the convolution, its batch norm and its activation that is there
-(``_LETTERS``), and the slope of a leaky ReLU. A projection may be an average pool instead,
-``[channels, counts_padding, letters, activation, slope]``. A gate is
-``[layers, letters, activation, slope, adds_source]``, its layers one, two or none. A list of
-channels is a text such as ``"0:58|58:116"`` (:func:`write_channels`).
+(``_LETTERS``), and the slope of a leaky ReLU; behind that is ``[letters, eps]`` of each term. A
+projection may be an average pool instead, ``[channels, counts_padding, letters, activation,
+slope]``. A gate is ``[layers, letters, activation, slope, adds_source]``, its layers one, two or
+none. A list of channels is a text such as ``"0:58|58:116"`` (:func:`write_channels`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.packing.common import Builder
-from snv2_kernels.packing.units import Activation, Gate, Layer, Pool, Unit
+from snv2_kernels.packing.units import Activation, Gate, Layer, Pool, Term, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ _LETTERS = {
     "v": "running_var",
     "a": "weight of a PReLU",
 }
-Written = tuple[str, float, str, float, int, bool, int, str]  # a layer
+Written = tuple[Any, ...]  # a layer
 
 # Channels -------------------------------------------------------------------------------------
 
@@ -142,7 +142,16 @@ class RecipeBuilder(Builder):
         shuffle = "" if layer.shuffle is None else _written(layer.shuffle)
         groups = conv.groups if layer.kernel == 1 else 1
         shape = layer.dilation, layer.keeps_input, groups, shuffle
-        return letters, _constant(bn.eps), act.kind, _slope(act), *shape
+        terms = [self._term(term) for term in layer.terms]
+        return letters, _constant(bn.eps), act.kind, _slope(act), *shape, *terms
+
+    def _term(self, term: Term) -> tuple[str, float]:
+        conv, bn = term.conv, term.bn
+        of_conv = (None, None) if conv is None else (conv.weight, conv.bias)
+        if conv is not None:
+            self.weights.append(conv.weight)
+        norm = bn.weight, bn.bias, bn.running_mean, bn.running_var
+        return self._tensors(*of_conv, *norm, None), _constant(bn.eps)
 
     def _gate(self, gate: Gate[Layer]) -> tuple[Any, ...]:
         layers = [self._layer(layer) for layer in gate.layers]
@@ -217,29 +226,28 @@ class _State:
 
     def layer(self, written: Written, stride: int = 1, depthwise: bool = True) -> Layer:
         """As modules, on these tensors; a window larger than 1x1 is a depthwise one or a stem's."""
-        letters, eps, kind, slope, dilation, keeps_input, groups, shuffle = written
+        letters, eps, kind, slope, dilation, keeps_input, groups, shuffle, *terms = written
         tensors = self.take(letters)
         weight = tensors["W"]
         if weight.dim() == 2:  # of a linear layer, in a gate
             weight = weight[:, :, None, None]
-        out_channels, depth, kernel, _ = weight.shape
+        out_channels, _, kernel, _ = weight.shape
         if kernel > 1:
             groups = out_channels if depthwise else 1
-        conv = nn.Conv2d(
-            depth * groups, out_channels, kernel, stride if kernel > 1 else 1,
-            kernel // 2 * dilation, dilation, groups=groups, bias="B" in tensors, device="meta",
-        )  # fmt: skip
-        bn = nn.BatchNorm2d(out_channels, eps, affine="w" in tensors, device="meta")
-        _set(conv, weight=weight, bias=tensors.get("B"))
-        # That of a frozen batch norm may be [1, C, 1, 1].
-        vectors = {letter: tensors[letter].flatten() for letter in "wbmv" if letter in tensors}
-        _set(bn, weight=vectors.get("w"), bias=vectors.get("b"))
-        # Without a batch norm, one that changes nothing.
-        bn.running_mean = vectors.get("m", weight.new_zeros(out_channels))
-        bn.running_var = vectors.get("v", weight.new_ones(out_channels))
+        shape = stride if kernel > 1 else 1, dilation, groups
+        conv = _conv(weight, tensors.get("B"), *shape)
+        bn = _norm(tensors, out_channels, eps, weight)
         activation = _activation(kind, slope, tensors)
         order = read_channels(shuffle) if shuffle else None
-        return Layer(conv, bn, activation, kernel, dilation, keeps_input, order)
+        added = tuple(self._term(term, weight, shape) for term in terms)
+        return Layer(conv, bn, activation, kernel, dilation, keeps_input, order, added)
+
+    def _term(self, written: Sequence[Any], like: Tensor, shape: tuple[int, int, int]) -> Term:
+        """A term of a layer with such a weight, stride, dilation and groups."""
+        letters, eps = written
+        tensors = self.take(letters)
+        conv = _conv(tensors["W"], tensors.get("B"), *shape) if "W" in tensors else None
+        return Term(conv, _norm(tensors, len(like), eps, like))
 
     def gate(self, written: Sequence[Any]) -> Gate[Layer]:
         layers, letters, kind, slope, adds_source = written
@@ -278,6 +286,30 @@ class _State:
         fc = nn.Linear(features, classes, "B" in tensors, device="meta")
         _set(fc, weight=tensors["W"], bias=tensors.get("B"))
         return fc
+
+
+def _conv(
+    weight: Tensor, bias: Tensor | None, stride: int, dilation: int, groups: int
+) -> nn.Conv2d:
+    """A convolution that pads so that only its stride makes a map smaller."""
+    out_channels, depth, kernel, _ = weight.shape
+    made = nn.Conv2d(
+        depth * groups, out_channels, kernel, stride, kernel // 2 * dilation, dilation,
+        groups=groups, bias=bias is not None, device="meta",
+    )  # fmt: skip
+    _set(made, weight=weight, bias=bias)
+    return made
+
+
+def _norm(tensors: dict[str, Tensor], channels: int, eps: float, like: Tensor) -> nn.BatchNorm2d:
+    """A batch norm; without tensors one that changes nothing."""
+    made = nn.BatchNorm2d(channels, eps, affine="w" in tensors, device="meta")
+    # That of a frozen batch norm may be [1, C, 1, 1].
+    vectors = {letter: tensors[letter].flatten() for letter in "wbmv" if letter in tensors}
+    _set(made, weight=vectors.get("w"), bias=vectors.get("b"))
+    made.running_mean = vectors.get("m", like.new_zeros(channels))
+    made.running_var = vectors.get("v", like.new_ones(channels))
+    return made
 
 
 def _activation(kind: str, slope: float, tensors: dict[str, Tensor]) -> Activation:
@@ -397,15 +429,24 @@ class _Formula(Builder):
 
 
 def _apply(layer: Layer, x: Tensor) -> Tensor:
-    conv, bn = layer.conv, layer.bn
-    y = F.conv2d(
-        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
-    )  # fmt: skip
-    norm = bn.running_mean, bn.running_var, bn.weight, bn.bias
-    y = layer.activation(F.batch_norm(y, *norm, False, 0.0, bn.eps))
+    y = _normed(layer.bn, _convolved(layer.conv, x))
+    for term in layer.terms:
+        y = y + _normed(term.bn, x if term.conv is None else _convolved(term.conv, x))
+    y = layer.activation(y)
     if layer.shuffle is not None:
         y = _channels(y, layer.shuffle)
     return torch.cat([x, y], 1) if layer.keeps_input else y
+
+
+def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(
+        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+    )  # fmt: skip
+
+
+def _normed(bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    norm = bn.running_mean, bn.running_var, bn.weight, bn.bias
+    return F.batch_norm(x, *norm, False, 0.0, bn.eps)
 
 
 def _pooled(pool: Pool, x: Tensor, stride: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch.fx import Graph, Node
 
-from snv2_kernels.graph.channels import Follower, Origin, Value
+from snv2_kernels.graph.channels import MOVES, Follower, Origin, Value
 from snv2_kernels.graph.elementwise import activation_after
 from snv2_kernels.graph.ends import Head, Stem, head_after, stem_before
 from snv2_kernels.graph.gates import Gate, gates, sums
@@ -29,7 +29,7 @@ from snv2_kernels.packing.units import Activation
 if TYPE_CHECKING:
     from snv2_kernels.packing import Builder
 
-__all__ = ["JOINS", "Run", "Unit", "Units", "are_of_others", "recognize"]
+__all__ = ["JOINS", "Run", "Unit", "Units", "are_of_others", "recognize", "runs_of"]
 
 Part = Layer | Gate  # of a branch
 JOINS = (*CONCATENATIONS, "stack")  # functions by which halves of a unit may come together
@@ -103,12 +103,21 @@ class Run:
 def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
     """All runs of units in a graph that the kernels cover, in its order. A unit whose map is
     returned ends there, whatever shuffles it next."""
-    found = Units(graph, returned)
+    return runs_of(Units(graph, returned), returned)
+
+
+def runs_of(found: Units, returned: Collection[Node], taps: bool = False) -> list[Run]:
+    """See :func:`recognize`. With ``taps`` a run goes on behind a map that others read too, which
+    is then one of its results; without, it ends there."""
     runs: list[Run] = []
     for unit in found.units:
-        last = runs[-1].units[-1] if runs else None
-        if last is not None and last.out is unit.source and _reads_alone(unit):
-            runs[-1].units.append(unit)
+        run = runs[-1] if runs else None
+        source = run.units[-1].out if run is not None else None
+        if run is not None and source is unit.source and _reads_alone(unit):
+            run.units.append(unit)
+        elif run is not None and source is unit.source and taps and _read_alone(unit):
+            run.taps |= {source}
+            run.units.append(unit)
         else:
             runs.append(Run([unit]))
         chain = found.behind(unit)
@@ -119,7 +128,9 @@ def recognize(graph: Graph, returned: Collection[Node] = ()) -> list[Run]:
         if _reads_alone(run.units[0]):
             run.stem = stem_before(run.source, found.layers)
         run.head = head_after(run.out, found.layers, returned)
-    return [run for run in runs if _is_covered(run) and not are_of_others(run.units)]
+        if taps:
+            run.taps |= frozenset(returned) & {unit.out for unit in run.units} - {run.out}
+    return [run for run in runs if is_covered(run) and not are_of_others(run.units)]
 
 
 def are_of_others(found: Sequence[Unit]) -> bool:
@@ -132,7 +143,12 @@ def are_of_others(found: Sequence[Unit]) -> bool:
 
 def _reads_alone(unit: Unit) -> bool:
     """Whether nothing but the unit reads its input."""
-    inside = (unit.source, *(node for node in unit.nodes if node is not unit.out))
+    return _read_alone(unit) and all(user in unit.nodes for user in readers(unit.source))
+
+
+def _read_alone(unit: Unit) -> bool:
+    """Whether nothing but the unit reads what it makes on the way to its result."""
+    inside = (node for node in unit.nodes if node is not unit.out)
     return all(user in unit.nodes for node in inside for user in readers(node))
 
 
@@ -141,7 +157,7 @@ class Units:
 
     def __init__(self, graph: Graph, returned: Collection[Node] = ()) -> None:
         self.units: list[Unit] = []
-        self._returned = returned
+        self.returned = returned
         self.layers = Layers(graph)
         self.gates = {gate.out: gate for gate in gates(graph, self.layers)}
         self.pools = {pool.out: pool for pool in pools(graph)}
@@ -163,7 +179,7 @@ class Units:
         """Layers and gates, each for the next alone, that end at a node; the last one may add what
         the first one reads."""
         for shortcut in self._sums.get(out, ()):
-            parts = self._parts(shortcut.source)
+            parts = self.parts(shortcut.source)
             if not parts or len(readers(shortcut.source)) != 1:
                 continue
             added = shortcut.added
@@ -173,9 +189,10 @@ class Units:
             if isinstance(last, Gate) and last.activation.kind == "identity":
                 return (*parts[:-1], replace(shortcut, reduce=last.reduce, expand=last.expand))
             return (*parts, shortcut)
-        return self._parts(out)
+        return self.parts(out)
 
-    def _parts(self, out: Node) -> tuple[Part, ...]:
+    def parts(self, out: Node) -> tuple[Part, ...]:
+        """Layers and gates, each for the next alone, that end at a node."""
         parts: list[Part] = []
         shuffle: tuple[int, ...] | None = None
         while (part := self.layers.by_last.get(out) or self.gates.get(out)) is not None:
@@ -202,10 +219,8 @@ class Units:
             return None
         (maker,) = makers
         order = tuple(channel for _, channel in channels)
-        between = _between(maker, node)
-        alone = all(
-            user in between for each in (maker, *between - {node}) for user in readers(each)
-        )
+        moves = between(maker, node)
+        alone = all(user in moves for each in (maker, *moves - {node}) for user in readers(each))
         is_all = sorted(order) == list(range(len(self.map_of(maker))))
         return (maker, order) if maker in self.layers.by_last and alone and is_all else None
 
@@ -224,12 +239,12 @@ class Units:
             if gate is not None:
                 parts.append(gate)
                 out = gate.out
-        nodes = _between(unit.out, out)
-        if not is_branch(parts) or _is_written(unit.out, out, nodes):
+        nodes = between(unit.out, out)
+        if not is_branch(parts) or is_written(unit.out, out, nodes):
             return None
         channels = len(unit.told.order)
         assert isinstance(layer, Layer)
-        told = units.Unit(1, _told(parts), range(channels), (), range(layer.channels))
+        told = units.Unit(1, told_parts(parts), range(channels), (), range(layer.channels))
         return Unit(unit.out, channels, out, told, nodes)
 
     def _residual(self, out: Node) -> Unit | None:
@@ -243,10 +258,10 @@ class Units:
         order = range(len(read))
         if read != tuple((source, i) for i in order) or read != self.map_of(source):
             return None
-        nodes = _between(source, out)
-        if _is_written(source, out, nodes):
+        nodes = between(source, out)
+        if is_written(source, out, nodes):
             return None
-        told = units.Unit(1, _told(branch), order, (), order)
+        told = units.Unit(1, told_parts(branch), order, (), order)
         return Unit(source, len(read), out, told, nodes)
 
     def map_of(self, node: Node) -> tuple[Origin, ...]:
@@ -295,16 +310,16 @@ class Units:
             return None
         out = self._last_shuffle(join, set(place))
         order = self.map_of(out)
-        if out not in self._returned and projection is not None:
+        if out not in self.returned and projection is not None:
             activation, activated = activation_after(out)
             if activated and (both := _activated(branch, projection, activation)) is not None:
                 branch, projection, out = *both, activated[-1]
-        nodes = _between(source, out)
-        if len(order) != len(joined) or _is_written(source, out, nodes):
+        nodes = between(source, out)
+        if len(order) != len(joined) or is_written(source, out, nodes):
             return None
         told = units.Unit(
             stride,
-            _told(branch),
+            told_parts(branch),
             tuple(channel for _, channel in read),
             () if projection else tuple(channel for _, channel in first),
             tuple(place[origin] for origin in order),
@@ -329,18 +344,32 @@ class Units:
 
     def _last_shuffle(self, join: Node, joined: set[Origin]) -> Node:
         """The farthest map with the same channels that is all that the join is used for."""
-        out = node = join
-        while len(readers(node)) == 1 and node not in self._returned:
-            (node,) = readers(node)
-            moved = self.follower.value(node)
-            if not isinstance(moved, Value):
-                break
-            channels = moved.channels()
-            if channels is not None:
-                if len(channels) != len(joined) or set(channels) != joined:
-                    break
-                out = node
+        out, waiting = join, [join]
+        while waiting:
+            node = waiting.pop(0)
+            if node in self.returned:
+                continue
+            for user in readers(node):
+                if function_name(user) not in MOVES:
+                    continue
+                value = self.follower.value(user)
+                parts = value if isinstance(value, tuple) else (value,)
+                moves = all(isinstance(p, Value) and joined.issuperset(p.origins) for p in parts)
+                if user in waiting or not moves:
+                    continue
+                waiting.append(user)
+                channels = value.channels() if isinstance(value, Value) else None
+                whole = channels is not None and len(channels) == len(joined)
+                if whole and set(channels or ()) == joined and self._leads_to(join, user):
+                    out = user
         return out
+
+    def _leads_to(self, join: Node, out: Node) -> bool:
+        """Whether a map is used for nothing but another one, and none on the way is returned."""
+        moves = between(join, out)
+        inside = (join, *moves - {out})
+        used = all(user in moves for node in inside for user in readers(node))
+        return used and not any(node in self.returned for node in inside)
 
 
 def _activated(
@@ -359,11 +388,11 @@ def _activated(
     return (*branch[:-1], replace(last, activation=activation)), joined
 
 
-def _told(parts: Sequence[Part]) -> tuple[Layer | units.Gate[Layer], ...]:
+def told_parts(parts: Sequence[Part]) -> tuple[Layer | units.Gate[Layer], ...]:
     return tuple(part.told() if isinstance(part, Gate) else part for part in parts)
 
 
-def _between(source: Node, out: Node) -> frozenset[Node]:
+def between(source: Node, out: Node) -> frozenset[Node]:
     """The nodes by which ``out`` depends on ``source``, and ``out``."""
     after: set[Node] = set()
     waiting = [source]
@@ -382,7 +411,7 @@ def _between(source: Node, out: Node) -> frozenset[Node]:
     return frozenset(needed)
 
 
-def _is_written(source: Node, out: Node, nodes: frozenset[Node]) -> bool:
+def is_written(source: Node, out: Node, nodes: frozenset[Node]) -> bool:
     """Whether others change what a unit reads, so that it matters when it reads."""
     read = {source, *nodes} - {out}
     return any(writes(user) and user not in nodes for node in read for user in node.users)
@@ -418,7 +447,7 @@ def as_projection(parts: Sequence[Part]) -> tuple[Layer, Layer] | None:
 # What the kernels cover -----------------------------------------------------------------------
 
 
-def _is_covered(run: Run) -> bool:
+def is_covered(run: Run) -> bool:
     weights = [example(layer.conv.weight) for layer in run.layers]
     if run.head is not None and run.head.linear is not None:
         weights.append(example(run.head.linear.weight))

@@ -4,7 +4,8 @@ A forward is recorded on two inputs side by side, whose batch, height and width 
 do their remainders by small numbers. Python code sees a size as torch's SymInt, which neither
 converts nor compares without calling its node; here that node is a pair of numbers. A pair whose
 numbers are the same is taken for a constant only where it is a tensor's size, or made of such by
-sums and products: a quotient or a remainder may be the same at two inputs by chance.
+sums and products: a quotient or a remainder may be the same at two inputs by chance. A node also
+knows how it was computed, so that it can be computed again at another input.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,20 +21,32 @@ import torch
 # It gives SymInt and its like their operators.
 import torch.fx.experimental.sym_node
 
-__all__ = ["SYMBOLS", "SizeNode", "at", "paired", "same_at_all"]
+__all__ = ["SYMBOLS", "Made", "SizeNode", "at", "paired", "same_at_all"]
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A call that gives a size, or a tuple in which ``path`` leads to it."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]  # numbers, SizeNodes, symbols, and nodes of a graph for tensors
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    path: tuple[int, ...] = ()
 
 
 class SizeNode:
     """The node of a SymInt, SymFloat or SymBool: its value at each input.
 
     ``factor`` is a number that divides a sum of products of tensors' sizes, whatever these are;
-    None for what is no such sum.
+    None for what is no such sum. ``made`` is how it was computed, None for a constant.
     """
 
-    def __init__(self, values: tuple[Any, Any], factor: int | None = None) -> None:
-        self.values, self.factor = values, factor
+    def __init__(
+        self, values: tuple[Any, Any], factor: int | None = None, made: Made | None = None
+    ) -> None:
+        self.values, self.factor, self.made = values, factor, made
 
     def is_int(self) -> bool:
         return type(self.values[0]) is int
@@ -105,7 +119,7 @@ def _method(name: str, function: Callable[..., Any]) -> Callable[..., SizeNode]:
     def method(self: SizeNode, other: SizeNode | None = None) -> SizeNode:
         nodes = (self,) if other is None else (self, other)
         first, second = (function(*(node.values[i] for node in nodes)) for i in range(2))
-        return SizeNode((first, second), _factor(name, self, other))
+        return SizeNode((first, second), _factor(name, self, other), Made(function, nodes))
 
     return method
 

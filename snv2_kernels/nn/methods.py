@@ -71,8 +71,9 @@ def why_class_replaced(cls: Any, calls_base: bool = False) -> str:
 def _replaced_in(cls: Any) -> str | None:
     methods = tuple(getattr(cls, name, None) for name in _METHODS)
     helpers: dict[str, FunctionType] = {}
-    if isinstance(cls.forward, FunctionType):
-        names, space = cls.forward.__code__.co_names, cls.forward.__globals__
+    forward = getattr(cls, "forward", None)  # TorchScript's classes give none
+    if isinstance(forward, FunctionType):
+        names, space = forward.__code__.co_names, forward.__globals__
         helpers = {n: space[n] for n in names if isinstance(space.get(n), FunctionType)}
     return _replaced(cls, methods, tuple(helpers.items()))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snv2_kernels import _native, gpu
-from snv2_kernels.graph.recipe import RecipeBuilder
+from snv2_kernels.graph.recipe import Recipe, RecipeBuilder
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.ops import KERNEL_DTYPES, OPERATORS, run_plan
 from snv2_kernels.packing import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from snv2_kernels.quantization.numbers import Ranges
     from snv2_kernels.runners import Pixels
 
-__all__ = ["PlannedModule", "plan_element"]
+__all__ = ["PlannedModule", "RecipeModule", "plan_element"]
 
 P_co = TypeVar("P_co", covariant=True)
 _gpu_fields = functools.cache(gpu.current_device)
@@ -65,6 +65,10 @@ class PlannedModule(FusedModule):
     def _is_run(self) -> bool:
         """Whether :meth:`_add_to` tells all of it, so that units may follow."""
         return False
+
+    def _why_not_whole(self) -> str | None:
+        """Why it is no single plan, None if it is."""
+        return None
 
     def _fits(self, height: int, width: int) -> bool:
         """Whether the plan is right for inputs of this size."""
@@ -191,3 +195,14 @@ class PlannedModule(FusedModule):
 
     def _autocast_dtype(self, x: torch.dtype, autocast: torch.dtype) -> torch.dtype:
         return torch.promote_types(x, autocast) if self._splits_input() else autocast
+
+
+class RecipeModule(PlannedModule):
+    """A recipe with the tensors of its state, as a drop-in module without modules inside."""
+
+    def __init__(self, recipe: Recipe, state: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.recipe, self.state = recipe, state
+
+    def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
+        self.recipe.tell(builder, self.state)

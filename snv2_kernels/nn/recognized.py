@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import operator
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -15,69 +15,23 @@ from torch import Tensor, nn
 
 from snv2_kernels.graph.conditions import USUAL, Conditions, conditions_at
 from snv2_kernels.graph.constant import constant_to_dynamo
-from snv2_kernels.graph.guards import erase_unread_after, last_node
+from snv2_kernels.graph.guards import calls_so_far, erase_unread_after
 from snv2_kernels.graph.names import Names
+from snv2_kernels.graph.partition import OtherInput, Partition
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import drop_in_of
+from snv2_kernels.nn.computed import NotRecognized, Recognition, path_of
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.methods import why_replaced
+from snv2_kernels.nn.partitioned import BoundPartition, check_regions
 from snv2_kernels.nn.planned import PlannedModule
 from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.common import map_shape
 from snv2_kernels.packing.units import Unsupported
 
-__all__ = ["NotRecognized", "Recognition", "Recognized", "recognized_class"]
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """What a module computes, and where its numbers are."""
-
-    kind: str  # unit, stage, backbone (of several results) or network
-    recipe: str
-    names: tuple[str, ...]  # of the recipe's state among parameters and buffers
-    weights: tuple[int, ...]  # places in it of the weights of convolutions and linear layers
-    in_channels: int
-    splits_input: bool
-    plain_in_autocast: bool  # it leaves some results in float32
-    returned: Returned
-    checked_size: tuple[int, int, int]  # batch, height and width of the input that it is checked on
-    last_map: tuple[int, int] | None  # the only size of the last map that it is true of
-    asked: frozenset[str]  # words of snv2_kernels.graph.conditions
-    alike: dict[tuple[Any, ...], bool]  # by conditions: whether the forward is the same in them
-    outside: Names  # that the forward looks up
-    structure: str  # of the module that this is true of
-    tail: str = ""  # submodule that makes the forward's result of a network's
-
-    def tail_of(self, module: nn.Module) -> nn.Module | None:
-        if not self.tail:
-            return None
-        for part in _path(module, self.tail):
-            module = module._modules[part]  # type: ignore[assignment]
-        return module
-
-    def state(self, module: nn.Module) -> list[Tensor]:
-        found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-        found.update(module.named_buffers(remove_duplicate=False))
-        return [found[name] for name in self.names]
-
-
-class NotRecognized(Exception):
-    """The message is the reason in a few words."""
-
-    def __init__(
-        self,
-        reason: str,
-        channels: dict[str, int] | None = None,
-        no_unit: bool = False,
-        outside: Names | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.channels = channels  # what is known of the inputs of submodules
-        self.no_unit = no_unit  # nor in any of these submodules
-        self.outside = outside  # names that the forward looks up, where it was recorded
+__all__ = ["Recognized"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +69,7 @@ class Recognized(PlannedModule):
     _original: ClassVar[type[nn.Module]]
     _recognition: Recognition | None = None
     _given_channels: int | None = None  # by the outer module that alone was recognised so far
+    _may_partition: bool = True  # else what is only a partition runs plain, through those inside
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -170,22 +125,49 @@ class Recognized(PlannedModule):
         return twin
 
     def _exported(self, x: Tensor) -> Any:
-        if self._differs(x) or "compiler" in _fact(self, "asked"):
+        partitioned = self._partition() is not None
+        if partitioned or self._differs(x) or "compiler" in _fact(self, "asked"):
             raise Unsupported("plain")
         return super()._exported(x)
+
+    def _eager(self, x: Any) -> Any:
+        if not isinstance(x, Tensor | torch.fx.Proxy) and self._partition() is not None:
+            return self._plain(x)  # which may take anything
+        try:
+            return super()._eager(x)
+        except OtherInput:
+            return self._plain(x)
 
     def _differs(self, x: Tensor) -> bool:
         """Whether the forward does something else with this input than was recognised: it may take
         several numbers of channels, average over a window of one size, ask about what holds during
-        a call, and autocast leave some results in float32."""
+        a call, and autocast leave some results in float32. Where there is a gradient to compute,
+        the plain forward goes through the drop-ins inside, each with its own."""
         known = self._known()
+        partition = None if known is None else known.partition
+        if partition is not None and self._is_strange(x, partition):
+            return True
         if known is None or x.dim() != 4:
             return False
         autocast = known.plain_in_autocast and torch._C._is_any_autocast_enabled()
         shape = x.shape[1] != known.in_channels or not self._fits(*x.shape[2:])
         inference = "inference" in known.asked and x.is_inference()
-        conditions = known.asked and not _is_alike(self, *conditions_at(x))
+        asks = known.asked - {"inference", "numbers"}
+        conditions = asks and not _is_alike(self, *conditions_at(x))
         return bool(autocast or shape or inference or conditions)
+
+    def _is_strange(self, x: Tensor, partition: Partition) -> bool:
+        """Whether a partition is not right for an input, or a gradient is wanted."""
+        packed = self.packed()
+        if x.dim() != 4 or x.dtype != packed.dtype:
+            return True
+        if any(map(operator.lt, x.shape[2:], partition.least)):
+            return True
+        if partition.in_order and not x.is_contiguous():
+            return True
+        if not torch.is_grad_enabled():
+            return False
+        return x.requires_grad or (packed.watch is not None and packed.watch.requires_grad())
 
     def _fits(self, height: int, width: int) -> bool:
         last_map = _fact(self, "last_map").split()
@@ -273,6 +255,43 @@ class Recognized(PlannedModule):
     def _splits_input(self) -> bool:
         return _fact(self, "splits_input") == "True"
 
+    def _partition(self) -> Partition | None:
+        """That of the module as it was when it was last looked at."""
+        known = self._known()
+        return None if known is None else known.partition
+
+    def _check_supported(self) -> None:
+        partition = self._partition()
+        if partition is None:
+            super()._check_supported()
+        elif not self._may_partition:
+            raise Unsupported("it was quantized in parts")
+        else:
+            check_regions(self, partition)
+
+    def _pack(self, backend: str, dtype: torch.dtype, device: torch.device) -> Any:
+        partition = self._partition()
+        if partition is None:
+            return super()._pack(backend, dtype, device)
+        return BoundPartition(self, partition, backend, dtype, device)
+
+    def _covers(self, weights: Any, x: Tensor) -> bool:
+        return isinstance(weights, BoundPartition) or super()._covers(weights, x)
+
+    def _run(self, weights: Any, x: Tensor, backend: str) -> Any:
+        if isinstance(weights, BoundPartition):
+            return weights(x)
+        return super()._run(weights, x, backend)
+
+    def _why_not_whole(self) -> str | None:
+        partition = self._partition()
+        return None if partition is None else f"PyTorch runs a part of it: {partition.told()}"
+
+    def _beside(self) -> str:
+        """What PyTorch runs of it, in a few words; empty where it is one plan."""
+        partition = self._partition()
+        return "" if partition is None else partition.told()
+
     def _is_run(self) -> bool:
         known = self._known()
         return known is not None and _why_no_run(known) is None
@@ -301,6 +320,7 @@ class Recognized(PlannedModule):
     def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
         assert not taps
         now = self._current()
+        _check_whole(now)
         Recipe.read(now.recipe).tell(builder, now.state(self))
 
     def _in_graph(self, x: Tensor) -> Any:
@@ -320,15 +340,18 @@ class Recognized(PlannedModule):
         weights = [state[int(place)] for place in _fact(self, "weights").split()]
         dtypes = self._graph_dtypes(x, weights, state, int(_fact(self, "in_channels")))
         plain_in_autocast = _fact(self, "plain_in_autocast") == "True"
-        if (plain_in_autocast and dtypes[1] is not None) or not self._fits(*x.shape[2:]):
+        nested = _fact(self, "is_nested") == "True"
+        differs = (plain_in_autocast and dtypes[1] is not None) or not self._fits(*x.shape[2:])
+        if differs or nested:
             raise Unsupported("plain")
         asked = _fact(self, "asked")
-        if asked and ("compiler" in asked or "inference" in asked):
+        # Dynamo has no guard on what is in a buffer.
+        if asked and ("compiler" in asked or "inference" in asked or "numbers" in asked):
             raise Unsupported("plain")
         if asked and not _is_alike(self, *conditions_at(x)):
             raise Unsupported("plain")
         # The forward may read whatever it likes.
-        before = last_node()
+        before = calls_so_far()
         plain = self._plain(x)
         erase_unread_after(before)
         arguments = x, state, recipe, self._backend, *dtypes
@@ -342,13 +365,24 @@ class Recognized(PlannedModule):
             tail = tail._modules[part] if part else None
         return out if tail is None else tail(out)
 
+    def __getstate__(self) -> Any:
+        state = super().__getstate__()
+        known = self._recognition
+        if known is not None and known.partition is not None and isinstance(state, dict):
+            # Functions of many kinds are in it; it is found again when it is asked for.
+            del state["_recognition"]
+            state["_given_channels"] = known.in_channels
+        return state
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if _reduces_itself(self._original):
+        from snv2_kernels.nn.derived import reduces_itself, without_state
+
+        if reduces_itself(self._original):
             return self._original.__reduce_ex__(self, protocol)
         base = vars(type(self)).get("_base")
         if base is None:  # its class can be imported
             return super().__reduce_ex__(protocol)
-        return _without_state, (self._original, base), self.__getstate__()
+        return without_state, (self._original, base), self.__getstate__()
 
 
 def _forward_of(original: type[nn.Module]) -> Any:
@@ -363,11 +397,18 @@ def _forward_of(original: type[nn.Module]) -> Any:
     return forward
 
 
+def _check_whole(known: Recognition) -> None:
+    if known.partition is not None:
+        raise Unsupported(f"PyTorch runs a part of it: {known.partition.told()}")
+
+
 def _why_no_run(known: Recognition) -> str | None:
     """Why units may not follow what was recognised, in one plan."""
+    if known.partition is not None:
+        return "other layers are between its units"
     if not Recipe.read(known.recipe).is_run:
         return "a network cannot follow units"
-    if known.plain_in_autocast or known.asked:
+    if known.plain_in_autocast or known.asked - {"numbers"}:
         return "it computes something else under other conditions"
     return None
 
@@ -392,7 +433,7 @@ def _is_alike(module: Recognized, *given: Any) -> bool:
         except NotRecognized:
             known.alike[told] = False
         else:
-            facts = attrgetter("recipe", "names", "returned", "last_map", "tail")
+            facts = attrgetter("recipe", "names", "returned", "last_map", "tail", "partition")
             # Another question there may have another answer in the next call.
             known.alike[told] = facts(found) == facts(known) and found.asked <= known.asked
     return known.alike[told]
@@ -405,35 +446,24 @@ def _fact(module: Recognized, name: str) -> str:
         known = module._current() if name == "recipe" else module._known()
     except Unsupported:
         known = None
-    if known is None:
+    if known is None or known.partition is not None:
         return ""
     if name == "last_map" and known.last_map is None:
         return ""
     if name == "names":
-        return "\n".join("\t".join(_path(module, name)) for name in known.names)
+        return "\n".join("\t".join(path_of(module, name)) for name in known.names)
     if name == "tail":
-        return "\t".join(_path(module, known.tail))
+        return "\t".join(path_of(module, known.tail))
     recipe = Recipe.read(known.recipe)
     values = {
         "weights": known.weights,
         "asked": sorted(known.asked) or [""],
         "results": [len(recipe.results)],
         "places": known.returned.places,
+        "is_nested": [known.returned.is_nested],
         "last_map": [*(known.last_map or ()), recipe.halvings],
     }
     return " ".join(map(str, values.get(name) or [getattr(known, name)]))
-
-
-def _path(module: nn.Module, name: str) -> Iterator[str]:
-    """The parts of a tensor's name: names of submodules may have dots in them."""
-    own = (*module._parameters, *module._buffers, *module._modules)
-    fitting = [key for key in own if f"{name}.".startswith(f"{key}.")]
-    if fitting:
-        key = max(fitting, key=len)
-        yield key
-        child = module._modules.get(key)
-        if child is not None:
-            yield from _path(child, name[len(key) + 1 :])
 
 
 def _like(plain: Any, maps: list[Tensor]) -> Any:
@@ -447,47 +477,3 @@ def _like(plain: Any, maps: list[Tensor]) -> Any:
     for key, value in zip(list(plain), maps, strict=True):
         plain[key] = value
     return plain
-
-
-def _reduces_itself(original: type[nn.Module]) -> bool:
-    """Whether a class has its own way to be copied and pickled."""
-    plain = original.__reduce_ex__ is object.__reduce_ex__
-    return not plain or original.__reduce__ is not object.__reduce__
-
-
-def _without_state(original: type[nn.Module], base: type[Recognized]) -> nn.Module:
-    return object.__new__(recognized_class(original, base=base))
-
-
-def recognized_class(
-    original: type[nn.Module], attributes: Iterable[str] = (), base: type[Recognized] = Recognized
-) -> type[Recognized]:
-    """The class of the drop-in for modules of a class, derived from ``base`` and that class.
-
-    Raises:
-        NotRecognized: if the class, or an instance's attribute, has a name that the drop-in needs.
-    """
-    if issubclass(original, Recognized):
-        return original
-    classes: tuple[Any, Any] = original, base
-    for name in _reserved(classes[1]):
-        if name in attributes or hasattr(original, name):
-            raise NotRecognized(f"its attribute {name!r} has another meaning in a drop-in")
-    made: type[Recognized] = _derived(*classes)
-    return made
-
-
-@functools.cache
-def _reserved(base: Any) -> frozenset[str]:
-    return frozenset(dir(base)) - frozenset(dir(nn.Module))
-
-
-@functools.cache
-def _derived(original: Any, base: Any) -> Any:
-    names = {"_original": original, "_base": base, "__module__": original.__module__}
-    try:
-        made = type(original.__name__, (base, original), names)
-    except TypeError as error:  # a metaclass of its own, or a layout that does not fit
-        raise NotRecognized(f"its class cannot be derived from: {error}") from None
-    made.__qualname__ = original.__qualname__
-    return made

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels.graph.nodes import holds_numbers
 from snv2_kernels.nn.clone import CACHES, original_class
 
 __all__ = ["Incomparable", "structure"]
@@ -26,7 +27,8 @@ _MOST_VALUES = 200_000  # that attributes hold, of a whole tree
 _MOST_BYTES = 1 << 16  # of an array or tensor
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 _PLAIN_BASES = (object, types.SimpleNamespace)  # of objects that are their attributes
-_OWN = frozenset((*CACHES, "_backend", "_given_channels", "_ranges", "_recognition", "training"))
+_OWN = frozenset((*CACHES, "_backend", "_given_channels", "_may_partition", "_ranges",
+                  "_recognition", "training"))  # fmt: skip
 # The repr of these tells them apart, and from those of other types.
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype,
                     torch.device, torch.layout, torch.memory_format, re.Pattern))  # fmt: skip
@@ -97,6 +99,8 @@ class _Freezer:
         for registry in (module._parameters, module._buffers):
             for name, t in registry.items():
                 yield name, None if t is None else (tuple(t.shape), self._names[id(t)])
+                if t is not None and holds_numbers(t):  # such as an order of channels
+                    yield _bytes_of(t.cpu())
 
     def _type(self, cls: type) -> Any:
         """The name of a class, with a digest of what it and its bases outside of PyTorch hold."""

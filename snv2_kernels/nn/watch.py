@@ -144,7 +144,8 @@ def _compared_bytes(tensors: Sequence[Tensor], statistics: Sequence[Tensor]) -> 
 
 
 def _is_comparable(t: Tensor) -> bool:
-    small = t.is_floating_point() and t.numel() <= _MOST_STATISTICS
+    kind = t.is_floating_point() or (t.dim() > 0 and not t.is_complex())  # or numbers of channels
+    small = kind and t.numel() <= _MOST_STATISTICS
     return small and t.device.type == "cpu" and t.layout is torch.strided and t.is_contiguous()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -14,6 +15,7 @@ from snv2_kernels.packing.units import (
     Activation,
     Gate,
     Layer,
+    Term,
     Unit,
     Unsupported,
 )
@@ -295,6 +297,9 @@ class FoldedHead:
 
 def fold(layer: Layer) -> Folded:
     weight, bias = fold_conv_bn(layer.conv, layer.bn)
+    for term in layer.terms:
+        of_term = _fold_term(term, layer)
+        weight, bias = weight + of_term[0], bias + of_term[1]
     shape = layer.kernel, layer.dilation, layer.keeps_input
     groups: tuple[int, ...] = ()
     if layer.kernel == 1 and layer.conv.groups > 1:
@@ -303,6 +308,26 @@ def fold(layer: Layer) -> Folded:
     shuffle = tuple(layer.shuffle or ())
     activation = _in_float64(layer.activation)
     return Folded(weight.cpu(), bias.cpu(), activation, *shape, groups, shuffle)
+
+
+def _fold_term(term: Term, layer: Layer) -> tuple[Tensor, Tensor]:
+    """What a term adds to its layer's folded weight and bias."""
+    depth, rows = layer.conv.in_channels // layer.conv.groups, layer.conv.out_channels
+    if term.conv is not None:
+        weight, bias = fold_conv_bn(term.conv, term.bn)
+        weight = weight.view(rows, depth, -1)
+    else:
+        scale, bias = _fold_bn64(term.bn)
+        weight = scale.new_zeros(rows, depth, 1)
+        row = torch.arange(rows, device=scale.device)
+        weight[row, row % depth, 0] = scale
+    kernel = math.isqrt(weight.shape[2])
+    begin = (layer.kernel - kernel) // 2  # both windows are around the same pixel
+    whole = weight.new_zeros(rows, depth, layer.kernel, layer.kernel)
+    whole[:, :, begin : begin + kernel, begin : begin + kernel] = weight.view(
+        rows, depth, kernel, kernel
+    )
+    return whole.flatten(1), bias
 
 
 def _in_float64(activation: Activation) -> Activation:

@@ -26,6 +26,7 @@ __all__ = [
     "Gate",
     "Layer",
     "Pool",
+    "Term",
     "Unit",
     "Unsupported",
 ]
@@ -61,12 +62,23 @@ RELU = Activation("relu")
 
 
 @dataclass(frozen=True)
+class Term:
+    """``bn(conv(x))``, or ``bn(x)`` without a convolution. The convolution has a window of at most
+    its layer's size, and the layer's groups, stride and, but for 1x1, dilation."""
+
+    conv: nn.Conv2d | None
+    bn: nn.BatchNorm2d
+
+
+@dataclass(frozen=True)
 class Layer:
-    """``activation(bn(conv(x)))[:, shuffle]``. With a window of 1x1 the convolution is pointwise
-    and may have groups, with a larger one depthwise, and both keep height and width but for the
-    stride of their unit. (The stem's is neither; it is no part of a unit.) One that
-    ``keeps_input``, depthwise and without a stride, is
-    ``torch.cat([x, activation(bn(conv(x)))], 1)``."""
+    """``activation(bn(conv(x)) + terms)[:, shuffle]``, where the terms are linear in x too.
+
+    With a window of 1x1 the convolution is pointwise and may have groups, with a larger one
+    depthwise, and both keep height and width but for the stride of their unit. (The stem's is
+    neither; it is no part of a unit.) One that ``keeps_input``, depthwise and without a stride, is
+    ``torch.cat([x, activation(bn(conv(x)))], 1)``.
+    """
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d
@@ -75,6 +87,7 @@ class Layer:
     dilation: int = 1
     keeps_input: bool = False
     shuffle: Sequence[int] | None = None  # as it is where None
+    terms: tuple[Term, ...] = ()
 
     @property
     def channels(self) -> int:

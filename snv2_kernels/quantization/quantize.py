@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from snv2_kernels.fuse import fuse
 from snv2_kernels.nn.planned import PlannedModule
+from snv2_kernels.nn.recognized import Recognized
 from snv2_kernels.nn.series import Mixed
 from snv2_kernels.packing import PlanBuilder
 from snv2_kernels.packing.units import Unsupported
@@ -67,13 +68,13 @@ def quantize(
     fused = fuse(model)
     if fused.training:
         raise ValueError("model: expected eval() mode; call model.eval() first")
-    whole = isinstance(fused, PlannedModule)
-    if normalize is not None and not whole:
+    if normalize is not None and not _is_whole(fused):
         raise ValueError("normalize: only a model that is one network as a whole takes images")
     found: dict[str, PlannedModule]
-    if isinstance(fused, PlannedModule):
+    if _is_whole(fused):
         found, inputs = {"model": fused}, lambda _: batches
     else:
+        _undo_partitions(fused)
         listed = _listed(batches)  # which each part reads once
         found, inputs = _called(fused, listed[0]), lambda part: _inputs_of(part, fused, listed)
     reasons = []
@@ -97,6 +98,18 @@ def quantize(
         if isinstance(module, Mixed):
             module._made = None  # whose series are all in integers or not at all
     return fused
+
+
+def _is_whole(module: nn.Module) -> TypeGuard[PlannedModule]:
+    """Whether a module is one plan."""
+    return isinstance(module, PlannedModule) and module._why_not_whole() is None
+
+
+def _undo_partitions(model: nn.Module) -> None:
+    """Let plain forwards call the parts inside, which are those that run in integers."""
+    for module in model.modules():
+        if isinstance(module, Recognized) and not _is_whole(module):
+            module._may_partition = False
 
 
 def _why_none(model: nn.Module) -> str:
@@ -156,7 +169,7 @@ def _ran(model: nn.Module, batch: Tensor, parts: Iterable[nn.Module]) -> set[nn.
 
 
 def _outermost(module: nn.Module, name: str = "") -> Iterator[tuple[str, PlannedModule]]:
-    if isinstance(module, PlannedModule):
+    if _is_whole(module):
         yield name, module
         return
     for child_name, child in module.named_children():
