@@ -55,8 +55,8 @@ PRODUCTS = {
     STEMS[0]: 8.5,
     STEMS[1]: 9.7,
     STEMS[2]: 15.5,
-    FEATURES[0]: 3.9,
-    FEATURES[1]: 2.4,
+    FEATURES[0]: 3.7,
+    FEATURES[1]: 2.2,
 }
 # Cycles of a warp that is alone for each HMMA, by the stall model.
 PRODUCT_CYCLES = {
@@ -66,8 +66,8 @@ PRODUCT_CYCLES = {
     S2.format(RESIDENT, "false"): 9.7,
     S2.format(CLUSTERED, "false"): 14.2,
     S2.format(DIRECT2, "false"): 25.6,
-    FEATURES[0]: 20.1,
-    FEATURES[1]: 12.3,
+    FEATURES[0]: 17.5,
+    FEATURES[1]: 11.4,
 }
 
 CHAIN_GOAL = 3000

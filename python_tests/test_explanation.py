@@ -14,6 +14,8 @@ from _styles import conv_bn, shuffle
 from torch import Tensor, fx, nn
 
 import snv2_kernels as snv2
+from snv2_kernels.graph.reasons import why_no_unit
+from snv2_kernels.graph.record import record
 from snv2_kernels.nn import FusedModule
 from snv2_kernels.testing import max_error, randomize_
 
@@ -191,8 +193,11 @@ JOINS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("join", JOINS)
 def test_reason_of_a_branch_that_is_joined_otherwise(join: str) -> None:
+    """Its layers are a chain."""
     how, reason = JOINS[join]
-    assert reason in str(snv2.explain(made(Unit(**how))))
+    unit = made(Unit(**how))
+    assert reason in why_no_unit(record(unit, 12).graph)
+    assert str(snv2.explain(unit)).startswith("(model): partition of a chain: fused")
 
 
 def test_plain_layers_around_a_unit_are_told() -> None:

@@ -7,7 +7,7 @@ their arguments is computed from the tensors at hand, as the forward computed it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +152,7 @@ class _Writer:
             own = node not in self._inside or _moves(node)
             if node in needed and own and node not in self._outs:
                 self._write(node)
-        for node in sorted(self._recording.measured - self._variables.keys()):
+        for node in sorted(self._recording.measured - self._variables.keys() - self._inside):
             if any(constant_sizes(node)):
                 self._read(node)  # and check it, though nothing else may read it
         outs = [self._read(out) for out in self._recording.outs]
@@ -373,7 +373,16 @@ def constant_sizes(node: Node) -> list[tuple[int | None, ...]]:
     of_read = [shape_of(each) for each in read if isinstance(example(each), Tensor)]
     most = max((sum(_constant(size) is None for size in each) for each in of_read), default=0)
     least = min((each.count(None) for each in shapes), default=0)
-    return shapes if several or sizes or least < most else []
+    moved = function_name(node) in MOVES and not several and bool(of_read)
+    if moved and _count(shapes[0]) == _count(map(_constant, of_read[0])):
+        return []  # as many channels as before, so pixels are as many as they are
+    is_made = bool(sizes) and not of_read  # of sizes alone
+    return shapes if several or is_made or least < most else []
+
+
+def _count(shape: Iterable[int | None]) -> int:
+    """The product of the sizes that are constants."""
+    return math.prod(size for size in shape if size is not None)
 
 
 def _constant(size: Any) -> int | None:
