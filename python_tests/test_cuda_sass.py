@@ -55,7 +55,7 @@ PRODUCTS = {
     STEMS[0]: 8.5,
     STEMS[1]: 9.7,
     STEMS[2]: 15.5,
-    FEATURES[0]: 3.7,
+    FEATURES[0]: 3.8,
     FEATURES[1]: 2.2,
 }
 # Cycles of a warp that is alone for each HMMA, by the stall model.
