@@ -129,7 +129,7 @@ def test_changes_show() -> None:
     for m in (fused, model):
         m.maxpool.stride = 3
     agree(fused, model, x)
-    assert calls(fused, x) == 2  # one for each stage
+    assert calls(fused, x) == 1  # behind a stem that PyTorch runs
 
 
 def test_hooks_and_train_mode() -> None:
@@ -238,9 +238,9 @@ class WritesItsMap(Named):
 
 @pytest.mark.parametrize(
     ("make", "channels", "ops"),
-    [(Fpn, 3, 2), (WritesItsMap, 10, 2)],
+    [(Fpn, 3, 1), (WritesItsMap, 10, 2)],
 )
-def test_other_forwards_run_by_stages(make: Any, channels: int, ops: int) -> None:
+def test_other_forwards_run_in_part(make: Any, channels: int, ops: int) -> None:
     model, x = randomize_(make()).eval(), draw(2, channels, 21, 17)
     fused = snv2.fuse(model)
     agree(fused, model, x)
