@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 import snv2_kernels as snv2
 from snv2_bench.benchmarking import Comparison
-from snv2_bench.cli.environment import machine
+from snv2_bench.cli.environment import commit, machine, versions
 from snv2_kernels.testing import randomize_
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,11 +102,8 @@ def main() -> None:
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": " ".join(["python", *sys.argv]),
             "machine": machine(),
-            "versions": {
-                "snv2_kernels": snv2.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "commit": commit(),
+            "versions": versions(),
             "rows": rows,
         }
         given.json.parent.mkdir(parents=True, exist_ok=True)
