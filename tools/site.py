@@ -30,6 +30,7 @@ PAGES = {
 }  # fmt: skip
 # Pages that stand for folders, and for what they say themselves.
 FOLDERS = {
+    "benchmarks/results/mixed": "benchmarks.md",
     "benchmarks/results/relatives": "benchmarks.md",
     "examples": "examples.md",
     "examples/cpp": "examples.md",
