@@ -394,7 +394,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Phase:
-    """What a CTA's warps do up to a barrier."""
+    """A stretch of the warps of a CTA that ends at a barrier."""
 
     end: str  # the instruction that ends it
     slowest: int  # cycles of a warp that is alone

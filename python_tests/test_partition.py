@@ -26,7 +26,7 @@ SIZES = [(2, 64, 64), (1, 41, 75), (3, 33, 96)]
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Those in containers, in order."""
+    """Yields the tensors in containers inside each other, in order."""
     if isinstance(value, Tensor):
         yield value
     elif value is not None:
@@ -206,7 +206,7 @@ def test_a_dropped_module_is_freed() -> None:
         gc.enable()
 
 
-# What is written in place ---------------------------------------------------------------------
+# Writes in place ------------------------------------------------------------------------------
 
 
 class Writing(nn.Module):
@@ -349,7 +349,7 @@ def test_drawn_forwards() -> None:
     assert fused_ones > 0.9 * with_units
 
 
-# What is refused or told ----------------------------------------------------------------------
+# Refusals and explanations --------------------------------------------------------------------
 
 
 def test_what_is_beside_is_told() -> None:

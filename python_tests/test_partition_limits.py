@@ -1,5 +1,5 @@
-"""What a partition does not do, or must do besides: forwards beyond what a recording of them shows,
-and inputs that it does not know."""
+"""Limits of partitions: forwards that do more than a recording of them shows, and inputs that no
+partition knows."""
 
 from __future__ import annotations
 
@@ -133,6 +133,8 @@ WAYS: dict[str, Callable[[Free, Any], Any]] = {
     "part of a batch": _part,
     "rest of the rows": _rest,
     "made of a quotient": lambda s, x: s.joined(x) * torch.ones(x.shape[2] // 3000 + 1).shape[0],
+    "one number": lambda s, x: s.joined(x) * s.joined(x)[0, 0, 0, 0],
+    "mean of all": lambda s, x: s.joined(x) * x.mean().reshape(()),
     "video": lambda s, x: s.joined(x.flatten(0, 1) if x.dim() == 5 else x) * 2,
     "one image": lambda s, x: s.joined(x.unsqueeze(0) if x.dim() == 3 else x) * 2,
     "converted": lambda s, x: s.joined(x.type_as(s.fc.weight)) * 2,

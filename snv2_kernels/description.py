@@ -19,7 +19,7 @@ from snv2_kernels.graph.recognize import Run, Units, recognize, runs_of
 from snv2_kernels.graph.record import DEFAULT_SIZE, Call, Recording
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import original_class
-from snv2_kernels.nn.computed import NotRecognized, Recognition
+from snv2_kernels.nn.recognition import NotRecognized, Recognition
 from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.packing.units import Pool
 

@@ -10,8 +10,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from snv2_kernels.fuse import fused_copy
 from snv2_kernels.nn import FusedModule
-from snv2_kernels.nn.computed import NotRecognized
 from snv2_kernels.nn.planned import PlannedModule
+from snv2_kernels.nn.recognition import NotRecognized
 from snv2_kernels.nn.recognized import Recognized
 from snv2_kernels.nn.series import Mixed, Series
 from snv2_kernels.recognition import CONTAINERS, holds_unit, is_depthwise, recognize_module

@@ -21,11 +21,11 @@ from snv2_kernels.graph.reasons import described, why_no_unit
 from snv2_kernels.graph.recognize import JOINS, Run, Units, runs_of
 from snv2_kernels.graph.record import Recording, record, without_modes
 from snv2_kernels.nn.clone import CACHES, original_class
-from snv2_kernels.nn.computed import NotRecognized, Recognition
 from snv2_kernels.nn.derived import recognized_class
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.known import KnownModule
 from snv2_kernels.nn.methods import why_class_replaced
+from snv2_kernels.nn.recognition import NotRecognized, Recognition
 from snv2_kernels.nn.recognized import Recognized
 from snv2_kernels.nn.series import Mixed
 from snv2_kernels.nn.structure import Incomparable, structure

@@ -14,11 +14,11 @@ from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.record import without_modes
 from snv2_kernels.graph.returned import Returned
-from snv2_kernels.nn.computed import named_tensors
+from snv2_kernels.nn.recognition import named_tensors
 from snv2_kernels.testing import max_error
 
 if TYPE_CHECKING:
-    from snv2_kernels.nn.computed import Recognition
+    from snv2_kernels.nn.recognition import Recognition
 
 __all__ = ["why_wrong"]
 

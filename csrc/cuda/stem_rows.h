@@ -163,7 +163,7 @@ class Convolution {
     std::memcpy(&pair, &word, sizeof pair);
     return pair;
   }
-  // Whether a lane reads the last row of pixels for its second column first (stem.cu).
+  // Returns true for lanes that read the last row's pixels for their second column first (stem.cu).
   SNV2_DEVICE static bool turned() { return (lane_of_warp() / 16 + lane_of_warp()) % 2 != 0; }
   // Reads two slots of both columns from a line.
   SNV2_DEVICE void read(Shared<T> line, int step, uint32_t (&even)[kSlots],

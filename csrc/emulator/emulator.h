@@ -39,12 +39,12 @@ struct Counters {
 SNV2_API Counters counters();
 SNV2_API void reset_counters();
 
-// What a kernel was told: in CUDA constant memory has the same bytes.
+// Threads of a CTA and the parameters of a launch, which in CUDA are bytes of constant memory.
 struct LaunchParameters {
   uint32_t threads;
   std::vector<unsigned char> bytes;
 };
-// Those of the calling thread's latest launches, some dozens, in their order.
+// Returns the parameters of the calling thread's latest launches, some dozens, in their order.
 SNV2_API std::vector<LaunchParameters> latest_parameters();
 
 // Whether launches of the calling thread look at the order of accesses, which they do: false is for

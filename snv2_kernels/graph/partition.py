@@ -78,12 +78,15 @@ class Partition:
     beside: tuple[str, ...]  # what functions compute between the regions, for people
 
     def told(self) -> str:
-        """What is beside the regions, in a few words."""
+        """Returns the functions beside the regions, in a few words."""
         layers = [told for told in self.beside if "(" in told]
         others = [told for told in self.beside if "(" not in told]
         shown = [*layers[:_MOST_LAYERS], *others[: _MOST_TOLD - len(layers[:_MOST_LAYERS])]]
         more = len(self.beside) - len(shown)
         return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+    def why_not_whole(self) -> str:
+        return f"PyTorch runs a part of it: {self.told()}"
 
     def bind(
         self, regions: Sequence[Callable[[Tensor], Any]], tensors: Sequence[Tensor]
@@ -150,7 +153,8 @@ class _Writer:
             if node in self._begins:
                 self._write_region(self._begins[node])
             own = node not in self._inside or _moves(node)
-            if node in needed and own and node not in self._outs:
+            is_call = node.op == "call_function"
+            if is_call and node in needed and own and node not in self._outs:
                 self._write(node)
         for node in sorted(self._recording.measured - self._variables.keys() - self._inside):
             if any(constant_sizes(node)):
@@ -220,17 +224,18 @@ class _Writer:
         while it is computed: a region is computed at once, where its run begins."""
         nodes = list(self._recording.graph.nodes)
         given = set().union(*(storages(n) for n in nodes if n.op != "call_function"), ())
-        every = {node for run in self._runs for node in run.nodes}
-        for node in nodes:
-            if not writes(node) or node in every:
-                continue
+        writers = [node for node in nodes if writes(node) and node not in self._source_of]
+        spans = []  # where each run begins and ends, and the memory that it reads and makes
+        for run in self._runs if writers else ():
+            inside = _after_source(run)
+            memory = set().union(storages(run.source), *map(storages, inside))
+            spans.append((min(inside), max(inside), memory))
+        for node in writers:
             memory = written(node)
             if given & memory:
                 raise Uncut(f"writes to its input or its state: {described(node)}")
-            for run in self._runs:
-                inside = _after_source(run)
-                touched = set().union(storages(run.source), *map(storages, inside))
-                if min(inside) < node < max(inside) and touched & memory:
+            for begin, end, touched in spans:
+                if begin < node < end and touched & memory:
                     raise Uncut(f"a map is written in place: {described(node)}")
             if sum(bool(storages(out) & memory) for out in self._outs) > 1:
                 raise Uncut(f"several maps are written in place: {described(node)}")
@@ -249,10 +254,6 @@ class _Writer:
         self._lines.append((results, f"{target} = {place}({source})", [source]))
 
     def _write(self, node: Node) -> None:
-        if node.op != "call_function":
-            if node.op == "get_attr":
-                self._read(node)
-            return
         function, args, kwargs = node.meta["call"]
         if function_name(node) not in MOVES:
             self._beside[described(node)] = None
@@ -277,13 +278,13 @@ class _Writer:
     def _code(self) -> str:
         """All lines, each of which lets go of what is read no more."""
         later: set[str] = set()
-        written: list[str] = []
+        lines: list[str] = []
         for variables, line, read in reversed(self._lines):
             dead = sorted({*variables, *read} - later - set(self._tensors.values()) - {"x"})
             later.update(read)
             drop = f"; del {', '.join(dead)}" if dead and not line.startswith("return") else ""
-            written.append(f"    {line}{drop}")
-        return "\n".join(["def forward(x):", *reversed(written)])
+            lines.append(f"    {line}{drop}")
+        return "\n".join(["def forward(x):", *reversed(lines)])
 
     # Values -----------------------------------------------------------------------------------
 
@@ -326,7 +327,7 @@ class _Writer:
             if text.startswith("v"):
                 read.append(text)
             return text
-        if type(value) in (tuple, torch.Size) or _is_fx(value, tuple):
+        if type(value) in (tuple, torch.Size):
             return _tuple([self._text(part, read) for part in value])
         if isinstance(value, list):
             return f"[{', '.join(self._text(part, read) for part in value)}]"
@@ -367,7 +368,8 @@ def constant_sizes(node: Node) -> list[tuple[int | None, ...]]:
         return []
     shape = shape_of(node)
     several = isinstance(example(node), tuple | list)
-    shapes = [tuple(map(_constant, each)) for each in (shape if several else [shape]) if each]
+    given = shape if several else [shape]
+    shapes = [tuple(map(_constant, each)) for each in given if each is not None]
     sizes: list[SizeNode] = []
     read = _visit(node.meta["call"][1:], sizes)
     of_read = [shape_of(each) for each in read if isinstance(example(each), Tensor)]
@@ -447,11 +449,6 @@ def _visit(value: Any, sizes: list[SizeNode]) -> list[Node]:
 
     map_aggregate(value, look)
     return found
-
-
-def _is_fx(value: Any, kind: type) -> bool:
-    """Whether a value is a container that torch.fx has made of one of a kind."""
-    return isinstance(value, kind) and type(value).__module__.startswith("torch.fx")
 
 
 def _tuple(texts: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ class Untraceable(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Returns the first line of an error's message, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

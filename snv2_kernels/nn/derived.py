@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from snv2_kernels.nn.computed import NotRecognized
+from snv2_kernels.nn.recognition import NotRecognized
 from snv2_kernels.nn.recognized import Recognized
 
 __all__ = ["recognized_class", "reduces_itself", "without_state"]

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from snv2_kernels import models
-from snv2_kernels.nn.computed import NotRecognized
 from snv2_kernels.nn.derived import recognized_class
 from snv2_kernels.nn.known import KnownModule
+from snv2_kernels.nn.recognition import NotRecognized
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.units import IDENTITY, RELU, Activation, Layer, Unit, Unsupported
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from snv2_kernels.graph.partition import OtherInput, Partition
 from snv2_kernels.graph.recipe import Recipe
-from snv2_kernels.nn.computed import named_tensors
 from snv2_kernels.nn.planned import RecipeModule
+from snv2_kernels.nn.recognition import named_tensors
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.units import Unsupported
 

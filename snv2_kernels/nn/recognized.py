@@ -21,11 +21,11 @@ from snv2_kernels.graph.partition import OtherInput, Partition
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import drop_in_of
-from snv2_kernels.nn.computed import NotRecognized, Recognition, path_of
 from snv2_kernels.nn.fused import FusedModule
 from snv2_kernels.nn.methods import why_replaced
 from snv2_kernels.nn.partitioned import BoundPartition, check_regions
 from snv2_kernels.nn.planned import PlannedModule
+from snv2_kernels.nn.recognition import NotRecognized, Recognition, path_of
 from snv2_kernels.nn.structure import Incomparable, structure
 from snv2_kernels.packing import Builder
 from snv2_kernels.packing.common import map_shape
@@ -158,7 +158,7 @@ class Recognized(PlannedModule):
 
     def _is_strange(self, x: Tensor, partition: Partition) -> bool:
         """Whether a partition is not right for an input, or a gradient is wanted."""
-        packed = self.packed()
+        packed = self._packed_state or self.packed()  # a forward has just looked at it
         if x.dim() != 4 or x.dtype != packed.dtype:
             return True
         if any(map(operator.lt, x.shape[2:], partition.least)):
@@ -256,7 +256,7 @@ class Recognized(PlannedModule):
         return _fact(self, "splits_input") == "True"
 
     def _partition(self) -> Partition | None:
-        """That of the module as it was when it was last looked at."""
+        """Returns the partition of the module as it was when it was last looked at."""
         known = self._known()
         return None if known is None else known.partition
 
@@ -285,10 +285,10 @@ class Recognized(PlannedModule):
 
     def _why_not_whole(self) -> str | None:
         partition = self._partition()
-        return None if partition is None else f"PyTorch runs a part of it: {partition.told()}"
+        return None if partition is None else partition.why_not_whole()
 
     def _beside(self) -> str:
-        """What PyTorch runs of it, in a few words; empty where it is one plan."""
+        """Returns what PyTorch runs of it, in a few words; empty where it is one plan."""
         partition = self._partition()
         return "" if partition is None else partition.told()
 
@@ -320,7 +320,8 @@ class Recognized(PlannedModule):
     def _tell(self, builder: Builder, taps: Collection[str] = ()) -> None:
         assert not taps
         now = self._current()
-        _check_whole(now)
+        if now.partition is not None:
+            raise Unsupported(now.partition.why_not_whole())
         Recipe.read(now.recipe).tell(builder, now.state(self))
 
     def _in_graph(self, x: Tensor) -> Any:
@@ -395,11 +396,6 @@ def _forward_of(original: type[nn.Module]) -> Any:
 
     forward.__wrapped__ = original.forward  # type: ignore[attr-defined]
     return forward
-
-
-def _check_whole(known: Recognition) -> None:
-    if known.partition is not None:
-        raise Unsupported(f"PyTorch runs a part of it: {known.partition.told()}")
 
 
 def _why_no_run(known: Recognition) -> str | None:

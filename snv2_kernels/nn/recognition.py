@@ -1,4 +1,4 @@
-"""What a module was found to compute."""
+"""A recognition: what a module was found to compute, and where its numbers are."""
 
 from __future__ import annotations
 
