@@ -220,6 +220,10 @@ class Snapshot {
     return dicts_rest(dict_of(root)) ? runs_plain_ : finds_plain();
   }
 
+  bool rests(const nb::object& root) {
+    return holds(root) && !(kStatesHaveVersions ? runs_plain_ : finds_plain());
+  }
+
   // For the garbage collector.
   int traverse(visitproc visit, void* arg) const {
     for (const auto* objects : {&children_, &tensors_, &values_}) {
@@ -406,6 +410,7 @@ void bind_snapshot(nb::module_& m) {
            nb::arg("bytes"), nb::arg("hooks"), nb::arg("modes"))
       .def("holds", &Snapshot::holds, nb::arg("root"),
            "Whether no class, tensor, submodule or attribute has changed.")
+      .def("rests", &Snapshot::rests, nb::arg("root"), "Whether it holds and does not run plain.")
       .def("runs_plain", &Snapshot::runs_plain, nb::arg("root"),
            "Whether there are hooks, or one of the modes is train().");
 }

@@ -13,9 +13,11 @@ from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import CACHES, clone_tree
+from snv2_kernels.nn.ready import Ready
 from snv2_kernels.nn.sharing import convert_own
 from snv2_kernels.nn.watch import Watch, note_mode, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map, inside_transform
+from snv2_kernels.packing import Plan
 from snv2_kernels.packing.units import Unsupported
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class Packed:
     def __init__(self, module: FusedModule) -> None:
         self._owner = id(module)
         self.watch: Watch | None = None
+        self.ready: Ready | None = None
         self.reason: str | None = None
         self.device: torch.device | None = None
         self.dtype: torch.dtype | None = None
@@ -243,6 +246,14 @@ class FusedModule(nn.Module):
         """Whether only the plain forward will do for this input, or under what holds now."""
         return False
 
+    def _is_settled(self) -> bool:
+        """Whether :meth:`_differs` says the same of all inputs of a shape and dtype."""
+        return True
+
+    def _returns_result(self) -> bool:
+        """Whether :meth:`_finish` gives a single result as it is."""
+        return self._returned == ONE_MAP
+
     def _outside(self) -> list[Names]:
         """Names outside the module that its packed weights depend on."""
         return []
@@ -282,7 +293,14 @@ class FusedModule(nn.Module):
     def forward(self, x: Tensor) -> Any:
         if self.training:
             return self._plain(x)
-        return self._compiled(x) if torch.compiler.is_compiling() else self._eager(x)
+        if torch.compiler.is_compiling():
+            return self._compiled(x)
+        packed = self._packed_state
+        ready = None if packed is None else packed.ready
+        if ready is None or not ready.takes(self, x):
+            return self._eager(x)
+        results = ready.run(x)
+        return self._finish(results) if ready.finishes else results
 
     def _eager(self, x: Tensor) -> Any:
         if _outside_kernels(x):
@@ -310,6 +328,8 @@ class FusedModule(nn.Module):
             if x.requires_grad or any(p.requires_grad for p in read):
                 run = _Run(self, packed, weights, dtype, backend)
                 return self._finish(_Recompute.apply(run, x, *read))
+        if x.dtype == dtype == packed.dtype and isinstance(weights, Plan) and self._is_settled():
+            packed.ready = Ready(self, packed.watch, packed._outside, weights, x)
         results = self._run(weights, x if x.dtype == dtype else x.to(dtype), backend)
         return self._finish(results)
 

@@ -156,6 +156,15 @@ class Recognized(PlannedModule):
         conditions = asks and not _is_alike(self, *conditions_at(x))
         return bool(autocast or shape or inference or conditions)
 
+    def _is_settled(self) -> bool:
+        known = self._known()
+        if known is None:
+            return True
+        return not (known.partition or known.plain_in_autocast or known.asked - {"numbers"})
+
+    def _returns_result(self) -> bool:
+        return super()._returns_result() and self._tail()[1] is None
+
     def _is_strange(self, x: Tensor, partition: Partition) -> bool:
         """Whether a partition is not right for an input, or a gradient is wanted."""
         packed = self._packed_state or self.packed()  # a forward has just looked at it

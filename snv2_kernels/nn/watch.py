@@ -194,7 +194,11 @@ class Watch:
 
     def holds(self, root: nn.Module) -> bool:
         """Whether no class, parameter, buffer, submodule or attribute has changed."""
-        return self._steps == optimizer_steps() and self._snapshot.holds(root)
+        return self._steps == _optimizer_steps and self._snapshot.holds(root)
+
+    def rests(self, root: nn.Module) -> bool:
+        """Whether it :meth:`holds` and does not run plain."""
+        return self._steps == _optimizer_steps and self._snapshot.rests(root)
 
     def runs_plain(self, root: nn.Module) -> bool:
         """Whether a submodule has hooks or a ``train()`` mode that matters: only its own forward
