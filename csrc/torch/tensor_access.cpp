@@ -1,5 +1,6 @@
 #include "tensor_access.h"
 
+#include <nanobind/stl/vector.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -26,6 +27,7 @@ struct Known {
   uintptr_t tensor, storage, data, offset;
   uint32_t version;
   uint16_t type;
+  std::vector<int64_t> sizes, strides;
 
   Known(nb::object t, uint16_t code, const TensorGetters& getters)
       : object(std::move(t)), type(code) {
@@ -35,6 +37,8 @@ struct Known {
     data = nb::cast<uintptr_t>(memory.attr("data_ptr")());
     offset = nb::cast<uintptr_t>(object.attr("storage_offset")());
     version = static_cast<uint32_t>(getters.version(object));
+    sizes = nb::cast<std::vector<int64_t>>(object.attr("shape"));
+    strides = nb::cast<std::vector<int64_t>>(object.attr("stride")());
   }
 };
 
@@ -90,6 +94,13 @@ bool has(const std::vector<T>& values, size_t i, T value) {
   return i < values.size() && values[i] == value;
 }
 
+// Whether values begin at index i of words.
+bool has_all(const std::vector<uintptr_t>& words, size_t i, const std::vector<int64_t>& values) {
+  return i + values.size() <= words.size() &&
+         std::equal(values.begin(), values.end(), words.begin() + i,
+                    [](int64_t a, uintptr_t b) { return a == static_cast<int64_t>(b); });
+}
+
 // Leaves inference mode, whose tensors have no versions, for a while.
 class OutsideInference {
  public:
@@ -117,13 +128,16 @@ std::vector<Known> probes(const TensorGetters& getters) {
   std::vector<Known> made;
   for (const Type& type : {Type{"uint8", 0, 1, 101}, Type{"float32", 6, 4, 211},
                            Type{"int64", 4, 8, 307}, Type{"float16", 5, 2, 401}}) {
-    const int64_t count = 3 * type.seed;
+    const int64_t count = 5 * type.seed;
     const nb::object dtype = torch.attr(type.name);
     nb::object whole =
         made.size() % 2 == 0
             ? torch.attr("empty")(count, nb::arg("dtype") = dtype, nb::arg("device") = "cpu")
             : torch.attr("frombuffer")(array(count * type.bytes), nb::arg("dtype") = dtype);
-    nb::object part = whole.attr("narrow")(0, 2 * type.seed + 1, 7);
+    const int64_t seed = type.seed;
+    nb::object part = whole.attr("as_strided")(nb::make_tuple(2, 3, 5, 4),
+                                               nb::make_tuple(seed % 7 + 11, seed % 5 + 17, 7, 8),
+                                               nb::arg("storage_offset") = 2 * seed + 1);
     for (int64_t i = 0; i < type.seed / 8; ++i) part.attr("zero_")();
     made.emplace_back(std::move(part), type.code, getters);
   }
@@ -135,7 +149,7 @@ std::optional<TensorPlaces> find_places(const TensorGetters& getters) {
   if (sizeof(void*) != 8) return std::nullopt;
   const Reader reader;
   Candidates tensor(kObject), storage(kTensor), offset(kTensor), counter(kTensor * kCounter),
-      type(kTensor * 4), data(kStorage);
+      type(kTensor * 4), sizes(kTensor), strides(kTensor), data(kStorage);
   for (const Known& known : probes(getters)) {
     const auto object =
         reader.read<uintptr_t>(reinterpret_cast<uintptr_t>(known.object.ptr()), kObject);
@@ -146,6 +160,11 @@ std::optional<TensorPlaces> find_places(const TensorGetters& getters) {
     storage.keep([&](size_t i) { return has(words, i, known.storage); });
     type.keep([&](size_t i) { return has(halves, i, known.type); });
     offset.keep([&](size_t i) { return has(words, i, known.offset); });
+    sizes.keep([&](size_t i) {
+      const uintptr_t dims = known.sizes.size();
+      return i > 0 && has(words, i - 1, dims) && has_all(words, i, known.sizes);
+    });
+    strides.keep([&](size_t i) { return has_all(words, i, known.strides); });
     data.keep([&](size_t i) { return has(of_storage, i, known.data); });
     std::vector<std::vector<uint32_t>> numbers;
     for (const uintptr_t each : words) numbers.push_back(reader.read<uint32_t>(each, kCounter));
@@ -154,7 +173,7 @@ std::optional<TensorPlaces> find_places(const TensorGetters& getters) {
              has(numbers[i / kCounter], i % kCounter, known.version);
     });
   }
-  for (const Candidates& each : {tensor, storage, offset, counter, type, data}) {
+  for (const Candidates& each : {tensor, storage, offset, counter, type, sizes, strides, data}) {
     if (!each.only()) return std::nullopt;
   }
   TensorPlaces places;
@@ -164,6 +183,8 @@ std::optional<TensorPlaces> find_places(const TensorGetters& getters) {
   places.counter = *counter.only() / kCounter;
   places.version = *counter.only() % kCounter;
   places.type = *type.only();
+  places.sizes = *sizes.only();
+  places.strides = *strides.only();
   places.data = *data.only();
   return places;
 }
@@ -209,6 +230,13 @@ int64_t TensorGetters::address(const nb::object& tensor) const {
   return to_int(PyObject_Vectorcall(data_ptr_.ptr(), arguments, 1, nullptr));
 }
 
+std::vector<int64_t> TensorGetters::sizes_and_strides(const nb::object& tensor) const {
+  auto sizes = nb::cast<std::vector<int64_t>>(tensor.attr("shape"));
+  const auto strides = nb::cast<std::vector<int64_t>>(tensor.attr("stride")());
+  sizes.insert(sizes.end(), strides.begin(), strides.end());
+  return sizes;
+}
+
 TensorAccess::TensorAccess(const std::vector<nb::object>& tensors) {
   for (const nb::object& tensor : tensors) getters_.check(tensor);
   try {
@@ -221,24 +249,30 @@ TensorAccess::TensorAccess(const std::vector<nb::object>& tensors) {
 }
 
 bool TensorAccess::agree(const std::vector<nb::object>& tensors, const TensorPlaces& places) const {
+  const auto word = [](const nb::handle& address) { return nb::cast<uintptr_t>(address); };
   return std::all_of(tensors.begin(), tensors.end(), [&](const nb::object& tensor) {
-    const auto data = nb::cast<int64_t>(tensor.attr("untyped_storage")().attr("data_ptr")());
-    const auto offset = nb::cast<int64_t>(tensor.attr("storage_offset")());
-    const TensorStamp read = in_memory(tensor, places);
-    return read.version == getters_.version(tensor) && read.address == data &&
-           read.offset == offset;
+    const auto* const object = reinterpret_cast<const uintptr_t*>(tensor.ptr());
+    const uintptr_t cdata = word(tensor.attr("_cdata"));
+    if (object[places.tensor] != cdata) return false;
+    const auto* const words = reinterpret_cast<const uintptr_t*>(cdata);
+    const nb::object memory = tensor.attr("untyped_storage")();
+    const uintptr_t storage = word(memory.attr("_cdata")), counter = words[places.counter];
+    const std::vector<int64_t> told = getters_.sizes_and_strides(tensor);
+    const auto dims = static_cast<int64_t>(told.size() / 2);
+    if (words[places.storage] != storage || counter == 0 || dims > TensorPlaces::kMostSizes ||
+        static_cast<int64_t>(words[places.sizes - 1]) != dims) {
+      return false;
+    }
+    for (int64_t i = 0; i < dims; ++i) {
+      if (static_cast<int64_t>(words[places.sizes + i]) != told[i] ||
+          static_cast<int64_t>(words[places.strides + i]) != told[dims + i]) {
+        return false;
+      }
+    }
+    const auto* const versions = reinterpret_cast<const uint32_t*>(counter);
+    return reinterpret_cast<const uintptr_t*>(storage)[places.data] ==
+               word(memory.attr("data_ptr")()) &&
+           versions[places.version] == static_cast<uint32_t>(getters_.version(tensor)) &&
+           words[places.offset] == word(tensor.attr("storage_offset")());
   });
-}
-
-std::vector<const void*> TensorAccess::read_by_stamp(const nb::object& object) const {
-  if (places_ == nullptr) return {};
-  const Word* const tensor = place(object.ptr(), places_->tensor);
-  const Word* const storage = place(*tensor, places_->storage);
-  const Word* const counter = place(*tensor, places_->counter);
-  return {tensor,
-          storage,
-          counter,
-          place(*tensor, places_->offset),
-          *storage == nullptr ? nullptr : place(*storage, places_->data),
-          *counter == nullptr ? nullptr : *counter + 4 * places_->version};
 }

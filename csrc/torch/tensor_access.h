@@ -1,4 +1,4 @@
-// Versions and addresses of tensors: what tells that one has been written or moved.
+// Versions, addresses and shapes of tensors: what tells that one has been written or moved.
 //
 // PyTorch's getters take some 50 ns each and read many lines of memory, which a forward has thrown
 // out of the caches; for the hundreds of tensors of a network that takes as long as some of its
@@ -9,29 +9,19 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
-
-// A state of a tensor's memory: the address is where its storage begins, and the offset and the
-// type of its elements tell the rest. Of a tensor that only the getters know, it is that of the
-// tensor.
-struct TensorStamp {
-  int64_t version, address, offset;
-  int16_t type;
-  bool operator==(const TensorStamp& other) const {
-    return version == other.version && address == other.address && offset == other.offset &&
-           type == other.type;
-  }
-};
 
 // Indices of 8-byte words; that of the version is of 4-byte words, that of the type of 2-byte
 // words.
 struct TensorPlaces {
-  size_t tensor;                    // in the Python object
-  size_t storage, offset, counter;  // in the tensor
-  size_t type;                      // there, too
-  size_t data;                      // in the storage
-  size_t version;                   // in the counter
+  size_t tensor;                            // in the Python object
+  size_t storage, offset, counter;          // in the tensor
+  size_t type, sizes, strides;              // there, too
+  size_t data;                              // in the storage
+  size_t version;                           // in the counter
+  static constexpr int64_t kMostSizes = 5;  // dimensions whose sizes and strides lie in the tensor
 };
 
 // PyTorch's getters, without a lookup of their names.
@@ -42,46 +32,67 @@ class TensorGetters {
   void check(const nanobind::object& tensor) const;
   int64_t version(const nanobind::object& tensor) const;
   int64_t address(const nanobind::object& tensor) const;
+  std::vector<int64_t> sizes_and_strides(const nanobind::object& tensor) const;
 
  private:
   nanobind::object base_, version_, data_ptr_;
   descrgetfunc get_;
 };
 
+// Where what tells a tensor's state lies, by what has to be as it was before that may be read.
+enum class Within { kObject, kTensor, kMemory };
+
 class TensorAccess {
  public:
   // Tries on these tensors whether their words can be read.
   explicit TensorAccess(const std::vector<nanobind::object>& tensors);
 
-  TensorStamp stamp(const nanobind::object& tensor) const {
-    if (places_ != nullptr) return in_memory(tensor, *places_);
-    return {getters_.version(tensor), getters_.address(tensor), 0, 0};
+  // Calls f(within, address, value) for each part of a tensor's state: its version, where its
+  // storage begins, and the offset, the type, the sizes and the strides of its elements. The address
+  // is that of the value in memory, null where PyTorch's getters told it.
+  template <class F>
+  void each_part(const nanobind::object& tensor, const F& f) const {
+    if (places_ == nullptr) {
+      const int64_t version = getters_.version(tensor), address = getters_.address(tensor);
+      constexpr const uint64_t* kNowhere = nullptr;
+      f(Within::kObject, kNowhere, static_cast<uint64_t>(version));
+      f(Within::kObject, kNowhere, static_cast<uint64_t>(address));
+      for (const int64_t each : getters_.sizes_and_strides(tensor)) {
+        f(Within::kObject, kNowhere, static_cast<uint64_t>(each));
+      }
+      return;
+    }
+    const auto read = [&f](Within within, const auto* address) {
+      const auto value = __atomic_load_n(address, __ATOMIC_RELAXED);
+      f(within, address, value);
+      return value;
+    };
+    const auto* const object = reinterpret_cast<const uint64_t*>(tensor.ptr());
+    const auto* const words = pointer(read(Within::kObject, object + places_->tensor));
+    const auto* const storage = pointer(read(Within::kTensor, words + places_->storage));
+    const auto* const counter = pointer(read(Within::kTensor, words + places_->counter));
+    read(Within::kTensor, words + places_->offset);
+    read(Within::kTensor, reinterpret_cast<const uint16_t*>(words) + places_->type);
+    // Their number stands before the sizes.
+    const auto dims = static_cast<int64_t>(read(Within::kTensor, words + places_->sizes - 1));
+    for (int64_t i = 0; i < std::min(dims, TensorPlaces::kMostSizes); ++i) {
+      read(Within::kTensor, words + places_->sizes + i);
+      read(Within::kTensor, words + places_->strides + i);
+    }
+    if (storage == nullptr || counter == nullptr) return;
+    read(Within::kMemory, storage + places_->data);
+    read(Within::kMemory, reinterpret_cast<const uint32_t*>(counter) + places_->version);
   }
-  int64_t address(const nanobind::object& tensor) const { return getters_.address(tensor); }
+
+  const char* data(const nanobind::object& tensor) const {
+    return reinterpret_cast<const char*>(getters_.address(tensor));
+  }
   void check(const nanobind::object& tensor) const { getters_.check(tensor); }
 
   bool reads_memory() const { return places_ != nullptr; }
 
-  // Returns the addresses that stamp() reads, none where it asks the getters.
-  std::vector<const void*> read_by_stamp(const nanobind::object& tensor) const;
-
  private:
-  using Word = const char*;
-
-  static const Word* place(const void* object, size_t index) {
-    return static_cast<const Word*>(object) + index;
-  }
-
-  static TensorStamp in_memory(const nanobind::object& object, const TensorPlaces& places) {
-    const Word tensor = *place(object.ptr(), places.tensor);
-    const Word storage = *place(tensor, places.storage), counter = *place(tensor, places.counter);
-    if (storage == nullptr || counter == nullptr) return {-1, -1, -1, -1};
-    const auto* const versions = reinterpret_cast<const uint32_t*>(counter);
-    return {__atomic_load_n(versions + places.version, __ATOMIC_RELAXED),
-            reinterpret_cast<int64_t>(*place(storage, places.data)),
-            reinterpret_cast<int64_t>(*place(tensor, places.offset)),
-            reinterpret_cast<const int16_t*>(tensor)[places.type]};
-  }
+  static const uint64_t* pointer(uint64_t word) { return reinterpret_cast<const uint64_t*>(word); }
 
   bool agree(const std::vector<nanobind::object>& tensors, const TensorPlaces& places) const;
 

@@ -16,6 +16,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <set>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -30,8 +32,8 @@ namespace {
 constexpr bool kStatesHaveVersions = true;
 
 // No two states of any two dicts have the same.
-uint64_t version_of(const nb::dict& dict) {
-  return reinterpret_cast<const PyDictObject*>(dict.ptr())->ma_version_tag;
+const uint64_t* version_in(const nb::dict& dict) {
+  return &reinterpret_cast<const PyDictObject*>(dict.ptr())->ma_version_tag;
 }
 
 // The states of classes. One is given another version when it, or a class that it derives from, is
@@ -60,7 +62,7 @@ class Classes {
 #else
 constexpr bool kStatesHaveVersions = false;
 
-uint64_t version_of(const nb::dict&) { return 0; }
+const uint64_t* version_in(const nb::dict&) { return nullptr; }
 
 class Classes {
  public:
@@ -117,56 +119,114 @@ class Classes {
 };
 #endif
 
-// Version counters and addresses of tensors, and the contents of those that move unseen: batch norm
+// Numbers of one width in memory, in the order of their addresses, and what they were.
+template <class T>
+class Numbers {
+ public:
+  void add(const T* place, T value) { known_.emplace_back(place, value); }
+  void sort() { std::sort(known_.begin(), known_.end()); }
+  bool hold() const {
+    for (const auto& [place, value] : known_) {
+      if (__atomic_load_n(place, __ATOMIC_RELAXED) != value) return false;
+    }
+    return true;
+  }
+  void read_again() {
+    for (auto& [place, value] : known_) value = *place;
+  }
+  void prefetch() const {
+    for (const auto& [place, value] : known_) {
+      __builtin_prefetch(place);
+      asm volatile("");  // a loop of nothing but hints is left out
+    }
+  }
+
+ private:
+  std::vector<std::pair<const T*, T>> known_;
+};
+
+// Versions, addresses and shapes of tensors, and the contents of those that move unseen: batch norm
 // writes its statistics without a version.
 class Stamps {
  public:
   // bytes: of each tensor, how many of its memory are compared.
   Stamps(const std::vector<nb::object>& tensors, const std::vector<int64_t>& bytes)
-      : access_(tensors), bytes_(bytes) {
+      : access_(tensors), count_(tensors.size()) {
     if (bytes.size() != tensors.size()) throw nb::value_error("bytes: expected one per tensor");
     for (size_t i = 0; i < tensors.size(); ++i) {
-      stamps_.push_back(access_.stamp(tensors[i]));
-      memory_.push_back(reinterpret_cast<const char*>(access_.address(tensors[i])));
-      contents_.insert(contents_.end(), memory_[i], memory_[i] + bytes_[i]);
+      access_.each_part(tensors[i], [this](Within within, const auto* address, auto value) {
+        parts_.push_back(value);
+        if (address != nullptr) add(within, address, value);
+      });
+      if (bytes[i] == 0) continue;
+      memory_.emplace_back(access_.data(tensors[i]), bytes[i]);
+      contents_.insert(contents_.end(), memory_.back().first, memory_.back().first + bytes[i]);
     }
+    std::apply([](auto&... each) { (each.sort(), ...); }, numbers_);
   }
 
   bool read_memory() const { return access_.reads_memory(); }
 
-  // Calls f(address, bytes) for what hold() reads of tensors.
-  template <class F>
-  void each_read(const std::vector<nb::object>& tensors, const F& f) const {
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      for (const void* const word : access_.read_by_stamp(tensors[i])) f(word, 8);
-      if (bytes_[i] > 0) f(memory_[i], bytes_[i]);
+  void prefetch() const {
+    std::apply([](const auto&... each) { (each.prefetch(), ...); }, numbers_);
+    for (const auto& [memory, bytes] : memory_) {
+      for (int64_t i = 0; i < bytes; i += kLine) {
+        __builtin_prefetch(memory + i);
+        asm volatile("");
+      }
     }
   }
 
   // Tells the same as hold(), of objects that need not be those of the beginning.
   bool hold_for_any(const std::vector<nb::object>& tensors) const {
-    if (tensors.size() != stamps_.size()) return false;
+    if (tensors.size() != count_) return false;
     for (const nb::object& tensor : tensors) access_.check(tensor);
-    return hold(tensors);
+    size_t i = 0;
+    bool same = true;
+    for (const nb::object& tensor : tensors) {
+      access_.each_part(tensor, [&](Within, const auto*, auto value) {
+        same = same && i < parts_.size() && parts_[i] == value;
+        ++i;
+      });
+    }
+    return same && i == parts_.size() && contents_hold();
   }
 
   bool hold(const std::vector<nb::object>& tensors) const {
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      if (!(access_.stamp(tensors[i]) == stamps_[i])) return false;
-    }
+    if (!read_memory()) return hold_for_any(tensors);
+    // Nothing is read of what may be gone.
+    return std::apply([](const auto&... each) { return (each.hold() && ...); }, numbers_) &&
+           contents_hold();
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  void add(Within within, const uint64_t* place, uint64_t value) {
+    auto& [objects, types, tensors, versions, memory] = numbers_;
+    (within == Within::kObject ? objects : within == Within::kTensor ? tensors : memory)
+        .add(place, value);
+  }
+  void add(Within, const uint16_t* place, uint16_t value) { std::get<1>(numbers_).add(place, value); }
+  void add(Within, const uint32_t* place, uint32_t value) { std::get<3>(numbers_).add(place, value); }
+
+  bool contents_hold() const {
     const char* was = contents_.data();
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      if (bytes_[i] > 0 && std::memcmp(was, memory_[i], bytes_[i]) != 0) return false;
-      was += bytes_[i];
+    for (const auto& [memory, bytes] : memory_) {
+      if (std::memcmp(was, memory, bytes) != 0) return false;
+      was += bytes;
     }
     return true;
   }
 
- private:
   TensorAccess access_;
-  std::vector<TensorStamp> stamps_;
-  std::vector<const char*> memory_;
-  std::vector<int64_t> bytes_;  // of each tensor's memory that are compared
+  size_t count_;
+  std::vector<uint64_t> parts_;
+  // Those of one are read only where those before it hold.
+  std::tuple<Numbers<uint64_t>, Numbers<uint16_t>, Numbers<uint64_t>, Numbers<uint32_t>,
+             Numbers<uint64_t>>
+      numbers_;
+  std::vector<std::pair<const char*, int64_t>> memory_;  // that is compared
   std::vector<char> contents_;
 };
 
@@ -184,30 +244,40 @@ class Snapshot {
         hooks_(std::move(hooks)),
         modes_(std::move(modes)),
         stamps_(tensors_, bytes) {
+    std::set<PyObject*> types;
     for (const nb::object& module : modules) {
-      const nb::handle type = module.type();
-      const bool known = std::find(types_.begin(), types_.end(), type.ptr()) != types_.end();
-      types_.push_back(type.ptr());
-      if (!known) classes_.add(type);
+      if (types.insert(module.type().ptr()).second) classes_.add(module.type());
     }
-    for (const nb::object& child : children_) attributes_.push_back(dict_of(child));
+    for (const nb::object& child : children_) {
+      attributes_.push_back(dict_of(child));
+      types_.add(&child.ptr()->ob_type, Py_TYPE(child.ptr()));
+    }
+    types_.sort();
     const nb::object& root = modules.front();
+    root_type_ = root.type().ptr();
     const nb::dict attributes = dict_of(root);
     for_each_value(attributes, [this](PyObject* value) {
       values_.push_back(nb::borrow<nb::object>(value));
       return true;
     });
+    if (kStatesHaveVersions) {
+      for (const auto* dicts : {&registries_, &attributes_, &hooks_}) {
+        for (const nb::dict& dict : *dicts) dict_versions_.add(version_in(dict), *version_in(dict));
+      }
+      dict_versions_.sort();
+    }
     look_at_dicts(attributes);
-    collect_lines(root);
+  }
+
+  // Asks for the memory that holds() reads.
+  void prefetch() const {
+    types_.prefetch();
+    dict_versions_.prefetch();
+    stamps_.prefetch();
   }
 
   bool holds(const nb::object& root) {
-    prefetch();
-    if (root.type().ptr() != types_[0]) return false;
-    for (size_t i = 0; i < children_.size(); ++i) {
-      if (children_[i].type().ptr() != types_[i + 1]) return false;
-    }
-    if (!classes_.hold()) return false;
+    if (root.type().ptr() != root_type_ || !types_.hold() || !classes_.hold()) return false;
     const nb::dict attributes = dict_of(root);
     if (!dicts_rest(attributes)) {
       if (!values_hold(attributes)) return false;
@@ -252,22 +322,12 @@ class Snapshot {
 
   // Whether no dict has changed at all since look_at_dicts(). If not, nothing need have.
   bool dicts_rest(const nb::dict& attributes) const {
-    if (!kStatesHaveVersions || version_of(attributes) != root_version_) return false;
-    size_t i = 0;
-    for (const auto* dicts : {&registries_, &attributes_, &hooks_}) {
-      for (const nb::dict& dict : *dicts) {
-        if (version_of(dict) != dict_versions_[i++]) return false;
-      }
-    }
-    return true;
+    return kStatesHaveVersions && *version_in(attributes) == root_version_ && dict_versions_.hold();
   }
 
   void look_at_dicts(const nb::dict& attributes) {
-    root_version_ = version_of(attributes);
-    dict_versions_.clear();
-    for (const auto* dicts : {&registries_, &attributes_, &hooks_}) {
-      for (const nb::dict& dict : *dicts) dict_versions_.push_back(version_of(dict));
-    }
+    if (kStatesHaveVersions) root_version_ = *version_in(attributes);
+    dict_versions_.read_again();
     runs_plain_ = finds_plain();
   }
 
@@ -318,36 +378,6 @@ class Snapshot {
     return true;
   }
 
-  void add_lines(const void* address, int64_t bytes) {
-    const auto first = reinterpret_cast<uintptr_t>(address) / kLine;
-    const auto last = (reinterpret_cast<uintptr_t>(address) + bytes - 1) / kLine;
-    for (uintptr_t line = first; line <= last; ++line) {
-      lines_.push_back(reinterpret_cast<const char*>(line * kLine));
-    }
-  }
-
-  // Addresses are only hints: a prefetch of memory that has gone does nothing.
-  void collect_lines(const nb::object& root) {
-    stamps_.each_read(tensors_,
-                      [this](const void* data, int64_t bytes) { add_lines(data, bytes); });
-    for (const nb::object& module : children_) add_lines(module.ptr(), 16);
-    add_lines(dict_of(root).ptr(), kLine);
-    for (const auto* dicts : {&registries_, &attributes_, &hooks_}) {
-      for (const nb::dict& dict : *dicts) add_lines(dict.ptr(), kLine);
-    }
-    std::sort(lines_.begin(), lines_.end());
-    lines_.erase(std::unique(lines_.begin(), lines_.end()), lines_.end());
-  }
-
-  void prefetch() const {
-    for (const char* line : lines_) {
-      __builtin_prefetch(line);
-      asm volatile("");  // a loop of nothing but hints is left out
-    }
-  }
-
-  static constexpr uintptr_t kLine = 64;
-
   static nb::str interned(const char* name) {
     return nb::steal<nb::str>(PyUnicode_InternFromString(name));
   }
@@ -357,15 +387,15 @@ class Snapshot {
   std::vector<nb::object> tensors_;
   std::vector<nb::dict> hooks_;
   std::vector<nb::dict> modes_;
-  std::vector<nb::dict> attributes_;    // of each child
-  std::vector<const PyObject*> types_;  // of the root and each child
+  std::vector<nb::dict> attributes_;  // of each child
+  const PyObject* root_type_ = nullptr;
+  Numbers<PyTypeObject*> types_;  // of each child
   Classes classes_;
-  std::vector<nb::object> values_;       // of registries and attributes
-  std::vector<uint64_t> dict_versions_;  // of registries, attributes, hooks
-  uint64_t root_version_ = 0;            // of its attributes
-  bool runs_plain_ = false;              // when they were looked at
+  std::vector<nb::object> values_;   // of registries and attributes
+  Numbers<uint64_t> dict_versions_;  // of registries, attributes, hooks
+  uint64_t root_version_ = 0;        // of its attributes
+  bool runs_plain_ = false;          // when they were looked at
   Stamps stamps_;
-  std::vector<const char*> lines_;  // that holds() and runs_plain() read
   // Attribute names are interned, so that keys compare as pointers.
   nb::str training_ = interned("training");
   nb::str packed_state_ = interned("_packed_state");
@@ -408,6 +438,7 @@ void bind_snapshot(nb::module_& m) {
                     const std::vector<int64_t>&, std::vector<nb::dict>, std::vector<nb::dict>>(),
            nb::kw_only(), nb::arg("modules"), nb::arg("registries"), nb::arg("tensors"),
            nb::arg("bytes"), nb::arg("hooks"), nb::arg("modes"))
+      .def("prefetch", &Snapshot::prefetch, "Ask for the memory that the others read.")
       .def("holds", &Snapshot::holds, nb::arg("root"),
            "Whether no class, tensor, submodule or attribute has changed.")
       .def("rests", &Snapshot::rests, nb::arg("root"), "Whether it holds and does not run plain.")

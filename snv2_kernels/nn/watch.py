@@ -191,9 +191,11 @@ class Watch:
             + [getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS],
             modes=[vars(m) for m in children if every or has_mode(type(m))],
         )
+        self.prefetch = self._snapshot.prefetch  # the memory that it reads, out of the caches
 
     def holds(self, root: nn.Module) -> bool:
         """Whether no class, parameter, buffer, submodule or attribute has changed."""
+        self.prefetch()
         return self._steps == _optimizer_steps and self._snapshot.holds(root)
 
     def rests(self, root: nn.Module) -> bool:
