@@ -217,11 +217,6 @@ def use_backend(name: str) -> Iterator[None]:
         _override.reset(token)
 
 
-def choice() -> tuple[str | None, str]:
-    """What was chosen outside of calls: by :func:`use_backend` and in the environment."""
-    return _override.get(), _native.requested_backend()
-
-
 def _fastest(device: torch.device) -> str:
     if device.type == "cpu":
         return "cpu"

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "program_binding.h"
+#include "ready.h"
 #include "snv2/cpu.h"
 #include "snv2/gpu_plan.h"
 #include "watch.h"
@@ -99,4 +100,5 @@ NB_MODULE(_native, m) {
         "Stop; address of weights -> calls, nanoseconds in all threads.");
   bind_program(m);
   bind_snapshot(m);
+  bind_ready(m);
 }

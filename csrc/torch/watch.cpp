@@ -145,6 +145,10 @@ class Numbers {
   std::vector<std::pair<const T*, T>> known_;
 };
 
+// Steps that any optimizer has taken in this process: fused ones (Adam(fused=True)) write parameters
+// without moving their versions.
+int64_t optimizer_steps = 0;
+
 // Versions, addresses and shapes of tensors, and the contents of those that move unseen: batch norm
 // writes its statistics without a version.
 class Stamps {
@@ -179,7 +183,7 @@ class Stamps {
 
   // Tells the same as hold(), of objects that need not be those of the beginning.
   bool hold_for_any(const std::vector<nb::object>& tensors) const {
-    if (tensors.size() != count_) return false;
+    if (tensors.size() != count_ || steps_ != optimizer_steps) return false;
     for (const nb::object& tensor : tensors) access_.check(tensor);
     size_t i = 0;
     bool same = true;
@@ -195,7 +199,8 @@ class Stamps {
   bool hold(const std::vector<nb::object>& tensors) const {
     if (!read_memory()) return hold_for_any(tensors);
     // Nothing is read of what may be gone.
-    return std::apply([](const auto&... each) { return (each.hold() && ...); }, numbers_) &&
+    return steps_ == optimizer_steps &&
+           std::apply([](const auto&... each) { return (each.hold() && ...); }, numbers_) &&
            contents_hold();
   }
 
@@ -221,6 +226,7 @@ class Stamps {
 
   TensorAccess access_;
   size_t count_;
+  int64_t steps_ = optimizer_steps;
   std::vector<uint64_t> parts_;
   // Those of one are read only where those before it hold.
   std::tuple<Numbers<uint64_t>, Numbers<uint16_t>, Numbers<uint64_t>, Numbers<uint32_t>,
@@ -424,6 +430,9 @@ PyType_Slot collected[] = {{Py_tp_traverse, reinterpret_cast<void*>(traverse_sna
 }  // namespace
 
 void bind_snapshot(nb::module_& m) {
+  m.def(
+      "count_optimizer_step", [](const nb::args&, const nb::kwargs&) { ++optimizer_steps; },
+      "Let no snapshot of before hold.");
   nb::class_<Stamps>(m, "Stamps", "States of tensors; see snv2_kernels.nn.watch.")
       .def(nb::init<const std::vector<nb::object>&, const std::vector<int64_t>&>(),
            nb::arg("tensors"), nb::arg("bytes"))

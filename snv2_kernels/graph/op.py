@@ -18,7 +18,7 @@ from snv2_kernels.backends import resolve
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.nn.fused import Weights
 from snv2_kernels.nn.planned import RecipeModule
-from snv2_kernels.nn.watch import beside, optimizer_steps, stamps
+from snv2_kernels.nn.watch import beside, stamps
 from snv2_kernels.ops import _results_fake
 from snv2_kernels.packing.units import Unsupported
 
@@ -39,7 +39,6 @@ class _Entry:
             raise Unsupported("dtypes that PyTorch refuses together")
         # The statistics of norms are among the vectors, told apart from their weights by nothing.
         self._stamps = stamps(state, [t for t in state if t.dim() == 1])
-        self._steps = optimizer_steps()
         self._devices = {t.device for t in state}
         # Aliases keep the memory from being handed out again, but not the parameters, beside one of
         # which this is remembered.
@@ -51,7 +50,7 @@ class _Entry:
         return not addresses.isdisjoint(t.data_ptr() for t in self.module.state)
 
     def holds(self, state: Sequence[Tensor]) -> bool:
-        return self._steps == optimizer_steps() and self._stamps.hold(state)
+        return self._stamps.hold(state)
 
     def weights(self, backend: str, x: Tensor) -> Any:
         if self._devices != {x.device}:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from snv2_kernels._native import Ready
 from snv2_kernels.backends import DEVICES, resolve, use_backend
 from snv2_kernels.graph.constant import constant_to_dynamo
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import CACHES, clone_tree
-from snv2_kernels.nn.ready import Ready
 from snv2_kernels.nn.sharing import convert_own
 from snv2_kernels.nn.watch import Watch, note_mode, why_plain
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map, inside_transform
@@ -64,7 +64,8 @@ class Packed:
     def __init__(self, module: FusedModule) -> None:
         self._owner = id(module)
         self.watch: Watch | None = None
-        self.ready: Ready | None = None
+        self.ready: Ready | None = None  # for inputs like the last
+        self.finishes = True  # what that gives
         self.reason: str | None = None
         self.device: torch.device | None = None
         self.dtype: torch.dtype | None = None
@@ -107,6 +108,17 @@ class Packed:
         if self.reason is not None or self.device is None:
             raise Unsupported(str(self.reason))
         return self._weights.get(module, backend, dtype, self.device)
+
+    def prepare(self, module: FusedModule, plan: Plan, x: Tensor) -> None:
+        """Make ready for inputs like one that ``plan`` runs, without gradients and autocast."""
+        assert self.watch is not None
+        several = len(plan.results) > 1
+        op = torch.ops.snv2.network_results if several else torch.ops.snv2.network
+        self.finishes = several or not module._returns_result()
+        self.ready = Ready(
+            module=module, x=x, snapshot=self.watch.snapshot, outside=self._outside, op=op._op,
+            arguments=plan.result_arguments if several else plan.arguments,
+        )  # fmt: skip
 
     def eval_twin(self, module: FusedModule) -> FusedModule:
         """The plain module as it was packed, on the same parameters, for the backward pass."""
@@ -293,14 +305,14 @@ class FusedModule(nn.Module):
     def forward(self, x: Tensor) -> Any:
         if self.training:
             return self._plain(x)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self._compiled(x)
         packed = self._packed_state
-        ready = None if packed is None else packed.ready
-        if ready is None or not ready.takes(self, x):
-            return self._eager(x)
-        results = ready.run(x)
-        return self._finish(results) if ready.finishes else results
+        if packed is not None and packed.ready is not None:
+            results = packed.ready(self, x)
+            if results is not None:
+                return self._finish(results) if packed.finishes else results
+        return self._compiled(x) if torch.compiler.is_compiling() else self._eager(x)
 
     def _eager(self, x: Tensor) -> Any:
         if _outside_kernels(x):
@@ -329,7 +341,7 @@ class FusedModule(nn.Module):
                 run = _Run(self, packed, weights, dtype, backend)
                 return self._finish(_Recompute.apply(run, x, *read))
         if x.dtype == dtype == packed.dtype and isinstance(weights, Plan) and self._is_settled():
-            packed.ready = Ready(self, packed.watch, packed._outside, weights, x)
+            packed.prepare(self, weights, x)
         results = self._run(weights, x if x.dtype == dtype else x.to(dtype), backend)
         return self._finish(results)
 

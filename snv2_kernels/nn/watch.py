@@ -14,7 +14,7 @@ from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snv2_kernels._native import Snapshot, Stamps
+from snv2_kernels._native import Snapshot, Stamps, count_optimizer_step
 from snv2_kernels.graph.constant import constant_to_dynamo
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "has_mode",
     "has_own_hooks",
     "note_mode",
-    "optimizer_steps",
     "reads_flags",
     "stamps",
     "why_plain",
@@ -32,8 +31,6 @@ __all__ = [
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _MOST_STATISTICS = 1 << 16  # elements of a tensor whose contents are compared
 _requires_grad = attrgetter("requires_grad")
-_optimizer_steps = 0
-
 # What operators have packed from tensors, by the first of them and a text, for as long as it lives.
 beside: Any = WeakTensorKeyDictionary()
 
@@ -51,18 +48,7 @@ def note_mode(module: Any) -> None:
                 del entries[text]
 
 
-def _count_step(*_: Any) -> None:
-    global _optimizer_steps  # noqa: PLW0603
-    _optimizer_steps += 1
-
-
-# Fused optimizers (Adam(fused=True)) write parameters without moving their version counters.
-register_optimizer_step_post_hook(_count_step)
-
-
-def optimizer_steps() -> int:
-    """That any optimizer has taken in this process."""
-    return _optimizer_steps
+register_optimizer_step_post_hook(count_optimizer_step)
 
 
 def has_own_hooks(module: nn.Module) -> bool:
@@ -180,9 +166,8 @@ class Watch:
         )
         # Memory that is freed may be handed out again at the same address.
         self._alive = [t.detach() for t in tensors]
-        self._steps = optimizer_steps()
         buffers = [t for m in modules for t in m._buffers.values() if t is not None]
-        self._snapshot = Snapshot(
+        self.snapshot = Snapshot(
             modules=modules,
             registries=[d for m in modules for d in (m._parameters, m._buffers, m._modules)],
             tensors=tensors,
@@ -191,21 +176,17 @@ class Watch:
             + [getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS],
             modes=[vars(m) for m in children if every or has_mode(type(m))],
         )
-        self.prefetch = self._snapshot.prefetch  # the memory that it reads, out of the caches
 
     def holds(self, root: nn.Module) -> bool:
         """Whether no class, parameter, buffer, submodule or attribute has changed."""
-        self.prefetch()
-        return self._steps == _optimizer_steps and self._snapshot.holds(root)
-
-    def rests(self, root: nn.Module) -> bool:
-        """Whether it :meth:`holds` and does not run plain."""
-        return self._steps == _optimizer_steps and self._snapshot.rests(root)
+        self.snapshot.prefetch()
+        held: bool = self.snapshot.holds(root)
+        return held
 
     def runs_plain(self, root: nn.Module) -> bool:
         """Whether a submodule has hooks or a ``train()`` mode that matters: only its own forward
         will do."""
-        return self._snapshot.runs_plain(root)
+        return self.snapshot.runs_plain(root)
 
     def requires_grad(self) -> bool:
         return any(map(_requires_grad, self.parameters))
