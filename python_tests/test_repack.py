@@ -285,6 +285,22 @@ def test_other_elements_of_the_same_memory_show() -> None:
     assert not stamps.hold([p])
 
 
+def test_another_order_of_the_same_elements_shows() -> None:
+    """At the same address, offset and version."""
+    p = nn.Parameter(torch.arange(24.0).view(2, 3, 4))
+    views: list[Callable[[Tensor], Tensor]] = [
+        lambda t: t.view(3, 2, 4), lambda t: t[:1], lambda t: t[:, :1].expand(2, 3, 4),
+        lambda t: t.as_strided((2, 3, 4), (1, 2, 6)), lambda t: t.unsqueeze(0), lambda t: t[..., 0],
+    ]  # fmt: skip
+    for view in views:
+        whole, stamps = p.data, Stamps([p], [0])
+        assert stamps.hold([p])
+        p.data = view(whole)
+        assert not stamps.hold([p])
+        p.data = whole
+        assert stamps.hold([p])
+
+
 def test_memory_that_was_given_back() -> None:
     """PyTorch says so; the kernels would read at address 0."""
     model = randomize_(snv2.models.shufflenet_v2_x0_5()).eval()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,3 +81,27 @@ def test_a_slow_peer_starts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "_ENOUGH_SECONDS", 0.0)
     runs = first_results("compile", "x1.0", batch=1, size=32, dtype=torch.float32, threads=1)
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "models.megvii_shufflenet_v2('0.5x')", "models.shufflenet_v2_plus('Small')",
+        "models.shufflenet_v2_star('0.5x')", "models.shufflenet_v1(3, 0.5)",
+        *(f"_backbones.{name}()" for name in
+          ("Looked", "Indexed", "Named", "Getter", "Backwards", "Scored")),
+    ],
+)  # fmt: skip
+def test_first_fuse_imports_no_compiler(model: str) -> None:
+    """Which takes seconds; nor what it computes sizes with."""
+    program = f"""
+        import sys, torch, snv2_kernels, _backbones
+        from snv2_kernels import models
+        fused = snv2_kernels.fuse({model}.eval())
+        assert isinstance(fused, snv2_kernels.nn.fused.FusedModule) or "plus" in {model!r}
+        heavy = ("torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes")
+        assert not [name for name in heavy if name in sys.modules]
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    subprocess.run(command, check=True, env=environment, timeout=300)

@@ -242,7 +242,7 @@ def resolve(device: torch.device, requested: str | None = None) -> str:
     # A compiled function keeps the choice that held when it was compiled.
     compiling = torch.compiler.is_compiling()
     # ONNX has none of the kernels' operators, so an exported model is the formula.
-    if (compiling or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined]
+    if (compiling or torch._C._is_tracing()) and torch.onnx.is_in_onnx_export():
         return "reference"
     name = (None if compiling else _override.get()) or requested
     if name in (None, "auto"):

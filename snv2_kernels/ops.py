@@ -126,7 +126,10 @@ def _kernels(x: Tensor, backend: str | None) -> Any:
 
 
 def _parameters(*tensors: Tensor) -> list[Tensor]:
-    return [t.float().contiguous() for t in tensors]
+    return [
+        t if t.dtype is torch.float32 and t.is_contiguous() else t.float().contiguous()
+        for t in tensors
+    ]
 
 
 @constant_to_dynamo  # Dynamo guards both levels by itself

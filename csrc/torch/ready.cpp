@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "snv2/cpu.h"
+
 namespace nb = nanobind;
 
 namespace {
@@ -96,6 +98,7 @@ class Ready {
         dtype_(attribute(x, asked().dtype)),
         override_(called(asked().override)),
         requested_(requested_backend()),
+        isa_(snv2::cpu::isa()),
         prefetch_(snapshot.attr("prefetch")),
         rests_(snapshot.attr("rests")),
         outside_(std::move(outside)),
@@ -111,11 +114,11 @@ class Ready {
   }
 
   int traverse(visitproc visit, void* arg) const {
-    for (const nb::object* object : {&shape_, &dtype_, &override_, &prefetch_, &rests_, &op_}) {
-      Py_VISIT(object->ptr());
+    for (const nb::handle object :
+         {nb::handle(prefetch_), nb::handle(rests_), nb::handle(outside_), nb::handle(op_),
+          nb::handle(arguments_)}) {
+      Py_VISIT(object.ptr());
     }
-    Py_VISIT(outside_.ptr());
-    Py_VISIT(arguments_.ptr());
     return 0;
   }
   void clear() {
@@ -140,6 +143,7 @@ class Ready {
            attribute(ask.forward_ad, ask.level).equal(ask.no_level) &&
            !is_true(attribute(ask.compiler, ask.is_compiling)) &&
            called(ask.override).equal(override_) && requested_backend() == requested_ &&
+           snv2::cpu::isa() == isa_ &&
            is_true(called(rests_, {module.ptr()})) && names_hold();
   }
 
@@ -152,7 +156,7 @@ class Ready {
 
   const PyObject* module_;  // which owns this
   nb::object shape_, dtype_, override_;
-  std::string requested_;
+  std::string requested_, isa_;
   nb::object prefetch_, rests_;
   nb::list outside_;
   nb::object op_;

@@ -178,13 +178,14 @@ def same_number(a: Any, b: Any) -> bool:
     """Whether two sizes are the same whatever the input is."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
-    # Only now: they take half a second to import.
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
     from snv2_kernels.graph.sizes import same_at_all
 
     same = same_at_all(a, b)
-    return bool(statically_known_true(a == b)) if same is None else same
+    if same is not None:
+        return same
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(a == b))
 
 
 def same_shape(a: Node, b: Node) -> bool:

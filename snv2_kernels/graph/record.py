@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 from torch.overrides import _pop_mode, _push_mode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from snv2_kernels.graph.conditions import USUAL, Conditions
 from snv2_kernels.graph.contents import Contents
+from snv2_kernels.graph.fake import LightMode
 from snv2_kernels.graph.names import Names
 from snv2_kernels.graph.nodes import example, holds_numbers, positional, storages, writes
 from snv2_kernels.graph.observer import Observer
@@ -111,7 +112,7 @@ class _Subject:
 
     def __init__(self, module: nn.Module, conditions: Conditions) -> None:
         self._module, self._conditions = module, conditions
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._mode = LightMode()
         with torch.inference_mode(False):
             self._copy = plain_copy(module, functools.partial(_empty, conditions, self._mode))
         self._calls = _Calls(self._copy)
@@ -245,7 +246,7 @@ def _check_results(recording: Recording, conditions: Conditions, maps: list[Tens
         raise Untraceable("its result has no gradient")
 
 
-def _empty(conditions: Conditions, mode: FakeTensorMode, t: Tensor) -> Tensor:
+def _empty(conditions: Conditions, mode: LightMode, t: Tensor) -> Tensor:
     """A tensor without values in the place of a parameter or buffer."""
     meta = torch.empty(t.shape, dtype=conditions.dtype_of(t), device="meta")
     # It takes a tenth of the time of torch.empty under the mode.

@@ -1,0 +1,157 @@
+"""What a call of a fused module does beside the kernels, and what it looks at each time."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from _backbones import Looked
+from _cases import FP32_BOUND, draw, drop_in
+from torch import Tensor, nn
+
+import snv2_kernels as snv2
+from snv2_kernels import _native
+from snv2_kernels.testing import max_error, randomize_
+
+
+def python_calls(run: Callable[[], Any]) -> list[str]:
+    calls: list[str] = []
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            calls.append(frame.f_code.co_qualname)
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def is_short(fused: nn.Module, x: Tensor) -> bool:
+    return "FusedModule._eager" not in python_calls(lambda: fused(x))
+
+
+@pytest.fixture(params=["network", "unit-s1", "stage"])
+def ready(request: pytest.FixtureRequest) -> Any:
+    plain, fused, x = drop_in(request.param)
+    with torch.no_grad():
+        fused(x)
+        assert is_short(fused, x)
+        yield plain, fused, x
+
+
+def test_call_like_the_last_runs_few_python_functions(ready: Any) -> None:
+    _, fused, x = ready
+    assert len(python_calls(lambda: fused(x))) <= 6
+
+
+def test_results_of_a_backbone() -> None:
+    plain = randomize_(Looked()).eval()
+    fused, x = snv2.fuse(plain), draw(1, 3, 64, 64)
+    with torch.no_grad():
+        for _ in range(2):
+            found = fused(x)
+        assert is_short(fused, x)
+        for a, b in zip(found, plain(x), strict=True):
+            assert max_error(a, b) < FP32_BOUND
+
+
+def test_other_circumstances_take_the_long_way(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fused, x = ready
+    expected = plain(x)
+
+    def check() -> None:
+        assert not is_short(fused, x)
+        assert max_error(fused(x), expected) < FP32_BOUND
+
+    with torch.enable_grad():
+        check()
+    with snv2.use_backend("reference"):
+        check()
+    with monkeypatch.context() as m:
+        m.setenv("SNV2_BACKEND", "reference")
+        check()
+    with monkeypatch.context() as m:
+        m.setattr(torch.compiler, "_is_compiling_flag", True)
+        assert not is_short(fused, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_short(fused, x)
+    with torch.autograd.forward_ad.dual_level():
+        check()
+    seen: list[bool] = []
+    torch.vmap(lambda t: (seen.append(is_short(fused, t)), t)[1])(x[None])
+    assert seen == [False]
+    fused(x)
+    assert is_short(fused, x)
+
+
+def test_other_inputs_take_the_long_way(ready: Any) -> None:
+    plain, fused, x = ready
+    for other in (torch.cat([x, x]), nn.Parameter(x), x[..., :-1]):
+        fused(x)
+        assert not is_short(fused, other)
+        assert max_error(fused(other), plain(other)) < FP32_BOUND
+    fused(x)
+    with pytest.raises(TypeError, match="float32"):
+        fused(x.half())
+    with pytest.raises(ValueError, match="device"):
+        fused(x.to("meta"))
+
+
+def test_instruction_set_of_before_is_not_run(ready: Any) -> None:
+    _, fused, x = ready
+    before = _native.cpu_isa()
+    try:
+        for isa in _native.available_cpu_isas():
+            fused(x)
+            if isa != _native.cpu_isa():
+                _native.set_cpu_isa(isa)
+                assert not is_short(fused, x)
+    finally:
+        _native.set_cpu_isa(before)
+
+
+CHANGES: dict[str, Callable[[nn.Module], Any]] = {
+    "weight": lambda m: next(m.parameters()).add_(0.1),
+    "mode": lambda m: next(c for c in m.modules() if type(c) is nn.BatchNorm2d).train(),
+    "hook": lambda m: next(c for c in m.modules() if type(c) is nn.Conv2d).register_forward_hook(
+        lambda *_: None
+    ),
+    "attribute": lambda m: setattr(
+        next(c for c in m.modules() if type(c) is nn.BatchNorm2d), "eps", 0.5
+    ),
+    "step": lambda m: torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1).step(),
+    "order of memory": lambda m: transpose_data(m.branch2[0].weight),
+}  # fmt: skip
+
+
+def transpose_data(weight: nn.Parameter) -> None:
+    weight.data = weight.data.transpose(0, 1)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_change_takes_the_long_way(change: str) -> None:
+    plain, fused, x = drop_in("unit-s1")
+    with torch.no_grad():
+        for _ in range(2):
+            fused(x)
+        for model in (plain, fused):
+            CHANGES[change](model)
+        assert not is_short(fused, x)
+        assert max_error(fused(x), plain(x)) < FP32_BOUND
+
+
+def test_copy_has_its_own_way() -> None:
+    _, fused, x = drop_in("unit-s1")
+    with torch.no_grad():
+        fused(x)
+        other = copy.deepcopy(fused)
+        vars(other)["_packed_state"] = vars(fused)["_packed_state"]
+        assert not is_short(other, x)
