@@ -35,7 +35,8 @@ def python_calls(run: Callable[[], Any]) -> list[str]:
 
 
 def is_short(fused: nn.Module, x: Tensor) -> bool:
-    return "FusedModule._eager" not in python_calls(lambda: fused(x))
+    long = {"FusedModule._eager", "FusedModule._compiled"}
+    return long.isdisjoint(python_calls(lambda: fused(x)))
 
 
 @pytest.fixture(params=["network", "unit-s1", "stage"])
@@ -101,8 +102,6 @@ def test_other_inputs_take_the_long_way(ready: Any) -> None:
     fused(x)
     with pytest.raises(TypeError, match="float32"):
         fused(x.half())
-    with pytest.raises(ValueError, match="device"):
-        fused(x.to("meta"))
 
 
 def test_instruction_set_of_before_is_not_run(ready: Any) -> None:

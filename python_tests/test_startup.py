@@ -93,12 +93,17 @@ def test_a_slow_peer_starts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )  # fmt: skip
 def test_first_fuse_imports_no_compiler(model: str) -> None:
-    """Which takes seconds; nor what it computes sizes with."""
+    """Which takes seconds; nor what it computes sizes with. Nothing keeps the models alive."""
     program = f"""
-        import sys, torch, snv2_kernels, _backbones
+        import gc, sys, torch, weakref, snv2_kernels, _backbones
         from snv2_kernels import models
-        fused = snv2_kernels.fuse({model}.eval())
-        assert isinstance(fused, snv2_kernels.nn.fused.FusedModule) or "plus" in {model!r}
+        gc.disable()
+        plain = {model}.eval()
+        fused = snv2_kernels.fuse(plain)
+        assert any(isinstance(m, snv2_kernels.nn.fused.FusedModule) for m in fused.modules())
+        alive = weakref.ref(plain), weakref.ref(fused)
+        del plain, fused
+        assert [ref() for ref in alive] == [None, None]
         heavy = ("torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes")
         assert not [name for name in heavy if name in sys.modules]
     """

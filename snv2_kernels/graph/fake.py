@@ -1,9 +1,9 @@
 """The mode of tensors without values, which imports nothing of PyTorch's compilers.
 
-They take seconds, once in a process, and PyTorch's own mode asks them about each function. A forward
-of convolutions, norms, activations and moves of channels calls few functions, whose results' shapes
-are told here; any other, and any other kind of arguments, goes to PyTorch's mode, which is imported
-then.
+They take seconds, once in a process, and PyTorch's own mode asks them about each function. A
+forward of convolutions, norms, activations and moves of channels calls few functions, whose
+results' shapes are told here; any other, and any other kind of arguments, goes to PyTorch's mode,
+which is imported then.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def _binary(a: Any, b: Any) -> Tensor | None:
     largest = max(tensors, key=Tensor.numel)
     if len({t.dim() for t in tensors}) > 1:
         return None
-    fit = all(size in (1, n) for t in tensors for size, n in zip(t.shape, largest.shape))
+    pairs = (pair for t in tensors for pair in zip(t.shape, largest.shape, strict=True))
+    fit = all(size in (1, n) for size, n in pairs)
     return _new(largest, *largest.shape) if fit else None
 
 
@@ -121,11 +122,12 @@ def _permute(x: Any, dims: Any) -> Tensor | None:
     order = list(range(x.dim()))
     if sorted(d % max(x.dim(), 1) for d in dims) != order:
         return None
+    out: Tensor = x
     with in_kernel_invocation_manager(x.fake_mode):  # its own kernel asks for the device
         for i, dim in enumerate(dims):
             j = order.index(dim % len(order))
-            x, order[i], order[j] = _aten.transpose(x, i, j), order[j], order[i]
-    return x
+            out, order[i], order[j] = _aten.transpose(out, i, j), order[j], order[i]
+    return out
 
 
 @_rule("cat")
@@ -167,9 +169,13 @@ def _pooled(x: Tensor, window: Any, stride: Any, padding: Any) -> list[int] | No
     lists = window, stride, padding
     if x.dim() != 4 or not _is_plain(x) or any(len(each) != 2 for each in lists):
         return None
-    if min(window) < 1 or min(stride) < 1 or any(2 * p > k for p, k in zip(padding, window)):
+    if (
+        min(window) < 1
+        or min(stride) < 1
+        or any(2 * p > k for p, k in zip(padding, window, strict=True))
+    ):
         return None
-    return [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(x.shape[2:], *lists)]
+    return [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(x.shape[2:], *lists, strict=True)]
 
 
 @_rule("max_pool2d_with_indices")
@@ -272,7 +278,7 @@ class LightMode(FakeTensorMode):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if not all(self.is_our_fake(t) and t.constant is None for t in tensors):  # type: ignore[attr-defined]
             return None
-        devices = {t.fake_device for t in tensors}  # type: ignore[attr-defined]
+        devices = {t.fake_device for t in tensors}
         devices |= {kwargs["device"]} if kwargs.get("device") else set()
         return devices.pop() if len(devices) == 1 else None if devices else torch.device("cpu")
 

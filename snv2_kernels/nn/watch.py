@@ -180,8 +180,7 @@ class Watch:
     def holds(self, root: nn.Module) -> bool:
         """Whether no class, parameter, buffer, submodule or attribute has changed."""
         self.snapshot.prefetch()
-        held: bool = self.snapshot.holds(root)
-        return held
+        return self.snapshot.holds(root)
 
     def runs_plain(self, root: nn.Module) -> bool:
         """Whether a submodule has hooks or a ``train()`` mode that matters: only its own forward
