@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -64,33 +67,41 @@ def test_results_of_a_backbone() -> None:
             assert max_error(a, b) < FP32_BOUND
 
 
-def test_other_circumstances_take_the_long_way(ready: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, fused, x = ready
-    expected = plain(x)
+def environment(name: str, value: str) -> AbstractContextManager[Any]:
+    return mock.patch.dict(os.environ, {name: value})
 
-    def check() -> None:
-        assert not is_short(fused, x)
-        assert max_error(fused(x), expected) < FP32_BOUND
 
-    with torch.enable_grad():
-        check()
-    with snv2.use_backend("reference"):
-        check()
-    with monkeypatch.context() as m:
-        m.setenv("SNV2_BACKEND", "reference")
-        check()
-    with monkeypatch.context() as m:
-        m.setattr(torch.compiler, "_is_compiling_flag", True)
+CIRCUMSTANCES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "gradients": torch.enable_grad,
+    "backend": lambda: snv2.use_backend("reference"),
+    "environment": lambda: environment("SNV2_BACKEND", "reference"),
+    "compiler": lambda: mock.patch.object(torch.compiler, "_is_compiling_flag", new=True),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "forward mode": torch.autograd.forward_ad.dual_level,
+}
+
+
+@pytest.mark.parametrize("circumstance", CIRCUMSTANCES)
+def test_other_circumstances_take_the_long_way(ready: Any, circumstance: str) -> None:
+    _, fused, x = ready
+    with CIRCUMSTANCES[circumstance]():
         assert not is_short(fused, x)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not is_short(fused, x)
-    with torch.autograd.forward_ad.dual_level():
-        check()
-    seen: list[bool] = []
-    torch.vmap(lambda t: (seen.append(is_short(fused, t)), t)[1])(x[None])
-    assert seen == [False]
     fused(x)
     assert is_short(fused, x)
+
+
+def test_transforms_and_tracers_take_the_long_way(ready: Any) -> None:
+    _, fused, x = ready
+    seen: list[bool] = []
+
+    def function(t: Tensor) -> Tensor:
+        seen.append(is_short(fused, t))
+        return t
+
+    torch.vmap(function)(x[None])
+    fused(x)
+    torch.jit.trace(function, (x,), check_trace=False)
+    assert seen == [False, False]
 
 
 def test_other_inputs_take_the_long_way(ready: Any) -> None:

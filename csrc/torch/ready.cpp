@@ -39,9 +39,7 @@ bool is_true(const nb::object& value) {
   return truth != 0;
 }
 
-nb::str interned(const char* name) {
-  return nb::steal<nb::str>(PyUnicode_InternFromString(name));
-}
+nb::str interned(const char* name) { return nb::steal<nb::str>(PyUnicode_InternFromString(name)); }
 
 // What is asked of torch, and of this package.
 struct Asked {
@@ -58,8 +56,8 @@ struct Asked {
   // Attribute names are interned, as those that they are looked up with.
   nb::str shape = interned("shape"), dtype = interned("dtype"), layout = interned("layout"),
           is_cpu = interned("is_cpu"), level = interned("_current_level"), hold = interned("hold"),
-          is_compiling = interned("_is_compiling_flag"),
-          enter = interned("__enter__"), exit = interned("__exit__");
+          is_compiling = interned("_is_compiling_flag"), enter = interned("__enter__"),
+          exit = interned("__exit__");
   nb::int_ no_level{-1};
 };
 
@@ -114,9 +112,8 @@ class Ready {
   }
 
   int traverse(visitproc visit, void* arg) const {
-    for (const nb::handle object :
-         {nb::handle(prefetch_), nb::handle(rests_), nb::handle(outside_), nb::handle(op_),
-          nb::handle(arguments_)}) {
+    for (const nb::handle object : {nb::handle(prefetch_), nb::handle(rests_), nb::handle(outside_),
+                                    nb::handle(op_), nb::handle(arguments_)}) {
       Py_VISIT(object.ptr());
     }
     return 0;
@@ -138,13 +135,12 @@ class Ready {
     called(prefetch_);  // while the rest is looked at
     return attribute(x, ask.dtype).is(dtype_) && is_true(attribute(x, ask.is_cpu)) &&
            attribute(x, ask.layout).is(ask.strided) && !is_true(called(ask.is_grad_enabled)) &&
-           !is_true(called(ask.is_any_autocast_enabled)) &&
-           called(ask.tracing_state).is_none() && !is_true(called(ask.are_transforms_active)) &&
+           !is_true(called(ask.is_any_autocast_enabled)) && called(ask.tracing_state).is_none() &&
+           !is_true(called(ask.are_transforms_active)) &&
            attribute(ask.forward_ad, ask.level).equal(ask.no_level) &&
            !is_true(attribute(ask.compiler, ask.is_compiling)) &&
            called(ask.override).equal(override_) && requested_backend() == requested_ &&
-           snv2::cpu::isa() == isa_ &&
-           is_true(called(rests_, {module.ptr()})) && names_hold();
+           snv2::cpu::isa() == isa_ && is_true(called(rests_, {module.ptr()})) && names_hold();
   }
 
   bool names_hold() const {

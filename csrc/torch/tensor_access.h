@@ -48,8 +48,8 @@ class TensorAccess {
   explicit TensorAccess(const std::vector<nanobind::object>& tensors);
 
   // Calls f(within, address, value) for each part of a tensor's state: its version, where its
-  // storage begins, and the offset, the type, the sizes and the strides of its elements. The address
-  // is that of the value in memory, null where PyTorch's getters told it.
+  // storage begins, and the offset, the type, the sizes and the strides of its elements. The
+  // address is that of the value in memory, null where PyTorch's getters told it.
   template <class F>
   void each_part(const nanobind::object& tensor, const F& f) const {
     if (places_ == nullptr) {

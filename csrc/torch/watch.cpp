@@ -145,8 +145,8 @@ class Numbers {
   std::vector<std::pair<const T*, T>> known_;
 };
 
-// Steps that any optimizer has taken in this process: fused ones (Adam(fused=True)) write parameters
-// without moving their versions.
+// Steps that any optimizer has taken in this process: fused ones (Adam(fused=True)) write
+// parameters without moving their versions.
 int64_t optimizer_steps = 0;
 
 // Versions, addresses and shapes of tensors, and the contents of those that move unseen: batch norm
@@ -209,11 +209,17 @@ class Stamps {
 
   void add(Within within, const uint64_t* place, uint64_t value) {
     auto& [objects, types, tensors, versions, memory] = numbers_;
-    (within == Within::kObject ? objects : within == Within::kTensor ? tensors : memory)
+    (within == Within::kObject   ? objects
+     : within == Within::kTensor ? tensors
+                                 : memory)
         .add(place, value);
   }
-  void add(Within, const uint16_t* place, uint16_t value) { std::get<1>(numbers_).add(place, value); }
-  void add(Within, const uint32_t* place, uint32_t value) { std::get<3>(numbers_).add(place, value); }
+  void add(Within, const uint16_t* place, uint16_t value) {
+    std::get<1>(numbers_).add(place, value);
+  }
+  void add(Within, const uint32_t* place, uint32_t value) {
+    std::get<3>(numbers_).add(place, value);
+  }
 
   bool contents_hold() const {
     const char* was = contents_.data();

@@ -275,8 +275,8 @@ class LightMode(FakeTensorMode):
 
     def _device_of(self, args: Any, kwargs: Any) -> torch.device | None:
         """The device of all tensors and results; None where there are several, or values."""
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if not all(self.is_our_fake(t) and t.constant is None for t in tensors):  # type: ignore[attr-defined]
+        tensors: list[Any] = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if not all(self.is_our_fake(t) and t.constant is None for t in tensors):
             return None
         devices = {t.fake_device for t in tensors}
         devices |= {kwargs["device"]} if kwargs.get("device") else set()
