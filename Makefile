@@ -5,6 +5,9 @@
 # On Linux, PyPI's torch brings CUDA libraries along. For the smaller CPU build, point pip at
 # PyTorch's CPU index in TORCH:  make test TORCH="torch==2.13.0 --index-url ..."
 
+# Bytecode is kept where the environment asks for none: each process would compile PyTorch anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -50,16 +53,20 @@ wheels: $(VENV)/.torch
 test-wheels: wheels
 	$(BIN)/python tools/check_wheels.py dist $(TORCH)
 
+# A worker for each core, which takes files as a whole until another has none left: what a file
+# compiles or reads once, no other worker does again. Programs that tests start have one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
 # The Python tests look at the CUDA library, so it is built before them.
 test: test-cpp test-cuda-build
 	$(MAKE) test-python
 
 test-python: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto
+	$(PYTEST)
 
 # Networks at their full size on the emulator, and the cases that `make test` leaves out on Triton.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto -m $(or $(MARKS),slow) $(TESTS)
+	$(PYTEST) -m $(or $(MARKS),slow) $(TESTS)
 
 # Programs of examples/ with Ray, Jupyter and Triton Inference Server, which the extra `examples` has
 # but for the server: that is some binaries in a folder, with a numpy of their own. One by one, since
@@ -114,8 +121,7 @@ test-ptx: $(INSTALLED)
 test-ptx-with-nvcc: $(INSTALLED)
 	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_EMULATOR=ON -DSNV2_PTX=ON
 	$(BIN)/cmake --build $(BUILD) --target snv2_ptx_torch
-	SNV2_PTX=$(CURDIR)/$(BUILD)/ptx OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -n auto -k "ptx or executed" --ignore python_tests/test_compile.py
+	SNV2_PTX=$(CURDIR)/$(BUILD)/ptx $(PYTEST) -k "ptx or executed" --ignore python_tests/test_compile.py
 
 define require_gpu
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("$@: no CUDA device")'

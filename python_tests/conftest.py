@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+# Inductor compiles in the test's own process, not in workers that each import PyTorch first, and
+# for this machine's vectors without trying the compiler on each kind.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # Triton's kernels run on the GPU, or where there is none in Triton's interpreter, which is chosen
 # before anyone imports Triton.
 if not torch.cuda.is_available():

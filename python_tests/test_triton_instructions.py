@@ -82,6 +82,7 @@ def test_op(op: str, order: str, stage: int, ptx: float, sass: float, goal: floa
         assert n * SLACK >= bound, f"only {n:.2f} of {name}: lower the bound from {bound}"
 
 
+@pytest.mark.slow
 def test_accesses_are_vectors() -> None:
     """Of eight bytes or more where rows begin at multiples of them."""
     found = counts()
