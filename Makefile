@@ -262,14 +262,25 @@ $(VENV)/.packages: $(VENV)/.torch pyproject.toml
 	$(BIN)/python tools/requirements.py bench | $(BIN)/pip install --no-compile -r /dev/stdin
 	touch $@
 
-# The kernels, while pip fetches those.
-$(VENV)/.core: CMakeLists.txt $(NATIVE)
+# What builds the package.
+$(VENV)/.tools:
 	[ -d $(VENV) ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(BUILD_TOOLS)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(BUILD) -G Ninja \
-	  -DSNV2_CPU_ISAS=native -DSNV2_EMULATOR=OFF -DCMAKE_BUILD_TYPE=Release
-	env -u MAKEFLAGS $(BIN)/cmake --build $(BUILD) --target snv2_cpu
 	touch $@
+
+# Kernels, by $(1) and $(2) as below, while pip fetches the rest.
+define build_kernels
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(BUILD) -G Ninja \
+	  -DSNV2_CPU_ISAS=$(1) -DSNV2_EMULATOR=$(2) -DCMAKE_BUILD_TYPE=Release
+	env -u MAKEFLAGS $(BIN)/cmake --build $(BUILD) --target $(3)
+	touch $@
+endef
+
+$(VENV)/.core: $(VENV)/.tools CMakeLists.txt $(NATIVE)
+	$(call build_kernels,native,OFF,snv2_cpu)
+
+$(VENV)/.kernels: $(VENV)/.tools CMakeLists.txt $(NATIVE)
+	$(call build_kernels,all,ON,snv2_cpu snv2_emulated)
 
 # The package in place, by kernels for $(1), with the emulator or not ($(2)): a line for each file as
 # it is compiled. What builds stays there, for tests of C++.
@@ -285,11 +296,15 @@ $(RUNNABLE): $(SOURCES)
 	$(MAKE) -j2 $(VENV)/.packages $(VENV)/.core
 	$(call install_package,native,OFF)
 
-# torchvision and pytorchcv are references of tests; without their own choice of torch, and with
-# the one package that torchvision imports.
-$(INSTALLED): $(VENV)/.torch $(SOURCES)
+# What tests and documentation need. torchvision and pytorchcv are references of tests; without their
+# own choice of torch, and with the one package that torchvision imports.
+$(VENV)/.dev: $(VENV)/.torch $(VENV)/.tools pyproject.toml
 	$(BIN)/pip install --no-deps $(TORCHVISION) $(PYTORCHCV)
-	$(BIN)/pip install $(BUILD_TOOLS)
-	$(call install_package,all,ON)
 	$(BIN)/python tools/requirements.py dev | $(BIN)/pip install -r /dev/stdin
+	touch $@
+
+$(INSTALLED): $(SOURCES)
+	[ -d $(VENV) ] || $(PYTHON) -m venv $(VENV)
+	$(MAKE) -j2 $(VENV)/.dev $(VENV)/.kernels
+	$(call install_package,all,ON)
 	touch $@
