@@ -28,7 +28,7 @@ DEBUG := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-g1 -O1"
 CTEST := $(BIN)/ctest --output-on-failure -j $(shell nproc 2>/dev/null || echo 2) --test-dir
 CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: run wheels test-wheels test test-python test-slow test-examples test-cpp \
+.PHONY: run wheels test-wheels test test-python test-slow test-ci test-examples test-cpp \
   test-cuda-build test-ptx test-ptx-with-nvcc test-sanitize test-tsan \
   test-aarch64 test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
   bench-emulator cuda cuda-all lint format bench report arithmetic docs clean
@@ -67,6 +67,12 @@ test-python: $(INSTALLED)
 # Networks at their full size on the emulator, and the cases that `make test` leaves out on Triton.
 test-slow: $(INSTALLED)
 	$(PYTEST) -m $(or $(MARKS),slow) $(TESTS)
+
+# The slow tests that CI runs: networks at their full size on the emulator, what Triton compiles for
+# GPUs and the GPU's batch of measurements without one. A file a worker, since most of a file's tests
+# look at what one program of it has compiled.
+test-ci: $(INSTALLED)
+	$(PYTEST) --dist loadfile -m ci
 
 # Programs of examples/ with Ray, Jupyter and Triton Inference Server, which the extra `examples` has
 # but for the server: that is some binaries in a folder, with a numpy of their own. One by one, since
@@ -121,7 +127,7 @@ test-ptx: $(INSTALLED)
 test-ptx-with-nvcc: $(INSTALLED)
 	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_EMULATOR=ON -DSNV2_PTX=ON
 	$(BIN)/cmake --build $(BUILD) --target snv2_ptx_torch
-	SNV2_PTX=$(CURDIR)/$(BUILD)/ptx $(PYTEST) -k "ptx or executed" --ignore python_tests/test_compile.py
+	SNV2_PTX=$(CURDIR)/$(BUILD)/ptx $(PYTEST) -m "ptx and not slow" --ignore python_tests/test_compile.py
 
 define require_gpu
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("$@: no CUDA device")'

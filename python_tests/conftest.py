@@ -91,9 +91,21 @@ def _mark_triton(items: list[pytest.Item]) -> None:
                 item.add_marker("gpu")
 
 
+def _mark_ptx(items: list[pytest.Item]) -> None:
+    """Cases on the PTX interpreter are marked, and skipped where it is not there."""
+    absent = pytest.mark.skip(reason="no PTX interpreter: `make test-ptx` builds it, with nvcc")
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if call is not None and CUDA_PTX in map(str, call.params.values()):
+            item.add_marker("ptx")
+        if not PTX and item.get_closest_marker("ptx"):
+            item.add_marker(absent)
+
+
 @pytest.hookimpl(tryfirst=True)  # before markers are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _mark_triton(items)
+    _mark_ptx(items)
     _leave_to_the_slow_tests(items)
     if torch.cuda.is_available():
         return

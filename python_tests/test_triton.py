@@ -291,6 +291,7 @@ def _check_usage(configurations: list[Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_kernels_compile_and_do_not_spill() -> None:
     """For sm_80 and sm_90 by Triton's own ptxas, and for AMD's gfx942."""
     configurations = _compiler("quick")
