@@ -65,7 +65,7 @@ def test_networks(torchvision: Any, width: str, library: str) -> None:
         assert max_error(engine(x), model(x)) < FP32_BOUND
 
 
-# Width, dtype and size of the images, of which the emulator takes a second or half a minute for one.
+# Width, dtype and size of the images: the emulator takes a second for one, or half a minute.
 NETWORKS = [
     pytest.param(
         width, dtype, size, id=f"{width}-{case_id(dtype)}-{size}",

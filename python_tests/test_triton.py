@@ -78,7 +78,7 @@ def test_every_tile_of_maps(triton: Any, op: Op, memory_format: torch.memory_for
                 check(op, "triton", args)
 
 
-# Rows, columns and images of a strip: no neighbour inside it, neighbours on all sides, all there is.
+# Rows, columns and images of a strip: one pixel, one with all its neighbours, whole maps.
 STRIPS = [(1, 1, 1), (3, 3, 1), (9, 9, 2)]
 
 
