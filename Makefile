@@ -305,8 +305,8 @@ $(RUNNABLE): $(SOURCES)
 # What tests and documentation need. torchvision and pytorchcv are references of tests; without their
 # own choice of torch, and with the one package that torchvision imports.
 $(VENV)/.dev: $(VENV)/.torch $(VENV)/.tools pyproject.toml
-	$(BIN)/pip install --no-deps $(TORCHVISION) $(PYTORCHCV)
-	$(BIN)/python tools/requirements.py dev | $(BIN)/pip install -r /dev/stdin
+	$(BIN)/pip install --no-compile --no-deps $(TORCHVISION) $(PYTORCHCV)
+	$(BIN)/python tools/requirements.py dev | $(BIN)/pip install --no-compile -r /dev/stdin
 	touch $@
 
 $(INSTALLED): $(SOURCES)
