@@ -5,6 +5,9 @@
 # On Linux, PyPI's torch brings CUDA libraries along. For the smaller CPU build, point pip at
 # PyTorch's CPU index in TORCH:  make test TORCH="torch==2.13.0 --index-url ..."
 
+# Bytecode is kept where the environment asks for none: each process would compile PyTorch anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -25,7 +28,7 @@ DEBUG := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-g1 -O1"
 CTEST := $(BIN)/ctest --output-on-failure -j $(shell nproc 2>/dev/null || echo 2) --test-dir
 CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: run wheels test-wheels test test-python test-slow test-examples test-cpp \
+.PHONY: run wheels test-wheels test test-python test-slow test-ci test-examples test-cpp \
   test-cuda-build test-ptx test-ptx-with-nvcc test-sanitize test-tsan \
   test-aarch64 test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
   bench-emulator cuda cuda-all lint format bench report arithmetic docs clean
@@ -50,16 +53,26 @@ wheels: $(VENV)/.torch
 test-wheels: wheels
 	$(BIN)/python tools/check_wheels.py dist $(TORCH)
 
+# A worker for each core, which takes files as a whole until another has none left: what a file
+# compiles or reads once, no other worker does again. Programs that tests start have one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
 # The Python tests look at the CUDA library, so it is built before them.
 test: test-cpp test-cuda-build
 	$(MAKE) test-python
 
 test-python: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto
+	$(PYTEST)
 
 # Networks at their full size on the emulator, and the cases that `make test` leaves out on Triton.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto -m $(or $(MARKS),slow) $(TESTS)
+	$(PYTEST) -m $(or $(MARKS),slow) $(TESTS)
+
+# The slow tests that CI runs: networks at their full size on the emulator, what Triton compiles for
+# GPUs and the GPU's batch of measurements without one. A file a worker, since most of a file's tests
+# look at what one program of it has compiled.
+test-ci: $(INSTALLED)
+	$(PYTEST) --dist loadfile -m ci
 
 # Programs of examples/ with Ray, Jupyter and Triton Inference Server, which the extra `examples` has
 # but for the server: that is some binaries in a folder, with a numpy of their own. One by one, since
@@ -114,8 +127,7 @@ test-ptx: $(INSTALLED)
 test-ptx-with-nvcc: $(INSTALLED)
 	$(BIN)/cmake -S . -B $(BUILD) -DSNV2_EMULATOR=ON -DSNV2_PTX=ON
 	$(BIN)/cmake --build $(BUILD) --target snv2_ptx_torch
-	SNV2_PTX=$(CURDIR)/$(BUILD)/ptx OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -n auto -k "ptx or executed" --ignore python_tests/test_compile.py
+	SNV2_PTX=$(CURDIR)/$(BUILD)/ptx $(PYTEST) -m "ptx and not slow" --ignore python_tests/test_compile.py
 
 define require_gpu
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("$@: no CUDA device")'
@@ -256,14 +268,25 @@ $(VENV)/.packages: $(VENV)/.torch pyproject.toml
 	$(BIN)/python tools/requirements.py bench | $(BIN)/pip install --no-compile -r /dev/stdin
 	touch $@
 
-# The kernels, while pip fetches those.
-$(VENV)/.core: CMakeLists.txt $(NATIVE)
+# What builds the package.
+$(VENV)/.tools:
 	[ -d $(VENV) ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(BUILD_TOOLS)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(BUILD) -G Ninja \
-	  -DSNV2_CPU_ISAS=native -DSNV2_EMULATOR=OFF -DCMAKE_BUILD_TYPE=Release
-	env -u MAKEFLAGS $(BIN)/cmake --build $(BUILD) --target snv2_cpu
 	touch $@
+
+# Kernels, by $(1) and $(2) as below, while pip fetches the rest.
+define build_kernels
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cmake -S . -B $(BUILD) -G Ninja \
+	  -DSNV2_CPU_ISAS=$(1) -DSNV2_EMULATOR=$(2) -DCMAKE_BUILD_TYPE=Release
+	env -u MAKEFLAGS $(BIN)/cmake --build $(BUILD) --target $(3)
+	touch $@
+endef
+
+$(VENV)/.core: $(VENV)/.tools CMakeLists.txt $(NATIVE)
+	$(call build_kernels,native,OFF,snv2_cpu)
+
+$(VENV)/.kernels: $(VENV)/.tools CMakeLists.txt $(NATIVE)
+	$(call build_kernels,all,ON,snv2_cpu snv2_emulated)
 
 # The package in place, by kernels for $(1), with the emulator or not ($(2)): a line for each file as
 # it is compiled. What builds stays there, for tests of C++.
@@ -279,11 +302,15 @@ $(RUNNABLE): $(SOURCES)
 	$(MAKE) -j2 $(VENV)/.packages $(VENV)/.core
 	$(call install_package,native,OFF)
 
-# torchvision and pytorchcv are references of tests; without their own choice of torch, and with
-# the one package that torchvision imports.
-$(INSTALLED): $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --no-deps $(TORCHVISION) $(PYTORCHCV)
-	$(BIN)/pip install $(BUILD_TOOLS)
+# What tests and documentation need. torchvision and pytorchcv are references of tests; without their
+# own choice of torch, and with the one package that torchvision imports.
+$(VENV)/.dev: $(VENV)/.torch $(VENV)/.tools pyproject.toml
+	$(BIN)/pip install --no-compile --no-deps $(TORCHVISION) $(PYTORCHCV)
+	$(BIN)/python tools/requirements.py dev | $(BIN)/pip install --no-compile -r /dev/stdin
+	touch $@
+
+$(INSTALLED): $(SOURCES)
+	[ -d $(VENV) ] || $(PYTHON) -m venv $(VENV)
+	$(MAKE) -j2 $(VENV)/.dev $(VENV)/.kernels
 	$(call install_package,all,ON)
-	$(BIN)/python tools/requirements.py dev | $(BIN)/pip install -r /dev/stdin
 	touch $@

@@ -16,10 +16,13 @@ WIDTHS = (10, 28, 44, 60)
 
 
 def stages(count: int = 3, **kwargs: Any) -> list[nn.Sequential]:
-    return [
-        nn.Sequential(General(i, o, 2, **kwargs), General(o, o, **kwargs))
+    """A unit of stride 2 each, in the first with one of stride 1 behind it."""
+    found = [
+        nn.Sequential(General(i, o, 2, **kwargs))
         for i, o in itertools.pairwise(WIDTHS[: count + 1])
     ]
+    found[0].append(General(WIDTHS[1], WIDTHS[1], **kwargs))
+    return found
 
 
 class Looked(nn.Module):

@@ -205,9 +205,13 @@ def unit_pair(stride: int, inp: int, oup: int, seed: int = 0) -> tuple[nn.Module
     return plain, unit
 
 
+# A network of all kinds of steps that takes a millisecond: units of a stage, channels.
+SMALL = [1, 3, 1], [8, 20, 36, 58, 40]
+
+
 def small_network(seed: int = 0, num_classes: int = 10) -> snv2.models.ShuffleNetV2:
-    """A plain network of all kinds of steps that takes a millisecond."""
-    model = snv2.models.ShuffleNetV2([2, 3, 2], [8, 20, 36, 58, 40], num_classes)
+    """Returns a plain network of the sizes in ``SMALL``."""
+    model = snv2.models.ShuffleNetV2(*SMALL, num_classes)
     return randomize_(model, seed).eval()
 
 

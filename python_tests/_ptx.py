@@ -26,9 +26,7 @@ _NAMESPACE = "snv2_ptx"
 
 PTX = os.environ.get("SNV2_PTX")
 SEED = int(os.environ.get("SNV2_PTX_SEED", "0"))
-needs_ptx = pytest.mark.skipif(
-    not PTX, reason="the PTX interpreter is not there: `make test-ptx` builds it, with nvcc"
-)
+needs_ptx = pytest.mark.ptx
 
 
 def operators() -> Any:

@@ -148,10 +148,10 @@ class Model:
 
 _MAP = (8, 5, 6)
 MODELS = {
-    "unit": Model(_unit, _MAP, sequences=12),
-    "unit of stride 2": Model(lambda: _unit(2, 12), _MAP, sequences=8),
+    "unit": Model(_unit, _MAP, sequences=8),
+    "unit of stride 2": Model(lambda: _unit(2, 12), _MAP, sequences=5),
     "stage": Model(
-        lambda: nn.Sequential(_unit(2), _unit()), _MAP, bounds="network", sequences=6
+        lambda: nn.Sequential(_unit(2), _unit()), _MAP, bounds="network", sequences=4
     ),
     "network": Model(
         lambda: models.ShuffleNetV2([1, 2, 1], [4, 8, 12, 16, 20], 7), (3, 33, 37),
@@ -163,15 +163,13 @@ MODELS = {
     "twice": Model(_twice, _MAP),
     "backbone": Model(lambda: Maps(_unit(2), Unit()), _MAP),
     "mixed": Model(_mixed, (3, 5, 6), calls=2, bounds="network"),
-    "split": Model(lambda: PlainSplit(8), _MAP, sequences=8),
+    "split": Model(lambda: PlainSplit(8), _MAP, sequences=5),
 }  # fmt: skip
 with contextlib.suppress(Unavailable):
     torchvision_models()
     from torchvision.models import shufflenetv2
 
-    MODELS["torchvision's unit"] = Model(
-        lambda: shufflenetv2.InvertedResidual(8, 8, 1), _MAP, sequences=8
-    )
+    MODELS["torchvision's unit"] = Model(lambda: shufflenetv2.InvertedResidual(8, 8, 1), _MAP)
 
 
 def twins(kind: str, seed: int) -> tuple[nn.Module, nn.Module]:

@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+# Inductor compiles in the test's own process, not in workers that each import PyTorch first, and
+# for this machine's vectors without trying the compiler on each kind.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # Triton's kernels run on the GPU, or where there is none in Triton's interpreter, which is chosen
 # before anyone imports Triton.
 if not torch.cuda.is_available():
@@ -87,9 +91,21 @@ def _mark_triton(items: list[pytest.Item]) -> None:
                 item.add_marker("gpu")
 
 
+def _mark_ptx(items: list[pytest.Item]) -> None:
+    """Cases on the PTX interpreter are marked, and skipped where it is not there."""
+    absent = pytest.mark.skip(reason="no PTX interpreter: `make test-ptx` builds it, with nvcc")
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if call is not None and CUDA_PTX in map(str, call.params.values()):
+            item.add_marker("ptx")
+        if not PTX and item.get_closest_marker("ptx"):
+            item.add_marker(absent)
+
+
 @pytest.hookimpl(tryfirst=True)  # before markers are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _mark_triton(items)
+    _mark_ptx(items)
     _leave_to_the_slow_tests(items)
     if torch.cuda.is_available():
         return

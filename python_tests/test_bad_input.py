@@ -296,7 +296,7 @@ def test_recursion_of_modules_is_not_special() -> None:
             return self.inner(x) + 1
 
     model = small_network()
-    model.stage2[1] = Wrapped(model.stage2[1])
+    model.stage3[1] = Wrapped(model.stage3[1])
     x = draw(2, 3, 37, 45)
     with torch.no_grad():
         assert max_error(snv2.fuse(model)(x), model(x)) < FP32_BOUND

@@ -65,9 +65,19 @@ def test_networks(torchvision: Any, width: str, library: str) -> None:
         assert max_error(engine(x), model(x)) < FP32_BOUND
 
 
+# Width, dtype and size of the images: the emulator takes a second for one, or half a minute.
+NETWORKS = [
+    pytest.param(
+        width, dtype, size, id=f"{width}-{case_id(dtype)}-{size}",
+        marks=[] if size == 64 else [pytest.mark.slow, *[pytest.mark.ci] * (width == "x1_0")],
+    )
+    for size in (64, 224)
+    for width, dtype in in_turn(WIDTHS, DTYPES, turn=1)
+]  # fmt: skip
+
+
 @pytest.mark.supports("eval", "network")
-@pytest.mark.parametrize("size", [64, pytest.param(224, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("width", "dtype"), in_turn(WIDTHS, DTYPES, turn=1), ids=case_id)
+@pytest.mark.parametrize(("width", "dtype", "size"), NETWORKS)
 def test_networks_in_every_dtype(kernels: str, width: str, dtype: torch.dtype, size: int) -> None:
     model = on_the_default_device(network("snv2", width)).to(dtype)
     x = draw(1, 3, size, size, dtype=dtype)

@@ -141,11 +141,20 @@ for program in programs:
 """
 
 
+# For a wrapper that is compiled once and runs for a moment.
+COMPILED_ONCE = {
+    "aot_inductor.precompile_headers": False,
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+}
+
+
 def test_saved_programs_run_in_another_process(tmp_path: Path) -> None:
     plain, module, x = drop_in("stage")
     program = export(module, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=64)},))
     torch.export.save(program, tmp_path / "program.pt2")
-    torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "aoti.pt2"))
+    torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / "aoti.pt2"), inductor_configs=COMPILED_ONCE
+    )
     more = draw(5, *x.shape[1:])
     torch.save((more, plain(more).detach()), tmp_path / "example.pt")
     for name, load in LOADS.items():

@@ -80,6 +80,7 @@ def _packages_that_a_gpu_machine_lacks() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_dry_run(tmp_path: Path) -> None:
     """Every step of the real run's kinds, with what it writes, where nothing is installed but what
     a GPU machine has and what the folder carries."""

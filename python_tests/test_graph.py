@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from _cases import (
     FP32_BOUND,
+    SMALL,
     assert_accurate,
     convs,
     draw,
@@ -62,7 +63,7 @@ def test_network_is_one_op(library: str, torchvision: types.ModuleType) -> None:
     model = small_network()
     if library == "torchvision":
         constructor = torchvision.models.ShuffleNetV2
-        alike = constructor([2, 3, 2], [8, 20, 36, 58, 40], num_classes=10).eval()
+        alike = constructor(*SMALL, num_classes=10).eval()
         alike.load_state_dict(model.state_dict())
         model = alike
     fast, counter = compiled(model)

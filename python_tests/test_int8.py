@@ -4,6 +4,7 @@ which a model is used."""
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from pathlib import Path
 from random import Random
@@ -72,6 +73,16 @@ def quantized() -> Any:
 # Kernels --------------------------------------------------------------------------------------
 
 
+@functools.cache
+@torch.no_grad()
+def quantized_network(width: str, shape: tuple[int, ...]) -> tuple[Any, Tensor, Tensor]:
+    """A network, an input of that shape and the integers' scores; shared, so never changed."""
+    x = draw(*shape, seed=2)
+    made: Any = snv2.quantize(network(width), draw(2, *shape[1:]))
+    (scores,) = interpreted(made, x)
+    return made, x, scores
+
+
 @pytest.mark.parametrize(
     ("width", "shape"),
     [
@@ -87,9 +98,8 @@ def test_networks_equal_the_integers_of_pytorch(
 ) -> None:
     """Sums are exact and rounded alike, so all scores are equal, on any number of threads; but
     where nothing multiplies and adds with one rounding a byte may be its neighbour."""
-    x = draw(*shape, seed=2)
-    quantized: Any = snv2.quantize(network(width), draw(2, *shape[1:]))
-    (expected,) = interpreted(quantized, x)
+    shared, x, expected = quantized_network(width, shape)
+    quantized = copy.deepcopy(shared)
     before = torch.get_num_threads()
     for threads in (1, 3):
         torch.set_num_threads(threads)

@@ -254,23 +254,24 @@ def test_float64_runs_the_reference(backend: str, op: Op) -> None:
 def test_special_values(
     backend: str, op: Op, value: float, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
+    """In corners and inside, of channels that do not touch each other."""
+    args = op.arguments((2, 21, 9, 11), dtype, draw, memory_format=memory_format)
     for position in ((0, 3, 0, 0), (1, 20, 4, 5), (1, 0, 8, 10)):
-        args = op.arguments((2, 21, 9, 11), dtype, draw, memory_format=memory_format)
         for x in args[: op.maps]:
             x[position] = value
             x[position[0], position[1] + 21 * (op.multiplier - 1), 4, 7] = value
-        eager, out = op.formula(*args), op(*args, backend=backend)
-        assert eager.isfinite().logical_not().any()
-        assert_same_specials(out, eager)
-        keep = eager.isfinite()
-        exact = op.formula(*(t.double() for t in args))
-        assert_accurate("op", out[keep], eager[keep], exact[keep])
+    eager, out = op.formula(*args), op(*args, backend=backend)
+    assert eager.isfinite().logical_not().any()
+    assert_same_specials(out, eager)
+    keep = eager.isfinite()
+    exact = op.formula(*(t.double() for t in args))
+    assert_accurate("op", out[keep], eager[keep], exact[keep])
 
 
 @each_op
 def test_special_values_stay_inside_their_image_and_channel(backend: str, op: Op) -> None:
     """A kernel that computes more than it stores must not let it touch its neighbours."""
-    clean = op.arguments((3, 21, 9, 11), torch.float32, draw)
+    clean = op.arguments((3, 21, 5, 9), torch.float32, draw)
     dirty = [t.clone() for t in clean]
     for x in dirty[: op.maps]:
         x[1] = float("nan")

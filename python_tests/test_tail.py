@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from _cases import FP32_BOUND, assert_close, draw, run_fused, runs_fused, small_network
+from _cases import FP32_BOUND, SMALL, assert_close, draw, run_fused, runs_fused, small_network
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
@@ -218,7 +218,7 @@ class _Added(_Means):
 def test_what_is_no_tail(cls: type[Any]) -> None:
     """It runs as it is, beside the network that is fused; where it writes to its own state, beside
     the stages."""
-    model = cls([2, 3, 2], [8, 20, 36, 58, 40], 3)
+    model = cls(*SMALL, 3)
     model.fc = (
         _Counting()
         if cls is _Means

@@ -57,7 +57,7 @@ def accuracy(model: nn.Module, digits: Digits) -> float:
 
 def enlarged(network: nn.Module) -> nn.Sequential:
     """A network behind what makes a picture of a digit."""
-    return nn.Sequential(nn.Upsample(scale_factor=8.0, mode="bilinear"), _Grey(), network)
+    return nn.Sequential(nn.Upsample(scale_factor=4.0, mode="bilinear"), _Grey(), network)
 
 
 class _Grey(nn.Module):
@@ -67,7 +67,7 @@ class _Grey(nn.Module):
 
 def test_network(digits: Digits) -> None:
     torch.manual_seed(0)
-    plain = enlarged(snv2.models.shufflenet_v2_x0_5(num_classes=10))
+    plain = enlarged(snv2.models.ShuffleNetV2([1, 2, 1], [16, 32, 64, 96, 128], 10))
     fused = snv2.fuse(copy.deepcopy(plain))
     x, _, _, _ = digits
     untrained = run_fused(fused.eval(), x[:8])  # packs its weights

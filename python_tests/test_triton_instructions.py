@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.ci]
+
 COUNTER = Path(__file__).with_name("_triton_launches.py")
 VERSION = "3.9."
 
@@ -72,7 +74,6 @@ def counts() -> dict[str, Any]:
     return {line["name"]: line for line in map(json.loads, out.stdout.splitlines())}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("op", "order", "stage", "ptx", "sass", "goal"), ROWS)
 def test_op(op: str, order: str, stage: int, ptx: float, sass: float, goal: float | None) -> None:
     found = counts()[f"{op} {order} {stage}"]

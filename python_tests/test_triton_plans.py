@@ -72,7 +72,7 @@ def test_launches_of_a_network(triton: Any, monkeypatch: pytest.MonkeyPatch) -> 
         engine = snv2.Engine(small_network(), tuple(x.shape), taps=("stage2", "stage3"))
         names = _watch_launches(monkeypatch)
         assert ops_called(engine, x) == ["snv2_triton::network_out"]
-    assert names == ["stem", *7 * ["pw1", "dw_pw2"], "features", "linear"]
+    assert names == ["stem", *5 * ["pw1", "dw_pw2"], "features", "linear"]
 
 
 def test_units_of_a_stage_leave_what_passes_through(triton: Any) -> None:

@@ -32,7 +32,8 @@ def main() -> None:
     dist, torch = Path(sys.argv[1]).resolve(), sys.argv[2:]
     shutil.rmtree(PLACE, ignore_errors=True)
     venv.create(PLACE, with_pip=True)
-    run("pip", "install", "-q", *torch)
+    # Python compiles of it what is imported.
+    run("pip", "install", "-q", "--no-compile", *torch)
     run("pip", "install", "-q", "--no-deps", "--no-index", "--find-links", dist, "snv2_kernels")
     run("pip", "install", "-q", "snv2_kernels[cli]", *PACKAGES)
     run("snv2", "info")

@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
-OWN = re.compile(r"snv2_kernels\[(?P<extras>[\w,]+)\]")
+OWN = re.compile(r"snv2_kernels\[(?P<extras>[\w,-]+)\]")
 
 
 def requirements(extra: str) -> list[str]:

@@ -346,7 +346,7 @@ snv2_add_mutant(direct_of_32_bits TYPE half_t
 # Units --------------------------------------------------------------------------------------
 
 snv2_add_mutant(unit_without_wait
-  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_with_resident
   TEXT [[      cp_async_wait<0>();
       sync_threads();
     }
@@ -356,7 +356,7 @@ snv2_add_mutant(unit_without_wait
   EXPECT "read at unit_product.h" "cp_async_wait, or a barrier after it, is missing")
 
 snv2_add_mutant(unit_without_barrier_after_load RACE
-  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_with_resident
   TEXT [[      cp_async_wait<0>();
       sync_threads();
     }
@@ -366,7 +366,7 @@ snv2_add_mutant(unit_without_barrier_after_load RACE
   EXPECT "shared memory: race: read at unit_product.h" "written by" "unit_load.h")
 
 snv2_add_mutant(unit_without_barrier_after_the_first_product RACE
-  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_with_resident
   TEXT [[      sync_threads();
       if (more) {
 ]] BECOMES [[      if (more) {
@@ -374,7 +374,7 @@ snv2_add_mutant(unit_without_barrier_after_the_first_product RACE
   EXPECT "shared memory: race: write at unit_tensor.h" "read by" "mma_float.h")
 
 snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
-  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_with_resident
   TEXT [[      } else {
         sync_threads();
       }
@@ -385,7 +385,7 @@ snv2_add_mutant(unit_without_barrier_before_the_second_product RACE
   EXPECT "shared memory: race: read at mma_float.h" "written by" "unit_convolve.h")
 
 snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
-  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_with_clustered
   TEXT [[        // All are past their first product and the second one before it.
         sync_cluster_reads();
 ]] BECOMES [[        // All are past their first product and the second one before it.
@@ -393,7 +393,7 @@ snv2_add_mutant(cluster_without_barrier_before_it_hands_out RACE
   EXPECT "shared memory: read at unit_load.h" "nobody wrote")
 
 snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
-  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_with_clustered
   TEXT [[        sync_cluster();
       } else {
         sync_threads();
@@ -405,12 +405,12 @@ snv2_add_mutant(cluster_without_barrier_after_it_has_handed_out RACE
   EXPECT "shared memory: read at mma_float.h" "nobody wrote")
 
 snv2_add_mutant(unit_that_does_not_wait_for_its_table
-  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_with_resident
   TEXT "cp_async_wait<1>();" BECOMES ""
   EXPECT "read at unit_load.h" "cp_async_wait, or a barrier after it, is missing")
 
 snv2_add_mutant(unit_that_does_not_wait_for_its_input
-  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit.h OF cuda/unit.cu IN gpu_units CASES stages_with_resident
   TEXT [[  grid_dependency_wait();
 ]] BECOMES " "
   EXPECT "global load" "before grid_dependency_wait")
@@ -421,28 +421,28 @@ snv2_add_mutant(unit_without_upper_halo TYPE half_t
   EXPECT "shared memory: read at unit_convolve.h" "nobody wrote")
 
 snv2_add_mutant(unit_past_the_ring
-  FILE cuda/unit_product.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit_product.h OF cuda/unit.cu IN gpu_units CASES stages_with_direct
   TEXT "line + (there < ring ? there : there - ring)"
   BECOMES "line + (there <= ring ? there : there - ring)"
   EXPECT "is off by")
 
 snv2_add_mutant(unit_with_the_next_tap
-  FILE cuda/unit_convolve.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit_convolve.h OF cuda/unit.cu IN gpu_units CASES stages_with_resident
   TEXT "taps_[kRow * 3 + tap]" BECOMES "taps_[tap * 3 + kRow]"
   EXPECT "is off by")
 
 snv2_add_mutant(unit_that_convolves_padding
-  FILE cuda/unit_convolve.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit_convolve.h OF cuda/unit.cu IN gpu_units CASES stages_with_resident
   TEXT "ring.width - (at + w * kOfWord)" BECOMES "ring.row - (at + w * kOfWord)"
   EXPECT "is off by")
 
 snv2_add_mutant(unit_that_asks_for_its_warp_with_some_lanes
-  FILE cuda/unit_tensor.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit_tensor.h OF cuda/unit.cu IN gpu_units CASES stages_with_resident
   TEXT "for (int p = warp * kPair; p < end;" BECOMES "for (int p = warp_of_cta() * kPair; p < end;"
   EXPECT "waits in shuffle at mma.h")
 
 snv2_add_mutant(unit_whose_ctas_all_store_what_passes RACE
-  FILE cuda/unit_tensor.h OF cuda/unit.cu IN gpu_units CASES stages_match
+  FILE cuda/unit_tensor.h OF cuda/unit.cu IN gpu_units CASES stages_with_clustered
   TEXT "other >= 0 ? computed(other)" BECOMES "other >= 0 ? true"
   EXPECT "global" "race")
 

@@ -200,6 +200,7 @@ void check_traffic(const std::string& name, const emulator::Counters& n, double 
 }
 
 TEST(stem_of_a_large_image_reads_it_once) {
+  if (kSanitized) return;  // counts, which are those of any build
   for (const Source source : kSources) {
     const StemCase c{DType::kFloat16, source, 1, 3, 224, 224, 24, 0, 1};
     const emulator::Counters n = run_stem_case(c);
@@ -306,7 +307,7 @@ HeadCounters run_head_case(const HeadCase& c) {
 }
 
 TEST(head_matches_loops) {
-  const int64_t sizes[][2] = {{7, 7}, {1, 1}, {10, 13}, {4, 4}, {1, 3}};
+  const int64_t sizes[][2] = {{10, 13}, {7, 7}, {1, 1}, {4, 4}, {1, 3}};
   for (const DType dtype : kDTypes) {
     for (const auto& size : sizes) {
       for (const int64_t batch : {1, 3, 9}) {
@@ -336,6 +337,7 @@ TEST(linear_layer_of_any_size_matches_loops) {
 // The map's columns begin up to half a sector early; a matrix in float32 is read in halves of
 // sectors.
 TEST(head_moves_what_it_says) {
+  if (kSanitized) return;  // counts, which are those of any build
   for (const DType dtype : {DType::kFloat16, DType::kFloat32}) {
     const bool half = dtype == DType::kFloat16;
     const double more = half ? 1.17 : 2.0;
@@ -364,6 +366,7 @@ TEST(head_moves_what_it_says) {
 }
 
 TEST(head_of_one_image_has_many_ctas) {
+  if (kSanitized) return;  // counts, which are those of any build
   const HeadCase c{DType::kFloat16, 1, 464, 7, 7, 1024, 1000};
   const HeadCounters n = run_head_case(c);
   CHECK(n.features.ctas == 64 && n.linear.ctas == 63);
