@@ -10,6 +10,7 @@
 #define SNV2_DEVICE inline
 #define __global__
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define threadIdx (::snv2::emulator::builtins().thread_index)
 #define blockIdx (::snv2::emulator::builtins().block_index)
 #define blockDim (::snv2::emulator::builtins().block_dim)

@@ -52,6 +52,7 @@ struct Tuning {
   int64_t rows_per_cta;  // output rows that a CTA of a unit takes
   int64_t weights;       // of a unit: 1 in shared memory, 2 from L2, 3 spread over a cluster
   int64_t images;        // taken through the network at once
+  int64_t stages;        // in one launch: 1 never, 2 where they fit
 };
 
 // What a network's kernels are cut to, in bytes.

@@ -1,0 +1,419 @@
+// The units of some stages in one launch: an image lies in the shared memory of a cluster from the
+// first unit, which halves it, to the last.
+//
+// Each CTA of the cluster has some rows of the image, of all channels, so that both products of a
+// unit need nothing of another CTA, and a depthwise convolution the row above and the one below. A
+// unit is three phases between barriers:
+//   1. first product: planes that a table names  x  pw1           MID  [mid][row above, own, below]
+//      Its first and last rows are stored to the neighbours' MID as well. At stride 2 the last row
+//      of the planes goes to the CTA below, for the projection.
+//   2. depthwise convolution of MID, at stride 2 also of the planes  DW   [mid][own]
+//   3. second product, and that of the projection                 planes that a table names
+// The barrier after phase 1 is the cluster's, the others are the CTA's. What a neighbour stores for
+// the next unit may arrive in phase 2 already, so the next MID has a place of its own by then.
+//
+// Split, concat and shuffle are the tables of the plan, as between launches (snv2/gpu_plan.h).
+// Matrices come from L2 when they are used, to the warps that use them (stages_weights.h); biases,
+// depthwise convolutions and tables of a unit are copied while the one before it runs.
+//
+// At the end the cluster turns the map around, so that a CTA has some planes of all rows: what it
+// writes are whole sectors.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/stages_weights.h"
+#include "cuda/unit_convolve.h"
+#include "cuda/unit_load.h"
+#include "cuda/unit_product.h"
+
+namespace snv2::SNV2_GPU {
+
+template <class T>
+SNV2_DEVICE Shared<T> shared_at(int bytes) {
+  return (shared_memory() + bytes).template as<T>();
+}
+
+// Parameters ------------------------------------------------------------------------------------
+
+// Starts the copy of the table of planes that a unit reads. What fills it up to whole tiles, and
+// two tiles that a lane looks up ahead, are the plane of zeros.
+SNV2_DEVICE void load_in_table(Shared<int32_t> to, const int32_t* from, int count, int zeros) {
+  const int padded = (units_of<16>(count) + 2) * 16;
+  for (int i = static_cast<int>(threadIdx.x); i < padded; i += kStagesThreads) {
+    if (i < count) {
+      cp_async<1>(to + i, Global<const int32_t>{from} + i);
+    } else {
+      store(to + i, zeros);
+    }
+  }
+}
+
+template <class T>
+SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit) {
+  const auto words = [&](const StagedArray& array, int count) {
+    load_words<4>(shared_at<float>(array.at), params.parameters + array.from, count);
+  };
+  words(unit.pw1_bias, unit.pw1.tiles * 16);
+  words(unit.pw2_bias, unit.pw2.tiles * 16);
+  words(unit.dw, unit.mid * static_cast<int>(kDepthwiseFloats));
+  if (unit.stride == 2) {
+    words(unit.proj_bias, unit.projection.tiles * 16);
+    words(unit.proj_dw, unit.in_channels * static_cast<int>(kDepthwiseFloats));
+  }
+  load_in_table(shared_at<int32_t>(unit.in_table.at), params.tables + unit.in_table.from,
+                unit.in_channels, params.maps[unit.in].planes);
+  const Shared<int32_t> out = shared_at<int32_t>(unit.out_table.at);
+  const int32_t* const from = params.tables + unit.out_table.from;
+  load_table(out, from, unit.proj);
+  load_table(out + units_of<16>(unit.proj) * 16, from + unit.proj, unit.main);
+}
+
+// Stores zeros in the rows that a CTA would have if the image had more, by a warp: products take
+// all.
+template <class T>
+SNV2_DEVICE void zero_missing(Shared<T> own, const StagedMap& map, int rank) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  for (int i = map.own(rank) * map.row + lane_of_warp() * kVector; i < map.columns();
+       i += kWarp * kVector) {
+    store_vector<kVector>(own + i, Vector<T, kVector>{});
+  }
+}
+
+// Starts the copy of the planes of the first unit, the row above the CTA's with them.
+template <class T>
+SNV2_DEVICE void load_map(const StagesParams<T>& params, const StagedUnit& unit, int rank,
+                          int image) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const StagedMap& map = params.maps[unit.in];
+  const int first = map.first(rank), above = first > 0 ? 1 : 0;
+  const int elements = (map.own(rank) + above) * map.row;
+  const Shared<T> to = shared_at<T>(map.at) + (map.top - above * map.row);
+  const Global<const T> from =
+      Global<const T>{params.in} + (image * params.in_image + (first - above) * map.row);
+  const Shared<int32_t> table = shared_at<int32_t>(unit.in_table.at);
+  for (int c = warp_of_cta(); c < unit.in_channels; c += kStagesWarps) {
+    const int plane = load(table + c);
+    zero_missing(shared_at<T>(map.at) + (plane * map.pitch + map.top), map, rank);
+    if (map.own(rank) == 0) continue;
+    for (int i = lane_of_warp() * kVector; i < elements; i += kWarp * kVector) {
+      cp_async<kVector>(to + (plane * map.pitch + i), from + (plane * params.in_pitch + i));
+    }
+  }
+}
+
+template <class T>
+SNV2_DEVICE void zero(Shared<T> to, int count) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  for (int i = static_cast<int>(threadIdx.x) * kVector; i < count; i += kStagesThreads * kVector) {
+    store_vector<kVector>(to + i, Vector<T, kVector>{});
+  }
+}
+
+// Products --------------------------------------------------------------------------------------
+
+// Has the warps compute a product, and hands each block of results to use(acc, row of tiles, first
+// block of columns). rows(block) is the operand from a block of columns on.
+template <class T, class RowsOf, class Use>
+SNV2_DEVICE void product(const StagedMatrix& m, Shared<float> bias, WeightStream<T>& weights,
+                         const RowsOf& rows, const Use& use) {
+  const int before = (warp_of_cta() - m.first + kStagesWarps) % kStagesWarps;
+  for (int job = before; job < m.jobs; job += kStagesWarps) {
+    const int column = m.column_of(job), tile = job - column * m.tiles, block = column * m.wide;
+    const Shared<float> at = bias + (tile * 16 + lane_of_warp() / 4);
+    Start<1> start;
+    start.set(0, load(at), load(at + 8));
+    const auto run = [&](auto blocks) {
+      constexpr int kBlocks = decltype(blocks)::value;
+      float acc[1][kBlocks][4];
+      multiply_streamed<kBlocks>(acc, weights, rows(block), start, m.deep);
+      use(acc, tile, block);
+    };
+    switch (m.wide) {
+      case 4:
+        run(std::integral_constant<int, 4>{});
+        break;
+      case 2:
+        run(std::integral_constant<int, 2>{});
+        break;
+      default:
+        run(std::integral_constant<int, 1>{});
+    }
+  }
+}
+
+// A lane's two pixels of rows g and g + 8 of a block, finished.
+template <class T>
+struct FinishedRows {
+  Vector<T, 2> upper, lower;
+
+  SNV2_DEVICE explicit FinishedRows(const float (&acc)[4])
+      : upper(finished_pair<T, Relu>(acc[0], acc[1])),
+        lower(finished_pair<T, Relu>(acc[2], acc[3])) {}
+};
+
+// Stores rows of MID, also to the neighbours that convolve them.
+template <class T>
+class MidRows {
+ public:
+  SNV2_DEVICE MidRows(const StagedUnit& unit, const StagedMap& map, int rank)
+      : mid_(shared_at<T>(unit.mid_at) +
+             (lane_of_warp() / 4 * unit.mid_pitch + lane_of_warp() % 4 * 2)),
+        pitch_(unit.mid_pitch),
+        row_(map.row),
+        rank_(rank) {
+    const int first = map.first(rank), own = map.own(rank);
+    // Of a row of the CTA in the neighbour's MID.
+    above_ = unit.stride == 1 && first > 0 && own > 0 ? (1 + map.rows) * row_ : -1;
+    last_ = own > 0 && first + own < map.height ? (own - 1) * row_ : kNever;
+  }
+  template <int kBlocks>
+  SNV2_DEVICE void store(const float (&acc)[1][kBlocks][4], int tile, int block) const {
+    const Shared<T> rows = mid_ + tile * 16 * pitch_;
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+      const int column = (block + j) * kBlock;
+      const FinishedRows<T> done(acc[0][j]);
+      const auto put = [&](auto line, int at) {
+        store_vector<2>(line + at, done.upper);
+        store_vector<2>(line + (at + 8 * pitch_), done.lower);
+      };
+      put(rows, row_ + column);
+      if (above_ >= 0 && column < row_) put(remote(rows, rank_ - 1), above_ + column);
+      if (column >= last_) put(remote(rows, rank_ + 1), column - last_);
+    }
+  }
+
+ private:
+  static constexpr int kNever = 1 << 30;
+
+  Shared<T> mid_;
+  int pitch_, row_, rank_;
+  int above_;  // where the first row goes, or -1
+  int last_;   // column from which on the row below's CTA wants them
+};
+
+// Stores rows of results to planes.
+template <class T>
+class PlaneRows {
+ public:
+  SNV2_DEVICE PlaneRows(const StagedMap& map, Shared<int32_t> table, int rows)
+      : planes_(shared_at<T>(map.at) + (map.top + lane_of_warp() % 4 * 2)),
+        table_(table + lane_of_warp() / 4),
+        pitch_(map.pitch),
+        left_(rows - lane_of_warp() / 4) {}
+  template <int kBlocks>
+  SNV2_DEVICE void store(const float (&acc)[1][kBlocks][4], int tile, int block) const {
+    const Address<T> upper(planes_ + load(table_ + tile * 16) * pitch_);
+    const Address<T> lower(planes_ + load(table_ + (tile * 16 + 8)) * pitch_);
+    const bool has_upper = tile * 16 < left_, has_lower = tile * 16 + 8 < left_;
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) {
+      const FinishedRows<T> done(acc[0][j]);
+      store_vector_if(has_upper, upper + (block + j) * kBlock, done.upper);
+      store_vector_if(has_lower, lower + (block + j) * kBlock, done.lower);
+    }
+  }
+
+ private:
+  Shared<T> planes_;
+  Shared<int32_t> table_;
+  int pitch_;
+  int left_;  // rows from the lane's first one on
+};
+
+// Depthwise convolutions ------------------------------------------------------------------------
+
+// Convolves the CTA's rows of `channels` channels, of which line(channel) is the row above them.
+template <class T, int kStride, class Line>
+SNV2_DEVICE void convolve_own(const StagedMap& in, const StagedMap& to, int rank, int channels,
+                              Shared<float> weights, Shared<T> out, int out_pitch,
+                              const Line& line) {
+  using Window = Sliding<T, kStride, true>;
+  constexpr int kLanes = Window::kGroupLanes, kItems = kWarp / kLanes;
+  const int rows = to.own(rank);
+  if (rows < to.rows) {
+    for (int channel = warp_of_cta(); channel < channels; channel += kStagesWarps) {
+      zero_missing(out + channel * out_pitch, to, rank);
+    }
+    if (rows == 0) return;
+  }
+  const Ring ring{(in.rows + 2) * in.row, in.row, in.width, in.height};
+  const int groups = units_of<kGroupChannels<T>>(channels), items = groups * (to.row / kBlock);
+  const int tasks = units_of<kItems>(items);
+  // Warps without a task of their own share those of others by rows.
+  int shift = 0;
+  while ((tasks << (shift + 1)) <= kStagesWarps && (2 << shift) <= rows) ++shift;
+  const float by_groups = reciprocal(static_cast<float>(groups));
+  for (int job = warp_of_cta(); job < tasks << shift; job += kStagesWarps) {
+    const int wanted = (job >> shift) * kItems + lane_of_warp() / kLanes;
+    const int item = wanted < items ? wanted : items - 1;
+    const int block = static_cast<int>((static_cast<float>(item) + 0.5f) * by_groups);
+    const int row_of_group = (item - block * groups) * kGroupChannels<T> + lane_of_warp() % kLanes;
+    const bool stores = wanted < items && row_of_group < channels;
+    const int channel = row_of_group < channels ? row_of_group : channels - 1;
+    const int part = job & ((1 << shift) - 1);
+    const int begin = (rows * part) >> shift, end = (rows * (part + 1)) >> shift;
+    const int first = block * kBlock;
+    Window window;
+    window.start(Branch<T>{}, weights + channel * static_cast<int>(kDepthwiseFloats), ring,
+                 line(channel), first);
+    Address<T> at(out + (channel * out_pitch + begin * to.row + first));
+    window.rows(ring, (to.first(rank) + begin) * kStride, (1 + begin * kStride) * in.row,
+                end - begin, [&](const float (&results)[Window::kPixels]) {
+                  store_vector_if(stores, at, rounded_vector<T>(results));
+                  at = at + to.row;
+                });
+  }
+}
+
+// Copies the last row of the planes that a unit of stride 2 reads to the CTA below, which convolves
+// it for the projection.
+template <class T>
+SNV2_DEVICE void hand_down(const StagedMap& map, Shared<int32_t> table, int channels, int rank) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  if (map.first(rank) + map.own(rank) >= map.height || map.own(rank) == 0) return;
+  const Shared<T> planes = shared_at<T>(map.at);
+  const int across = map.row / kVector;
+  const float by_across = reciprocal(static_cast<float>(across));
+  for (int i = static_cast<int>(threadIdx.x); i < channels * across; i += kStagesThreads) {
+    const int c = static_cast<int>((static_cast<float>(i) + 0.5f) * by_across);
+    const Shared<T> line = planes + (load(table + c) * map.pitch + (i - c * across) * kVector);
+    store_vector<kVector>(remote(line, rank + 1), load_vector<kVector>(line + map.columns()));
+  }
+}
+
+// A unit -----------------------------------------------------------------------------------------
+
+template <class T>
+SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank,
+                          WeightStream<T>& weights) {
+  const StagedUnit& unit = params.unit[number];
+  const StagedMap& in = params.maps[unit.in];
+  const StagedMap& out = params.maps[unit.out];
+  const Shared<int32_t> in_table = shared_at<int32_t>(unit.in_table.at);
+  const Shared<T> planes = shared_at<T>(in.at), dw = shared_at<T>(unit.dw_at);
+  const Shared<T> mid = shared_at<T>(unit.mid_at);
+
+  // 1. First product.
+  if (number + 1 < params.units) load_unit(params, params.unit[number + 1]);
+  cp_async_commit();
+  if (unit.stride == 2 && number > 0) hand_down<T>(in, in_table, unit.in_channels, rank);
+  const MidRows<T> mid_rows(unit, in, rank);
+  product(
+      unit.pw1, shared_at<float>(unit.pw1_bias.at), weights,
+      [&](int block) {
+        return GatheredRows<T>(planes + (in.top + block * kBlock), in.pitch, in_table);
+      },
+      [&](const auto& acc, int tile, int block) { mid_rows.store(acc, tile, block); });
+  sync_cluster();
+
+  // 2. Depthwise convolutions.
+  const auto mid_line = [&](int channel) { return mid + channel * unit.mid_pitch; };
+  const Shared<float> taps = shared_at<float>(unit.dw.at);
+  const auto zero_tail = [&](int at, int depth) {
+    zero(shared_at<T>(at) + depth * unit.dw_pitch,
+         (units_of<16>(depth) * 16 - depth) * unit.dw_pitch);
+  };
+  zero_tail(unit.dw_at, unit.mid);
+  if (unit.stride == 1) {
+    convolve_own<T, 1>(in, out, rank, unit.mid, taps, dw, unit.dw_pitch, mid_line);
+  } else {
+    const Shared<T> proj_dw = shared_at<T>(unit.proj_dw_at);
+    zero_tail(unit.proj_dw_at, unit.in_channels);
+    convolve_own<T, 2>(in, out, rank, unit.mid, taps, dw, unit.dw_pitch, mid_line);
+    convolve_own<T, 2>(in, out, rank, unit.in_channels, shared_at<float>(unit.proj_dw.at), proj_dw,
+                       unit.dw_pitch,
+                       [&](int channel) { return planes + load(in_table + channel) * in.pitch; });
+  }
+  // The next unit's parameters, too.
+  cp_async_wait<0>();
+  sync_threads();
+
+  // 3. Second product, and the projection's.
+  const Shared<int32_t> out_table = shared_at<int32_t>(unit.out_table.at);
+  const int main_rows = units_of<16>(unit.proj) * 16;
+  if (unit.stride == 2) {
+    zero(shared_at<T>(out.at) + (out.planes * out.pitch + out.top), out.columns());
+  }
+#pragma unroll 1
+  for (int i = 0; i < unit.stride; ++i) {
+    const PlaneRows<T> rows(out, out_table + (i == 0 ? main_rows : 0),
+                            i == 0 ? unit.main : unit.proj);
+    const Shared<T> from = shared_at<T>(i == 0 ? unit.dw_at : unit.proj_dw_at);
+    product(
+        i == 0 ? unit.pw2 : unit.projection,
+        shared_at<float>(i == 0 ? unit.pw2_bias.at : unit.proj_bias.at), weights,
+        [&](int block) { return StraightRows<T>(from + block * kBlock, unit.dw_pitch); },
+        [&](const auto& acc, int tile, int block) { rows.store(acc, tile, block); });
+  }
+  sync_threads();
+}
+
+// Result -----------------------------------------------------------------------------------------
+
+// Writes planes of the last map: each CTA those of its share, whose rows the others hand it.
+template <class T>
+SNV2_DEVICE void write_result(const StagesParams<T>& params, int rank, int image) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  const StagedMap& map = params.maps[params.unit[params.units - 1].out];
+  const Shared<T> result = shared_at<T>(params.result_at);
+  const Global<const int32_t> table = Global<const int32_t>{params.tables} + params.result_table;
+  const int plane = map.height * map.row, across = map.own(rank) * map.row / kVector;
+  const float by_across = reciprocal(static_cast<float>(across > 0 ? across : 1));
+  const float by_share = reciprocal(static_cast<float>(params.result_share));
+  for (int i = static_cast<int>(threadIdx.x); i < params.results * across; i += kStagesThreads) {
+    const int n = static_cast<int>((static_cast<float>(i) + 0.5f) * by_across);
+    const int column = (i - n * across) * kVector;
+    const int owner = static_cast<int>((static_cast<float>(n) + 0.5f) * by_share);
+    const Vector<T, kVector> pixels = load_vector<kVector>(
+        shared_at<T>(map.at) + (load(table + n) * map.pitch + map.top + column));
+    const int at = (n - owner * params.result_share) * plane + map.first(rank) * map.row + column;
+    store_vector<kVector>(remote(result, owner) + at, pixels);
+  }
+  sync_cluster();
+
+  const int first = rank * params.result_share, left = params.results - first;
+  const int mine = left < params.result_share ? left : params.result_share;
+  const int vectors = plane / kVector;
+  const float by_vectors = reciprocal(static_cast<float>(vectors));
+  const Global<T> out = Global<T>{params.out} + image * params.out_image;
+  for (int i = static_cast<int>(threadIdx.x); i < mine * vectors; i += kStagesThreads) {
+    const int n = static_cast<int>((static_cast<float>(i) + 0.5f) * by_vectors);
+    const int at = (i - n * vectors) * kVector;
+    store_vector<kVector>(out + (load(table + (first + n)) * params.out_pitch + at),
+                          load_vector<kVector>(result + (n * plane + at)));
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kStagesThreads, 1)
+    stages_kernel(const __grid_constant__ StagesParams<T> params) {
+  const int rank = cluster_rank(), image = static_cast<int>(blockIdx.y);
+
+  // The next kernel's CTAs may wait beside these: all wait for what others write.
+  grid_dependents_launch();
+
+  // Load what is constant, and then the map.
+  WeightStream<T> weights(params);
+  const StagedUnit& first = params.unit[0];
+  const StagedMap& map = params.maps[first.in];
+  load_unit(params, first);
+  zero(shared_at<T>(map.at) + (map.planes * map.pitch + map.top), map.columns());
+  cp_async_commit();
+  cp_async_wait<0>();
+  sync_cluster();  // the others have begun, too
+  grid_dependency_wait();
+  load_map(params, first, rank, image);
+  cp_async_commit();
+  cp_async_wait<0>();
+  sync_threads();
+
+#pragma unroll 1
+  for (int number = 0; number < params.units; ++number) {
+    run_unit(params, number, rank, weights);
+  }
+  write_result(params, rank, image);
+}
+
+}  // namespace snv2::SNV2_GPU

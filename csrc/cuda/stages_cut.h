@@ -1,0 +1,225 @@
+// Which units of a plan may share a launch (stages.h), how a cluster divides them, and where
+// everything lies in shared memory. All from a plan's steps, shapes and a description of the GPU.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cuda/network.h"
+#include "cuda/stages_params.h"
+#include "cuda/unit_shape.h"
+
+namespace snv2::SNV2_GPU {
+
+// Regions of shared memory that are needed at some times only: two may overlap where their times do
+// not.
+class SharedRegions {
+ public:
+  explicit SharedRegions(int64_t begin) : begin_(begin) {}
+
+  // Asks for a region from phase `from` to phase `to`; its place will be in `at`.
+  void ask(int& at, int64_t bytes, int from, int to) {
+    if (bytes > 0) wanted_.push_back({&at, round_up(bytes, 16), from, to});
+  }
+  // Places the largest first, each as low as it can be. Returns the bytes of all.
+  int64_t place() {
+    std::stable_sort(wanted_.begin(), wanted_.end(),
+                     [](const Region& a, const Region& b) { return a.bytes > b.bytes; });
+    std::vector<const Region*> placed;
+    int64_t end = begin_;
+    for (const Region& region : wanted_) {
+      int64_t at = begin_;
+      // Each time that it is moved it is behind one more of the others.
+      for (bool moved = true; moved;) {
+        moved = false;
+        for (const Region* other : placed) {
+          const bool apart = other->to < region.from || region.to < other->from ||
+                             *other->at + other->bytes <= at || at + region.bytes <= *other->at;
+          if (apart) continue;
+          at = *other->at + other->bytes;
+          moved = true;
+        }
+      }
+      *region.at = static_cast<int>(at);
+      placed.push_back(&region);
+      end = std::max(end, at + region.bytes);
+    }
+    return end;
+  }
+
+ private:
+  struct Region {
+    int* at;
+    int64_t bytes;
+    int from, to;
+  };
+
+  int64_t begin_;
+  std::vector<Region> wanted_;
+};
+
+// Some units of a plan in one launch.
+struct StagesCut {
+  int64_t steps = 0;  // 0: none
+  int64_t cluster = 0, shared_bytes = 0;
+};
+
+// The paper's unit, between planes.
+inline bool is_staged_unit(const GpuStep& step) {
+  const auto papers = [](const GpuWindow& window, const GpuActivation& dw,
+                         const GpuActivation& pw) {
+    return window.window == 3 && window.dilation == 1 && dw.kind == Activation::kIdentity &&
+           pw.kind == Activation::kRelu;
+  };
+  return step.kind == GpuStepKind::kUnit && step.parts == kWholeBranch &&
+         step.in_buffer != kCallersMap && step.out_buffer != kNoBuffer &&
+         step.result == kNoResult && step.pw1_activation.kind == Activation::kRelu &&
+         papers(step.dw_window, step.dw_activation, step.pw2_activation) &&
+         (step.stride == 1 ||
+          (step.proj_channels > 0 &&
+           papers(step.proj_dw_window, step.proj_dw_activation, step.proj_activation)));
+}
+
+// Whether a step reads all planes that later ones need, and its table names them.
+inline bool reads_all(const GpuStep& step) {
+  return step.kind == GpuStepKind::kHead ||
+         (step.kind == GpuStepKind::kUnit && step.stride == 2 && step.parts == kWholeBranch);
+}
+
+// Fills in what the kernel needs for `steps` steps from `first` on, which begin with a unit of
+// stride 2, but for memory outside. `in_planes` and `height` x `width` are of the map that it
+// reads. Returns what it takes, or nothing (no steps) where it does not fit.
+template <class T>
+StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t steps,
+                     int64_t in_planes, int64_t height, int64_t width, int64_t most_cluster,
+                     int64_t most_shared) {
+  constexpr int64_t kSize = sizeof(T), kFloats = kDepthwiseFloats;
+  const auto halved = [](int64_t extent) { return conv3x3_extent(extent, 2); };
+  if (steps > kMostStagedUnits) return {};
+
+  // Maps, and the rows of a CTA: some of the last map, twice as many before each stage.
+  int64_t stages = 0, last_height = height;
+  for (const GpuStep* step = first; step < first + steps; ++step) {
+    if (step->stride == 2) ++stages, last_height = halved(last_height);
+  }
+  if (stages + 1 > kMostStages) return {};
+  const int64_t last_rows = ceil_div(last_height, most_cluster);
+  StagesCut cut;
+  cut.steps = steps;
+  cut.cluster = ceil_div(last_height, last_rows);
+  params.cluster = static_cast<int>(cut.cluster);
+  params.units = static_cast<int>(steps);
+
+  // Times: three phases of each unit, and the end.
+  const auto phase = [](int64_t unit, int at) { return static_cast<int>(unit * 3 + at); };
+  const int end = phase(steps, 0);
+  SharedRegions regions(int64_t{kStagesWarps} * kRingPairs * 2 * kTileElements<T> * kSize);
+
+  int64_t map_count = 0;
+  const auto add_map = [&](int64_t planes, int64_t h, int64_t w, bool halves) {
+    StagedMap& map = params.maps[map_count];
+    map.planes = static_cast<int>(planes);
+    map.height = static_cast<int>(h);
+    map.width = static_cast<int>(w);
+    map.row = static_cast<int>(row_pitch(w));
+    map.rows = static_cast<int>(last_rows << (stages - map_count));
+    map.top = halves ? map.row : 0;
+    map.pitch = static_cast<int>(shared_pitch(map.top + int64_t{map.rows} * map.row));
+    ++map_count;
+  };
+  const auto bytes_of = [&](const StagedMap& map) { return (map.planes + 1) * map.pitch * kSize; };
+  add_map(in_planes, height, width, true);
+  int64_t born = 0;
+  const auto ask_for_map = [&](int64_t until) {
+    StagedMap& map = params.maps[map_count - 1];
+    const int from = map_count == 1 ? 0 : phase(born, 2);
+    regions.ask(map.at, bytes_of(map), from, until == steps ? end : phase(until, 1));
+  };
+
+  for (int64_t i = 0; i < steps; ++i) {
+    const GpuStep& step = first[i];
+    StagedUnit& unit = params.unit[i];
+    unit = {};
+    unit.stride = static_cast<int>(step.stride);
+    unit.in = static_cast<int>(map_count - 1);
+    if (step.stride == 2) {
+      ask_for_map(i);
+      born = i;
+      const StagedMap& before = params.maps[map_count - 1];
+      add_map(step.out_planes, halved(before.height), halved(before.width), map_count < stages);
+    }
+    unit.out = static_cast<int>(map_count - 1);
+    const StagedMap& in = params.maps[unit.in];
+    const StagedMap& out = params.maps[unit.out];
+    unit.in_channels = static_cast<int>(step.in_channels);
+    unit.mid = static_cast<int>(step.mid_channels);
+    unit.main = static_cast<int>(step.out_channels);
+    unit.proj = static_cast<int>(step.proj_channels);
+
+    const int64_t own = int64_t{in.rows} * in.row, own_out = int64_t{out.rows} * out.row;
+    unit.mid_pitch = static_cast<int>(shared_pitch(own + (step.stride == 2 ? 1 : 2) * in.row));
+    unit.dw_pitch = static_cast<int>(shared_pitch(own_out));
+    // A neighbour may be past the barrier of the unit before.
+    regions.ask(unit.mid_at, padded_rows(step.mid_channels) * unit.mid_pitch * kSize,
+                i == 0 ? 0 : phase(i - 1, 1), phase(i, 1));
+    regions.ask(unit.dw_at, padded_rows(step.mid_channels) * unit.dw_pitch * kSize, phase(i, 1),
+                phase(i, 2));
+    if (step.stride == 2) {
+      regions.ask(unit.proj_dw_at, padded_rows(step.in_channels) * unit.dw_pitch * kSize,
+                  phase(i, 1), phase(i, 2));
+    }
+
+    // Matrices. Jobs of phase 3 follow each other through the warps.
+    const auto matrix = [&](StagedMatrix& m, int64_t weights, int64_t rows, int64_t depth,
+                            int64_t columns, int first_warp) {
+      m.weights = static_cast<int>(weights);
+      m.tiles = static_cast<int>(ceil_div(rows, kTileRows));
+      m.deep = static_cast<int>(ceil_div(depth, tile_depth(dtype_of<T>())));
+      const int64_t blocks = columns / kBlock;
+      m.wide = blocks % 4 == 0 ? 4 : blocks % 2 == 0 ? 2 : 1;
+      m.jobs = static_cast<int>(m.tiles * (blocks / m.wide));
+      m.first = first_warp;
+      m.by_tiles = 1.0f / static_cast<float>(m.tiles);
+    };
+    matrix(unit.pw1, step.pw1_weights, step.mid_channels, step.in_channels, own, 0);
+    matrix(unit.pw2, step.pw2_weights, step.out_channels, step.mid_channels, own_out, 0);
+    if (step.stride == 2) {
+      matrix(unit.projection, step.proj_weights, step.proj_channels, step.in_channels, own_out,
+             unit.pw2.jobs % kStagesWarps);
+    } else {
+      unit.projection.tiles = 1;
+    }
+
+    // Parameters, from the unit before on.
+    const int from = i == 0 ? 0 : phase(i - 1, 0), to = phase(i, 2);
+    const auto array = [&](StagedArray& a, int64_t offset, int64_t count) {
+      a.from = static_cast<int>(offset);
+      regions.ask(a.at, count * 4, from, to);
+    };
+    array(unit.pw1_bias, step.pw1_bias, padded_rows(step.mid_channels));
+    array(unit.pw2_bias, step.pw2_bias, padded_rows(step.out_channels));
+    array(unit.dw, step.dw, step.mid_channels * kFloats);
+    if (step.stride == 2) {
+      array(unit.proj_bias, step.proj_bias, padded_rows(step.proj_channels));
+      array(unit.proj_dw, step.proj_dw, step.in_channels * kFloats);
+    }
+    array(unit.in_table, step.in_table, padded_rows(step.in_channels) + 32);
+    array(unit.out_table, step.out_table,
+          padded_rows(step.proj_channels) + padded_rows(step.out_channels));
+  }
+  ask_for_map(steps);
+
+  // What the cluster turns around at the end; others may be past the last barrier.
+  const StagedMap& last = params.maps[map_count - 1];
+  const GpuStep& next = first[steps];
+  params.results = static_cast<int>(next.in_channels);
+  params.result_table = static_cast<int>(next.in_table);
+  params.result_share = static_cast<int>(ceil_div(next.in_channels, cut.cluster));
+  regions.ask(params.result_at, int64_t{params.result_share} * last.height * last.row * kSize,
+              phase(steps - 1, 1), end);
+  cut.shared_bytes = regions.place();
+  return cut.shared_bytes <= most_shared ? cut : StagesCut{};
+}
+
+}  // namespace snv2::SNV2_GPU

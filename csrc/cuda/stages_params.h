@@ -1,0 +1,85 @@
+// Parameters of the kernel that takes the units of some stages in one launch, and where things lie
+// in shared memory. stages.h tells how it works.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/mma.h"
+
+namespace snv2::SNV2_GPU {
+
+constexpr int kStagesThreads = 512, kStagesWarps = kStagesThreads / kWarp;
+constexpr int kMostStagedUnits = 20, kMostStages = 4;
+
+// The ring through which a warp gets its matrices: pairs of tiles along the depth.
+constexpr int kRingPairs = 4;
+
+// A map of an image in the shared memory of a cluster: of each plane a CTA has `rows` rows, those
+// of the CTAs follow each other, and the last one's may be fewer. Plane number `planes` is all
+// zeros, and the one after it takes what nobody reads.
+struct StagedMap {
+  int at;             // bytes
+  int pitch;          // elements from plane to plane
+  int top;            // elements before the CTA's own rows: the row above them, or none
+  int row;            // elements of a row
+  int rows;           // of a CTA
+  int height, width;  // of the image
+  int planes;
+
+  SNV2_DEVICE int first(int rank) const { return rank * rows; }
+  // Rows that there are of this CTA's.
+  SNV2_DEVICE int own(int rank) const {
+    const int left = height - first(rank);
+    return left < 0 ? 0 : left < rows ? left : rows;
+  }
+  SNV2_DEVICE int columns() const { return rows * row; }
+};
+
+// A packed matrix, and how the warps share its product: job number j is row of tiles j % tiles with
+// `wide` blocks of columns from j / tiles * wide on, and is of warp (j + first) % kStagesWarps.
+struct StagedMatrix {
+  int weights;  // element of the plan's
+  int tiles;    // rows of tiles
+  int deep;     // tiles of each
+  int wide;     // 1, 2 or 4
+  int jobs;
+  int first;
+  float by_tiles;  // 1 / tiles
+
+  SNV2_DEVICE int column_of(int job) const {
+    return static_cast<int>((static_cast<float>(job) + 0.5f) * by_tiles);
+  }
+};
+
+// A unit's parameters: offsets into the plan's arrays, and bytes of shared memory.
+struct StagedArray {
+  int from, at;
+};
+
+struct StagedUnit {
+  int stride;
+  int in, out;  // maps; at stride 1 the same
+  int in_channels, mid, main, proj;
+  int mid_at, mid_pitch, dw_at, dw_pitch, proj_dw_at;  // bytes, elements
+  StagedMatrix pw1, pw2, projection;
+  StagedArray pw1_bias, pw2_bias, proj_bias, dw, proj_dw, in_table, out_table;
+};
+
+template <class T>
+struct StagesParams {
+  const T* weights;
+  const float* parameters;
+  const int32_t* tables;
+  const T* in;
+  int64_t in_pitch, in_image;
+  T* out;
+  int64_t out_pitch, out_image;
+  int cluster;  // CTAs
+  int units;
+  int result_table, results;    // planes of the last map that are written
+  int result_at, result_share;  // bytes; planes that a CTA writes
+  StagedMap maps[kMostStages];
+  StagedUnit unit[kMostStagedUnits];
+};
+
+}  // namespace snv2::SNV2_GPU
