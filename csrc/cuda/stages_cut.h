@@ -22,28 +22,19 @@ class SharedRegions {
   void ask(int& at, int64_t bytes, int from, int to) {
     if (bytes > 0) wanted_.push_back({&at, round_up(bytes, 16), from, to});
   }
-  // Places the largest first, each as low as it can be. Returns the bytes of all.
-  int64_t place() {
+  // Places all, and returns where the last one ends. The largest comes first, and each lies as low
+  // as it can; as long as they take more than `most`, the one that ends last comes first instead.
+  int64_t place(int64_t most) {
     std::stable_sort(wanted_.begin(), wanted_.end(),
                      [](const Region& a, const Region& b) { return a.bytes > b.bytes; });
-    std::vector<const Region*> placed;
-    int64_t end = begin_;
-    for (const Region& region : wanted_) {
-      int64_t at = begin_;
-      // Each time that it is moved it is behind one more of the others.
-      for (bool moved = true; moved;) {
-        moved = false;
-        for (const Region* other : placed) {
-          const bool apart = other->to < region.from || region.to < other->from ||
-                             *other->at + other->bytes <= at || at + region.bytes <= *other->at;
-          if (apart) continue;
-          at = *other->at + other->bytes;
-          moved = true;
-        }
-      }
-      *region.at = static_cast<int>(at);
-      placed.push_back(&region);
-      end = std::max(end, at + region.bytes);
+    constexpr int kTries = 32;
+    int64_t end = place_in_order();
+    for (int i = 0; i < kTries && end > most; ++i) {
+      const auto last = std::find_if(wanted_.begin(), wanted_.end(), [&](const Region& region) {
+        return *region.at + region.bytes == end;
+      });
+      std::rotate(wanted_.begin(), last, last + 1);
+      end = place_in_order();
     }
     return end;
   }
@@ -54,6 +45,27 @@ class SharedRegions {
     int64_t bytes;
     int from, to;
   };
+
+  int64_t place_in_order() {
+    int64_t end = begin_;
+    for (auto region = wanted_.begin(); region != wanted_.end(); ++region) {
+      int64_t at = begin_;
+      // Each time that it is moved it is behind one more of the others.
+      for (bool moved = true; moved;) {
+        moved = false;
+        for (auto other = wanted_.begin(); other != region; ++other) {
+          const bool apart = other->to < region->from || region->to < other->from ||
+                             *other->at + other->bytes <= at || at + region->bytes <= *other->at;
+          if (apart) continue;
+          at = *other->at + other->bytes;
+          moved = true;
+        }
+      }
+      *region->at = static_cast<int>(at);
+      end = std::max(end, at + region->bytes);
+    }
+    return end;
+  }
 
   int64_t begin_;
   std::vector<Region> wanted_;
@@ -218,7 +230,7 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
   params.result_share = static_cast<int>(ceil_div(next.in_channels, cut.cluster));
   regions.ask(params.result_at, int64_t{params.result_share} * last.height * last.row * kSize,
               phase(steps - 1, 1), end);
-  cut.shared_bytes = regions.place();
+  cut.shared_bytes = regions.place(most_shared);
   return cut.shared_bytes <= most_shared ? cut : StagesCut{};
 }
 

@@ -26,13 +26,13 @@ struct StagedMap {
   int height, width;  // of the image
   int planes;
 
-  SNV2_DEVICE int first(int rank) const { return rank * rows; }
+  constexpr int first(int rank) const { return rank * rows; }
   // Rows that there are of this CTA's.
-  SNV2_DEVICE int own(int rank) const {
+  constexpr int own(int rank) const {
     const int left = height - first(rank);
     return left < 0 ? 0 : left < rows ? left : rows;
   }
-  SNV2_DEVICE int columns() const { return rows * row; }
+  constexpr int columns() const { return rows * row; }
 };
 
 // A packed matrix, and how the warps share its product: job number j is row of tiles j % tiles with
