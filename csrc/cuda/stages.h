@@ -3,14 +3,17 @@
 //
 // Each CTA of the cluster has some rows of the image, of all channels, so that both products of a
 // unit need nothing of another CTA, and a depthwise convolution the row above and the one below. A
-// unit is three phases between barriers:
+// unit is three phases between barriers of the CTA:
 //   1. first product: planes that a table names  x  pw1           MID  [mid][row above, own, below]
-//      Its first and last rows are stored to the neighbours' MID as well. At stride 2 the last row
-//      of the planes goes to the CTA below, for the projection.
+//      Its first and last rows go to the neighbours' MID as well. At stride 2 the last row of the
+//      planes goes to the CTA below, for the projection.
 //   2. depthwise convolution of MID, at stride 2 also of the planes  DW   [mid][own]
 //   3. second product, and that of the projection                 planes that a table names
-// The barrier after phase 1 is the cluster's, the others are the CTA's. What a neighbour stores for
-// the next unit may arrive in phase 2 already, so the next MID has a place of its own by then.
+//
+// Neighbours wait for each other's rows and for nothing else: stores to them count their bytes at a
+// barrier of the receiver, who knows how many will come. He may be a unit behind, so that barriers
+// alternate, and MID has a place of its own from the unit before on (stages_cut.h). At stride 2,
+// where no row goes up, a word does, or the CTA above could be two units ahead.
 //
 // Split, concat and shuffle are the tables of the plan, as between launches (snv2/gpu_plan.h).
 // Matrices come from L2 when they are used, to the warps that use them (stages_weights.h); biases,
@@ -34,6 +37,30 @@ SNV2_DEVICE Shared<T> shared_at(int bytes) {
   return (shared_memory() + bytes).template as<T>();
 }
 
+// Barriers --------------------------------------------------------------------------------------
+
+// Those of a CTA, behind the ones of the warps' rings.
+class StageBarriers {
+ public:
+  SNV2_DEVICE explicit StageBarriers(int rings_at)
+      : first_(shared_at<uint64_t>(rings_at) + kStagesWarps * kRingQuads) {}
+
+  SNV2_DEVICE void init() const {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < kStageBarriers; ++i) barrier_init(first_ + i, 1);
+    }
+  }
+  // Of the rows that neighbours store for a unit.
+  SNV2_DEVICE Shared<uint64_t> rows(int unit) const { return first_ + (unit & 1); }
+  SNV2_DEVICE void wait_for_rows(int unit) const { barrier_wait(rows(unit), unit >> 1 & 1); }
+  // Of the numbers of a unit.
+  SNV2_DEVICE Shared<uint64_t> parameters() const { return first_ + 2; }
+  SNV2_DEVICE void wait_for_parameters(int unit) const { barrier_wait(parameters(), unit & 1); }
+
+ private:
+  Shared<uint64_t> first_;
+};
+
 // Parameters ------------------------------------------------------------------------------------
 
 // Starts the copy of the table of planes that a unit reads. What fills it up to whole tiles, and
@@ -49,17 +76,31 @@ SNV2_DEVICE void load_in_table(Shared<int32_t> to, const int32_t* from, int coun
   }
 }
 
+// Starts the copies of a unit's parameters. Numbers are counted at a barrier; tables are there
+// after cp_async_wait and a barrier of the CTA.
 template <class T>
 SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit) {
-  const auto words = [&](const StagedArray& array, int count) {
-    load_words<4>(shared_at<float>(array.at), params.parameters + array.from, count);
-  };
-  words(unit.pw1_bias, unit.pw1.tiles * 16);
-  words(unit.pw2_bias, unit.pw2.tiles * 16);
-  words(unit.dw, unit.mid * static_cast<int>(kDepthwiseFloats));
-  if (unit.stride == 2) {
-    words(unit.proj_bias, unit.projection.tiles * 16);
-    words(unit.proj_dw, unit.in_channels * static_cast<int>(kDepthwiseFloats));
+  if (threadIdx.x == 0) {
+    const Shared<uint64_t> barrier = StageBarriers(params.barriers_at).parameters();
+    constexpr int kTaps = static_cast<int>(kDepthwiseFloats);
+    const int biases = (params.matrix[unit.pw1].tiles + params.matrix[unit.pw2].tiles) * 16;
+    const auto floats = [](int count) { return units_of<4>(count) * 4; };
+    const auto copy = [&](const StagedArray& array, int count) {
+      copy_bulk(shared_at<float>(array.at), Global<const float>{params.parameters} + array.from,
+                floats(count) * 4, barrier);
+    };
+    const bool halves = unit.stride == 2;
+    const int projection = halves ? params.matrix[unit.pw2 + 1].tiles * 16 : 0;
+    barrier_expect(barrier, (biases + floats(unit.mid * kTaps) + projection +
+                             (halves ? floats(unit.in_channels * kTaps) : 0)) *
+                                4);
+    copy(unit.pw1_bias, params.matrix[unit.pw1].tiles * 16);
+    copy(unit.pw2_bias, params.matrix[unit.pw2].tiles * 16);
+    copy(unit.dw, unit.mid * kTaps);
+    if (halves) {
+      copy(unit.proj_bias, projection);
+      copy(unit.proj_dw, unit.in_channels * kTaps);
+    }
   }
   load_in_table(shared_at<int32_t>(unit.in_table.at), params.tables + unit.in_table.from,
                 unit.in_channels, params.maps[unit.in].planes);
@@ -67,6 +108,7 @@ SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit
   const int32_t* const from = params.tables + unit.out_table.from;
   load_table(out, from, unit.proj);
   load_table(out + units_of<16>(unit.proj) * 16, from + unit.proj, unit.main);
+  cp_async_commit();
 }
 
 // Stores zeros in the rows that a CTA would have if the image had more, by a warp: products take
@@ -117,8 +159,8 @@ SNV2_DEVICE void zero(Shared<T> to, int count) {
 template <class T, class RowsOf, class Use>
 SNV2_DEVICE void product(const StagedMatrix& m, Shared<float> bias, WeightStream<T>& weights,
                          const RowsOf& rows, const Use& use) {
-  const int before = (warp_of_cta() - m.first + kStagesWarps) % kStagesWarps;
-  for (int job = before; job < m.jobs; job += kStagesWarps) {
+#pragma unroll 1
+  for (int job = m.first_job(warp_of_cta()); job < m.jobs; job += kStagesWarps) {
     const int column = m.column_of(job), tile = job - column * m.tiles, block = column * m.wide;
     const Shared<float> at = bias + (tile * 16 + lane_of_warp() / 4);
     Start<1> start;
@@ -152,21 +194,42 @@ struct FinishedRows {
         lower(finished_pair<T, Relu>(acc[2], acc[3])) {}
 };
 
+// Where the rows of a CTA lie in its image.
+struct Neighbours {
+  int rank;
+  bool above, below;  // whether there is a CTA with rows
+
+  SNV2_DEVICE Neighbours(const StagedMap& map, int rank)
+      : rank(rank),
+        above(map.first(rank) > 0 && map.own(rank) > 0),
+        below(map.own(rank) > 0 && map.first(rank) + map.own(rank) < map.height) {}
+};
+
+// Bytes that a CTA's neighbours store for a unit.
+template <class T>
+SNV2_DEVICE int bytes_of_neighbours(const StagesParams<T>& params, const StagedUnit& unit,
+                                    bool first, const Neighbours& around) {
+  const int row = params.maps[unit.in].row * static_cast<int>(sizeof(T));
+  const int mid = params.matrix[unit.pw1].tiles * 16 * row;
+  const bool halves = unit.stride == 2;
+  const int from_above = mid + (halves && !first ? unit.in_channels * row : 0);
+  return (around.above ? from_above : 0) + (around.below ? (halves ? kTokenBytes : mid) : 0);
+}
+
 // Stores rows of MID, also to the neighbours that convolve them.
 template <class T>
 class MidRows {
  public:
-  SNV2_DEVICE MidRows(const StagedUnit& unit, const StagedMap& map, int rank)
+  SNV2_DEVICE MidRows(const StagedUnit& unit, const StagedMap& map, const Neighbours& around,
+                      Shared<uint64_t> barrier)
       : mid_(shared_at<T>(unit.mid_at) +
              (lane_of_warp() / 4 * unit.mid_pitch + lane_of_warp() % 4 * 2)),
+        barrier_(barrier),
         pitch_(unit.mid_pitch),
         row_(map.row),
-        rank_(rank) {
-    const int first = map.first(rank), own = map.own(rank);
-    // Of a row of the CTA in the neighbour's MID.
-    above_ = unit.stride == 1 && first > 0 && own > 0 ? (1 + map.rows) * row_ : -1;
-    last_ = own > 0 && first + own < map.height ? (own - 1) * row_ : kNever;
-  }
+        rank_(around.rank),
+        above_(unit.stride == 1 && around.above ? (1 + map.rows) * map.row : -1),
+        last_(around.below ? (map.rows - 1) * map.row : kNever) {}
   template <int kBlocks>
   SNV2_DEVICE void store(const float (&acc)[1][kBlocks][4], int tile, int block) const {
     const Shared<T> rows = mid_ + tile * 16 * pitch_;
@@ -174,13 +237,15 @@ class MidRows {
     for (int j = 0; j < kBlocks; ++j) {
       const int column = (block + j) * kBlock;
       const FinishedRows<T> done(acc[0][j]);
-      const auto put = [&](auto line, int at) {
-        store_vector<2>(line + at, done.upper);
-        store_vector<2>(line + (at + 8 * pitch_), done.lower);
+      const Shared<T> own = rows + (row_ + column);
+      store_vector<2>(own, done.upper);
+      store_vector<2>(own + 8 * pitch_, done.lower);
+      const auto hand = [&](int at, int rank) {
+        store_async(rows + at, barrier_, rank, done.upper);
+        store_async(rows + (at + 8 * pitch_), barrier_, rank, done.lower);
       };
-      put(rows, row_ + column);
-      if (above_ >= 0 && column < row_) put(remote(rows, rank_ - 1), above_ + column);
-      if (column >= last_) put(remote(rows, rank_ + 1), column - last_);
+      if (above_ >= 0 && column < row_) hand(above_ + column, rank_ - 1);
+      if (column >= last_) hand(column - last_, rank_ + 1);
     }
   }
 
@@ -188,9 +253,10 @@ class MidRows {
   static constexpr int kNever = 1 << 30;
 
   Shared<T> mid_;
+  Shared<uint64_t> barrier_;
   int pitch_, row_, rank_;
-  int above_;  // where the first row goes, or -1
-  int last_;   // column from which on the row below's CTA wants them
+  int above_;  // where the first row goes in the MID of the CTA above, or -1
+  int last_;   // the column that the last row begins with, if there is a CTA below
 };
 
 // Stores rows of results to planes.
@@ -267,19 +333,19 @@ SNV2_DEVICE void convolve_own(const StagedMap& in, const StagedMap& to, int rank
   }
 }
 
-// Copies the last row of the planes that a unit of stride 2 reads to the CTA below, which convolves
+// Stores the last row of the planes that a unit of stride 2 reads to the CTA below, which convolves
 // it for the projection.
 template <class T>
-SNV2_DEVICE void hand_down(const StagedMap& map, Shared<int32_t> table, int channels, int rank) {
+SNV2_DEVICE void hand_down(const StagedMap& map, Shared<int32_t> table, int channels,
+                           Shared<uint64_t> barrier, int rank) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  if (map.first(rank) + map.own(rank) >= map.height || map.own(rank) == 0) return;
   const Shared<T> planes = shared_at<T>(map.at);
   const int across = map.row / kVector;
   const float by_across = reciprocal(static_cast<float>(across));
   for (int i = static_cast<int>(threadIdx.x); i < channels * across; i += kStagesThreads) {
     const int c = static_cast<int>((static_cast<float>(i) + 0.5f) * by_across);
     const Shared<T> line = planes + (load(table + c) * map.pitch + (i - c * across) * kVector);
-    store_vector<kVector>(remote(line, rank + 1), load_vector<kVector>(line + map.columns()));
+    store_async(line, barrier, rank + 1, load_vector<kVector>(line + map.columns()));
   }
 }
 
@@ -295,18 +361,33 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank,
   const Shared<T> planes = shared_at<T>(in.at), dw = shared_at<T>(unit.dw_at);
   const Shared<T> mid = shared_at<T>(unit.mid_at);
 
+  const StageBarriers barriers(params.barriers_at);
+  const Shared<uint64_t> rows_barrier = barriers.rows(number);
+  const Neighbours around(in, rank);
+
   // 1. First product.
-  if (number + 1 < params.units) load_unit(params, params.unit[number + 1]);
-  cp_async_commit();
-  if (unit.stride == 2 && number > 0) hand_down<T>(in, in_table, unit.in_channels, rank);
-  const MidRows<T> mid_rows(unit, in, rank);
+  if (threadIdx.x == 0) {
+    barrier_expect(rows_barrier, bytes_of_neighbours(params, unit, number == 0, around));
+  }
+  barriers.wait_for_parameters(number);
+  if (unit.stride == 2 && number > 0 && around.below) {
+    hand_down<T>(in, in_table, unit.in_channels, rows_barrier, rank);
+  }
+  const MidRows<T> mid_rows(unit, in, around, rows_barrier);
   product(
-      unit.pw1, shared_at<float>(unit.pw1_bias.at), weights,
+      params.matrix[unit.pw1], shared_at<float>(unit.pw1_bias.at), weights,
       [&](int block) {
         return GatheredRows<T>(planes + (in.top + block * kBlock), in.pitch, in_table);
       },
       [&](const auto& acc, int tile, int block) { mid_rows.store(acc, tile, block); });
-  sync_cluster();
+  sync_threads();
+  if (unit.stride == 2 && around.above && threadIdx.x == 0) {
+    store_async(shared_at<uint32_t>(params.token_at), rows_barrier, rank - 1,
+                Vector<uint32_t, 1>{});
+  }
+  // All have seen this unit's numbers: those of the next one may come.
+  if (number + 1 < params.units) load_unit(params, params.unit[number + 1]);
+  barriers.wait_for_rows(number);
 
   // 2. Depthwise convolutions.
   const auto mid_line = [&](int channel) { return mid + channel * unit.mid_pitch; };
@@ -326,8 +407,6 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank,
                        unit.dw_pitch,
                        [&](int channel) { return planes + load(in_table + channel) * in.pitch; });
   }
-  // The next unit's parameters, too.
-  cp_async_wait<0>();
   sync_threads();
 
   // 3. Second product, and the projection's.
@@ -342,11 +421,12 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank,
                             i == 0 ? unit.main : unit.proj);
     const Shared<T> from = shared_at<T>(i == 0 ? unit.dw_at : unit.proj_dw_at);
     product(
-        i == 0 ? unit.pw2 : unit.projection,
+        params.matrix[unit.pw2 + i],
         shared_at<float>(i == 0 ? unit.pw2_bias.at : unit.proj_bias.at), weights,
         [&](int block) { return StraightRows<T>(from + block * kBlock, unit.dw_pitch); },
         [&](const auto& acc, int tile, int block) { rows.store(acc, tile, block); });
   }
+  cp_async_wait<0>();  // the next unit's tables
   sync_threads();
 }
 
@@ -362,6 +442,7 @@ SNV2_DEVICE void write_result(const StagesParams<T>& params, int rank, int image
   const int plane = map.height * map.row, across = map.own(rank) * map.row / kVector;
   const float by_across = reciprocal(static_cast<float>(across > 0 ? across : 1));
   const float by_share = reciprocal(static_cast<float>(params.result_share));
+  sync_cluster();  // the others have no use for what lies there
   for (int i = static_cast<int>(threadIdx.x); i < params.results * across; i += kStagesThreads) {
     const int n = static_cast<int>((static_cast<float>(i) + 0.5f) * by_across);
     const int column = (i - n * across) * kVector;
@@ -395,14 +476,15 @@ __global__ void __launch_bounds__(kStagesThreads, 1)
   grid_dependents_launch();
 
   // Load what is constant, and then the map.
+  const StageBarriers barriers(params.barriers_at);
+  barriers.init();
   WeightStream<T> weights(params);
   const StagedUnit& first = params.unit[0];
   const StagedMap& map = params.maps[first.in];
   load_unit(params, first);
   zero(shared_at<T>(map.at) + (map.planes * map.pitch + map.top), map.columns());
-  cp_async_commit();
   cp_async_wait<0>();
-  sync_cluster();  // the others have begun, too
+  sync_cluster();  // the others have begun, too, and their barriers are there
   grid_dependency_wait();
   load_map(params, first, rank, image);
   cp_async_commit();

@@ -126,7 +126,11 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
   // Times: three phases of each unit, and the end.
   const auto phase = [](int64_t unit, int at) { return static_cast<int>(unit * 3 + at); };
   const int end = phase(steps, 0);
-  SharedRegions regions(int64_t{kStagesWarps} * kRingPairs * 2 * kTileElements<T> * kSize);
+  constexpr int64_t kRings = int64_t{kStagesWarps} * kRingTiles * kTileElements<T> * kSize;
+  params.barriers_at = static_cast<int>(kRings);
+  params.token_at =
+      static_cast<int>(kRings + (int64_t{kStagesWarps} * kRingQuads + kStageBarriers) * 8);
+  SharedRegions regions(round_up(params.token_at + kTokenBytes, 16));
 
   int64_t map_count = 0;
   const auto add_map = [&](int64_t planes, int64_t h, int64_t w, bool halves) {
@@ -145,10 +149,12 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
   int64_t born = 0;
   const auto ask_for_map = [&](int64_t until) {
     StagedMap& map = params.maps[map_count - 1];
-    const int from = map_count == 1 ? 0 : phase(born, 2);
+    // The CTA above may hand down a row a unit ahead.
+    const int from = map_count == 1 ? 0 : phase(born, until - born > 1 ? 2 : 0);
     regions.ask(map.at, bytes_of(map), from, until == steps ? end : phase(until, 1));
   };
 
+  int matrices = 0;
   for (int64_t i = 0; i < steps; ++i) {
     const GpuStep& step = first[i];
     StagedUnit& unit = params.unit[i];
@@ -172,9 +178,9 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
     const int64_t own = int64_t{in.rows} * in.row, own_out = int64_t{out.rows} * out.row;
     unit.mid_pitch = static_cast<int>(shared_pitch(own + (step.stride == 2 ? 1 : 2) * in.row));
     unit.dw_pitch = static_cast<int>(shared_pitch(own_out));
-    // A neighbour may be past the barrier of the unit before.
+    // A neighbour may be a unit ahead.
     regions.ask(unit.mid_at, padded_rows(step.mid_channels) * unit.mid_pitch * kSize,
-                i == 0 ? 0 : phase(i - 1, 1), phase(i, 1));
+                i == 0 ? 0 : phase(i - 1, 0), phase(i, 1));
     regions.ask(unit.dw_at, padded_rows(step.mid_channels) * unit.dw_pitch * kSize, phase(i, 1),
                 phase(i, 2));
     if (step.stride == 2) {
@@ -183,8 +189,9 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
     }
 
     // Matrices. Jobs of phase 3 follow each other through the warps.
-    const auto matrix = [&](StagedMatrix& m, int64_t weights, int64_t rows, int64_t depth,
-                            int64_t columns, int first_warp) {
+    const auto matrix = [&](int64_t weights, int64_t rows, int64_t depth, int64_t columns,
+                            int first_warp) {
+      StagedMatrix& m = params.matrix[matrices];
       m.weights = static_cast<int>(weights);
       m.tiles = static_cast<int>(ceil_div(rows, kTileRows));
       m.deep = static_cast<int>(ceil_div(depth, tile_depth(dtype_of<T>())));
@@ -193,18 +200,17 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
       m.jobs = static_cast<int>(m.tiles * (blocks / m.wide));
       m.first = first_warp;
       m.by_tiles = 1.0f / static_cast<float>(m.tiles);
+      return matrices++;
     };
-    matrix(unit.pw1, step.pw1_weights, step.mid_channels, step.in_channels, own, 0);
-    matrix(unit.pw2, step.pw2_weights, step.out_channels, step.mid_channels, own_out, 0);
+    unit.pw1 = matrix(step.pw1_weights, step.mid_channels, step.in_channels, own, 0);
+    unit.pw2 = matrix(step.pw2_weights, step.out_channels, step.mid_channels, own_out, 0);
     if (step.stride == 2) {
-      matrix(unit.projection, step.proj_weights, step.proj_channels, step.in_channels, own_out,
-             unit.pw2.jobs % kStagesWarps);
-    } else {
-      unit.projection.tiles = 1;
+      matrix(step.proj_weights, step.proj_channels, step.in_channels, own_out,
+             params.matrix[unit.pw2].jobs % kStagesWarps);
     }
 
     // Parameters, from the unit before on.
-    const int from = i == 0 ? 0 : phase(i - 1, 0), to = phase(i, 2);
+    const int from = i == 0 ? 0 : phase(i - 1, 1), to = phase(i, 2);
     const auto array = [&](StagedArray& a, int64_t offset, int64_t count) {
       a.from = static_cast<int>(offset);
       regions.ask(a.at, count * 4, from, to);
@@ -222,14 +228,29 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
   }
   ask_for_map(steps);
 
-  // What the cluster turns around at the end; others may be past the last barrier.
+  // The way of each warp through the matrices.
+  params.matrix[matrices] = {};
+  for (int warp = 0; warp < kStagesWarps; ++warp) {
+    int next = matrices;
+    for (int i = matrices; i >= 0; --i) {
+      StagedMatrix& m = params.matrix[i];
+      const int job = (warp - m.first + kStagesWarps) % kStagesWarps;
+      m.after[warp] = static_cast<unsigned char>(next);
+      if (job >= m.jobs) continue;
+      m.begin[warp] = m.weights + job % m.tiles * m.deep * kTileElements<T>;
+      next = i;
+    }
+    params.start[warp] = static_cast<unsigned char>(next);
+  }
+
+  // What the cluster turns around at the end.
   const StagedMap& last = params.maps[map_count - 1];
   const GpuStep& next = first[steps];
   params.results = static_cast<int>(next.in_channels);
   params.result_table = static_cast<int>(next.in_table);
   params.result_share = static_cast<int>(ceil_div(next.in_channels, cut.cluster));
-  regions.ask(params.result_at, int64_t{params.result_share} * last.height * last.row * kSize,
-              phase(steps - 1, 1), end);
+  regions.ask(params.result_at, int64_t{params.result_share} * last.height * last.row * kSize, end,
+              end);
   cut.shared_bytes = regions.place(most_shared);
   return cut.shared_bytes <= most_shared ? cut : StagesCut{};
 }

@@ -10,9 +10,15 @@ namespace snv2::SNV2_GPU {
 
 constexpr int kStagesThreads = 512, kStagesWarps = kStagesThreads / kWarp;
 constexpr int kMostStagedUnits = 20, kMostStages = 4;
+constexpr int kMostMatrices = 2 * kMostStagedUnits + kMostStages;
 
-// The ring through which a warp gets its matrices: pairs of tiles along the depth.
-constexpr int kRingPairs = 4;
+// Tiles of a matrix that a warp gets at once, and how many times as many it has room for.
+constexpr int kQuadTiles = 4, kRingQuads = 2;
+constexpr int kRingTiles = kQuadTiles * kRingQuads;
+
+// Barriers of a CTA: two of rows that neighbours store, one of parameters. A word is stored where
+// there is no row.
+constexpr int kStageBarriers = 3, kTokenBytes = 4;
 
 // A map of an image in the shared memory of a cluster: of each plane a CTA has `rows` rows, those
 // of the CTAs follow each other, and the last one's may be fewer. Plane number `planes` is all
@@ -36,7 +42,7 @@ struct StagedMap {
 };
 
 // A packed matrix, and how the warps share its product: job number j is row of tiles j % tiles with
-// `wide` blocks of columns from j / tiles * wide on, and is of warp (j + first) % kStagesWarps.
+// `wide` blocks of columns from j / tiles * wide on, and is warp (j + first) % kStagesWarps's.
 struct StagedMatrix {
   int weights;  // element of the plan's
   int tiles;    // rows of tiles
@@ -44,11 +50,14 @@ struct StagedMatrix {
   int wide;     // 1, 2 or 4
   int jobs;
   int first;
-  float by_tiles;  // 1 / tiles
+  float by_tiles;                     // 1 / tiles
+  int begin[kStagesWarps];            // `weights` of a warp's first job
+  unsigned char after[kStagesWarps];  // the next matrix of which a warp has a job, or the last one
 
   SNV2_DEVICE int column_of(int job) const {
     return static_cast<int>((static_cast<float>(job) + 0.5f) * by_tiles);
   }
+  SNV2_DEVICE int first_job(int warp) const { return (warp - first) & (kStagesWarps - 1); }
 };
 
 // A unit's parameters: offsets into the plan's arrays, and bytes of shared memory.
@@ -61,7 +70,7 @@ struct StagedUnit {
   int in, out;  // maps; at stride 1 the same
   int in_channels, mid, main, proj;
   int mid_at, mid_pitch, dw_at, dw_pitch, proj_dw_at;  // bytes, elements
-  StagedMatrix pw1, pw2, projection;
+  int pw1, pw2;  // matrices; that of the projection follows pw2
   StagedArray pw1_bias, pw2_bias, proj_bias, dw, proj_dw, in_table, out_table;
 };
 
@@ -80,6 +89,10 @@ struct StagesParams {
   int result_at, result_share;  // bytes; planes that a CTA writes
   StagedMap maps[kMostStages];
   StagedUnit unit[kMostStagedUnits];
+  StagedMatrix matrix[kMostMatrices + 1];  // in the order of their use, and one without jobs
+  unsigned char start[kStagesWarps];       // a warp's first matrix
+  int barriers_at;                         // of the warps' rings, and the CTA's
+  int token_at;                            // a word that nobody reads
 };
 
 }  // namespace snv2::SNV2_GPU
