@@ -187,35 +187,6 @@ SNV2_DEVICE Remote<T> remote(Shared<T> p, int rank) {
 #endif
 }
 
-SNV2_DEVICE void barrier_init(Shared<uint64_t> b, int n) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(b.address()), "r"(n) : "memory");
-}
-SNV2_DEVICE void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-SNV2_DEVICE void barrier_expect(Shared<uint64_t> b, int n) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b.address()), "r"(n) : "memory");
-}
-SNV2_DEVICE void barrier_wait(Shared<uint64_t> b, int parity) {
-  asm volatile("{\n.reg .pred p;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra WAIT;\nDONE:\n}" ::"r"(b.address()), "r"(parity) : "memory");
-}
-template <class T>
-SNV2_DEVICE void copy_bulk(Shared<T> to, Global<const T> from, int bytes, Shared<uint64_t> b) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to.address()), "l"(from.address), "r"(bytes), "r"(b.address()) : "memory");
-}
-template <int N, class T>
-SNV2_DEVICE void store_async(Shared<T> to, Shared<uint64_t> b, int rank, const Vector<T, N>& v) {
-  uint32_t at, bar;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(to.address()), "r"(rank));
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(bar) : "r"(b.address()), "r"(rank));
-  static_assert(sizeof v == 4 || sizeof v == 16);
-  if constexpr (sizeof v == 4) {
-    uint32_t w; memcpy(&w, &v, 4);
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(at), "r"(w), "r"(bar) : "memory");
-  } else {
-    uint4 w; memcpy(&w, &v, 16);
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(at), "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "r"(bar) : "memory");
-  }
-}
-
 // Tensor cores ----------------------------------------------------------------------------
 //
 // Fragments as PTX describes them: a warp holds a 16 x 16 A (fp16, bf16) or 16 x 8 (tf32), a

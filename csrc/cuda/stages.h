@@ -63,52 +63,53 @@ class StageBarriers {
 
 // Parameters ------------------------------------------------------------------------------------
 
-// Starts the copy of the table of planes that a unit reads. What fills it up to whole tiles, and
-// two tiles that a lane looks up ahead, are the plane of zeros.
-SNV2_DEVICE void load_in_table(Shared<int32_t> to, const int32_t* from, int count, int zeros) {
-  const int padded = (units_of<16>(count) + 2) * 16;
-  for (int i = static_cast<int>(threadIdx.x); i < padded; i += kStagesThreads) {
-    if (i < count) {
-      cp_async<1>(to + i, Global<const int32_t>{from} + i);
+// Starts the copy of a table, by a warp, and fills it up to `room` entries.
+SNV2_DEVICE void load_table_of_warp(const int32_t* tables, const StagedArray& table, int room,
+                                    int filler) {
+  const Shared<int32_t> to = shared_at<int32_t>(table.at);
+  for (int i = lane_of_warp(); i < room; i += kWarp) {
+    if (i < table.count) {
+      cp_async<1>(to + i, Global<const int32_t>{tables} + (table.from + i));
     } else {
-      store(to + i, zeros);
+      store(to + i, filler);
     }
   }
 }
 
-// Starts the copies of a unit's parameters. Numbers are counted at a barrier; tables are there
-// after cp_async_wait and a barrier of the CTA.
+// Starts the copies of a unit's parameters, by three warps. Numbers are counted at a barrier; tables
+// are there after cp_async_wait and a barrier of the CTA.
 template <class T>
 SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit) {
-  if (threadIdx.x == 0) {
-    const Shared<uint64_t> barrier = StageBarriers(params.barriers_at).parameters();
-    constexpr int kTaps = static_cast<int>(kDepthwiseFloats);
-    const int biases = (params.matrix[unit.pw1].tiles + params.matrix[unit.pw2].tiles) * 16;
-    const auto floats = [](int count) { return units_of<4>(count) * 4; };
-    const auto copy = [&](const StagedArray& array, int count) {
-      copy_bulk(shared_at<float>(array.at), Global<const float>{params.parameters} + array.from,
-                floats(count) * 4, barrier);
-    };
-    const bool halves = unit.stride == 2;
-    const int projection = halves ? params.matrix[unit.pw2 + 1].tiles * 16 : 0;
-    barrier_expect(barrier, (biases + floats(unit.mid * kTaps) + projection +
-                             (halves ? floats(unit.in_channels * kTaps) : 0)) *
-                                4);
-    copy(unit.pw1_bias, params.matrix[unit.pw1].tiles * 16);
-    copy(unit.pw2_bias, params.matrix[unit.pw2].tiles * 16);
-    copy(unit.dw, unit.mid * kTaps);
-    if (halves) {
-      copy(unit.proj_bias, projection);
-      copy(unit.proj_dw, unit.in_channels * kTaps);
-    }
+  switch (kStagesWarps - 1 - warp_of_cta()) {
+    case 0:
+      // What follows the last plane, and what is looked up ahead, is zeros.
+      load_table_of_warp(params.tables, unit.in_table, (units_of<16>(unit.in_channels) + 1) * 16,
+                         params.maps[unit.in].planes);
+      return;
+    case 1:
+      load_table_of_warp(params.tables, unit.out_table, units_of<16>(unit.main) * 16, 0);
+      load_table_of_warp(params.tables, unit.proj_table, units_of<16>(unit.proj) * 16, 0);
+      return;
+    case 2:
+      if (lane_of_warp() == 0) {
+        const Shared<uint64_t> barrier = StageBarriers(params.barriers_at).parameters();
+        const auto copy = [&](const StagedArray& array) {
+          copy_bulk(shared_at<float>(array.at),
+                    Global<const float>{params.parameters} + array.from, array.count * 4, barrier);
+        };
+        barrier_expect(barrier, unit.floats * 4);
+        copy(unit.pw1_bias);
+        copy(unit.dw);
+        copy(unit.pw2_bias);
+        if (unit.stride == 2) {
+          copy(unit.proj_dw);
+          copy(unit.proj_bias);
+        }
+      }
+      return;
+    default:
+      return;
   }
-  load_in_table(shared_at<int32_t>(unit.in_table.at), params.tables + unit.in_table.from,
-                unit.in_channels, params.maps[unit.in].planes);
-  const Shared<int32_t> out = shared_at<int32_t>(unit.out_table.at);
-  const int32_t* const from = params.tables + unit.out_table.from;
-  load_table(out, from, unit.proj);
-  load_table(out + units_of<16>(unit.proj) * 16, from + unit.proj, unit.main);
-  cp_async_commit();
 }
 
 // Stores zeros in the rows that a CTA would have if the image had more, by a warp: products take
@@ -120,6 +121,21 @@ SNV2_DEVICE void zero_missing(Shared<T> own, const StagedMap& map, int rank) {
        i += kWarp * kVector) {
     store_vector<kVector>(own + i, Vector<T, kVector>{});
   }
+}
+
+// Stores zeros, by a warp.
+template <class T>
+SNV2_DEVICE void zero(Shared<T> to, int count) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  for (int i = lane_of_warp() * kVector; i < count; i += kWarp * kVector) {
+    store_vector<kVector>(to + i, Vector<T, kVector>{});
+  }
+}
+// Those in the rows that a CTA would have if the image had more: products take all.
+template <class T>
+SNV2_DEVICE void zero_missing(Shared<T> own, const StagedMap& map, int rank) {
+  const int rows = map.own(rank);
+  zero(own + rows * map.row, (map.rows - rows) * map.row);
 }
 
 // Starts the copy of the planes of the first unit, the row above the CTA's with them.
@@ -137,18 +153,9 @@ SNV2_DEVICE void load_map(const StagesParams<T>& params, const StagedUnit& unit,
   for (int c = warp_of_cta(); c < unit.in_channels; c += kStagesWarps) {
     const int plane = load(table + c);
     zero_missing(shared_at<T>(map.at) + (plane * map.pitch + map.top), map, rank);
-    if (map.own(rank) == 0) continue;
     for (int i = lane_of_warp() * kVector; i < elements; i += kWarp * kVector) {
       cp_async<kVector>(to + (plane * map.pitch + i), from + (plane * params.in_pitch + i));
     }
-  }
-}
-
-template <class T>
-SNV2_DEVICE void zero(Shared<T> to, int count) {
-  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  for (int i = static_cast<int>(threadIdx.x) * kVector; i < count; i += kStagesThreads * kVector) {
-    store_vector<kVector>(to + i, Vector<T, kVector>{});
   }
 }
 
@@ -157,95 +164,88 @@ SNV2_DEVICE void zero(Shared<T> to, int count) {
 // Has the warps compute a product, and hands each block of results to use(acc, row of tiles, first
 // block of columns). rows(block) is the operand from a block of columns on.
 template <class T, class RowsOf, class Use>
-SNV2_DEVICE void product(const StagedMatrix& m, Shared<float> bias, WeightStream<T>& weights,
+SNV2_DEVICE void product(const StagedMatrix& m, int bias_at, WeightStream<T>& weights,
                          const RowsOf& rows, const Use& use) {
+  int job = m.first_job(warp_of_cta());
+  if (job >= m.jobs) return;
+  int tile = m.tile[warp_of_cta()], block = m.block[warp_of_cta()];
 #pragma unroll 1
-  for (int job = m.first_job(warp_of_cta()); job < m.jobs; job += kStagesWarps) {
-    const int column = m.column_of(job), tile = job - column * m.tiles, block = column * m.wide;
-    const Shared<float> at = bias + (tile * 16 + lane_of_warp() / 4);
+  for (;;) {
+    const Shared<float> bias = shared_at<float>(bias_at) + (tile * 16 + lane_of_warp() / 4);
     Start<1> start;
-    start.set(0, load(at), load(at + 8));
+    start.set(0, load(bias), load(bias + 8));
     const auto run = [&](auto blocks) {
       constexpr int kBlocks = decltype(blocks)::value;
       float acc[1][kBlocks][4];
-      multiply_streamed<kBlocks>(acc, weights, rows(block), start, m.deep);
-      use(acc, tile, block);
+      begin(acc, start);
+      StreamedProduct<kBlocks, T, decltype(rows(0))>(weights, rows(block)).run(acc, m.deep);
+      use(acc[0], tile, block);
     };
-    switch (m.wide) {
-      case 4:
-        run(std::integral_constant<int, 4>{});
-        break;
-      case 2:
-        run(std::integral_constant<int, 2>{});
-        break;
-      default:
-        run(std::integral_constant<int, 1>{});
+    if (m.wide == 4) {
+      run(std::integral_constant<int, 4>{});
+    } else if (m.wide == 2) {
+      run(std::integral_constant<int, 2>{});
+    } else {
+      run(std::integral_constant<int, 1>{});
     }
+    if (m.deep > kQuadTiles && m.deep <= kRingTiles) weights.release();
+    weights.release();
+    job += kStagesWarps;
+    if (job >= m.jobs) return;
+    const int column = m.column_of(job);
+    tile = job - column * m.tiles, block = column * m.wide;
   }
 }
 
-// A lane's two pixels of rows g and g + 8 of a block, finished.
-template <class T>
-struct FinishedRows {
-  Vector<T, 2> upper, lower;
-
-  SNV2_DEVICE explicit FinishedRows(const float (&acc)[4])
-      : upper(finished_pair<T, Relu>(acc[0], acc[1])),
-        lower(finished_pair<T, Relu>(acc[2], acc[3])) {}
-};
-
-// Where the rows of a CTA lie in its image.
-struct Neighbours {
-  int rank;
-  bool above, below;  // whether there is a CTA with rows
-
-  SNV2_DEVICE Neighbours(const StagedMap& map, int rank)
-      : rank(rank),
-        above(map.first(rank) > 0 && map.own(rank) > 0),
-        below(map.own(rank) > 0 && map.first(rank) + map.own(rank) < map.height) {}
-};
-
-// Bytes that a CTA's neighbours store for a unit.
-template <class T>
-SNV2_DEVICE int bytes_of_neighbours(const StagesParams<T>& params, const StagedUnit& unit,
-                                    bool first, const Neighbours& around) {
-  const int row = params.maps[unit.in].row * static_cast<int>(sizeof(T));
-  const int mid = params.matrix[unit.pw1].tiles * 16 * row;
-  const bool halves = unit.stride == 2;
-  const int from_above = mid + (halves && !first ? unit.in_channels * row : 0);
-  return (around.above ? from_above : 0) + (around.below ? (halves ? kTokenBytes : mid) : 0);
+// A lane's results of row g of a tile, or of row g + 8, finished: neighbouring pixels, as many as
+// there are in two of each block.
+template <class T, int kBlocks>
+SNV2_DEVICE Vector<T, 2 * kBlocks> finished_row(const float (&acc)[kBlocks][4], int half) {
+  uint32_t words[kBlocks];
+#pragma unroll
+  for (int j = 0; j < kBlocks; ++j) {
+    words[j] = word_of(finished_pair<T, Relu>(acc[j][half * 2], acc[j][half * 2 + 1]));
+  }
+#pragma unroll
+  for (int j = 0; j + 1 < kBlocks; j += 2) exchange<1>(words[j], words[j + 1]);
+  if constexpr (kBlocks == 4) {
+    exchange<2>(words[0], words[2]);
+    exchange<2>(words[1], words[3]);
+  }
+  return pixels_of<T>(words);
+}
+// The first of them, from the first block on.
+template <int kBlocks>
+SNV2_DEVICE int finished_column() {
+  const int t = lane_of_warp() % 4;
+  return kBlocks == 4 ? t * kBlock : kBlocks == 2 ? t % 2 * kBlock + t / 2 * 4 : 2 * t;
 }
 
 // Stores rows of MID, also to the neighbours that convolve them.
 template <class T>
 class MidRows {
  public:
-  SNV2_DEVICE MidRows(const StagedUnit& unit, const StagedMap& map, const Neighbours& around,
+  SNV2_DEVICE MidRows(const StagedUnit& unit, const StagedMap& map, int rank, int cluster,
                       Shared<uint64_t> barrier)
-      : mid_(shared_at<T>(unit.mid_at) +
-             (lane_of_warp() / 4 * unit.mid_pitch + lane_of_warp() % 4 * 2)),
+      : mid_(shared_at<T>(unit.mid_at) + lane_of_warp() / 4 * unit.mid_pitch),
         barrier_(barrier),
         pitch_(unit.mid_pitch),
         row_(map.row),
-        rank_(around.rank),
-        above_(unit.stride == 1 && around.above ? (1 + map.rows) * map.row : -1),
-        last_(around.below ? (map.rows - 1) * map.row : kNever) {}
+        rank_(rank),
+        above_(unit.stride == 1 && rank > 0 ? (1 + map.rows) * map.row : -1),
+        last_(rank + 1 < cluster ? (map.rows - 1) * map.row : kNever) {}
   template <int kBlocks>
-  SNV2_DEVICE void store(const float (&acc)[1][kBlocks][4], int tile, int block) const {
-    const Shared<T> rows = mid_ + tile * 16 * pitch_;
+  SNV2_DEVICE void store(const float (&acc)[kBlocks][4], int tile, int block) const {
+    const int column = block * kBlock + finished_column<kBlocks>();
 #pragma unroll
-    for (int j = 0; j < kBlocks; ++j) {
-      const int column = (block + j) * kBlock;
-      const FinishedRows<T> done(acc[0][j]);
-      const Shared<T> own = rows + (row_ + column);
-      store_vector<2>(own, done.upper);
-      store_vector<2>(own + 8 * pitch_, done.lower);
-      const auto hand = [&](int at, int rank) {
-        store_async(rows + at, barrier_, rank, done.upper);
-        store_async(rows + (at + 8 * pitch_), barrier_, rank, done.lower);
-      };
-      if (above_ >= 0 && column < row_) hand(above_ + column, rank_ - 1);
-      if (column >= last_) hand(column - last_, rank_ + 1);
+    for (int half = 0; half < 2; ++half) {
+      const Shared<T> line = mid_ + (tile * 16 + half * 8) * pitch_;
+      const Vector<T, 2 * kBlocks> pixels = finished_row<T>(acc, half);
+      store_vector<2 * kBlocks>(line + (row_ + column), pixels);
+      if (above_ >= 0 && column < row_) {
+        store_async(line + (above_ + column), barrier_, rank_ - 1, pixels);
+      }
+      if (column >= last_) store_async(line + (column - last_), barrier_, rank_ + 1, pixels);
     }
   }
 
@@ -263,21 +263,19 @@ class MidRows {
 template <class T>
 class PlaneRows {
  public:
-  SNV2_DEVICE PlaneRows(const StagedMap& map, Shared<int32_t> table, int rows)
-      : planes_(shared_at<T>(map.at) + (map.top + lane_of_warp() % 4 * 2)),
-        table_(table + lane_of_warp() / 4),
+  SNV2_DEVICE PlaneRows(const StagedMap& map, const StagedArray& table)
+      : planes_(shared_at<T>(map.at) + map.top),
+        table_(shared_at<int32_t>(table.at) + lane_of_warp() / 4),
         pitch_(map.pitch),
-        left_(rows - lane_of_warp() / 4) {}
+        left_(table.count - lane_of_warp() / 4) {}
   template <int kBlocks>
-  SNV2_DEVICE void store(const float (&acc)[1][kBlocks][4], int tile, int block) const {
-    const Address<T> upper(planes_ + load(table_ + tile * 16) * pitch_);
-    const Address<T> lower(planes_ + load(table_ + (tile * 16 + 8)) * pitch_);
-    const bool has_upper = tile * 16 < left_, has_lower = tile * 16 + 8 < left_;
+  SNV2_DEVICE void store(const float (&acc)[kBlocks][4], int tile, int block) const {
+    const Shared<T> planes = planes_ + (block * kBlock + finished_column<kBlocks>());
 #pragma unroll
-    for (int j = 0; j < kBlocks; ++j) {
-      const FinishedRows<T> done(acc[0][j]);
-      store_vector_if(has_upper, upper + (block + j) * kBlock, done.upper);
-      store_vector_if(has_lower, lower + (block + j) * kBlock, done.lower);
+    for (int half = 0; half < 2; ++half) {
+      const int row = tile * 16 + half * 8;
+      const Vector<T, 2 * kBlocks> pixels = finished_row<T>(acc, half);
+      if (row < left_) store_vector<2 * kBlocks>(planes + load(table_ + row) * pitch_, pixels);
     }
   }
 
@@ -302,14 +300,14 @@ SNV2_DEVICE void convolve_own(const StagedMap& in, const StagedMap& to, int rank
     for (int channel = warp_of_cta(); channel < channels; channel += kStagesWarps) {
       zero_missing(out + channel * out_pitch, to, rank);
     }
-    if (rows == 0) return;
   }
   const Ring ring{(in.rows + 2) * in.row, in.row, in.width, in.height};
   const int groups = units_of<kGroupChannels<T>>(channels), items = groups * (to.row / kBlock);
   const int tasks = units_of<kItems>(items);
-  // Warps without a task of their own share those of others by rows.
+  // Two warps of each scheduler hide what they wait for; fewer share their tasks by rows.
+  constexpr int kEnough = kStagesWarps / 2;
   int shift = 0;
-  while ((tasks << (shift + 1)) <= kStagesWarps && (2 << shift) <= rows) ++shift;
+  while ((tasks << (shift + 1)) <= kEnough && (2 << shift) <= rows) ++shift;
   const float by_groups = reciprocal(static_cast<float>(groups));
   for (int job = warp_of_cta(); job < tasks << shift; job += kStagesWarps) {
     const int wanted = (job >> shift) * kItems + lane_of_warp() / kLanes;
@@ -363,66 +361,66 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank,
 
   const StageBarriers barriers(params.barriers_at);
   const Shared<uint64_t> rows_barrier = barriers.rows(number);
-  const Neighbours around(in, rank);
+  const bool above = rank > 0, below = rank + 1 < params.cluster;
 
   // 1. First product.
   if (threadIdx.x == 0) {
-    barrier_expect(rows_barrier, bytes_of_neighbours(params, unit, number == 0, around));
+    barrier_expect(rows_barrier,
+                   (above ? unit.from_above : 0) + (below ? unit.from_below : 0));
   }
   barriers.wait_for_parameters(number);
-  if (unit.stride == 2 && number > 0 && around.below) {
+  if (unit.stride == 2 && number > 0 && below) {
     hand_down<T>(in, in_table, unit.in_channels, rows_barrier, rank);
   }
-  const MidRows<T> mid_rows(unit, in, around, rows_barrier);
+  const MidRows<T> mid_rows(unit, in, rank, params.cluster, rows_barrier);
   product(
-      params.matrix[unit.pw1], shared_at<float>(unit.pw1_bias.at), weights,
+      params.matrix[unit.pw1], unit.pw1_bias.at, weights,
       [&](int block) {
         return GatheredRows<T>(planes + (in.top + block * kBlock), in.pitch, in_table);
       },
       [&](const auto& acc, int tile, int block) { mid_rows.store(acc, tile, block); });
   sync_threads();
-  if (unit.stride == 2 && around.above && threadIdx.x == 0) {
+  if (unit.stride == 2 && above && threadIdx.x == 0) {
     store_async(shared_at<uint32_t>(params.token_at), rows_barrier, rank - 1,
                 Vector<uint32_t, 1>{});
   }
-  // All have seen this unit's numbers: those of the next one may come.
-  if (number + 1 < params.units) load_unit(params, params.unit[number + 1]);
-  barriers.wait_for_rows(number);
 
-  // 2. Depthwise convolutions.
+  // 2. Depthwise convolutions. The last warps have other work first; all have seen this unit's
+  // numbers, those of the next one may come.
+  if (number + 1 < params.units) load_unit(params, params.unit[number + 1]);
+  if (warp_of_cta() == kStagesWarps - 4) {
+    const auto zero_tail = [&](int at, int depth) {
+      zero(shared_at<T>(at) + depth * unit.dw_pitch,
+           (units_of<16>(depth) * 16 - depth) * unit.dw_pitch);
+    };
+    zero_tail(unit.dw_at, unit.mid);
+    if (unit.stride == 2) zero_tail(unit.proj_dw_at, unit.in_channels);
+  }
+  cp_async_commit();
+  barriers.wait_for_rows(number);
   const auto mid_line = [&](int channel) { return mid + channel * unit.mid_pitch; };
   const Shared<float> taps = shared_at<float>(unit.dw.at);
-  const auto zero_tail = [&](int at, int depth) {
-    zero(shared_at<T>(at) + depth * unit.dw_pitch,
-         (units_of<16>(depth) * 16 - depth) * unit.dw_pitch);
-  };
-  zero_tail(unit.dw_at, unit.mid);
   if (unit.stride == 1) {
     convolve_own<T, 1>(in, out, rank, unit.mid, taps, dw, unit.dw_pitch, mid_line);
   } else {
-    const Shared<T> proj_dw = shared_at<T>(unit.proj_dw_at);
-    zero_tail(unit.proj_dw_at, unit.in_channels);
     convolve_own<T, 2>(in, out, rank, unit.mid, taps, dw, unit.dw_pitch, mid_line);
-    convolve_own<T, 2>(in, out, rank, unit.in_channels, shared_at<float>(unit.proj_dw.at), proj_dw,
-                       unit.dw_pitch,
-                       [&](int channel) { return planes + load(in_table + channel) * in.pitch; });
+    convolve_own<T, 2>(
+        in, out, rank, unit.in_channels, shared_at<float>(unit.proj_dw.at),
+        shared_at<T>(unit.proj_dw_at), unit.dw_pitch,
+        [&](int channel) { return planes + load(in_table + channel) * in.pitch; });
   }
   sync_threads();
 
   // 3. Second product, and the projection's.
-  const Shared<int32_t> out_table = shared_at<int32_t>(unit.out_table.at);
-  const int main_rows = units_of<16>(unit.proj) * 16;
-  if (unit.stride == 2) {
+  if (unit.stride == 2 && warp_of_cta() == kStagesWarps - 1) {
     zero(shared_at<T>(out.at) + (out.planes * out.pitch + out.top), out.columns());
   }
 #pragma unroll 1
   for (int i = 0; i < unit.stride; ++i) {
-    const PlaneRows<T> rows(out, out_table + (i == 0 ? main_rows : 0),
-                            i == 0 ? unit.main : unit.proj);
+    const PlaneRows<T> rows(out, i == 0 ? unit.out_table : unit.proj_table);
     const Shared<T> from = shared_at<T>(i == 0 ? unit.dw_at : unit.proj_dw_at);
     product(
-        params.matrix[unit.pw2 + i],
-        shared_at<float>(i == 0 ? unit.pw2_bias.at : unit.proj_bias.at), weights,
+        params.matrix[unit.pw2 + i], i == 0 ? unit.pw2_bias.at : unit.proj_bias.at, weights,
         [&](int block) { return StraightRows<T>(from + block * kBlock, unit.dw_pitch); },
         [&](const auto& acc, int tile, int block) { rows.store(acc, tile, block); });
   }
@@ -482,7 +480,10 @@ __global__ void __launch_bounds__(kStagesThreads, 1)
   const StagedUnit& first = params.unit[0];
   const StagedMap& map = params.maps[first.in];
   load_unit(params, first);
-  zero(shared_at<T>(map.at) + (map.planes * map.pitch + map.top), map.columns());
+  if (warp_of_cta() == 0) {
+    zero(shared_at<T>(map.at) + (map.planes * map.pitch + map.top), map.columns());
+  }
+  cp_async_commit();
   cp_async_wait<0>();
   sync_cluster();  // the others have begun, too, and their barriers are there
   grid_dependency_wait();

@@ -211,20 +211,32 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
 
     // Parameters, from the unit before on.
     const int from = i == 0 ? 0 : phase(i - 1, 1), to = phase(i, 2);
-    const auto array = [&](StagedArray& a, int64_t offset, int64_t count) {
-      a.from = static_cast<int>(offset);
-      regions.ask(a.at, count * 4, from, to);
+    const auto array = [&](StagedArray& a, int64_t offset, int64_t count, int64_t room) {
+      a = {static_cast<int>(offset), 0, static_cast<int>(count)};
+      regions.ask(a.at, room * 4, from, to);
     };
-    array(unit.pw1_bias, step.pw1_bias, padded_rows(step.mid_channels));
-    array(unit.pw2_bias, step.pw2_bias, padded_rows(step.out_channels));
-    array(unit.dw, step.dw, step.mid_channels * kFloats);
+    const auto floats = [&](StagedArray& a, int64_t offset, int64_t count) {
+      array(a, offset, round_up(count, 4), round_up(count, 4));
+      unit.floats += a.count;
+    };
+    floats(unit.pw1_bias, step.pw1_bias, padded_rows(step.mid_channels));
+    floats(unit.pw2_bias, step.pw2_bias, padded_rows(step.out_channels));
+    floats(unit.dw, step.dw, step.mid_channels * kFloats);
     if (step.stride == 2) {
-      array(unit.proj_bias, step.proj_bias, padded_rows(step.proj_channels));
-      array(unit.proj_dw, step.proj_dw, step.in_channels * kFloats);
+      floats(unit.proj_bias, step.proj_bias, padded_rows(step.proj_channels));
+      floats(unit.proj_dw, step.proj_dw, step.in_channels * kFloats);
     }
-    array(unit.in_table, step.in_table, padded_rows(step.in_channels) + 32);
-    array(unit.out_table, step.out_table,
-          padded_rows(step.proj_channels) + padded_rows(step.out_channels));
+    // A lane looks planes up a quad ahead.
+    array(unit.in_table, step.in_table, step.in_channels, padded_rows(step.in_channels) + 16);
+    array(unit.proj_table, step.out_table, step.proj_channels, padded_rows(step.proj_channels));
+    array(unit.out_table, step.out_table + step.proj_channels, step.out_channels,
+          padded_rows(step.out_channels));
+
+    // Rows of MID, as many as rows of tiles have, and at stride 2 one of the planes.
+    const auto row = static_cast<int>(in.row * kSize);
+    const int mid_row = static_cast<int>(padded_rows(step.mid_channels)) * row;
+    unit.from_above = mid_row + (step.stride == 2 && i > 0 ? unit.in_channels * row : 0);
+    unit.from_below = step.stride == 1 ? mid_row : kTokenBytes;
   }
   ask_for_map(steps);
 
@@ -238,6 +250,8 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
       m.after[warp] = static_cast<unsigned char>(next);
       if (job >= m.jobs) continue;
       m.begin[warp] = m.weights + job % m.tiles * m.deep * kTileElements<T>;
+      m.tile[warp] = static_cast<int16_t>(job % m.tiles);
+      m.block[warp] = static_cast<int16_t>(job / m.tiles * m.wide);
       next = i;
     }
     params.start[warp] = static_cast<unsigned char>(next);

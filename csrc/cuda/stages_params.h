@@ -20,9 +20,9 @@ constexpr int kRingTiles = kQuadTiles * kRingQuads;
 // there is no row.
 constexpr int kStageBarriers = 3, kTokenBytes = 4;
 
-// A map of an image in the shared memory of a cluster: of each plane a CTA has `rows` rows, those
-// of the CTAs follow each other, and the last one's may be fewer. Plane number `planes` is all
-// zeros, and the one after it takes what nobody reads.
+// A map of an image in the shared memory of a cluster: of each plane a CTA has `rows` rows, at least
+// one, those of the CTAs follow each other, and the last one's may be fewer. Plane number `planes`
+// is all zeros.
 struct StagedMap {
   int at;             // bytes
   int pitch;          // elements from plane to plane
@@ -36,13 +36,14 @@ struct StagedMap {
   // Rows that there are of this CTA's.
   constexpr int own(int rank) const {
     const int left = height - first(rank);
-    return left < 0 ? 0 : left < rows ? left : rows;
+    return left < rows ? left : rows;
   }
   constexpr int columns() const { return rows * row; }
 };
 
 // A packed matrix, and how the warps share its product: job number j is row of tiles j % tiles with
-// `wide` blocks of columns from j / tiles * wide on, and is warp (j + first) % kStagesWarps's.
+// `wide` blocks of columns from j / tiles * wide on, and is warp (j + first) % kStagesWarps's. What
+// is one for each warp is of its first job.
 struct StagedMatrix {
   int weights;  // element of the plan's
   int tiles;    // rows of tiles
@@ -50,8 +51,9 @@ struct StagedMatrix {
   int wide;     // 1, 2 or 4
   int jobs;
   int first;
-  float by_tiles;                     // 1 / tiles
-  int begin[kStagesWarps];            // `weights` of a warp's first job
+  float by_tiles;            // 1 / tiles
+  int begin[kStagesWarps];   // `weights`
+  int16_t tile[kStagesWarps], block[kStagesWarps];
   unsigned char after[kStagesWarps];  // the next matrix of which a warp has a job, or the last one
 
   SNV2_DEVICE int column_of(int job) const {
@@ -60,9 +62,10 @@ struct StagedMatrix {
   SNV2_DEVICE int first_job(int warp) const { return (warp - first) & (kStagesWarps - 1); }
 };
 
-// A unit's parameters: offsets into the plan's arrays, and bytes of shared memory.
+// A unit's parameters: offsets into the plan's arrays, bytes of shared memory, and how many, the
+// floats rounded up to whole vectors.
 struct StagedArray {
-  int from, at;
+  int from, at, count;
 };
 
 struct StagedUnit {
@@ -71,7 +74,10 @@ struct StagedUnit {
   int in_channels, mid, main, proj;
   int mid_at, mid_pitch, dw_at, dw_pitch, proj_dw_at;  // bytes, elements
   int pw1, pw2;  // matrices; that of the projection follows pw2
-  StagedArray pw1_bias, pw2_bias, proj_bias, dw, proj_dw, in_table, out_table;
+  int from_above, from_below;  // bytes that neighbours store
+  int floats;                  // of all parameters
+  StagedArray pw1_bias, pw2_bias, proj_bias, dw, proj_dw;
+  StagedArray in_table, proj_table, out_table;
 };
 
 template <class T>

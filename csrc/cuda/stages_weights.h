@@ -36,17 +36,12 @@ class WeightStream {
     turn_ = 0;
   }
 
-  // Waits until the quad in use is there, or the one after it.
+  // Waits for the quad in use, or for the one after it.
   SNV2_DEVICE void wait() const { barrier_wait(barriers_ + slot(), parity(turn_)); }
   SNV2_DEVICE void wait_next() const { barrier_wait(barriers_ + (slot() ^ 1), parity(turn_ + 1)); }
-  // Loads a tile of the quad in use, or the first one of the quad after it.
-  template <int kTile>
-  SNV2_DEVICE void load(Tile<T>& tile) const {
-    load_lane<kTile * kTileElements<T>>(tile, lane_ + slot() * kQuad);
-  }
-  SNV2_DEVICE void load_next(Tile<T>& tile) const {
-    load_lane<0>(tile, lane_ + (slot() ^ 1) * kQuad);
-  }
+  // The lane's part of the quad in use, or of the one after it.
+  SNV2_DEVICE Address<T> quad() const { return lane_ + slot() * kQuad; }
+  SNV2_DEVICE Address<T> next_quad() const { return lane_ + (slot() ^ 1) * kQuad; }
   // Has the quad in use replaced, after all lanes have loaded its tiles, and goes to the next one.
   SNV2_DEVICE void release() {
     sync_warp();
@@ -100,19 +95,16 @@ class WeightStream {
 };
 
 // The right operand of a product, of which a lane names a row of each tile: rows that follow each
-// other, or planes that a table names. After the last tile there may be one more, which is not
-// used.
+// other, or planes that a table names.
 template <class T>
 class StraightRows {
  public:
   SNV2_DEVICE StraightRows(Shared<T> rows, int pitch)
       : line_(rows + (lane_of_warp() % 16 * pitch + lane_of_warp() / 16 * kBlock)),
         step_(16 * pitch) {}
-  // Of tile `at` after the ones that were passed.
+  // Of tile `at` of a quad.
   SNV2_DEVICE Address<T> row(int at) const { return line_ + at * step_; }
-  SNV2_DEVICE void pass(int tiles, bool more) {
-    line_ = line_ + (more ? tiles : tiles - 1) * step_;
-  }
+  SNV2_DEVICE void next_quad() { line_ = line_ + kQuadTiles * step_; }
 
  private:
   Address<T> line_;
@@ -129,7 +121,7 @@ class GatheredRows {
   SNV2_DEVICE Address<T> row(int at) const {
     return planes_ + load_vector<1>(table_ + at * 16).values[0] * pitch_;
   }
-  SNV2_DEVICE void pass(int tiles, bool) { table_ = table_ + tiles * 16; }
+  SNV2_DEVICE void next_quad() { table_ = table_ + kQuadTiles * 16; }
 
  private:
   Address<int32_t> table_;
@@ -137,75 +129,79 @@ class GatheredRows {
   int pitch_;
 };
 
-// acc = start + a row of tiles of the stream's matrix x rows[all][kBlocks blocks of columns]. While
-// a tile is multiplied, the next one is loaded.
+// acc = start + a row of tiles of the stream's matrix x rows[all][kBlocks blocks of columns]. While a
+// tile is multiplied, the next one is loaded. Up to two quads are used where they are and released
+// afterwards, by release_job(); of more each makes place for another one.
 template <int kBlocks, class T, class Rows>
-SNV2_DEVICE void multiply_streamed(float (&acc)[1][kBlocks][4], WeightStream<T>& weights, Rows rows,
-                                   const Start<1>& start, int deep) {
-  Tile<T> a[2];
-  uint32_t b[2][kBlocks][2];
-  const auto load_rows = [&](auto to, int at) {
-    constexpr int kTo = decltype(to)::value;
-    const Address<T> row = rows.row(at);
-    if constexpr (kBlocks == 1) {
-      ldmatrix<2, true>(b[kTo][0], row);
-    } else {
-      const auto load_pair = [&](auto first) {
-        constexpr int kFirst = decltype(first)::value;
-        uint32_t pair[4];
-        ldmatrix<4, true, kFirst * kBlock>(pair, row);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) b[kTo][kFirst + i / 2][i % 2] = pair[i];
-      };
-      load_pair(std::integral_constant<int, 0>{});
-      if constexpr (kBlocks == 4) load_pair(std::integral_constant<int, 2>{});
-    }
-  };
-  const auto multiply = [&](auto from) {
-    constexpr int kFrom = decltype(from)::value;
-#pragma unroll
-    for (int j = 0; j < kBlocks; ++j) mma(acc[0][j], a[kFrom], b[kFrom][j]);
-  };
-  constexpr std::integral_constant<int, 0> kEven{};
-  constexpr std::integral_constant<int, 1> kOdd{};
-  begin(acc, start);
-  load_rows(kEven, 0);
-  weights.wait();
-  weights.template load<0>(a[0]);
+class StreamedProduct {
+ public:
+  SNV2_DEVICE StreamedProduct(WeightStream<T>& weights, const Rows& rows) : weights_(weights), rows_(rows) {}
+
+  SNV2_DEVICE void run(float (&acc)[1][kBlocks][4], int deep) {
+    const bool stays = deep <= kRingTiles;
+    load_rows<0>(0);
+    weights_.wait();
+    Address<T> quad = weights_.quad();
+    load_lane<0>(a_[0], quad);
 #pragma unroll 1
-  for (; deep >= kQuadTiles; deep -= kQuadTiles) {
-    const bool more = deep > kQuadTiles;
-    weights.template load<1>(a[1]);
-    load_rows(kOdd, 1);
-    multiply(kEven);
-    weights.template load<2>(a[0]);
-    load_rows(kEven, 2);
-    multiply(kOdd);
-    weights.template load<3>(a[1]);
-    load_rows(kOdd, 3);
-    multiply(kEven);
-    rows.pass(kQuadTiles, more);
-    load_rows(kEven, 0);
-    if (more) {
-      weights.wait_next();
-      weights.load_next(a[0]);
+    for (; deep > kQuadTiles; deep -= kQuadTiles) {
+      load<1>(quad);
+      multiply<0>(acc);
+      load<2>(quad);
+      multiply<1>(acc);
+      load<3>(quad);
+      multiply<0>(acc);
+      rows_.next_quad();
+      load_rows<0>(0);
+      weights_.wait_next();
+      quad = weights_.next_quad();
+      load_lane<0>(a_[0], quad);
+      multiply<1>(acc);
+      if (!stays) weights_.release();
     }
-    multiply(kOdd);
-    weights.release();
+    // The last quad, which may lack some tiles.
+    if (deep > 1) load<1>(quad);
+    multiply<0>(acc);
+    if (deep > 2) load<2>(quad);
+    if (deep > 1) multiply<1>(acc);
+    if (deep > 3) load<3>(quad);
+    if (deep > 2) multiply<0>(acc);
+    if (deep > 3) multiply<1>(acc);
   }
-  if (deep == 0) return;
-  if (deep > 1) {
-    weights.template load<1>(a[1]);
-    load_rows(kOdd, 1);
+
+ private:
+  template <int kTile>
+  SNV2_DEVICE void load(Address<T> quad) {
+    load_lane<kTile * kTileElements<T>>(a_[kTile % 2], quad);
+    load_rows<kTile % 2>(kTile);
   }
-  multiply(kEven);
-  if (deep > 2) {
-    weights.template load<2>(a[0]);
-    load_rows(kEven, 2);
+  template <int kTo>
+  SNV2_DEVICE void load_rows(int at) {
+    const Address<T> row = rows_.row(at);
+    if constexpr (kBlocks == 1) {
+      ldmatrix<2, true>(b_[kTo][0], row);
+    } else {
+      load_pair<kTo, 0>(row);
+      if constexpr (kBlocks == 4) load_pair<kTo, 2>(row);
+    }
   }
-  if (deep > 1) multiply(kOdd);
-  if (deep > 2) multiply(kEven);
-  weights.release();
-}
+  template <int kTo, int kFirst>
+  SNV2_DEVICE void load_pair(Address<T> row) {
+    uint32_t pair[4];
+    ldmatrix<4, true, kFirst * kBlock>(pair, row);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) b_[kTo][kFirst + i / 2][i % 2] = pair[i];
+  }
+  template <int kFrom>
+  SNV2_DEVICE void multiply(float (&acc)[1][kBlocks][4]) {
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) mma(acc[0][j], a_[kFrom], b_[kFrom][j]);
+  }
+
+  WeightStream<T>& weights_;
+  Rows rows_;
+  Tile<T> a_[2];
+  uint32_t b_[2][kBlocks][2];
+};
 
 }  // namespace snv2::SNV2_GPU
