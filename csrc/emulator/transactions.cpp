@@ -1,7 +1,8 @@
 // Barriers that count arrivals and bytes, and the copies and stores that they wait for.
 //
-// A copy or store arrives when its phase is complete, which is as late as anybody may see it: until
-// then its place holds NaN, and a reader who has not waited for the phase is at fault even after.
+// All is as late as it may be. A phase is complete when somebody waits for it, and only then has
+// its copies and stores made: until then their places hold NaN, and who has not waited for the
+// phase may not touch them even after.
 #include "emulator/transactions.h"
 
 #include <cstring>
@@ -152,7 +153,8 @@ void Machine::barrier_expect(const void* barrier, int bytes, Site site) {
     if (b.missing == 0) {
       fault("barrier_expect at " + name_of(site) + " arrives once more than the " +
             std::to_string(b.arrivals) + " arrivals of a phase that barrier_init at " +
-            sites_.name(b.made.site) + " says");
+            sites_.name(b.made.site) +
+            " says: the phase may be under way until somebody waits for it");
     }
     --b.missing;
     b.missing_bytes += bytes;
@@ -162,7 +164,7 @@ void Machine::barrier_expect(const void* barrier, int bytes, Site site) {
   advance("barrier_expect", index, site);
 }
 
-// Completes the phase if nothing is missing.
+// Completes the phase if nothing is missing and somebody waits.
 void Machine::advance(const char* what, uint32_t barrier, Site site) {
   TransactionBarrier& b = transactions_[barrier];
   const auto refuse = [&](const std::string& why) {
@@ -176,7 +178,7 @@ void Machine::advance(const char* what, uint32_t barrier, Site site) {
     refuse(std::to_string(-b.missing_bytes) +
            " bytes more than expected are on their way in one phase of the barrier");
   }
-  complete_phase(barrier);
+  if (!b.waiting.empty()) complete_phase(barrier);
 }
 
 void Machine::complete_phase(uint32_t barrier) {
@@ -217,7 +219,7 @@ void Machine::barrier_wait(const void* barrier, int parity, Site site) {
   count_collective();
   take_steps(kStepsPerTransfer);
   uint32_t index = 0;
-  bool complete = false;
+  bool wanted = false, arrived = false;  // the phase that is not yet complete; all of it
   {
     const tsan::Unobserved unobserved;
     check_aligned(barrier, kBarrierBytes, site);
@@ -227,16 +229,21 @@ void Machine::barrier_wait(const void* barrier, int parity, Site site) {
       fault("barrier_wait at " + name_of(site) + " for parity " + std::to_string(parity) +
             ", which is 0 or 1");
     }
-    complete = static_cast<int>(b.phase % 2) != parity;
-    if (complete) {
-      learn(fiber_->view, b.complete);
-      b.unwaited = false;
-    } else {
+    wanted = static_cast<int>(b.phase % 2) == parity;
+    arrived = wanted && b.missing == 0 && b.missing_bytes == 0;
+    if (wanted && !arrived) {
       b.waiting.push_back(static_cast<uint32_t>(fiber_ - fibers_.data()));
       fiber_->waits_on = index;
     }
   }
-  if (!complete) wait(kBarrierWait, 0, site);
+  if (arrived) complete_phase(index);
+  if (wanted && !arrived) {
+    wait(kBarrierWait, 0, site);
+  } else {
+    const tsan::Unobserved unobserved;
+    learn(fiber_->view, transactions_[index].complete);
+    transactions_[index].unwaited = false;
+  }
   order_.acquire_transactions(index);
 }
 
