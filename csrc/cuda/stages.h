@@ -76,8 +76,8 @@ SNV2_DEVICE void load_table_of_warp(const int32_t* tables, const StagedArray& ta
   }
 }
 
-// Starts the copies of a unit's parameters, by three warps. Numbers are counted at a barrier; tables
-// are there after cp_async_wait and a barrier of the CTA.
+// Starts the copies of a unit's parameters, by three warps. Numbers are counted at a barrier;
+// tables are there after cp_async_wait and a barrier of the CTA.
 template <class T>
 SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit) {
   switch (kStagesWarps - 1 - warp_of_cta()) {
@@ -94,8 +94,8 @@ SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit
       if (lane_of_warp() == 0) {
         const Shared<uint64_t> barrier = StageBarriers(params.barriers_at).parameters();
         const auto copy = [&](const StagedArray& array) {
-          copy_bulk(shared_at<float>(array.at),
-                    Global<const float>{params.parameters} + array.from, array.count * 4, barrier);
+          copy_bulk(shared_at<float>(array.at), Global<const float>{params.parameters} + array.from,
+                    array.count * 4, barrier);
         };
         barrier_expect(barrier, unit.floats * 4);
         copy(unit.pw1_bias);
@@ -109,17 +109,6 @@ SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit
       return;
     default:
       return;
-  }
-}
-
-// Stores zeros in the rows that a CTA would have if the image had more, by a warp: products take
-// all.
-template <class T>
-SNV2_DEVICE void zero_missing(Shared<T> own, const StagedMap& map, int rank) {
-  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  for (int i = map.own(rank) * map.row + lane_of_warp() * kVector; i < map.columns();
-       i += kWarp * kVector) {
-    store_vector<kVector>(own + i, Vector<T, kVector>{});
   }
 }
 
@@ -365,8 +354,7 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank,
 
   // 1. First product.
   if (threadIdx.x == 0) {
-    barrier_expect(rows_barrier,
-                   (above ? unit.from_above : 0) + (below ? unit.from_below : 0));
+    barrier_expect(rows_barrier, (above ? unit.from_above : 0) + (below ? unit.from_below : 0));
   }
   barriers.wait_for_parameters(number);
   if (unit.stride == 2 && number > 0 && below) {
@@ -404,10 +392,9 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank,
     convolve_own<T, 1>(in, out, rank, unit.mid, taps, dw, unit.dw_pitch, mid_line);
   } else {
     convolve_own<T, 2>(in, out, rank, unit.mid, taps, dw, unit.dw_pitch, mid_line);
-    convolve_own<T, 2>(
-        in, out, rank, unit.in_channels, shared_at<float>(unit.proj_dw.at),
-        shared_at<T>(unit.proj_dw_at), unit.dw_pitch,
-        [&](int channel) { return planes + load(in_table + channel) * in.pitch; });
+    convolve_own<T, 2>(in, out, rank, unit.in_channels, shared_at<float>(unit.proj_dw.at),
+                       shared_at<T>(unit.proj_dw_at), unit.dw_pitch,
+                       [&](int channel) { return planes + load(in_table + channel) * in.pitch; });
   }
   sync_threads();
 
@@ -477,6 +464,7 @@ __global__ void __launch_bounds__(kStagesThreads, 1)
   const StageBarriers barriers(params.barriers_at);
   barriers.init();
   WeightStream<T> weights(params);
+  sync_threads();
   const StagedUnit& first = params.unit[0];
   const StagedMap& map = params.maps[first.in];
   load_unit(params, first);

@@ -20,9 +20,9 @@ constexpr int kRingTiles = kQuadTiles * kRingQuads;
 // there is no row.
 constexpr int kStageBarriers = 3, kTokenBytes = 4;
 
-// A map of an image in the shared memory of a cluster: of each plane a CTA has `rows` rows, at least
-// one, those of the CTAs follow each other, and the last one's may be fewer. Plane number `planes`
-// is all zeros.
+// A map of an image in the shared memory of a cluster: of each plane a CTA has `rows` rows, at
+// least one, those of the CTAs follow each other, and the last one's may be fewer. Plane number
+// `planes` is all zeros.
 struct StagedMap {
   int at;             // bytes
   int pitch;          // elements from plane to plane
@@ -51,8 +51,8 @@ struct StagedMatrix {
   int wide;     // 1, 2 or 4
   int jobs;
   int first;
-  float by_tiles;            // 1 / tiles
-  int begin[kStagesWarps];   // `weights`
+  float by_tiles;           // 1 / tiles
+  int begin[kStagesWarps];  // `weights`
   int16_t tile[kStagesWarps], block[kStagesWarps];
   unsigned char after[kStagesWarps];  // the next matrix of which a warp has a job, or the last one
 
@@ -73,7 +73,7 @@ struct StagedUnit {
   int in, out;  // maps; at stride 1 the same
   int in_channels, mid, main, proj;
   int mid_at, mid_pitch, dw_at, dw_pitch, proj_dw_at;  // bytes, elements
-  int pw1, pw2;  // matrices; that of the projection follows pw2
+  int pw1, pw2;                // matrices; that of the projection follows pw2
   int from_above, from_below;  // bytes that neighbours store
   int floats;                  // of all parameters
   StagedArray pw1_bias, pw2_bias, proj_bias, dw, proj_dw;

@@ -129,13 +129,14 @@ class GatheredRows {
   int pitch_;
 };
 
-// acc = start + a row of tiles of the stream's matrix x rows[all][kBlocks blocks of columns]. While a
-// tile is multiplied, the next one is loaded. Up to two quads are used where they are and released
-// afterwards, by release_job(); of more each makes place for another one.
+// acc = start + a row of tiles of the stream's matrix x rows[all][kBlocks blocks of columns]. While
+// a tile is multiplied, the next one is loaded. Up to two quads are used where they are and
+// released afterwards, by release_job(); of more each makes place for another one.
 template <int kBlocks, class T, class Rows>
 class StreamedProduct {
  public:
-  SNV2_DEVICE StreamedProduct(WeightStream<T>& weights, const Rows& rows) : weights_(weights), rows_(rows) {}
+  SNV2_DEVICE StreamedProduct(WeightStream<T>& weights, const Rows& rows)
+      : weights_(weights), rows_(rows) {}
 
   SNV2_DEVICE void run(float (&acc)[1][kBlocks][4], int deep) {
     const bool stays = deep <= kRingTiles;
