@@ -62,7 +62,7 @@ SNV2_DEVICE void barrier_wait(Barrier<uint64_t> barrier, int parity) {
   int done;
   do {
     asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
         "selp.s32 %0, 1, 0, p;}"
         : "=r"(done)
         : "r"(detail::address_of(barrier)), "r"(parity)

@@ -79,8 +79,9 @@ SNV2_DEVICE void load_table_of_warp(const int32_t* tables, const StagedArray& ta
 // Starts the copies of a unit's parameters, by three warps. Numbers are counted at a barrier;
 // tables are there after cp_async_wait and a barrier of the CTA.
 template <class T>
-SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit) {
-  switch (kStagesWarps - 1 - warp_of_cta()) {
+SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit, int warp) {
+  if (warp < kStagesWarps - 3) return;
+  switch (kStagesWarps - 1 - warp) {
     case 0:
       // What follows the last plane, and what is looked up ahead, is zeros.
       load_table_of_warp(params.tables, unit.in_table, (units_of<16>(unit.in_channels) + 1) * 16,
@@ -99,10 +100,10 @@ SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit
         };
         barrier_expect(barrier, unit.floats * 4);
         copy(unit.pw1_bias);
-        copy(unit.dw);
+        copy(unit.dw.weights);
         copy(unit.pw2_bias);
         if (unit.stride == 2) {
-          copy(unit.proj_dw);
+          copy(unit.proj_dw.weights);
           copy(unit.proj_bias);
         }
       }
@@ -151,13 +152,15 @@ SNV2_DEVICE void load_map(const StagesParams<T>& params, const StagedUnit& unit,
 // Products --------------------------------------------------------------------------------------
 
 // Has the warps compute a product, and hands each block of results to use(acc, row of tiles, first
-// block of columns). rows(block) is the operand from a block of columns on.
+// block of columns). rows(block) is the operand from a block of columns on. Returns how many quads
+// of the last job the warp still holds.
 template <class T, class RowsOf, class Use>
-SNV2_DEVICE void product(const StagedMatrix& m, int bias_at, WeightStream<T>& weights,
-                         const RowsOf& rows, const Use& use) {
-  int job = m.first_job(warp_of_cta());
-  if (job >= m.jobs) return;
-  int tile = m.tile[warp_of_cta()], block = m.block[warp_of_cta()];
+SNV2_DEVICE int product(const StagedMatrix& m, int bias_at, WeightStream<T>& weights, int warp,
+                        const RowsOf& rows, const Use& use) {
+  int job = m.first_job(warp);
+  if (job >= m.jobs) return 0;
+  const int held = m.deep > kRingTiles ? 1 : m.deep > kQuadTiles ? 2 : 1;
+  int tile = m.tile[warp], block = m.block[warp];
 #pragma unroll 1
   for (;;) {
     const Shared<float> bias = shared_at<float>(bias_at) + (tile * 16 + lane_of_warp() / 4);
@@ -165,10 +168,9 @@ SNV2_DEVICE void product(const StagedMatrix& m, int bias_at, WeightStream<T>& we
     start.set(0, load(bias), load(bias + 8));
     const auto run = [&](auto blocks) {
       constexpr int kBlocks = decltype(blocks)::value;
-      float acc[1][kBlocks][4];
-      begin(acc, start);
-      StreamedProduct<kBlocks, T, decltype(rows(0))>(weights, rows(block)).run(acc, m.deep);
-      use(acc[0], tile, block);
+      float acc[kBlocks][4];
+      StreamedProduct<kBlocks, T, decltype(rows(0))>(weights, rows(block)).run(acc, start, m.deep);
+      use(acc, tile, block);
     };
     if (m.wide == 4) {
       run(std::integral_constant<int, 4>{});
@@ -177,32 +179,39 @@ SNV2_DEVICE void product(const StagedMatrix& m, int bias_at, WeightStream<T>& we
     } else {
       run(std::integral_constant<int, 1>{});
     }
-    if (m.deep > kQuadTiles && m.deep <= kRingTiles) weights.release();
-    weights.release();
     job += kStagesWarps;
-    if (job >= m.jobs) return;
+    if (job >= m.jobs) return held;
+    weights.release(held);
     const int column = m.column_of(job);
     tile = job - column * m.tiles, block = column * m.wide;
   }
 }
 
-// A lane's results of row g of a tile, or of row g + 8, finished: neighbouring pixels, as many as
-// there are in two of each block.
+// A lane's results of rows g and g + 8 of a tile, finished: neighbouring pixels, as many as there
+// are in two of each block.
 template <class T, int kBlocks>
-SNV2_DEVICE Vector<T, 2 * kBlocks> finished_row(const float (&acc)[kBlocks][4], int half) {
-  uint32_t words[kBlocks];
+struct FinishedRows {
+  Vector<T, 2 * kBlocks> of[2];
+
+  SNV2_DEVICE explicit FinishedRows(const float (&acc)[kBlocks][4]) {
+    uint32_t words[2][kBlocks];
 #pragma unroll
-  for (int j = 0; j < kBlocks; ++j) {
-    words[j] = word_of(finished_pair<T, Relu>(acc[j][half * 2], acc[j][half * 2 + 1]));
-  }
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-  for (int j = 0; j + 1 < kBlocks; j += 2) exchange<1>(words[j], words[j + 1]);
-  if constexpr (kBlocks == 4) {
-    exchange<2>(words[0], words[2]);
-    exchange<2>(words[1], words[3]);
+      for (int j = 0; j < kBlocks; ++j) {
+        words[half][j] = word_of(finished_pair<T, Relu>(acc[j][half * 2], acc[j][half * 2 + 1]));
+      }
+#pragma unroll
+      for (int j = 0; j + 1 < kBlocks; j += 2) exchange<1>(words[half][j], words[half][j + 1]);
+    }
+    if constexpr (kBlocks == 4) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) exchange<2>(words[j / 2][j % 2], words[j / 2][j % 2 + 2]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) of[half] = pixels_of<T>(words[half]);
   }
-  return pixels_of<T>(words);
-}
+};
 // The first of them, from the first block on.
 template <int kBlocks>
 SNV2_DEVICE int finished_column() {
@@ -226,16 +235,16 @@ class MidRows {
   template <int kBlocks>
   SNV2_DEVICE void store(const float (&acc)[kBlocks][4], int tile, int block) const {
     const int column = block * kBlock + finished_column<kBlocks>();
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const Shared<T> line = mid_ + (tile * 16 + half * 8) * pitch_;
-      const Vector<T, 2 * kBlocks> pixels = finished_row<T>(acc, half);
-      store_vector<2 * kBlocks>(line + (row_ + column), pixels);
-      if (above_ >= 0 && column < row_) {
-        store_async(line + (above_ + column), barrier_, rank_ - 1, pixels);
-      }
-      if (column >= last_) store_async(line + (column - last_), barrier_, rank_ + 1, pixels);
-    }
+    const Shared<T> upper = mid_ + tile * 16 * pitch_, lower = upper + 8 * pitch_;
+    const FinishedRows<T, kBlocks> done(acc);
+    store_vector<2 * kBlocks>(upper + (row_ + column), done.of[0]);
+    store_vector<2 * kBlocks>(lower + (row_ + column), done.of[1]);
+    const auto hand = [&](int at, int rank) {
+      store_async(upper + at, barrier_, rank, done.of[0]);
+      store_async(lower + at, barrier_, rank, done.of[1]);
+    };
+    if (above_ >= 0 && column < row_) hand(above_ + column, rank_ - 1);
+    if (column >= last_) hand(column - last_, rank_ + 1);
   }
 
  private:
@@ -260,11 +269,12 @@ class PlaneRows {
   template <int kBlocks>
   SNV2_DEVICE void store(const float (&acc)[kBlocks][4], int tile, int block) const {
     const Shared<T> planes = planes_ + (block * kBlock + finished_column<kBlocks>());
+    const FinishedRows<T, kBlocks> done(acc);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = tile * 16 + half * 8;
-      const Vector<T, 2 * kBlocks> pixels = finished_row<T>(acc, half);
-      if (row < left_) store_vector<2 * kBlocks>(planes + load(table_ + row) * pitch_, pixels);
+      if (row < left_)
+        store_vector<2 * kBlocks>(planes + load(table_ + row) * pitch_, done.of[half]);
     }
   }
 
@@ -277,36 +287,33 @@ class PlaneRows {
 
 // Depthwise convolutions ------------------------------------------------------------------------
 
-// Convolves the CTA's rows of `channels` channels, of which line(channel) is the row above them.
+// Convolves the CTA's rows of all channels, of which line(channel) is the row above them.
 template <class T, int kStride, class Line>
-SNV2_DEVICE void convolve_own(const StagedMap& in, const StagedMap& to, int rank, int channels,
-                              Shared<float> weights, Shared<T> out, int out_pitch,
-                              const Line& line) {
+SNV2_DEVICE void convolve_own(const StagedConvolution& c, const StagedMap& in, const StagedMap& to,
+                              int rank, int warp, int out_pitch, const Line& line) {
   using Window = Sliding<T, kStride, true>;
   constexpr int kLanes = Window::kGroupLanes, kItems = kWarp / kLanes;
+  const Shared<T> out = shared_at<T>(c.out_at);
+  const Shared<float> weights = shared_at<float>(c.weights.at);
   const int rows = to.own(rank);
   if (rows < to.rows) {
-    for (int channel = warp_of_cta(); channel < channels; channel += kStagesWarps) {
+    for (int channel = warp; channel < c.channels; channel += kStagesWarps) {
       zero_missing(out + channel * out_pitch, to, rank);
     }
   }
   const Ring ring{(in.rows + 2) * in.row, in.row, in.width, in.height};
-  const int groups = units_of<kGroupChannels<T>>(channels), items = groups * (to.row / kBlock);
-  const int tasks = units_of<kItems>(items);
-  // Two warps of each scheduler hide what they wait for; fewer share their tasks by rows.
-  constexpr int kEnough = kStagesWarps / 2;
-  int shift = 0;
-  while ((tasks << (shift + 1)) <= kEnough && (2 << shift) <= rows) ++shift;
-  const float by_groups = reciprocal(static_cast<float>(groups));
-  for (int job = warp_of_cta(); job < tasks << shift; job += kStagesWarps) {
-    const int wanted = (job >> shift) * kItems + lane_of_warp() / kLanes;
-    const int item = wanted < items ? wanted : items - 1;
-    const int block = static_cast<int>((static_cast<float>(item) + 0.5f) * by_groups);
-    const int row_of_group = (item - block * groups) * kGroupChannels<T> + lane_of_warp() % kLanes;
-    const bool stores = wanted < items && row_of_group < channels;
-    const int channel = row_of_group < channels ? row_of_group : channels - 1;
-    const int part = job & ((1 << shift) - 1);
-    const int begin = (rows * part) >> shift, end = (rows * (part + 1)) >> shift;
+#pragma unroll 1
+  for (int job = warp; job < c.tasks << c.shift; job += kStagesWarps) {
+    const int wanted = (job >> c.shift) * kItems + lane_of_warp() / kLanes;
+    const int item = wanted < c.items ? wanted : c.items - 1;
+    const int block = static_cast<int>((static_cast<float>(item) + 0.5f) * c.by_groups);
+    const int row_of_group =
+        (item - block * c.groups) * kGroupChannels<T> + lane_of_warp() % kLanes;
+    const bool stores = wanted < c.items && row_of_group < c.channels;
+    const int channel = row_of_group < c.channels ? row_of_group : c.channels - 1;
+    const int part = job & ((1 << c.shift) - 1);
+    const int begin = (rows * part) >> c.shift, end = (rows * (part + 1)) >> c.shift;
+    if (begin == end) continue;
     const int first = block * kBlock;
     Window window;
     window.start(Branch<T>{}, weights + channel * static_cast<int>(kDepthwiseFloats), ring,
@@ -339,15 +346,13 @@ SNV2_DEVICE void hand_down(const StagedMap& map, Shared<int32_t> table, int chan
 // A unit -----------------------------------------------------------------------------------------
 
 template <class T>
-SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank,
+SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank, int warp,
                           WeightStream<T>& weights) {
   const StagedUnit& unit = params.unit[number];
   const StagedMap& in = params.maps[unit.in];
   const StagedMap& out = params.maps[unit.out];
   const Shared<int32_t> in_table = shared_at<int32_t>(unit.in_table.at);
-  const Shared<T> planes = shared_at<T>(in.at), dw = shared_at<T>(unit.dw_at);
-  const Shared<T> mid = shared_at<T>(unit.mid_at);
-
+  const Shared<T> planes = shared_at<T>(in.at);
   const StageBarriers barriers(params.barriers_at);
   const Shared<uint64_t> rows_barrier = barriers.rows(number);
   const bool above = rank > 0, below = rank + 1 < params.cluster;
@@ -361,8 +366,8 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank,
     hand_down<T>(in, in_table, unit.in_channels, rows_barrier, rank);
   }
   const MidRows<T> mid_rows(unit, in, rank, params.cluster, rows_barrier);
-  product(
-      params.matrix[unit.pw1], unit.pw1_bias.at, weights,
+  const int held = product(
+      params.matrix[unit.pw1], unit.pw1_bias.at, weights, warp,
       [&](int block) {
         return GatheredRows<T>(planes + (in.top + block * kBlock), in.pitch, in_table);
       },
@@ -373,43 +378,45 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank,
                 Vector<uint32_t, 1>{});
   }
 
-  // 2. Depthwise convolutions. The last warps have other work first; all have seen this unit's
-  // numbers, those of the next one may come.
-  if (number + 1 < params.units) load_unit(params, params.unit[number + 1]);
-  if (warp_of_cta() == kStagesWarps - 4) {
+  // While the neighbours' rows come: the next matrices, and, by the last warps, parameters of the
+  // next unit, of which there is no need before all have seen this one's.
+  weights.release(held);
+  if (number + 1 < params.units) load_unit(params, params.unit[number + 1], warp);
+  cp_async_commit();
+  if (warp == kStagesWarps - 4) {
     const auto zero_tail = [&](int at, int depth) {
       zero(shared_at<T>(at) + depth * unit.dw_pitch,
            (units_of<16>(depth) * 16 - depth) * unit.dw_pitch);
     };
-    zero_tail(unit.dw_at, unit.mid);
-    if (unit.stride == 2) zero_tail(unit.proj_dw_at, unit.in_channels);
+    zero_tail(unit.dw.out_at, unit.mid);
+    if (unit.stride == 2) zero_tail(unit.proj_dw.out_at, unit.in_channels);
   }
-  cp_async_commit();
+
+  // 2. Depthwise convolutions.
   barriers.wait_for_rows(number);
+  const Shared<T> mid = shared_at<T>(unit.mid_at);
   const auto mid_line = [&](int channel) { return mid + channel * unit.mid_pitch; };
-  const Shared<float> taps = shared_at<float>(unit.dw.at);
   if (unit.stride == 1) {
-    convolve_own<T, 1>(in, out, rank, unit.mid, taps, dw, unit.dw_pitch, mid_line);
+    convolve_own<T, 1>(unit.dw, in, out, rank, warp, unit.dw_pitch, mid_line);
   } else {
-    convolve_own<T, 2>(in, out, rank, unit.mid, taps, dw, unit.dw_pitch, mid_line);
-    convolve_own<T, 2>(in, out, rank, unit.in_channels, shared_at<float>(unit.proj_dw.at),
-                       shared_at<T>(unit.proj_dw_at), unit.dw_pitch,
+    convolve_own<T, 2>(unit.dw, in, out, rank, warp, unit.dw_pitch, mid_line);
+    convolve_own<T, 2>(unit.proj_dw, in, out, rank, warp, unit.dw_pitch,
                        [&](int channel) { return planes + load(in_table + channel) * in.pitch; });
   }
   sync_threads();
 
   // 3. Second product, and the projection's.
-  if (unit.stride == 2 && warp_of_cta() == kStagesWarps - 1) {
+  if (unit.stride == 2 && warp == kStagesWarps - 1) {
     zero(shared_at<T>(out.at) + (out.planes * out.pitch + out.top), out.columns());
   }
 #pragma unroll 1
   for (int i = 0; i < unit.stride; ++i) {
     const PlaneRows<T> rows(out, i == 0 ? unit.out_table : unit.proj_table);
-    const Shared<T> from = shared_at<T>(i == 0 ? unit.dw_at : unit.proj_dw_at);
-    product(
-        params.matrix[unit.pw2 + i], i == 0 ? unit.pw2_bias.at : unit.proj_bias.at, weights,
+    const Shared<T> from = shared_at<T>(i == 0 ? unit.dw.out_at : unit.proj_dw.out_at);
+    weights.release(product(
+        params.matrix[unit.pw2 + i], i == 0 ? unit.pw2_bias.at : unit.proj_bias.at, weights, warp,
         [&](int block) { return StraightRows<T>(from + block * kBlock, unit.dw_pitch); },
-        [&](const auto& acc, int tile, int block) { rows.store(acc, tile, block); });
+        [&](const auto& acc, int tile, int block) { rows.store(acc, tile, block); }));
   }
   cp_async_wait<0>();  // the next unit's tables
   sync_threads();
@@ -455,7 +462,7 @@ SNV2_DEVICE void write_result(const StagesParams<T>& params, int rank, int image
 template <class T>
 __global__ void __launch_bounds__(kStagesThreads, 1)
     stages_kernel(const __grid_constant__ StagesParams<T> params) {
-  const int rank = cluster_rank(), image = static_cast<int>(blockIdx.y);
+  const int rank = cluster_rank(), image = static_cast<int>(blockIdx.y), warp = warp_of_cta();
 
   // The next kernel's CTAs may wait beside these: all wait for what others write.
   grid_dependents_launch();
@@ -463,12 +470,12 @@ __global__ void __launch_bounds__(kStagesThreads, 1)
   // Load what is constant, and then the map.
   const StageBarriers barriers(params.barriers_at);
   barriers.init();
-  WeightStream<T> weights(params);
+  WeightStream<T> weights(params, warp);
   sync_threads();
   const StagedUnit& first = params.unit[0];
   const StagedMap& map = params.maps[first.in];
-  load_unit(params, first);
-  if (warp_of_cta() == 0) {
+  load_unit(params, first, warp);
+  if (warp == 0) {
     zero(shared_at<T>(map.at) + (map.planes * map.pitch + map.top), map.columns());
   }
   cp_async_commit();
@@ -482,7 +489,7 @@ __global__ void __launch_bounds__(kStagesThreads, 1)
 
 #pragma unroll 1
   for (int number = 0; number < params.units; ++number) {
-    run_unit(params, number, rank, weights);
+    run_unit(params, number, rank, warp, weights);
   }
   write_result(params, rank, image);
 }

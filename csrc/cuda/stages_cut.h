@@ -181,10 +181,10 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
     // A neighbour may be a unit ahead.
     regions.ask(unit.mid_at, padded_rows(step.mid_channels) * unit.mid_pitch * kSize,
                 i == 0 ? 0 : phase(i - 1, 0), phase(i, 1));
-    regions.ask(unit.dw_at, padded_rows(step.mid_channels) * unit.dw_pitch * kSize, phase(i, 1),
+    regions.ask(unit.dw.out_at, padded_rows(step.mid_channels) * unit.dw_pitch * kSize, phase(i, 1),
                 phase(i, 2));
     if (step.stride == 2) {
-      regions.ask(unit.proj_dw_at, padded_rows(step.in_channels) * unit.dw_pitch * kSize,
+      regions.ask(unit.proj_dw.out_at, padded_rows(step.in_channels) * unit.dw_pitch * kSize,
                   phase(i, 1), phase(i, 2));
     }
 
@@ -221,16 +221,29 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
     };
     floats(unit.pw1_bias, step.pw1_bias, padded_rows(step.mid_channels));
     floats(unit.pw2_bias, step.pw2_bias, padded_rows(step.out_channels));
-    floats(unit.dw, step.dw, step.mid_channels * kFloats);
+    floats(unit.dw.weights, step.dw, step.mid_channels * kFloats);
     if (step.stride == 2) {
       floats(unit.proj_bias, step.proj_bias, padded_rows(step.proj_channels));
-      floats(unit.proj_dw, step.proj_dw, step.in_channels * kFloats);
+      floats(unit.proj_dw.weights, step.proj_dw, step.in_channels * kFloats);
     }
     // A lane looks planes up a quad ahead.
     array(unit.in_table, step.in_table, step.in_channels, padded_rows(step.in_channels) + 16);
     array(unit.proj_table, step.out_table, step.proj_channels, padded_rows(step.proj_channels));
     array(unit.out_table, step.out_table + step.proj_channels, step.out_channels,
           padded_rows(step.out_channels));
+
+    const auto convolution = [&](StagedConvolution& c, int channels) {
+      constexpr int kItems = 4, kEnough = kStagesWarps / 2;
+      c.channels = channels;
+      c.groups = static_cast<int>(ceil_div(channels, kGroupChannels<T>));
+      c.items = c.groups * (out.row / kBlock);
+      c.tasks = static_cast<int>(ceil_div(c.items, kItems));
+      c.by_groups = 1.0f / static_cast<float>(c.groups);
+      // Two warps of each scheduler hide what they wait for; fewer share their tasks.
+      while ((c.tasks << (c.shift + 1)) <= kEnough && (2 << c.shift) <= out.rows) ++c.shift;
+    };
+    convolution(unit.dw, unit.mid);
+    if (step.stride == 2) convolution(unit.proj_dw, unit.in_channels);
 
     // Rows of MID, as many as rows of tiles have, and at stride 2 one of the planes.
     const auto row = static_cast<int>(in.row * kSize);

@@ -68,15 +68,26 @@ struct StagedArray {
   int from, at, count;
 };
 
+// A depthwise convolution, of which a lane takes a block of 8 pixels of a channel down the rows: an
+// item is 8 channels, a task is four items, one for each quarter of a warp. Two to the power of
+// `shift` warps share a task by rows.
+struct StagedConvolution {
+  StagedArray weights;
+  int out_at;  // bytes
+  int channels, groups, items, tasks, shift;
+  float by_groups;  // 1 / groups
+};
+
 struct StagedUnit {
   int stride;
   int in, out;  // maps; at stride 1 the same
   int in_channels, mid, main, proj;
-  int mid_at, mid_pitch, dw_at, dw_pitch, proj_dw_at;  // bytes, elements
-  int pw1, pw2;                // matrices; that of the projection follows pw2
-  int from_above, from_below;  // bytes that neighbours store
-  int floats;                  // of all parameters
-  StagedArray pw1_bias, pw2_bias, proj_bias, dw, proj_dw;
+  int mid_at, mid_pitch, dw_pitch;  // bytes, elements
+  int pw1, pw2;                     // matrices; that of the projection follows pw2
+  int from_above, from_below;       // bytes that neighbours store
+  int floats;                       // of all parameters
+  StagedConvolution dw, proj_dw;
+  StagedArray pw1_bias, pw2_bias, proj_bias;
   StagedArray in_table, proj_table, out_table;
 };
 

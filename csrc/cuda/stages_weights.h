@@ -19,19 +19,17 @@ class WeightStream {
   static constexpr int kQuad = kQuadTiles * kTileElements<T>;
 
   // Starts the first copies, after a barrier that all threads of the CTA have to pass before.
-  SNV2_DEVICE explicit WeightStream(const StagesParams<T>& params) : params_(params) {
-    const Shared<T> ring =
-        shared_memory().template as<T>() + warp_of_cta() * kRingTiles * kTileElements<T>;
+  SNV2_DEVICE WeightStream(const StagesParams<T>& params, int warp) : params_(params), warp_(warp) {
+    const Shared<T> ring = shared_memory().template as<T>() + warp_ * kRingTiles * kTileElements<T>;
     ring_ = ring;
     lane_ = Address<T>(ring + lane_of_warp() * 8);
-    barriers_ =
-        (shared_memory() + params.barriers_at).template as<uint64_t>() + warp_of_cta() * kRingQuads;
+    barriers_ = (shared_memory() + params.barriers_at).template as<uint64_t>() + warp_ * kRingQuads;
     if (lane_of_warp() == 0) {
       for (int i = 0; i < kRingQuads; ++i) barrier_init(barriers_ + i, 1);
     }
     fence_barrier_init();
     sync_warp();
-    begin(params.start[warp_of_cta()]);
+    begin(params.start[warp_]);
     for (int i = 0; i < kRingQuads; ++i) refill();
     turn_ = 0;
   }
@@ -42,10 +40,12 @@ class WeightStream {
   // The lane's part of the quad in use, or of the one after it.
   SNV2_DEVICE Address<T> quad() const { return lane_ + slot() * kQuad; }
   SNV2_DEVICE Address<T> next_quad() const { return lane_ + (slot() ^ 1) * kQuad; }
-  // Has the quad in use replaced, after all lanes have loaded its tiles, and goes to the next one.
-  SNV2_DEVICE void release() {
+  // Has quads in use replaced, after all lanes have loaded their tiles, and goes to the next one.
+  SNV2_DEVICE void release(int quads = 1) {
+    if (quads == 0) return;
     sync_warp();
     refill();
+    if (quads > 1) refill();
   }
 
  private:
@@ -69,15 +69,15 @@ class WeightStream {
   SNV2_DEVICE void next_job() {
     const StagedMatrix& m = params_.matrix[matrix_];
     job_ += kStagesWarps;
-    if (job_ >= m.jobs) return begin(m.after[warp_of_cta()]);
+    if (job_ >= m.jobs) return begin(m.after[warp_]);
     const int tile = job_ - m.column_of(job_) * m.tiles;
     start(m.weights + tile * m.deep * kTileElements<T>, m.deep);
   }
   SNV2_DEVICE void begin(int matrix) {
     const StagedMatrix& m = params_.matrix[matrix];
     matrix_ = matrix;
-    job_ = m.first_job(warp_of_cta());
-    start(m.begin[warp_of_cta()], m.deep);
+    job_ = m.first_job(warp_);
+    start(m.begin[warp_], m.deep);
   }
   SNV2_DEVICE void start(int weights, int deep) {
     next_ = Global<const T>{params_.weights} + weights;
@@ -85,6 +85,7 @@ class WeightStream {
   }
 
   const StagesParams<T>& params_;
+  int warp_;
   Shared<T> ring_;
   Address<T> lane_;
   Shared<uint64_t> barriers_;
@@ -130,24 +131,26 @@ class GatheredRows {
 };
 
 // acc = start + a row of tiles of the stream's matrix x rows[all][kBlocks blocks of columns]. While
-// a tile is multiplied, the next one is loaded. Up to two quads are used where they are and
-// released afterwards, by release_job(); of more each makes place for another one.
+// a tile is multiplied, the next one is loaded. Up to two quads are used where they are, and
+// released by who calls; of more each makes place for another one.
 template <int kBlocks, class T, class Rows>
 class StreamedProduct {
  public:
   SNV2_DEVICE StreamedProduct(WeightStream<T>& weights, const Rows& rows)
       : weights_(weights), rows_(rows) {}
 
-  SNV2_DEVICE void run(float (&acc)[1][kBlocks][4], int deep) {
+  SNV2_DEVICE void run(float (&acc)[kBlocks][4], const Start<1>& start, int deep) {
     const bool stays = deep <= kRingTiles;
     load_rows<0>(0);
     weights_.wait();
     Address<T> quad = weights_.quad();
     load_lane<0>(a_[0], quad);
+    if (deep > 1) load<1>(quad);
+#pragma unroll
+    for (int j = 0; j < kBlocks; ++j) mma(acc[j], a_[0], b_[0][j], start.rows[0]);
+    // The first tile of the quad is done, and the second one, if there is one, loaded.
 #pragma unroll 1
     for (; deep > kQuadTiles; deep -= kQuadTiles) {
-      load<1>(quad);
-      multiply<0>(acc);
       load<2>(quad);
       multiply<1>(acc);
       load<3>(quad);
@@ -158,11 +161,10 @@ class StreamedProduct {
       quad = weights_.next_quad();
       load_lane<0>(a_[0], quad);
       multiply<1>(acc);
+      if (deep > kQuadTiles + 1) load<1>(quad);
+      multiply<0>(acc);
       if (!stays) weights_.release();
     }
-    // The last quad, which may lack some tiles.
-    if (deep > 1) load<1>(quad);
-    multiply<0>(acc);
     if (deep > 2) load<2>(quad);
     if (deep > 1) multiply<1>(acc);
     if (deep > 3) load<3>(quad);
@@ -194,9 +196,9 @@ class StreamedProduct {
     for (int i = 0; i < 4; ++i) b_[kTo][kFirst + i / 2][i % 2] = pair[i];
   }
   template <int kFrom>
-  SNV2_DEVICE void multiply(float (&acc)[1][kBlocks][4]) {
+  SNV2_DEVICE void multiply(float (&acc)[kBlocks][4]) {
 #pragma unroll
-    for (int j = 0; j < kBlocks; ++j) mma(acc[0][j], a_[kFrom], b_[kFrom][j]);
+    for (int j = 0; j < kBlocks; ++j) mma(acc[j], a_[kFrom], b_[kFrom][j]);
   }
 
   WeightStream<T>& weights_;
