@@ -303,7 +303,8 @@ SNV2_DEVICE void convolve_own(const StagedConvolution& c, const StagedMap& in, c
   }
   const Ring ring{(in.rows + 2) * in.row, in.row, in.width, in.height};
 #pragma unroll 1
-  for (int job = warp; job < c.tasks << c.shift; job += kStagesWarps) {
+  for (int job = (warp - c.first_warp) & (kStagesWarps - 1); job < c.tasks << c.shift;
+       job += kStagesWarps) {
     const int wanted = (job >> c.shift) * kItems + lane_of_warp() / kLanes;
     const int item = wanted < c.items ? wanted : c.items - 1;
     const int block = static_cast<int>((static_cast<float>(item) + 0.5f) * c.by_groups);

@@ -232,7 +232,8 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
     array(unit.out_table, step.out_table + step.proj_channels, step.out_channels,
           padded_rows(step.out_channels));
 
-    const auto convolution = [&](StagedConvolution& c, int channels) {
+    const auto convolution = [&](StagedConvolution& c, int channels, int first_warp) {
+      c.first_warp = first_warp % kStagesWarps;
       constexpr int kItems = 4, kEnough = kStagesWarps / 2;
       c.channels = channels;
       c.groups = static_cast<int>(ceil_div(channels, kGroupChannels<T>));
@@ -242,8 +243,10 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
       // Two warps of each scheduler hide what they wait for; fewer share their tasks.
       while ((c.tasks << (c.shift + 1)) <= kEnough && (2 << c.shift) <= out.rows) ++c.shift;
     };
-    convolution(unit.dw, unit.mid);
-    if (step.stride == 2) convolution(unit.proj_dw, unit.in_channels);
+    convolution(unit.dw, unit.mid, 0);
+    if (step.stride == 2) {
+      convolution(unit.proj_dw, unit.in_channels, unit.dw.tasks << unit.dw.shift);
+    }
 
     // Rows of MID, as many as rows of tiles have, and at stride 2 one of the planes.
     const auto row = static_cast<int>(in.row * kSize);

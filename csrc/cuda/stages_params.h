@@ -70,11 +70,11 @@ struct StagedArray {
 
 // A depthwise convolution, of which a lane takes a block of 8 pixels of a channel down the rows: an
 // item is 8 channels, a task is four items, one for each quarter of a warp. Two to the power of
-// `shift` warps share a task by rows.
+// `shift` warps share a task by rows. Job number j is warp (j + first_warp) % kStagesWarps's.
 struct StagedConvolution {
   StagedArray weights;
   int out_at;  // bytes
-  int channels, groups, items, tasks, shift;
+  int channels, groups, items, tasks, shift, first_warp;
   float by_groups;  // 1 / groups
 };
 
