@@ -103,12 +103,20 @@ inline bool reads_all(const GpuStep& step) {
 // stride 2, but for memory outside. `in_planes` and `height` x `width` are of the map that it
 // reads. Returns what it takes, or nothing (no steps) where it does not fit.
 template <class T>
-StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t steps,
-                     int64_t in_planes, int64_t height, int64_t width, int64_t most_cluster,
-                     int64_t most_shared) {
+StagesCut cut_stages(StagesParams<T>& params, const GpuPlan& plan, const GpuStep* first,
+                     int64_t steps, int64_t in_planes, int64_t height, int64_t width,
+                     const Device& device) {
   constexpr int64_t kSize = sizeof(T), kFloats = kDepthwiseFloats;
   const auto halved = [](int64_t extent) { return conv3x3_extent(extent, 2); };
-  if (steps > kMostStagedUnits) return {};
+  constexpr int64_t kMostCluster = 8;
+  // Offsets are 31 bits wide, and so are those of planes in shared memory, which others bound.
+  constexpr int64_t kMostElements = int64_t{1} << 31, kMostExtent = 4096;
+  const GpuPlanHeader& header = plan.header();
+  if (steps > kMostStagedUnits || header.weight_count >= kMostElements ||
+      header.parameter_count >= kMostElements || plan.table_count() >= kMostElements ||
+      height > kMostExtent || width > kMostExtent) {
+    return {};
+  }
 
   // Maps, and the rows of a CTA: some of the last map, twice as many before each stage.
   int64_t stages = 0, last_height = height;
@@ -116,7 +124,7 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
     if (step->stride == 2) ++stages, last_height = halved(last_height);
   }
   if (stages + 1 > kMostStages) return {};
-  const int64_t last_rows = ceil_div(last_height, most_cluster);
+  const int64_t last_rows = ceil_div(last_height, std::min(device.cluster, kMostCluster));
   StagesCut cut;
   cut.steps = steps;
   cut.cluster = ceil_div(last_height, last_rows);
@@ -155,6 +163,7 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
   };
 
   int matrices = 0;
+  bool inside = true;  // copies of whole vectors
   for (int64_t i = 0; i < steps; ++i) {
     const GpuStep& step = first[i];
     StagedUnit& unit = params.unit[i];
@@ -216,6 +225,7 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
       regions.ask(a.at, room * 4, from, to);
     };
     const auto floats = [&](StagedArray& a, int64_t offset, int64_t count) {
+      inside = inside && offset + round_up(count, 4) <= header.parameter_count;
       array(a, offset, round_up(count, 4), round_up(count, 4));
       unit.floats += a.count;
     };
@@ -281,8 +291,8 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuStep* first, int64_t step
   params.result_share = static_cast<int>(ceil_div(next.in_channels, cut.cluster));
   regions.ask(params.result_at, int64_t{params.result_share} * last.height * last.row * kSize, end,
               end);
-  cut.shared_bytes = regions.place(most_shared);
-  return cut.shared_bytes <= most_shared ? cut : StagesCut{};
+  cut.shared_bytes = regions.place(device.shared_per_cta);
+  return inside && cut.shared_bytes <= device.shared_per_cta ? cut : StagesCut{};
 }
 
 }  // namespace snv2::SNV2_GPU
