@@ -136,9 +136,9 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuPlan& plan, const GpuStep
   const int end = phase(steps, 0);
   constexpr int64_t kRings = int64_t{kStagesWarps} * kRingTiles * kTileElements<T> * kSize;
   params.barriers_at = static_cast<int>(kRings);
-  params.token_at =
+  params.tokens_at =
       static_cast<int>(kRings + (int64_t{kStagesWarps} * kRingQuads + kStageBarriers) * 8);
-  SharedRegions regions(round_up(params.token_at + kTokenBytes, 16));
+  SharedRegions regions(round_up(params.tokens_at + 2 * kTokenBytes, 16));
 
   int64_t map_count = 0;
   const auto add_map = [&](int64_t planes, int64_t h, int64_t w, bool halves) {

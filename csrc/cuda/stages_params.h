@@ -109,7 +109,7 @@ struct StagesParams {
   StagedMatrix matrix[kMostMatrices + 1];  // in the order of their use, and one without jobs
   unsigned char start[kStagesWarps];       // a warp's first matrix
   int barriers_at;                         // of the warps' rings, and the CTA's
-  int token_at;                            // a word that nobody reads
+  int tokens_at;                           // two words that nobody reads, one for each barrier
 };
 
 }  // namespace snv2::SNV2_GPU
