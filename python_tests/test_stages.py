@@ -70,8 +70,9 @@ def test_results_are_those_of_a_launch_for_each_unit(
     with torch.no_grad():
         expected = fused(x)
         with stages(gpu_backend):
-            assert "stages" in kernels_of(model, batch, size, dtype)
             assert torch.equal(fused(x), expected)
+    with stages("cuda-emulated"):  # whose library plans
+        assert "stages" in kernels_of(model, batch, size, dtype)
 
 
 def test_nan_and_infinity_stay_where_they_are(gpu_backend: str) -> None:
