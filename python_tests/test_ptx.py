@@ -81,7 +81,8 @@ ASYNC_FAULTS: dict[str, tuple[str, str, list[tuple[str, str]], str]] = {
         "copy_bulk", "copy_bulk_ring", [(", 128;", ", 120;")], "no multiple of 16",
     ),
     "too many arrivals": (
-        "barrier_arrivals", "barrier_of_threads", [(", 96;", ", 95;")], "more arrivals than a phase",
+        "barrier_arrivals", "barrier_of_threads", [(", 96;", ", 95;")],
+        "more arrivals than a phase",
     ),
     "too few arrivals": (
         "copy_bulk_16", "copy_bulk_lanes", [(", 32;", ", 33;")], "warps wait for each other.*try_",
