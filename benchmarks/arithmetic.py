@@ -229,6 +229,41 @@ def predict(width: str, batch: int, gpu: Gpu) -> Prediction:
     )
 
 
+# Networks whose units are in one launch ---------------------------------------------------------
+
+STAGES_BATCHES = (1, 8, 16)
+WHERE_THEY_FIT = 2  # of Tuning::stages
+
+
+def stages_of(width: str, batch: int, gpu: Gpu) -> list[dict[str, Any]]:
+    """Returns the launches of a network whose units share one where they fit."""
+    device = {**gpu.device, "stages": WHERE_THEY_FIT}
+    return launches_of(plan_of(width).words, batch, SIZE, SIZE, device)
+
+
+def predict_stages(row: dict[str, Any], batch: int) -> Prediction:
+    """Returns what a network of count.py's rows should take, on a batch whose clusters run all at
+    once: in the launch of the units the cycles of a CTA are those of a batch of one."""
+    gpu = GPUS[0]
+    launches = stages_of(row["width"], batch, gpu)
+    assert [launch["kernel"] for launch in launches] == row["launches"]
+    found = []
+    for launch, count, kernel in zip(launches, row["instructions"], row["kernels"], strict=True):
+        cut = dict(launch)
+        if launch["kernel"] == "stages":
+            cut["cycles"] = row["cycles"]
+        found.append((launch, count * batch, terms_of(cut, count * batch, kernel, gpu)))
+    return Prediction(
+        launches=len(launches),
+        map_bytes=sum(launch["read_bytes"] + launch["written_bytes"] for launch in launches),
+        weight_bytes=sum(launch["weight_bytes"] for launch in launches),
+        multiply_adds=sum(launch["multiply_adds"] for launch in launches),
+        instructions=sum(executed for _, executed, _ in found),
+        terms=sum((terms for _, _, terms in found), Terms()),
+        total=sum(terms.longest for _, _, terms in found) + len(launches) * LAUNCH,
+    )
+
+
 def estimate_over_count(gpu: Gpu) -> tuple[float, float]:
     """Returns the least and the most, of networks, of the instructions that units are estimated to
     execute (unit_cost.h) over those that they do."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import sass
+import sass_path
 import torch
 from arithmetic import (
     BATCHES,
@@ -23,12 +24,14 @@ from arithmetic import (
     DATA,
     GPUS,
     SIZE,
+    WHERE_THEY_FIT,
     WIDTHS,
     Case,
     Gpu,
     chunk_of,
     launches_of,
     plan_of,
+    stages_of,
 )
 
 from snv2_kernels.libraries import library
@@ -103,6 +106,24 @@ def count_case(case: Case) -> Row:
     return {"case": vars(case), **counts}
 
 
+def count_stages() -> list[Row]:
+    """Returns a row of each network whose units fit into one launch: what its launches execute on
+    an image, and the cycles of the one of the units by sass_path.py."""
+    rows = []
+    for width in WIDTHS:
+        kinds = [launch["kernel"] for launch in stages_of(width, 1, GPUS[0])]
+        if "stages" not in kinds:
+            continue
+        operators().gpu_tune(stages=WHERE_THEY_FIT)
+        try:
+            row = count_network(width, 1, GPUS[0])
+        finally:
+            operators().gpu_tune()
+        cycles = sum(phase.cycles for phase in sass_path.phases_of_stages(width))
+        rows.append({**row, "launches": kinds, "cycles": cycles})
+    return rows
+
+
 def nvcc_version() -> str:
     """Returns the version of the nvcc that the build takes."""
     toolkit = [sys.executable, str(ROOT / "cmake/cuda_toolkit.py")]
@@ -117,6 +138,7 @@ def write() -> None:
         "loops": [vars(row) for row in sass.rows_of_library(library("cuda"))],
         "ops": [count_case(case) for case in CASES],
         "networks": count_networks(),
+        "stages": count_stages(),
     }
     parts = [f'"nvcc": {json.dumps(nvcc_version())}']
     for name, rows in tables.items():

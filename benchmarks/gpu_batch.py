@@ -170,6 +170,17 @@ def _launches(batch: int, dtype: str) -> Step:
     return _measured("launches", batch, dtype, 30, "launches")
 
 
+def _stages(batch: int, width: str) -> list[Step]:
+    """The same with all units in one launch, beside a launch for each."""
+    apart, asked = ["--width", width, *_peers("engine")], ["--stages", "2"]
+    kind = f"stages-{width}"
+    return [
+        _measured(f"{kind}-apart", batch, "fp16", 30, "networks", *apart),
+        _measured(kind, batch, "fp16", 30, "networks", *apart, *asked),
+        _measured(f"{kind}-launches", batch, "fp16", 30, "launches", "--width", width, *asked),
+    ]
+
+
 def _counters(batch: int, dtype: str) -> Step:
     """What the GPU counted in each launch, as a table and as a report for ncu-ui."""
     name = f"ncu-b{batch}-{dtype}"
@@ -202,6 +213,8 @@ def _steps() -> list[Step]:
         *(_networks(*case) for case in first),
         *(_autotune(*case) for case in first),
         *(_launches(*case) for case in first),
+        _tests("stages", 60, 15, "gpu", str(TESTS / "test_stages.py")),
+        *(step for case in ((1, "x1.0"), (1, "x0.5"), (8, "x1.0")) for step in _stages(*case)),
         _counters(1, "fp16"),
         _tests("tests", 120, 40, "gpu and not triton", *_workers(), str(TESTS)),
         _tests("triton", 90, 30, "gpu and triton and not slow", *_workers(), str(TESTS)),
@@ -228,6 +241,7 @@ def _dry_steps() -> list[Step]:
     measured = [
         _measured("networks", 1, "fp16", 120, "networks", *small, *tiny, *peers),
         _measured("launches", 1, "fp16", 120, "launches", *small, *tiny),
+        _measured("stages", 1, "fp16", 120, "launches", *small, *tiny, "--stages", "2"),
         _measured("ops", 1, "fp16", 120, "ops", *small, "--quick"),
         Step("table8", [*SNV2, "table8", "--peer", "eager", *quick, "{out}/table8.json"], 120),
     ]  # fmt: skip

@@ -151,13 +151,21 @@ def main() -> None:
 _MODEL_OPTIONS = [
     click.option("--width", default="x1.0", show_default=True, type=click.Choice(list(WIDTHS))),
     click.option("--size", default=224, show_default=True, type=click.IntRange(min=1)),
+    click.option(
+        "--stages",
+        default=0,
+        type=click.IntRange(0, 2),
+        help="1 or 2: units in one launch, where that is expected to be faster, or where they fit.",
+    ),
 ]
 
 
 def _model(
-    width: str, batch: int, size: int, device: torch.device, dtype: torch.dtype
+    width: str, batch: int, size: int, device: torch.device, dtype: torch.dtype, stages: int
 ) -> tuple[torch.nn.Module, Tensor]:
-    """A network with random weights and norms, and its input."""
+    """A network with random weights and norms, and its input; its kernels are tuned as asked."""
+    kernels = torch.ops.snv2 if device.type == "cuda" else torch.ops.snv2_emulated
+    kernels.gpu_tune(stages=stages)
     model = randomize_(WIDTHS[width]().eval()).to(device, dtype)
     generator = torch.Generator().manual_seed(0)
     return model, torch.randn(batch, 3, size, size, generator=generator).to(device, dtype)
@@ -176,6 +184,7 @@ def networks(
     path: str | None,
     width: str,
     size: int,
+    stages: int,
     peers: tuple[str, ...],
 ) -> None:
     """A network in every way to run it on a GPU; rows as those of ``snv2 bench``."""
@@ -183,11 +192,12 @@ def networks(
     settings = {
         "widths": [width], "batches": [batch], "dtypes": [dtype], "peers": peers, "size": size,
         "threads": [torch.get_num_threads()], "repeats": repeats, "device": device,
+        "stages": stages,
     }  # fmt: skip
     result = _result(where, settings)
     floor = _floor(where, element, small=where.type == "cpu")
     result["floor"] = [floor]
-    model, x = _model(width, batch, size, where, element)
+    model, x = _model(width, batch, size, where, element, stages)
     bound = upper_bound("network", element)
     exact = functools.cache(lambda: float64_reference(model)(x))
     turns = Turns(where)
@@ -275,14 +285,23 @@ def launches(
     path: str | None,
     width: str,
     size: int,
+    stages: int,
     once: bool,
 ) -> None:
     """Each launch of an engine: its time, what it moves and multiplies."""
     where, element = _device(device), DTYPES[dtype]
     result = _result(
-        where, {"width": width, "batch": batch, "dtype": dtype, "size": size, "repeats": repeats}
+        where,
+        {
+            "width": width,
+            "batch": batch,
+            "dtype": dtype,
+            "size": size,
+            "repeats": repeats,
+            "stages": stages,
+        },  # fmt: skip
     )
-    model, x = _model(width, batch, size, where, element)
+    model, x = _model(width, batch, size, where, element, stages)
     engine = snv2.Engine(model, tuple(x.shape))
     call = functools.partial(snv2.fuse(model), x) if once else lambda: engine(engine.input)
     engine.input.copy_(x)

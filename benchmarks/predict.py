@@ -30,6 +30,7 @@ from arithmetic import (
     OP_BATCH,
     OP_MAPS,
     SIZE,
+    STAGES_BATCHES,
     WIDTHS,
     Gpu,
     Terms,
@@ -40,6 +41,7 @@ from arithmetic import (
     plan_of,
     predict,
     predict_case,
+    predict_stages,
     unit_cost,
 )
 
@@ -128,6 +130,21 @@ On the H200, in us; of each part the longest term of its launches decides, which
 |---|---|---|---|---|---|---|---|---|---|
 """
 
+STAGES = """
+## Units in one launch
+
+Where an image's maps fit into the shared memory of a cluster (x0.5 and x1.0 at {size} x {size}),
+all units can be one launch of a cluster for each image, between the stem and the head
+(`csrc/cuda/stages.h`). That is asked for, `torch.ops.snv2.gpu_tune(stages=1)` where it is
+expected to be faster, and not the rule before a GPU has run it. On the H200; the cycles of a CTA
+are those that `benchmarks/sass_path.py` walks through in its machine code, executed instructions
+are counted on one image, and 16 clusters run at once. Beside it stands a launch for each unit, as
+above.
+
+| width | batch | launches | maps, MB | weights, MB | M instructions | launches | memory | L2 \
+| tensor | issue | latency | predicted, us | a launch for each unit, us | measured, us |
+"""
+
 OPS = """
 ## The op and a unit alone
 
@@ -211,6 +228,22 @@ def part_lines(width: str, gpu: Gpu) -> Iterable[str]:
             yield (
                 f"| {batch} | {name} | {launches} | {instructions / 1e6:.2f}"
                 f" | {' | '.join(cells)} | {us(seconds)} |"
+            )
+
+
+def stage_lines() -> Iterable[str]:
+    yield rule(15)
+    for row in data()["stages"]:
+        for batch in STAGES_BATCHES:
+            p = predict_stages(row, batch)
+            terms = " | ".join(us(term) for term in p.terms.each)
+            known = batch in BATCHES
+            apart = us(predict(row["width"], batch, GPUS[0]).total, 0) if known else ""
+            yield (
+                f"| {row['width'].replace('_', '.')} | {batch} | {p.launches}"
+                f" | {p.map_bytes / 1e6:.1f} | {p.weight_bytes / 1e6:.1f}"
+                f" | {p.instructions / 1e6:.1f} | {us(p.launches * LAUNCH, 0)} | {terms}"
+                f" | {us(p.total, 0)} | {apart} | |"
             )
 
 
@@ -321,7 +354,7 @@ def page() -> str:
         parts += [NETWORKS.format(name=gpu.name), *network_lines(gpu)]
         if gpu is GPUS[0]:
             parts += [WHERE, *part_lines("x1_0", gpu)]
-    parts += [OPS, *op_lines(), LOOPS, *loop_lines()]
+    parts += [STAGES, *stage_lines(), OPS, *op_lines(), LOOPS, *loop_lines()]
     text = "\n".join(
         part.strip("\n") if part.startswith("|") else part.rstrip("\n") for part in parts
     )

@@ -1,14 +1,16 @@
 """Walks warps through a kernel's machine code, and adds up the cycles of each phase.
 
-``python benchmarks/sass_path.py 1 6`` shows the phases of launch 6 of x1.0 on one image. It takes
+``python benchmarks/sass_path.py 1 6`` shows the phases of launch 6 of x1.0 on one image,
+``python benchmarks/sass_path.py stages x1_0`` those of all its units in one launch. It takes
 cuobjdump, the CUDA library and the emulator, and no GPU.
 
 Which way a warp goes depends on the launch's parameters, which the emulator has, and on integer
 arithmetic, of which each warp's first lane is computed here: floating-point numbers that no
 integer comes from are left out, and what is loaded from memory is taken to be 0. The cycles are
 those of sass.py's model, where a warp is alone. A phase ends at a barrier, and takes as long as its
-slowest warp, or as long as its instructions take to issue; what cp.async copies is there as late as
-other loads from L2.
+slowest warp, or as long as its instructions take to issue; what cp.async and bulk copies bring is
+there as late as other loads from L2. CTAs of a cluster are taken to run in step: what a neighbour
+stores is there NEIGHBOUR cycles after this CTA has stored the same.
 """
 
 from __future__ import annotations
@@ -24,16 +26,21 @@ from sass import DEFAULT, LATENCIES, OPERANDS_READ, SCOREBOARDS, Instruction
 
 WARP = 32
 ISSUED = 4  # instructions of an SM in a cycle, at most
+NEIGHBOUR = 250  # cycles until a store to another CTA's shared memory is seen there, assumed
+RANK = 3  # of the CTA in its cluster, if it is in one: it has neighbours on both sides
 PARAMETERS_AT = 0x210  # in constant memory, on sm_90
 WORD = 0xFFFFFFFF
 PREDICATES = 7
 
 # Instructions that change no integer that decides where a warp goes.
 NEUTRAL = {
-    "ACQBULK", "BAR", "BSSY", "BSYNC", "CCTL", "DEPBAR", "ERRBAR", "F2FP", "FFMA", "HADD2", "HFMA2",
-    "HMMA", "HMNMX2", "LDG", "LDGDEPBAR", "LDGSTS", "LDS", "LDSM", "MEMBAR", "NOP", "PREEXIT", "ST",
-    "STG", "STS", "WARPSYNC",
+    "ACQBULK", "BAR", "BSSY", "BSYNC", "CCTL", "CGAERRBAR", "DEPBAR", "ERRBAR", "F2FP", "FENCE",
+    "FFMA", "HADD2", "HFMA2", "HMMA", "HMNMX2", "LDG", "LDGDEPBAR", "LDGSTS", "LDS", "LDSM",
+    "MEMBAR", "NOP", "PREEXIT", "ST", "STAS", "STG", "STS", "UBLKCP", "UCGABAR_ARV",
+    "UCGABAR_WAIT", "VOTEU", "WARPSYNC",
 }  # fmt: skip
+# Launches of a network whose units are in one.
+STAGED = ("stem", "stages", "features", "linear")
 ENDS = ("BAR", "ACQBULK", "EXIT")  # of phases; ACQBULK is griddepcontrol.wait
 
 _PREDICATE = re.compile(r"!?U?P(\d|T)$")
@@ -82,6 +89,7 @@ class Lane:
         self.constants, self.thread = constants, thread
         self.registers: dict[str, int] = {}
         self.predicates: dict[str, bool] = {}
+        self.barrier = 0  # the latest that counts
 
     def predicate(self, name: str) -> bool:
         plain = name.lstrip("!")
@@ -298,7 +306,25 @@ def _load_constant(lane: Lane, row: Parsed) -> None:
 
 
 def _special(lane: Lane, row: Parsed) -> None:
-    lane.set(row.operands[0], lane.thread if row.operands[1] == "SR_TID.X" else 0)
+    known = {"SR_TID.X": lane.thread, "SR_CgaCtaId": RANK}
+    lane.set(row.operands[0], known.get(row.operands[1], 0))
+
+
+def _elect(lane: Lane, row: Parsed) -> None:
+    lane.set_predicate(row.operands[0], True)
+
+
+def _barrier_of(lane: Lane, row: Parsed) -> int:
+    place = next(operand for operand in row.operands if operand.startswith("["))
+    parts = place.strip("[]").split("+")
+    return sum(int(p, 16) if p.startswith("0x") else lane.value(p) for p in parts)
+
+
+def _counting_barrier(lane: Lane, row: Parsed) -> None:
+    """Notes the barrier that a warp arms or waits for; a wait is never in vain."""
+    lane.barrier = _barrier_of(lane, row)
+    if "PHASECHK" in row.modifiers:
+        lane.set_predicate(row.operands[0], True)
 
 
 def _move(lane: Lane, row: Parsed) -> None:
@@ -315,6 +341,7 @@ def _calculate(operation: Callable[[float, float], float]) -> Callable[[Lane, Pa
 
 OPERATIONS: dict[str, Callable[[Lane, Parsed], None]] = {
     "CS2R": lambda lane, row: lane.set_pair(row.operands[0], 0),
+    "ELECT": _elect,
     "F2I": lambda lane, row: lane.set(row.operands[0], int(lane.number(row.operands[1]))),
     "FADD": _calculate(lambda a, b: a + b),
     "FMUL": _calculate(lambda a, b: a * b),
@@ -339,6 +366,7 @@ OPERATIONS: dict[str, Callable[[Lane, Parsed], None]] = {
     "S2UR": _special,
     "SEL": _select,
     "SHF": _shift,
+    "SYNCS": _counting_barrier,
     "SHFL": lambda lane, row: lane.set(row.operands[1], lane.value(row.operands[2])),
     "VIADD": lambda lane, row: lane.set(row.operands[0], sum(map(lane.value, row.operands[1:]))),
     "VIADDMNMX": _extreme,
@@ -374,6 +402,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.ready, self.now, self.copied = [0] * SCOREBOARDS, 0, 0
+        self.arrives: dict[int, int] = {}  # when what a barrier counts is there
+        self.stored = 0  # to neighbours
 
     def issue(self, row: Instruction, executed: bool) -> None:
         waits = [self.ready[k] for k in range(SCOREBOARDS) if row.waits_for(k)]
@@ -390,6 +420,15 @@ class Clock:
                 read = self.now + min(latency, OPERANDS_READ)
                 self.ready[row.holds] = max(self.ready[row.holds], read)
         self.now += max(row.stall, 1)
+
+    def count(self, what: Parsed, barrier: int) -> None:
+        """Notes copies and stores that a barrier counts, and waits for them."""
+        if what.opcode == "UBLKCP":
+            self.arrives[barrier] = self.now + LATENCIES["LDG"]
+        elif what.opcode == "STAS":
+            self.stored = self.now
+        elif what.opcode == "SYNCS" and "PHASECHK" in what.modifiers:
+            self.now = max(self.now, self.arrives.get(barrier, self.stored + NEIGHBOUR))
 
 
 @dataclass(frozen=True)
@@ -410,12 +449,16 @@ def phases_of(rows: list[Instruction], parameters: bytes, threads: int) -> list[
     constants = bytearray(PARAMETERS_AT) + parameters
     struct.pack_into("<III", constants, 0, threads, 1, 1)
     parsed = [Parsed.of(row.text) for row in rows]
+    known = {row.address: what for row, what in zip(rows, parsed, strict=True)}
     warps = []
     for warp in range(threads // WARP):
         clock, phases = Clock(), []
         start = issued = 0
-        for row, executed in path_of(rows, parsed, Lane(bytes(constants), warp * WARP)):
+        lane = Lane(bytes(constants), warp * WARP)
+        for row, executed in path_of(rows, parsed, lane):
             clock.issue(row, executed)
+            if executed:
+                clock.count(known[row.address], lane.barrier)
             issued += 1
             if executed and row.opcode in ENDS:
                 phases.append(Phase(row.opcode, clock.now - start, issued))
@@ -456,8 +499,31 @@ def phases_of_launch(batch: int, launch: int) -> list[Phase]:
     return phases_of(found[kernel], parameters, threads)
 
 
+def phases_of_stages(width: str) -> list[Phase]:
+    """Returns the phases of a network's units in one launch, on an image, in float16: what comes
+    before the first unit, three of each unit, and what comes after the last."""
+    import arithmetic
+    import torch
+
+    from snv2_kernels import emulator
+    from snv2_kernels.libraries import library
+    from snv2_kernels.ops import run_plan
+
+    torch.ops.snv2_emulated.gpu_tune(stages=2)
+    try:
+        x = torch.zeros(1, 3, arithmetic.SIZE, arithmetic.SIZE, dtype=torch.float16)
+        run_plan(x, arithmetic.plan_of(width), "cuda-emulated")
+    finally:
+        torch.ops.snv2_emulated.gpu_tune()
+    _, (threads, parameters), *_ = emulator.latest_parameters()[-len(STAGED) :]
+    return phases_of(
+        sass.kernels(library("cuda"), "stages")["stages_kernel<half_t>"], parameters, threads
+    )
+
+
 def main(batch: str, launch: str) -> None:
-    for phase in phases_of_launch(int(batch), int(launch)):
+    stages = batch == "stages"
+    for phase in phases_of_stages(launch) if stages else phases_of_launch(int(batch), int(launch)):
         print(f"{phase.cycles:6d} cycles to {phase.end}: the slowest warp {phase.slowest}, "
               f"{phase.instructions} instructions")  # fmt: skip
 

@@ -22,6 +22,7 @@ add_library(snv2_emulated SHARED
   csrc/emulator/scheduler.cpp
   csrc/emulator/shadow.cpp
   csrc/emulator/sites.cpp
+  csrc/emulator/transactions.cpp
   csrc/emulator/tsan.cpp
   csrc/program_gpu.cpp
   $<TARGET_OBJECTS:snv2_emulated_kernels>)

@@ -350,6 +350,25 @@ def model_cluster_store_vector(words: Words) -> Words:
     return words.reshape(2, 64, 4)[::-1, ::-1].ravel()
 
 
+def model_copy_bulk(words: Words) -> Words:
+    """Eight copies of 32 words, each of them reversed."""
+    return words.reshape(8, 32)[:, ::-1].ravel()
+
+
+def model_copy_bulk_lanes(words: Words) -> Words:
+    """Each lane has what lane + 7 copied, from the other end."""
+    return np.roll(words.reshape(32, 4)[::-1], -7, 0).ravel()
+
+
+def model_store_async(ctas: int, elements: int) -> Model:
+    """Five steps, each to the thread five places on in the other CTA."""
+
+    def model(words: Words) -> Words:
+        return np.roll(words.reshape(ctas, 64, elements)[::-1], 25, 1).ravel()
+
+    return model
+
+
 def model_to_floats(model: Model) -> Model:
     """Unpacks both numbers of a word, twice."""
     return lambda words: np.tile(model(words).reshape(-1, 2), 2).ravel()
@@ -413,6 +432,13 @@ MODELS: dict[str, Model] = {
     "halves": model_halves,
     "warp_uniform": lambda words: words[:3].repeat(32),
     "cluster_store_vector": model_cluster_store_vector,
+    "copy_bulk": model_copy_bulk,
+    "copy_bulk_16": model_copy_bulk_lanes,
+    "barrier_arrivals": lambda words: np.roll(words, -99),
+    "store_async_4": model_store_async(2, 1),
+    "store_async_8": model_store_async(2, 2),
+    "store_async_16": model_store_async(2, 4),
+    "store_async_own": model_store_async(1, 1),
     "to_floats_half": model_to_floats(model_to_float_half),
     "to_floats_bfloat16": model_to_floats(model_to_float_bfloat16),
     "rounded_pair_half": model_from_float_half,

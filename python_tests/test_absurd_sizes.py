@@ -177,7 +177,7 @@ def test_channels_that_cannot_be_doubled(backend: str) -> None:
 # Others ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["columns", "rows_per_cta", "weights", "images"])
+@pytest.mark.parametrize("name", ["columns", "rows_per_cta", "weights", "images", "stages"])
 def test_tuning(name: str) -> None:
     tune = torch.ops.snv2_emulated.gpu_tune
     try:

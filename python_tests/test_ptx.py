@@ -7,17 +7,20 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from _cases import DTYPES, FP32_BOUND, draw, small_network
+from _conformance import draw_words
 from _ptx import NAME, SEED, instructions, needs_ptx, operators
 from conftest import needs_emulator
 from torch import Tensor
 
 import snv2_kernels as snv2
+from snv2_kernels import emulator
 from snv2_kernels.gpu import DEVICE_FIELDS
 from snv2_kernels.ops import OPERATORS
 from snv2_kernels.testing import max_error
 
 pytestmark = needs_ptx
 
+CASES = emulator.conformance_cases()
 # For set_device_size().
 H200 = 132, 228 << 10, 227 << 10, True
 SMALL = 4, 100 << 10, 99 << 10, False
@@ -53,6 +56,63 @@ FAULTS: dict[str, tuple[str, list[tuple[str, str]], str]] = {
     "no cluster wait": ("Clustered", WAITS, "barrier.cluster.arrive twice"),
     "unknown instruction": ("stem_kernel", [("add.s32", "addc.s32")], "cannot read: addc.s32"),
 }  # fmt: skip
+
+# The same of conformance cases: without a wait, the lanes go on as if the phase were complete.
+NO_WAIT = [("mbarrier.try_wait", "setp.eq.u32 p, 0, 0; @!p mbarrier.try_wait")]
+UNDER_WAY = "that nobody wrote, or that a copy under way will write"
+ASYNC_FAULTS: dict[str, tuple[str, str, list[tuple[str, str]], str]] = {
+    "no wait for a copy": ("copy_bulk_16", "copy_bulk_lanes", NO_WAIT, UNDER_WAY),
+    "no wait in a ring": ("copy_bulk", "copy_bulk_ring", NO_WAIT, UNDER_WAY),
+    "no wait for a store": ("store_async_4", "store_async_steps", NO_WAIT, UNDER_WAY),
+    "wait for the wrong parity": (
+        "copy_bulk_16", "copy_bulk_lanes", [("%ctaid.x", "%nctaid.x")], UNDER_WAY,
+    ),
+    "no such parity": (
+        "copy_bulk_16", "copy_bulk_lanes", [("%ctaid.x", "%ntid.x")], "a parity that is not 0 or 1",
+    ),
+    "too few bytes": (
+        "store_async_4", "store_async_steps", [(", 256;", ", 260;")],
+        "warps wait for each other.*try_",
+    ),
+    "too many bytes": (
+        "store_async_4", "store_async_steps", [(", 256;", ", 252;")], "more bytes than a phase",
+    ),
+    "not of 16 bytes": (
+        "copy_bulk", "copy_bulk_ring", [(", 128;", ", 120;")], "no multiple of 16",
+    ),
+    "too many arrivals": (
+        "barrier_arrivals", "barrier_of_threads", [(", 96;", ", 95;")],
+        "more arrivals than a phase",
+    ),
+    "too few arrivals": (
+        "copy_bulk_16", "copy_bulk_lanes", [(", 32;", ", 33;")], "warps wait for each other.*try_",
+    ),
+    "no such barrier": (
+        "copy_bulk_16", "copy_bulk_lanes", [("mbarrier.init", "@%p1 mbarrier.init")],
+        "a barrier that nobody initialised",
+    ),
+    "barrier made twice": (
+        "copy_bulk_16", "copy_bulk_lanes", [(", 8;", ", 0;")], "initialised that is in use",
+    ),
+    "barrier just made": (
+        "barrier_arrivals", "barrier_of_threads", [("bar.sync 0;", "")], "a race: it reads",
+    ),
+    "no fence": (
+        "copy_bulk", "copy_bulk_ring", [("fence.mbarrier_init.release.cluster;", "")],
+        "fence.mbarrier_init is missing",
+    ),
+    "store before the CTA begins": (
+        "store_async_4", "store_async_steps", ARRIVALS[:1] + WAITS, "that may not have begun",
+    ),
+    "copy left behind": (
+        "copy_bulk_16", "copy_bulk_lanes",
+        [*NO_WAIT, ("ld.shared", "setp.ne.u32 %p1, 0, 0; @%p1 ld.shared")],
+        "a CTA ends with copies or stores to it under way",
+    ),
+}  # fmt: skip
+ASYNC_CASES = [
+    name for name, *_ in CASES if name.startswith(("copy_bulk", "barrier_", "store_async"))
+]
 
 
 @pytest.fixture
@@ -90,6 +150,33 @@ def test_a_fault_is_found(network: Callable[[], Tensor], fault: str) -> None:
         assert operators().replace_text(kernel, old, new) > 0
     with pytest.raises(RuntimeError, match=said):
         network()
+
+
+def run_case(name: str) -> Tensor:
+    index = [case for case, *_ in CASES].index(name)
+    words = torch.from_numpy(draw_words(name, CASES[index][1], 0).view("int32").copy())
+    out: Tensor = operators().conformance(words, index)
+    return out
+
+
+@pytest.mark.parametrize("fault", ASYNC_FAULTS)
+def test_a_fault_of_what_is_under_way_is_found(fault: str) -> None:
+    case, kernel, texts, said = ASYNC_FAULTS[fault]
+    operators().set_seed(0)
+    for old, new in texts:
+        assert operators().replace_text(kernel, old, new) > 0
+    with pytest.raises(RuntimeError, match=said):
+        run_case(case)
+
+
+@pytest.mark.parametrize("name", ASYNC_CASES)
+def test_when_what_is_under_way_arrives_changes_nothing(name: str) -> None:
+    """As late as it may with an even seed, at once with an odd one."""
+    operators().set_seed(0)
+    expected = run_case(name)
+    for seed in range(1, 9):
+        operators().set_seed(seed)
+        assert torch.equal(run_case(name), expected), seed
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ DEVICE_FIELDS = (
     "rows_per_cta",
     "weights",
     "images",
+    "stages",
 )
 _SIZES = frozenset(DEVICE_FIELDS[:6])
 _AT_ONCE = DEVICE_FIELDS[6:10]

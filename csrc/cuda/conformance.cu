@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/conformance_async.h"
 #include "cuda/conformance_memory.h"
 #include "cuda/conformance_numbers.h"
 #include "cuda/launch.h"
@@ -274,6 +275,13 @@ const std::vector<Entry>& entries() {
       {{"cluster_load", 128, 256}, cluster_load, shape(64, 256, 2, 2)},
       {{"cluster_store", 128, 128}, cluster_store, shape(64, 256, 2, 2)},
       {{"cluster_store_vector", 512, 512}, cluster_store_vectors, shape(64, 1024, 2, 2)},
+      {{"copy_bulk", 256, 256}, copy_bulk_ring, shape(32, kAsyncBytes + 256)},
+      {{"copy_bulk_16", 128, 128}, copy_bulk_lanes, shape(32, kAsyncBytes + 512)},
+      {{"barrier_arrivals", 96, 96}, barrier_of_threads, shape(96, kAsyncBytes + 768)},
+      {{"store_async_4", 128, 128}, store_async_steps<1>, shape(64, kAsyncBytes + 512, 2, 2)},
+      {{"store_async_8", 256, 256}, store_async_steps<2>, shape(64, kAsyncBytes + 1024, 2, 2)},
+      {{"store_async_16", 512, 512}, store_async_steps<4>, shape(64, kAsyncBytes + 2048, 2, 2)},
+      {{"store_async_own", 64, 64}, store_async_steps<1, 1>, shape(64, kAsyncBytes + 512)},
       {{"sync_grid", 128, 256}, sync_grid_all, shape(64, 0, 2, 1, true)},
       {{"grid_dependency", 32, 32}, grid_dependency, overlapping(shape(32))},
       {{"ldmatrix_x1", 32, 32}, ldmatrix_rows<1, false>, shape(32, 128)},

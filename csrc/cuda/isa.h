@@ -6,6 +6,11 @@
 // dereferenced: load() and store() say which instruction is meant and let the emulator see it. A
 // Vector<T, N> of 2, 4, 8 or 16 bytes moves in one instruction and must be aligned to its size.
 // Address<T> is a place in shared memory that is worked out once.
+//
+// A Shared<TransactionBarrier> (PTX: mbarrier) counts arrivals of threads and bytes that are on
+// their way. A phase is complete when it has all of both, and the next one begins; parities of
+// phases alternate, from 0. What copy_bulk() and store_async() write is there for those who waited
+// for the phase that counts its bytes: barrier_wait().
 #pragma once
 
 #include <cstdint>
@@ -27,6 +32,8 @@ struct alignas(sizeof(T) * N) Vector {
   static_assert(sizeof(T) * N <= 16, "no instruction moves more than 16 bytes");
   T values[N];
 };
+
+using TransactionBarrier = uint64_t;
 
 constexpr int kWarp = 32;
 constexpr uint32_t kFullMask = 0xffffffffu;

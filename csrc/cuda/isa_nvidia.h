@@ -253,4 +253,5 @@ SNV2_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
 }  // namespace snv2::SNV2_GPU
 
+#include "cuda/isa_nvidia_async.h"
 #include "cuda/isa_nvidia_numbers.h"

@@ -108,6 +108,7 @@ void check_tuning(const Tuning& tuning) {
   check_field("rows_per_cta", tuning.rows_per_cta, 0, kMostOfAny);
   check_field("weights", tuning.weights, 0, 3);
   check_field("images", tuning.images, 0, kMostOfAny);
+  check_field("stages", tuning.stages, 0, 2);
 }
 
 void check_device(const Device& device) {
@@ -138,6 +139,7 @@ MapView view_of(const FeatureMap& map, int64_t first_image) {
 }
 
 void run_step(const StepCall& call, LaunchInfo* info) {
+  if (call.steps > 1) return run_stages(call, info);
   switch (call.step->kind) {
     case GpuStepKind::kCopy:
     case GpuStepKind::kExport:
@@ -183,12 +185,15 @@ void for_each_launch(const GpuPlan& plan, const PlanArrays& arrays, const Image&
     const MapView callers = view_of(image.map, 0);
     MapView maps[2];
     Extents extents({x.map.height, x.map.width});
-    for (const GpuStep& step : plan) {
-      call.step = &step;
-      call.height = extents.of_input(step).height;
-      call.width = extents.of_input(step).width;
-      call.in = step.in_buffer == kCallersMap ? callers : maps[step.in_buffer];
-      const Extent extent = extents.after(step);
+    for (const GpuStep* next = plan.begin(); next != plan.end(); next += call.steps) {
+      call.step = next;
+      call.height = extents.of_input(*next).height;
+      call.width = extents.of_input(*next).width;
+      call.in = next->in_buffer == kCallersMap ? callers : maps[next->in_buffer];
+      call.steps = std::max<int64_t>(steps_of_stages(call), 1);
+      const GpuStep& step = next[call.steps - 1];
+      Extent extent = extents.after(*next);
+      for (const GpuStep* passed = next; passed != &step;) extent = extents.after(*++passed);
       call.out = {};
       if (step.out_buffer != kNoBuffer) {
         call.out = planes_view(buffers[step.out_buffer], step.out_planes, call.batch, extent.height,
@@ -208,6 +213,7 @@ void for_each_launch(const GpuPlan& plan, const PlanArrays& arrays, const Image&
   const GpuStep& tail = plan.end()[-1];
   if (tail.kind == GpuStepKind::kHead && batch > 0) {
     call.step = &tail;
+    call.steps = 1;
     call.batch = batch;
     call.features = features;
     call.result = view_of(results[tail.result], 0);

@@ -40,6 +40,7 @@ struct StepCall {
   void* features;         // kHead: [batch][features] of the plan's dtype
   Device device;
   Stream stream;
+  int64_t steps = 1;  // that the launch takes: stages take some
   // With the launch before: not the first one of a call, since constants() may have been written by
   // what ran before that.
   bool overlaps = false;
@@ -52,6 +53,10 @@ void run_stem(const StepCall& call, LaunchInfo* info);
 void run_unit(const StepCall& call, LaunchInfo* info);
 void run_gate(const StepCall& call, LaunchInfo* info);
 void run_pool(const StepCall& call, LaunchInfo* info);
+// Units of some stages in one launch, where that can be done and is faster. How many steps it takes
+// from call.step on, 0 if it takes none; and the launch, of which call.out is the last map.
+int64_t steps_of_stages(const StepCall& call);
+void run_stages(const StepCall& call, LaunchInfo* info);
 // Features of the images: mean over pixels of relu(1x1); and the linear layer on all of them.
 void run_features(const StepCall& call, LaunchInfo* info);
 void run_linear(const StepCall& call, LaunchInfo* info);

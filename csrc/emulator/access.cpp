@@ -82,11 +82,7 @@ Memory& Machine::find(const unsigned char* p, int bytes, bool write, Site site, 
         " is outside all buffers of the launch" + where);
 }
 
-void Machine::access_global(const void* address, int bytes, bool write, Site site) {
-  take_steps(kStepsPerAccess);
-  const tsan::Unobserved unobserved;
-  check_aligned(address, bytes, site);
-  const auto* p = static_cast<const unsigned char*>(address);
+uint32_t Machine::check_global(const unsigned char* p, int bytes, bool write, Site site) {
   const uint32_t id = sites_.id(site);
   Memory& memory = find(p, bytes, write, site, id);
   if (shape_.overlaps && !memory.region.constant && !fiber_->waited_for_grid) {
@@ -99,6 +95,14 @@ void Machine::access_global(const void* address, int bytes, bool write, Site sit
                             : shadow->read(offset, bytes, now(id), fiber_->view);
     if (!fine) fault("global memory: " + shadow->explain(sites_));
   }
+  return id;
+}
+
+void Machine::access_global(const void* address, int bytes, bool write, Site site) {
+  take_steps(kStepsPerAccess);
+  const tsan::Unobserved unobserved;
+  check_aligned(address, bytes, site);
+  const uint32_t id = check_global(static_cast<const unsigned char*>(address), bytes, write, site);
   accesses_[lane()].push_back(
       {reinterpret_cast<uintptr_t>(address), Access::pack(id, bytes, false, write)});
 }
@@ -116,6 +120,7 @@ bool Machine::access_shared_of(uint32_t cta, const void* address, int bytes, boo
     }
     ctas_[cta].remote = now(site);
   }
+  if (!ctas_[cta].barriers.empty()) check_no_barrier(cta, offset, bytes, site);
   Shadow& shadow = *shared_shadows_[cta];
   const bool fine = write ? shadow.write(offset, bytes, now(site), fiber_->view)
                           : shadow.read(offset, bytes, now(site), fiber_->view);

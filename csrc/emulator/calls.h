@@ -46,6 +46,16 @@ SNV2_API void cp_async(void* to, const void* from, int bytes, Site site);
 SNV2_API void cp_async_commit();
 SNV2_API void cp_async_wait(int pending);
 
+// Barriers that count arrivals and bytes, and what they wait for.
+SNV2_API void barrier_init(const void* barrier, int arrivals, Site site);
+SNV2_API void fence_barrier_init();
+SNV2_API void barrier_expect(const void* barrier, int bytes, Site site);
+SNV2_API void barrier_wait(const void* barrier, int parity, Site site);
+SNV2_API void copy_bulk(void* to, const void* from, int bytes, const void* barrier, Site site);
+// `to` and `barrier` as they lie in this CTA.
+SNV2_API void store_async(const void* to, const void* barrier, int rank, const void* value,
+                          int bytes, Site site);
+
 SNV2_API void grid_dependency_wait();
 
 SNV2_API void remember_parameters(uint32_t threads, const void* params, size_t bytes);

@@ -10,6 +10,7 @@
 #define SNV2_DEVICE inline
 #define __global__
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define threadIdx (::snv2::emulator::builtins().thread_index)
 #define blockIdx (::snv2::emulator::builtins().block_index)
 #define blockDim (::snv2::emulator::builtins().block_dim)
@@ -172,6 +173,32 @@ inline void cp_async_commit() { emulator::cp_async_commit(); }
 template <int Pending>
 void cp_async_wait() {
   emulator::cp_async_wait(Pending);
+}
+
+// Barriers that count, and copies and stores that they wait for -----------------------------
+//
+// What is on its way arrives when its phase is complete, and is there for those who waited.
+
+inline void barrier_init(Shared<uint64_t> barrier, int arrivals, SNV2_HERE) {
+  emulator::barrier_init(barrier.address, arrivals, SNV2_SITE);
+}
+inline void fence_barrier_init() { emulator::fence_barrier_init(); }
+inline void barrier_expect(Shared<uint64_t> barrier, int bytes, SNV2_HERE) {
+  emulator::barrier_expect(barrier.address, bytes, SNV2_SITE);
+}
+inline void barrier_wait(Shared<uint64_t> barrier, int parity, SNV2_HERE) {
+  emulator::barrier_wait(barrier.address, parity, SNV2_SITE);
+}
+template <class T>
+void copy_bulk(Shared<T> to, Global<const T> from, int bytes, Shared<uint64_t> barrier, SNV2_HERE) {
+  emulator::copy_bulk(to.address, from.address, bytes, barrier.address, SNV2_SITE);
+}
+template <int N, class T>
+void store_async(Shared<T> to, Shared<uint64_t> barrier, int rank, const Vector<T, N>& value,
+                 SNV2_HERE) {
+  static_assert(sizeof value == 4 || sizeof value == 8 || sizeof value == 16,
+                "st.async stores 4, 8 or 16 bytes");
+  emulator::store_async(to.address, barrier.address, rank, &value, sizeof value, SNV2_SITE);
 }
 
 // Other threads ---------------------------------------------------------------------------

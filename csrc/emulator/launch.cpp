@@ -70,6 +70,7 @@ void Machine::begin_group(uint64_t first_cta, uint32_t ctas) {
   ctas_.assign(ctas, {});
   fibers_.resize(size_t{ctas} * shape_.threads);
   warps_.assign(size_t{ctas} * warps, {});
+  transactions_.clear();
   clock_ = 1;
   order_.begin_group(static_cast<uint32_t>(fibers_.size()));
   const auto serial = [&](uint32_t thread) { return static_cast<uint32_t>(first_thread + thread); };
@@ -77,6 +78,7 @@ void Machine::begin_group(uint64_t first_cta, uint32_t ctas) {
     Cta& cta = ctas_[c];
     cta.shared =
         shared_memory_.data() + (order_.turn() * ctas + c) * shared_room(shape_.shared_bytes);
+    cta.live = shape_.threads;
     const tsan::Unobserved unobserved;
     std::memset(cta.shared, 0xff, static_cast<size_t>(shape_.shared_bytes));
     shared_shadows_[c]->forget(static_cast<uint32_t>(first_thread - 1));
@@ -154,7 +156,7 @@ void run(const LaunchShape& shape, const Region* regions, int region_count,
           "cluster must be 1 to 8 and divide grid_x");
   const uint64_t group = group_of(shape);
   require(group * shape.threads <= kMaxGroupThreads, "a cooperative grid must fit the GPU at once");
-  require(ctas * shape.threads < 0xffffffffu, "the emulator runs fewer than 2^32 threads");
+  require(ctas * shape.threads < kTransfers, "the emulator runs fewer than 15 * 2^28 threads");
 
   const std::lock_guard lock(turn);
   Counters& c = counters_of_thread;

@@ -1,8 +1,9 @@
 // One launch as it runs: its CTAs (launch.cpp), its threads (scheduler.cpp) and what they make
-// together (collectives.cpp), its memory (access.cpp).
+// together (collectives.cpp), its memory (access.cpp), and what is on its way (transactions.cpp).
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "emulator/fiber.h"
 #include "emulator/shadow.h"
 #include "emulator/sites.h"
+#include "emulator/transactions.h"
 #include "emulator/tsan.h"
 
 namespace snv2::emulator {
@@ -45,6 +47,7 @@ struct Fiber {
   Site site{nullptr, 0};
   uint32_t mask = 0;
   void* payload = nullptr;
+  uint32_t waits_on = 0;  // in barrier_wait
   int64_t collectives = 0;
   bool waited_for_grid = false;  // for the launch before
   View view;
@@ -60,9 +63,11 @@ struct Warp {
 
 struct Cta {
   unsigned char* shared = nullptr;
-  uint32_t waiting[kScopes] = {};  // threads at a barrier
-  bool ended = false;              // one of its threads, at least
-  Stamp remote{0, 0, 0};           // the latest access by another CTA of the cluster
+  uint32_t waiting[kScopes] = {};        // threads at a barrier
+  bool ended = false;                    // one of its threads, at least
+  Stamp remote{0, 0, 0};                 // the latest access by another CTA of the cluster
+  uint32_t live = 0;                     // threads
+  std::map<int64_t, uint32_t> barriers;  // that count: where they lie, which they are
 };
 
 // A buffer of the launch.
@@ -101,6 +106,13 @@ class Machine {
   void begin_copy(void* to, const void* from, int bytes, Site site);
   void commit();
   void wait_copies(int pending);
+  void barrier_init(const void* barrier, int arrivals, Site site);
+  void fence_barrier_init();
+  void barrier_expect(const void* barrier, int bytes, Site site);
+  void barrier_wait(const void* barrier, int parity, Site site);
+  void copy_bulk(const void* to, const void* from, int bytes, const void* barrier, Site site);
+  void store_async(const void* to, const void* barrier, int rank, const void* value, int bytes,
+                   Site site);
   void wait_for_grid() { fiber_->waited_for_grid = any_waited_ = true; }
   void barrier(Scope scope, Site site);
   // Without `combine` it orders memory, and does nothing else.
@@ -113,6 +125,20 @@ class Machine {
   void enter();
 
  private:
+  // All of a load or store of global memory but what it costs; returns the place in the source.
+  uint32_t check_global(const unsigned char* p, int bytes, bool write, Site site);
+  uint32_t find_barrier(const char* what, uint32_t cta, int64_t offset, Site site);
+  int64_t offset_of(const void* address, int bytes, Site site);
+  void check_no_barrier(uint32_t cta, int64_t offset, int bytes, uint32_t site) const;
+  void begin_transfer(const char* what, uint32_t barrier, const Transfer& transfer, Site site);
+  void release_to(TransactionBarrier& barrier);
+  void advance(const char* what, uint32_t barrier, Site site);
+  void complete_phase(uint32_t barrier);
+  void learn(View& view, const Knowledge& more);
+  // What any of so many threads learned all of them know; of 32 at most those in the mask.
+  void share_learned(Fiber* first, uint32_t mask, uint32_t threads);
+  std::string lacking(const Fiber& fiber) const;
+
   Memory& find(const unsigned char* p, int bytes, bool write, Site site, uint32_t id);
   void check_aligned(const void* address, int bytes, Site site) {
     if ((reinterpret_cast<uintptr_t>(address) & static_cast<uintptr_t>(bytes - 1)) != 0) {
@@ -121,6 +147,7 @@ class Machine {
   }
   [[noreturn]] void refuse_unaligned(int bytes, Site site);
   void check_end() const;
+  void check_transfers() const;
   bool access_shared_of(uint32_t cta, const void* address, int bytes, bool write, uint32_t site);
   Stamp now(uint32_t site) const { return {fiber_->view.thread, clock_, site}; }
   void tick();
@@ -155,8 +182,11 @@ class Machine {
   std::vector<Cta> ctas_;
   std::vector<Fiber> fibers_;
   std::vector<Warp> warps_;
-  uint32_t clock_ = 1;       // counts barriers of the group
-  bool any_waited_ = false;  // for the launch before
+  uint32_t clock_ = 1;                            // counts barriers of the group
+  bool any_waited_ = false;                       // for the launch before
+  std::vector<TransactionBarrier> transactions_;  // of the group
+  bool woken_ = false;                            // a thread, by the phase it waits for
+  Knowledge joined_[3];                           // the last two that were, and what became of them
   const std::thread::id owner_ = std::this_thread::get_id();
   Context scheduler_;
   Warp* warp_ = nullptr;  // that runs
@@ -170,6 +200,7 @@ class Machine {
 extern Machine* machine;
 
 const char* name_of(Scope scope);
+extern const char* const kBarrierWait;  // what a thread waits for in it
 
 // Steps that the running CUDA thread may still take before its next collective.
 extern int64_t steps_left;

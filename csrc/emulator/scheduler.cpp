@@ -62,12 +62,14 @@ void Machine::enter() {
       fault("the kernel ends with a cp.async under way: cp_async_wait is missing");
     }
     check_end();
+    check_transfers();
   } catch (const std::exception& error) {
     report_ = error.what();
   }
   if (!report_.empty()) leave_context(scheduler_);
   fiber_->state = State::kDone;
   ctas_[fiber_->cta].ended = true;
+  --ctas_[fiber_->cta].live;
   warp_->ready &= ~(uint32_t{1} << lane());
   if (warp_->ready != 0) {
     resume(static_cast<uint32_t>(__builtin_ctz(warp_->ready)));
@@ -197,6 +199,7 @@ void Machine::complete(uint32_t mask, Combine combine) {
 void Machine::order_lanes(Fiber* first, uint32_t mask) {
   order_.complete_lanes(static_cast<uint32_t>(fiber_ - fibers_.data()), warp_->first, mask);
   tick();
+  if (!transactions_.empty()) share_learned(first, mask, kLanes);
   if (mask == ~uint32_t{0}) {
     for (uint32_t i = 0; i < kLanes; ++i) first[i].view.warp.time = clock_;
     return;
@@ -220,6 +223,13 @@ void Machine::order_lanes(Fiber* first, uint32_t mask) {
 
 void Machine::release(Scope scope, uint32_t first, uint32_t threads) {
   tick();
+  if (!transactions_.empty()) {
+    // A barrier for reads alone is one of each CTA.
+    const uint32_t circle = scope == Scope::kClusterReads ? shape_.threads : threads;
+    for (uint32_t i = first; i < first + threads; i += circle) {
+      share_learned(&fibers_[i], ~uint32_t{0}, circle);
+    }
+  }
   for (uint32_t i = first; i < first + threads; ++i) {
     Fiber& f = fibers_[i];
     f.state = State::kReady;
@@ -281,6 +291,7 @@ std::string Machine::stuck() const {
   const bool warp_wide = waiting->mask != 0;
   std::string report = describe(*waiting) + " waits in " + waiting->waits_for + " at " +
                        name_of(waiting->site) + " for ";
+  if (waiting->waits_for == kBarrierWait) return report + lacking(*waiting);
   const auto index = static_cast<uint32_t>(waiting - fibers_.begin());
   uint32_t first = 0, last = static_cast<uint32_t>(fibers_.size());
   if (warp_wide) {
@@ -299,7 +310,8 @@ std::string Machine::stuck() const {
     report +=
         (warp_wide ? "lane " + std::to_string(i - first) + ", " : "") + describe(f) + ", which ";
     if (f.state == State::kDone) return report + "has ended";
-    return report + "waits in " + f.waits_for + " at " + name_of(f.site);
+    report += std::string("waits in ") + f.waits_for + " at " + name_of(f.site);
+    return f.waits_for == kBarrierWait ? report + " for " + lacking(f) : report;
   }
   return report + "nobody";
 }
@@ -307,8 +319,9 @@ std::string Machine::stuck() const {
 void Machine::run_group(uint64_t first_cta, uint32_t ctas) {
   begin_group(first_cta, ctas);
   do {
+    woken_ = false;
     for (Warp& warp : warps_) run_warp(warp);
-  } while (complete_barriers());
+  } while (complete_barriers() || woken_);
   for (const Fiber& f : fibers_) {
     if (f.state != State::kDone) throw Fault(stuck());
   }

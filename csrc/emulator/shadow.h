@@ -11,6 +11,7 @@
 #include <string>
 
 #include "emulator/fiber.h"
+#include "emulator/learned.h"
 #include "emulator/sites.h"
 
 namespace snv2::emulator {
@@ -37,11 +38,13 @@ struct View {
   bool trusting = false;  // to leave the order of accesses to another detector
   Circle warp, cta, cluster, cluster_reads, grid;
   uint32_t seen_lanes[32] = {};  // by barriers of parts of a warp
+  Knowledge learned;             // by barriers that count, if by any
 
   bool saw(const Stamp& s) const {
     return s.thread == thread || cta.saw(s) || warp.saw(s) ||
            (warp.has(s.thread) && s.time < seen_lanes[s.thread - warp.first]) || cluster.saw(s) ||
-           grid.saw(s) || trusting;
+           grid.saw(s) || trusting ||
+           (learned != nullptr && learned->saw(s.thread, s.time, grid.first));
   }
   bool saw_read(const Stamp& s) const { return saw(s) || cluster_reads.saw(s); }
 };
@@ -53,7 +56,7 @@ class Shadow {
   Shadow(int64_t bytes, bool initialised);
 
   // Forgets all threads up to `thread`.
-  void forget(uint32_t thread) { forgotten_ = thread; }
+  void forget(uint32_t thread);
 
   // `now` is the access: by whom, when and where.
   bool read(int64_t offset, int bytes, const Stamp& now, const View& view);
@@ -63,6 +66,11 @@ class Shadow {
   // The thread has written at its wait: earlier barriers do not order it.
   void end_copy(int64_t offset, int bytes, const Stamp& now);
 
+  // A transfer that barrier number `barrier` waits for: seen by nobody before it ends.
+  bool begin_transfer(int64_t offset, int bytes, const Stamp& now, const View& view,
+                      uint32_t barrier);
+  void end_transfer(int64_t offset, int bytes, uint32_t time, uint32_t barrier);
+
   std::string explain(const Sites& sites) const;
 
  private:
@@ -71,7 +79,7 @@ class Shadow {
     Stamp latest, other;
   };
   static constexpr uint32_t kCopying = 1u << 31;  // in the site of a write
-  enum class Fault { kCopying, kNobodyWrote, kReadWritten, kWriteWritten, kWriteRead };
+  enum class Fault { kCopying, kTransfer, kNobodyWrote, kReadWritten, kWriteWritten, kWriteRead };
 
   bool nobody(const Stamp& s) const { return s.thread <= forgotten_; }
   // Another thread's copy is a matter of order.
@@ -84,6 +92,7 @@ class Shadow {
   Stamp* writes_;
   Readers* readers_;
   uint32_t forgotten_ = 0;
+  int64_t first_transfer_ = INT64_MAX, end_transfers_ = 0;  // granules that had one
   bool initialised_;
   Fault fault_{};
   bool fault_writes_ = false;

@@ -20,9 +20,10 @@ constexpr uint32_t kLanes = 32;
 constexpr uint32_t kMaxThreads = 64 * 1024;  // of a group
 // Of a warp. Used again in turn: one that a lane has yet to leave is not filled in meanwhile.
 constexpr uint32_t kMeetings = 64;
-// Kinds of objects: a thread; two barriers of each scope; the meetings of a warp, which begins with
-// some thread.
-constexpr uint32_t kOfBarriers = 1, kOfMeetings = kOfBarriers + 2 * kScopes;
+// Kinds of objects: a thread; two barriers of each scope; barriers that count; the meetings of a
+// warp, which begins with some thread.
+constexpr uint32_t kOfBarriers = 1, kOfTransactions = kOfBarriers + 2 * kScopes,
+                   kOfMeetings = kOfTransactions + 1;
 constexpr size_t kObject = 8;
 
 // Runs f() as the thread.
@@ -106,6 +107,13 @@ void Order::complete_lanes(uint32_t thread, uint32_t first, uint32_t mask) {
     meeting_of_[first + i] = met;
   }
   __tsan_release(met);
+}
+
+void Order::release_transactions(uint32_t barrier) {
+  __tsan_release(object(kOfTransactions, barrier % kMaxThreads));
+}
+void Order::acquire_transactions(uint32_t barrier) {
+  __tsan_acquire(object(kOfTransactions, barrier % kMaxThreads));
 }
 
 void Order::leave_lane(uint32_t thread) { __tsan_acquire(meeting_of_[thread]); }

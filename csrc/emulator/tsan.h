@@ -41,6 +41,9 @@ class Order {
   void arrive_lane(uint32_t thread);
   void complete_lanes(uint32_t thread, uint32_t first, uint32_t mask);
   void leave_lane(uint32_t thread);
+  // Barriers that count: who arrives or sends, and who waited or writes what was sent.
+  void release_transactions(uint32_t barrier);
+  void acquire_transactions(uint32_t barrier);
 
  private:
   void* object(uint32_t kind, uint32_t i);
@@ -74,6 +77,8 @@ struct Order {
   void arrive_lane(uint32_t) {}
   void complete_lanes(uint32_t, uint32_t, uint32_t) {}
   void leave_lane(uint32_t) {}
+  void release_transactions(uint32_t) {}
+  void acquire_transactions(uint32_t) {}
 };
 
 #endif

@@ -123,6 +123,10 @@ class Decoder {
       instruction_.flow = Flow::kTrap;
     } else if (s.is("bar") || s.is("barrier")) {
       barrier();
+    } else if (s.is("mbarrier")) {
+      transaction_barrier();
+    } else if (s.is("st") && s.has("async")) {
+      store_async();
     } else if (s.is("ld") || s.is("st")) {
       load_or_store();
     } else if (s.is("atom")) {
@@ -145,7 +149,7 @@ class Decoder {
       set_operation(opcode);
     } else if (s.is("shfl")) {
       shuffle();
-    } else if (s.is("griddepcontrol")) {
+    } else if (s.is("griddepcontrol") || s.is("fence")) {
       set_operation(opcode);
     } else if (s.is("mov") &&
                (operand(0).kind == Kind::kVector || operand(1).kind == Kind::kVector)) {
@@ -208,8 +212,74 @@ class Decoder {
     set_operation((load ? "load." : "store.") + kind + "." + std::to_string(bytes));
   }
 
+  // An address of 32 bits without more.
+  Place shared_address(size_t k) {
+    const Operand& o = operand(k);
+    require(o.kind == Kind::kMemory && o.reg >= 0 && bytes_of(o.reg) == 4 && o.number == 0);
+    return place_of(o.reg);
+  }
+
+  void transaction_barrier() {
+    const Statement& s = *statement_;
+    require(s.has("shared::cta") && s.has("b64"));
+    instruction_.space = Space::kShared;
+    if (s.has("init")) {
+      instruction_.a = shared_address(0);
+      instruction_.b = place_of(1, 4);
+      return set_operation("mbarrier.init");
+    }
+    require(s.operands.size() == 3);
+    instruction_.a = shared_address(1);
+    instruction_.b = place_of(2, 4);
+    if (s.has("try_wait")) {
+      require(s.has("parity"));
+      instruction_.flow = Flow::kTransactionWait;
+      instruction_.d = place_of(0, 0);
+      return set_operation("mbarrier.try_wait");
+    }
+    require(s.has("arrive") && s.has("expect_tx") && operand(0).kind == Kind::kDropped);
+    instruction_.flow = Flow::kTransaction;
+    set_operation("mbarrier.arrive.expect_tx");
+  }
+
+  // To [a] of the operands of the list; the barrier is at [c]. Both have the rank of a CTA.
+  void store_async() {
+    const Statement& s = *statement_;
+    require(s.has("weak") && s.has("shared::cluster") && s.has("mbarrier::complete_tx::bytes") &&
+            s.has("b32") && s.operands.size() == 3);
+    instruction_.flow = Flow::kTransaction;
+    instruction_.a = shared_address(0);
+    instruction_.c = shared_address(2);
+    instruction_.elements = s.has("v4") ? 4 : s.has("v2") ? 2 : 1;
+    instruction_.element_bytes = 4;
+    if (instruction_.elements == 1) {
+      append(place_of(1, 4));
+    } else {
+      append(operand(1), instruction_.elements, 4);
+    }
+    set_operation("st.async");
+  }
+
+  // d bytes from b to a; the barrier is at [c].
+  void copy_bulk() {
+    const Statement& s = *statement_;
+    require(s.has("shared::cluster") && s.has("global") && s.has("mbarrier::complete_tx::bytes") &&
+            s.operands.size() == 4);
+    const Operand& from = operand(1);
+    require(from.kind == Kind::kMemory && from.reg >= 0 && bytes_of(from.reg) == 8 &&
+            from.number == 0);
+    instruction_.flow = Flow::kTransaction;
+    instruction_.space = Space::kShared;
+    instruction_.a = shared_address(0);
+    instruction_.b = place_of(from.reg);
+    instruction_.d = place_of(2, 4);
+    instruction_.c = shared_address(3);
+    set_operation("cp.async.bulk");
+  }
+
   void copy() {
     const Statement& s = *statement_;
+    if (s.has("bulk")) return copy_bulk();
     if (s.has("commit_group")) return set_operation("cp.async.commit_group");
     if (s.has("wait_group")) {
       instruction_.immediate = static_cast<int32_t>(operand(0).number);

@@ -35,8 +35,10 @@ enum class Flow : uint8_t {
   kBarrier,  // of the CTA
   kClusterArrive,
   kClusterWait,
-  kWholeWarp,  // all live lanes do it at once
-  kMembers,    // the lanes of a mask do it at once
+  kTransaction,      // others may be waiting for it
+  kTransactionWait,  // and here they do
+  kWholeWarp,        // all live lanes do it at once
+  kMembers,          // the lanes of a mask do it at once
 };
 
 enum class Space : uint8_t { kGeneric, kGlobal, kShared, kParameter };

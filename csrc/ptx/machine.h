@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -66,14 +67,44 @@ struct Launch {
 // Who touched two bytes of shared memory last, and how many barriers it had passed.
 struct Stamp {
   static constexpr uint8_t kNobody = 0xff, kSeveral = 0xfe;
+  // A copy or store that a barrier waits for: number `barriers` of the cluster, in phase `time`.
+  static constexpr uint8_t kTransfer = 0xfd;
 
   uint32_t barriers = 0;  // of its CTA or cluster
+  uint32_t time = 0;      // Cluster::clock
   uint16_t cluster_barriers = 0;
   uint8_t rank = 0;
   uint8_t warp = kNobody;
 };
 
 struct Cluster;
+struct Cta;
+
+// What a warp knows by barriers that count: what each warp of the cluster did before that time, and
+// how many phases of each such barrier are complete.
+struct Knowledge {
+  std::vector<uint32_t> warps, phases;
+};
+
+// A bulk copy, or an asynchronous store, which has its value with it.
+struct Transfer {
+  Cta* cta;
+  uint32_t address, bytes;
+  const uint8_t* from;
+  uint8_t value[16];
+};
+
+// An mbarrier.
+struct TransactionBarrier {
+  uint32_t maker = 0;  // warp of the cluster
+  bool fenced = false;
+  uint32_t arrivals = 0, missing = 0;  // of each phase, in this one
+  int64_t missing_bytes = 0;           // fewer than none where they came before they were expected
+  uint32_t phase = 0;
+  std::vector<Transfer> transfers;
+  bool unwaited = false;          // a complete phase that nobody has waited for
+  Knowledge collected, complete;  // of who arrived; of who waits
+};
 
 struct Cta {
   std::vector<uint8_t> shared;   // from address 0
@@ -83,12 +114,18 @@ struct Cta {
   uint32_t x = 0, y = 0, rank = 0;
   uint32_t warps = 0, live_warps = 0, arrived_warps = 0;
   uint32_t barriers = 0;
+  std::map<uint32_t, uint32_t> transaction_barriers;  // by address
+  // When each warp read two bytes last; kept where there are such barriers.
+  std::vector<std::vector<uint32_t>> read_times;
 };
 
 struct Cluster {
   std::vector<Cta*> ctas;
   uint32_t live_threads = 0, arrived_threads = 0;
   uint32_t barriers = 0;
+  std::vector<TransactionBarrier> transactions;
+  uint32_t clock = 1;  // counts what orders warps
+  bool woken = false;  // who waits for such a barrier may ask again
 };
 
 // A cp.async of some lanes, under way.
@@ -107,7 +144,7 @@ struct LaneGroup {
 };
 
 struct Warp {
-  enum class State : uint8_t { kReady, kAtBarrier, kAtClusterBarrier, kDone };
+  enum class State : uint8_t { kReady, kAtBarrier, kAtClusterBarrier, kAtTransaction, kDone };
 
   Kernel* kernel = nullptr;
   Launch* launch = nullptr;
@@ -125,6 +162,7 @@ struct Warp {
   uint32_t arrived_at = 0;        // Cluster::barriers then
   std::vector<Copy> copies;
   uint32_t committed[kLanes] = {};  // groups of copies
+  Knowledge learned;
 };
 
 // Of a special register, by special_index() of statements.h.
@@ -181,5 +219,10 @@ void checked_addresses(Warp& w, const Instruction& i, uint32_t mask, uint32_t by
 void begin_copies(Warp& w, const Instruction& i, uint32_t mask);
 // Makes the copies of all groups but the latest `pending`.
 void complete_copies(Warp& w, const Instruction& i, uint32_t mask, uint32_t pending);
+
+// Warps of the cluster meet in a barrier of all of them.
+void learn_of_barrier(Cluster& cluster, const std::vector<Warp*>& warps);
+// The last warp of a CTA ends.
+void check_transfers(const Warp& w, const Instruction& i);
 
 }  // namespace snv2::ptx

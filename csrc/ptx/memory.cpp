@@ -19,31 +19,66 @@ bool is_race(const Stamp& mine, const Stamp& other) {
   return other.warp != mine.warp && other.barriers == mine.barriers;
 }
 
+// Whether the warp knows, by barriers that count, that it was before.
+bool knows(const Warp& w, const Stamp& s) {
+  const std::vector<uint32_t>& known =
+      s.warp == Stamp::kTransfer ? w.learned.phases : w.learned.warps;
+  const size_t number = s.warp == Stamp::kTransfer ? s.barriers : s.rank * w.cta->warps + s.warp;
+  return number < known.size() && s.time < known[number];
+}
+// Of several readers, all of the CTA.
+bool knows_readers(const Warp& w, const Cta& owner, uint32_t at) {
+  if (owner.read_times.empty()) return false;
+  for (uint32_t k = 0; k < owner.warps; ++k) {
+    Stamp reader;
+    reader.warp = static_cast<uint8_t>(k);
+    reader.rank = static_cast<uint8_t>(owner.rank);
+    reader.time = owner.read_times[k][at];
+    const bool own = &owner == w.cta && k == w.index;
+    if (reader.time != 0 && !own && !knows(w, reader)) return false;
+  }
+  return true;
+}
+
 // Two warps touch the same two bytes of shared memory, one of them writes, and there was no
 // barrier.
 void check_race(Warp& w, const Instruction& i, uint32_t lane, Cta& owner, uint32_t address,
                 uint32_t bytes, bool write) {
   const Cta& cta = *w.cta;
-  const Stamp mine{cta.barriers, static_cast<uint16_t>(cta.cluster->barriers),
+  const Stamp mine{cta.barriers, cta.cluster->clock, static_cast<uint16_t>(cta.cluster->barriers),
                    static_cast<uint8_t>(cta.rank), static_cast<uint8_t>(w.index)};
   for (uint32_t at = address / 2; at < (address + bytes + 1) / 2; ++at) {
-    if (is_race(mine, owner.writers[at])) {
+    const Stamp& writer = owner.writers[at];
+    if (writer.warp == Stamp::kTransfer) {
+      if (!knows(w, writer)) {
+        fault(
+            w, i, lane,
+            std::string("a race: it ") + (write ? "overwrites" : "reads") +
+                " shared memory to which a copy or store may be under way, without a wait for its "
+                "barrier");
+      }
+    } else if (is_race(mine, writer) && !knows(w, writer)) {
       fault(w, i, lane,
             std::string("a race: it ") + (write ? "overwrites" : "reads") +
                 " shared memory that another warp wrote, without a barrier between");
     }
     Stamp& reader = owner.readers[at];
     if (write) {
-      if (is_race(mine, reader)) {
+      const bool known =
+          reader.warp == Stamp::kSeveral ? knows_readers(w, owner, at) : knows(w, reader);
+      if (is_race(mine, reader) && !known) {
         fault(w, i, lane,
               "a race: it overwrites shared memory that another warp read, without a barrier "
               "between");
       }
       owner.writers[at] = mine;
-    } else if (is_race(mine, reader)) {  // none between readers, but both are to be remembered
-      reader.warp = Stamp::kSeveral;
     } else {
-      reader = mine;
+      if (!owner.read_times.empty() && &owner == &cta) owner.read_times[w.index][at] = mine.time;
+      if (is_race(mine, reader)) {  // none between readers, but both are to be remembered
+        reader.warp = Stamp::kSeveral;
+      } else {
+        reader = mine;
+      }
     }
   }
 }

@@ -11,6 +11,7 @@ Operation operation_named(const std::string& name) {
     add_lanes(made);
     add_matrices(made);
     add_memory(made);
+    add_transactions(made);
     return made;
   }();
   const auto found = all.find(name);

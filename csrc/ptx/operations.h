@@ -19,6 +19,7 @@ void add_conversions(Operations& all);  // and moves
 void add_lanes(Operations& all);
 void add_matrices(Operations& all);
 void add_memory(Operations& all);
+void add_transactions(Operations& all);  // barriers that count
 
 // An operation F on each lane ------------------------------------------------------------------
 

@@ -15,7 +15,9 @@ constexpr uint32_t kClassBytes[kClasses] = {4, 2 * kLanes, 4 * kLanes, 8 * kLane
 bool ends_block(const Statement& s) { return s.is("bra") || s.is("ret") || s.is("trap"); }
 
 bool writes_first_operand(const Statement& s) {
-  static constexpr std::string_view kNot[] = {"st", "bar", "barrier", "cp", "griddepcontrol"};
+  static constexpr std::string_view kNot[] = {"st",   "bar", "barrier", "cp", "griddepcontrol",
+                                              "fence"};
+  if (s.is("mbarrier")) return s.has("try_wait");
   return std::find(std::begin(kNot), std::end(kNot), s.words[0]) == std::end(kNot);
 }
 

@@ -47,8 +47,17 @@ void step_back(Warp& w, uint32_t pc, uint32_t mask, bool waits) {
   find_next_pc(w);
 }
 
+// Lanes that have stepped back from a barrier that counts ask it again.
+void ask_again(Warp& w) {
+  for (LaneGroup& g : w.others) {
+    if (w.kernel->code[g.pc].flow == Flow::kTransactionWait) g.waits = false;
+  }
+  find_next_pc(w);
+}
+
 // The lanes at the lowest place become the current ones. False if none can go on.
 bool choose_lowest(Warp& w) {
+  if (w.next_pc == UINT32_MAX) ask_again(w);
   if (w.next_pc == UINT32_MAX) return false;
   w.pc = w.next_pc;
   w.mask = 0;
@@ -136,6 +145,8 @@ void Scheduler::begin_cta(Cta& cta, Cluster& cluster, uint32_t cluster_number) {
   cta.x = cluster_number % clusters_in_row * shape.cluster + cta.rank;
   cta.y = cluster_number / clusters_in_row;
   cta.arrived_warps = cta.barriers = 0;
+  cta.transaction_barriers.clear();
+  cta.read_times.clear();
   const size_t first = static_cast<size_t>(&cta - ctas_.data()) * cta.warps;
   for (uint32_t i = 0; i < cta.warps; ++i) {
     Warp& w = warps_[first + i];
@@ -213,6 +224,14 @@ bool Scheduler::step(Warp& w, const Instruction& i, uint32_t mask) {
     case Flow::kMembers:
       gather_members(w, i, mask);
       return true;
+    case Flow::kTransaction:
+      count(w);
+      i.operation(w, i, mask);
+      ++w.pc;
+      wake(*w.cta->cluster);
+      return true;
+    case Flow::kTransactionWait:
+      return try_wait(w, i, mask);
     default:
       break;
   }
@@ -290,6 +309,7 @@ bool Scheduler::at_barrier(Warp& w) {
   w.state = Warp::State::kAtBarrier;
   if (++w.cta->arrived_warps < w.cta->live_warps) return false;
   w.cta->arrived_warps = 0;
+  if (!w.cta->cluster->transactions.empty()) learn_of_barrier(*w.cta->cluster, warps_of(*w.cta));
   release(*w.cta, Warp::State::kAtBarrier);
   return true;
 }
@@ -302,6 +322,46 @@ void Scheduler::arrive_at_cluster(Warp& w, const Instruction& i) {
   cluster.arrived_threads += static_cast<uint32_t>(__builtin_popcount(w.mask));
   ++w.pc;
   if (cluster.arrived_threads == cluster.live_threads) release_cluster(cluster);
+}
+
+// A warp asks whether a phase is complete, and again only after there is something new.
+bool Scheduler::try_wait(Warp& w, const Instruction& i, uint32_t mask) {
+  count(w);
+  i.operation(w, i, mask);
+  wake(*w.cta->cluster);
+  const uint32_t passed = predicate_at(w, i.d) & mask;
+  if (passed != 0 || mask != w.mask) {
+    ++w.pc;
+    return passed == mask;
+  }
+  if (w.next_pc == UINT32_MAX) {
+    w.state = Warp::State::kAtTransaction;
+    return false;
+  }
+  step_back(w, w.pc, w.mask, true);
+  w.mask = 0;
+  choose_lowest(w);
+  return true;
+}
+
+void Scheduler::wake(Cluster& cluster) {
+  if (!cluster.woken) return;
+  cluster.woken = false;
+  for (const Cta* const cta : cluster.ctas) {
+    for (uint32_t i = 0; i < cta->warps; ++i) {
+      Warp& w = warp_of(*cta, i);
+      ask_again(w);
+      if (w.state != Warp::State::kAtTransaction) continue;
+      w.state = Warp::State::kReady;
+      ready_.push_back(&w);
+    }
+  }
+}
+
+std::vector<Warp*> Scheduler::warps_of(const Cta& cta) {
+  std::vector<Warp*> all;
+  for (uint32_t i = 0; i < cta.warps; ++i) all.push_back(&warp_of(cta, i));
+  return all;
 }
 
 bool Scheduler::wait_for_cluster(Warp& w, const Instruction& i) {
@@ -332,6 +392,13 @@ void Scheduler::release(Cta& cta, Warp::State waiting) {
 void Scheduler::release_cluster(Cluster& cluster) {
   cluster.arrived_threads = 0;
   ++cluster.barriers;
+  if (!cluster.transactions.empty()) {
+    std::vector<Warp*> all;
+    for (const Cta* const cta : cluster.ctas) {
+      for (Warp* const w : warps_of(*cta)) all.push_back(w);
+    }
+    learn_of_barrier(cluster, all);
+  }
   for (Cta* const cta : cluster.ctas) release(*cta, Warp::State::kAtClusterBarrier);
 }
 
@@ -349,9 +416,10 @@ void Scheduler::leave(Warp& w, uint32_t mask) {
   if (w.live == 0) {
     if (!w.copies.empty()) fault(w, i, 0, "a thread ends with copies under way");
     w.state = Warp::State::kDone;
-    --cta.live_warps;
+    if (--cta.live_warps == 0) check_transfers(w, i);
     if (cta.live_warps > 0 && cta.arrived_warps == cta.live_warps) {
       cta.arrived_warps = 0;
+      if (!cluster.transactions.empty()) learn_of_barrier(cluster, warps_of(cta));
       release(cta, Warp::State::kAtBarrier);
     }
   }

@@ -26,6 +26,12 @@ class Scheduler {
   bool at_barrier(Warp& w);
   void arrive_at_cluster(Warp& w, const Instruction& i);
   bool wait_for_cluster(Warp& w, const Instruction& i);
+  bool try_wait(Warp& w, const Instruction& i, uint32_t mask);
+  void wake(Cluster& cluster);
+  Warp& warp_of(const Cta& cta, uint32_t index) {
+    return warps_[static_cast<size_t>(&cta - ctas_.data()) * cta.warps + index];
+  }
+  std::vector<Warp*> warps_of(const Cta& cta);
   void leave(Warp& w, uint32_t mask);
   void release(Cta& cta, Warp::State waiting);
   void release_cluster(Cluster& cluster);

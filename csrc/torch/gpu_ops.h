@@ -230,10 +230,9 @@ void gpu_network_out(const Tensor& x, const Tensor& weights, const Tensor& param
 inline std::vector<int64_t> values_of(const gpu::Device& d) {
   const gpu::Tuning& t = d.tuning;
   const auto& at_once = d.clusters_at_once;
-  return {d.sms,         d.shared_per_sm, d.shared_per_cta, d.reserved_per_cta,
-          d.l2_bytes,    d.cluster,       at_once[0][0],    at_once[0][1],
-          at_once[1][0], at_once[1][1],   t.columns,        t.rows_per_cta,
-          t.weights,     t.images};
+  return {d.sms,     d.shared_per_sm, d.shared_per_cta, d.reserved_per_cta, d.l2_bytes,
+          d.cluster, at_once[0][0],   at_once[0][1],    at_once[1][0],      at_once[1][1],
+          t.columns, t.rows_per_cta,  t.weights,        t.images,           t.stages};
 }
 
 // v has one value for each that values_of() gives.
@@ -245,15 +244,16 @@ inline gpu::Device device_from(const std::vector<int64_t>& v) {
           v[4],
           v[5],
           {{v[6], v[7]}, {v[8], v[9]}},
-          {v[10], v[11], v[12], v[13]}};
+          {v[10], v[11], v[12], v[13], v[14]}};
 }
 
 // The current device as numbers, in the order of snv2_kernels.gpu.DEVICE_FIELDS.
 inline std::vector<int64_t> gpu_device() { return values_of(gpu::current_device()); }
 
 // Choices for all launches of networks from now on, 0 where the rule holds.
-inline void gpu_tune(int64_t columns, int64_t rows_per_cta, int64_t weights, int64_t images) {
-  gpu::set_tuning({columns, rows_per_cta, weights, images});
+inline void gpu_tune(int64_t columns, int64_t rows_per_cta, int64_t weights, int64_t images,
+                     int64_t stages) {
+  gpu::set_tuning({columns, rows_per_cta, weights, images, stages});
 }
 
 // Planning, for networks that are not run now. `device` is what gpu_device() tells, or empty for
@@ -312,7 +312,9 @@ void define_gpu_tools(Library& m) {
   m.def(kConformanceSchema);
   m.def("conformance_cases() -> (str, int[])");
   m.def("gpu_device() -> int[]");
-  m.def("gpu_tune(int columns=0, int rows_per_cta=0, int weights=0, int images=0) -> ()");
+  m.def(
+      "gpu_tune(int columns=0, int rows_per_cta=0, int weights=0, int images=0, "
+      "int stages=0) -> ()");
   m.def("gpu_workspace_bytes(Tensor plan, int batch, int height, int width, int[] device) -> int");
   m.def(
       "gpu_launches(Tensor plan, int batch, int height, int width, int[] device) -> (str, int[])");

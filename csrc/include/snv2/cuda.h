@@ -52,6 +52,9 @@ struct Tuning {
   int64_t rows_per_cta;  // output rows that a CTA of a unit takes
   int64_t weights;       // of a unit: 1 in shared memory, 2 from L2, 3 spread over a cluster
   int64_t images;        // taken through the network at once
+  // Stages of units in one launch of clusters: 0 no, a launch for each unit; 1 where that is
+  // expected to be faster; 2 wherever they fit.
+  int64_t stages;
 };
 
 // What a network's kernels are cut to, in bytes.
