@@ -375,7 +375,7 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank, i
       [&](const auto& acc, int tile, int block) { mid_rows.store(acc, tile, block); });
   sync_threads();
   if (unit.stride == 2 && above && threadIdx.x == 0) {
-    store_async(shared_at<uint32_t>(params.token_at), rows_barrier, rank - 1,
+    store_async(shared_at<uint32_t>(params.token_at) + (number & 1), rows_barrier, rank - 1,
                 Vector<uint32_t, 1>{});
   }
 

@@ -138,7 +138,7 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuPlan& plan, const GpuStep
   params.barriers_at = static_cast<int>(kRings);
   params.token_at =
       static_cast<int>(kRings + (int64_t{kStagesWarps} * kRingQuads + kStageBarriers) * 8);
-  SharedRegions regions(round_up(params.token_at + kTokenBytes, 16));
+  SharedRegions regions(round_up(params.token_at + kTokens * kTokenBytes, 16));
 
   int64_t map_count = 0;
   const auto add_map = [&](int64_t planes, int64_t h, int64_t w, bool halves) {

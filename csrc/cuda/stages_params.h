@@ -17,8 +17,8 @@ constexpr int kQuadTiles = 4, kRingQuads = 2;
 constexpr int kRingTiles = kQuadTiles * kRingQuads;
 
 // Barriers of a CTA: two of rows that neighbours store, one of parameters. A word is stored where
-// there is no row.
-constexpr int kStageBarriers = 3, kTokenBytes = 4;
+// there is no row: there are two places for it, since the next one may be under way.
+constexpr int kStageBarriers = 3, kTokenBytes = 4, kTokens = 2;
 
 // A map of an image in the shared memory of a cluster: of each plane a CTA has `rows` rows, at
 // least one, those of the CTAs follow each other, and the last one's may be fewer. Plane number
@@ -109,7 +109,7 @@ struct StagesParams {
   StagedMatrix matrix[kMostMatrices + 1];  // in the order of their use, and one without jobs
   unsigned char start[kStagesWarps];       // a warp's first matrix
   int barriers_at;                         // of the warps' rings, and the CTA's
-  int token_at;                            // a word that nobody reads
+  int token_at;                            // words that nobody reads
 };
 
 }  // namespace snv2::SNV2_GPU
