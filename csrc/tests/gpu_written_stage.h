@@ -71,7 +71,10 @@ class Stage : public WrittenPlan {
     if (stride == 2) {
       const auto proj_dw = floats(step.proj_dw, in * dw_floats, in * dw_floats, dw_scale);
       const auto proj = matrix(step.proj_weights, half, in);
-      const auto proj_bias = floats(step.proj_bias, half, padded_rows(half), 1);
+      auto proj_bias = floats(step.proj_bias, half, padded_rows(half), 1);
+      if (infinite_) {
+        proj_bias[0] = parameters_[static_cast<size_t>(step.proj_bias)] = kInf;
+      }
       Map projected = depthwise(main, proj_dw, 2, after(step.proj_dw_activation, dw_kind, in));
       first =
           pointwise(projected, proj, proj_bias, half, after(step.proj_activation, after_, half));
@@ -113,7 +116,8 @@ class Stage : public WrittenPlan {
         if (!taken(plane)) fresh.push_back(plane);
       }
       rooms_.back() = std::max(rooms_.back(), fresh.back() + 1);
-      std::reverse(fresh.begin(), fresh.end());
+      if (!infinite_) std::reverse(fresh.begin(), fresh.end());
+      infinite_ = false;
       step.out_table = table(fresh);
       for (int64_t c = 0; c < half; ++c) {
         after.push_back(stride == 2 ? fresh[static_cast<size_t>(c)]
@@ -128,6 +132,9 @@ class Stage : public WrittenPlan {
 
   // From here on each step asks for as many planes as its buffer needs until then.
   void grow() { grows_ = true; }
+
+  // The first channel that the next unit projects is infinite, and in the first plane.
+  void next_is_infinite() { infinite_ = true; }
 
   // Adds a head, which ends the plan.
   void head(int64_t features, int64_t classes) {
@@ -156,6 +163,9 @@ class Stage : public WrittenPlan {
     header_.classify = 1;
     add(step, static_cast<int64_t>(rooms_.size()) - 1, std::move(scores));
   }
+
+ private:
+  bool infinite_ = false;
 };
 
 }  // namespace snv2::SNV2_GPU

@@ -73,6 +73,10 @@ std::vector<Region> regions_of(const StagesParams<T>& p) {
       add("the map", out.at, (out.planes + 1) * out.pitch * kSize, std::min(phase(i, 2), early),
           next < p.units ? phase(next, 1) : end);
     }
+    const StagedMap& in = p.maps[u.in];
+    CHECK(u.mid_pitch >= (in.rows + (u.stride == 1 ? 2 : 1)) * in.row, "MID%s", of.c_str());
+    CHECK(u.dw_pitch >= p.maps[u.out].columns(), "DW%s", of.c_str());
+    CHECK(in.pitch >= in.top + in.columns(), "the map read%s", of.c_str());
     add("MID", u.mid_at, padded_rows(u.mid) * u.mid_pitch * kSize, phase(i - 1, 0), phase(i, 1));
     add("DW", u.dw.out_at, padded_rows(u.mid) * u.dw_pitch * kSize, phase(i, 1), phase(i, 2));
     const auto parameters = [&](const char* name, const StagedArray& array, int64_t count) {
