@@ -38,6 +38,7 @@ Choice<T> choose(const StepCall& call) {
   const Device& device = call.device;
   Choice<T> choice{};
   for (const GpuStep* step = first + 1; step < call.plan->end(); ++step) {
+    if (step->in_buffer != step[-1].out_buffer) break;
     // While a cluster writes, others read.
     if (reads_all(*step) && step[-1].out_buffer != first->in_buffer) {
       Choice<T> more{};

@@ -52,7 +52,9 @@ class StageBarriers {
   }
   // Of the rows that neighbours store for a unit.
   SNV2_DEVICE Shared<uint64_t> rows(int unit) const { return first_ + (unit & 1); }
-  SNV2_DEVICE void wait_for_rows(int unit) const { barrier_wait(rows(unit), unit >> 1 & 1); }
+  SNV2_DEVICE void wait_for_rows(int unit) const {
+    barrier_wait_cluster(rows(unit), unit >> 1 & 1);
+  }
   // Of the numbers of a unit.
   SNV2_DEVICE Shared<uint64_t> parameters() const { return first_ + 2; }
   SNV2_DEVICE void wait_for_parameters(int unit) const { barrier_wait(parameters(), unit & 1); }
@@ -373,6 +375,7 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank, i
         return GatheredRows<T>(planes + (in.top + block * kBlock), in.pitch, in_table);
       },
       [&](const auto& acc, int tile, int block) { mid_rows.store(acc, tile, block); });
+  fence_bulk_copies();  // of the next unit's parameters
   sync_threads();
   if (unit.stride == 2 && above && threadIdx.x == 0) {
     store_async(shared_at<uint32_t>(params.tokens_at) + (number & 1), rows_barrier, rank - 1,

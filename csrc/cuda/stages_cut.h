@@ -174,7 +174,11 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuPlan& plan, const GpuStep
       ask_for_map(i);
       born = i;
       const StagedMap& before = params.maps[map_count - 1];
-      add_map(step.out_planes, halved(before.height), halved(before.width), map_count < stages);
+      int64_t planes = step.out_planes;  // units may ask for more than the one before
+      for (int64_t j = i + 1; j < steps && first[j].stride == 1; ++j) {
+        planes = std::max(planes, first[j].out_planes);
+      }
+      add_map(planes, halved(before.height), halved(before.width), map_count < stages);
     }
     unit.out = static_cast<int>(map_count - 1);
     const StagedMap& in = params.maps[unit.in];

@@ -189,6 +189,10 @@ inline void barrier_expect(Shared<uint64_t> barrier, int bytes, SNV2_HERE) {
 inline void barrier_wait(Shared<uint64_t> barrier, int parity, SNV2_HERE) {
   emulator::barrier_wait(barrier.address, parity, SNV2_SITE);
 }
+inline void barrier_wait_cluster(Shared<uint64_t> barrier, int parity, SNV2_HERE) {
+  emulator::barrier_wait(barrier.address, parity, SNV2_SITE);
+}
+inline void fence_bulk_copies() {}
 template <class T>
 void copy_bulk(Shared<T> to, Global<const T> from, int bytes, Shared<uint64_t> barrier, SNV2_HERE) {
   emulator::copy_bulk(to.address, from.address, bytes, barrier.address, SNV2_SITE);

@@ -243,6 +243,7 @@ void check_transfers(const Warp& w, const Instruction& i) {
 void add_transactions(Operations& all) {
   all["mbarrier.init"] = initialise;
   all["fence.mbarrier_init.release.cluster"] = fence;
+  all["fence.proxy.async.shared::cta"] = [](Warp&, const Instruction&, uint32_t) {};
   all["mbarrier.arrive.expect_tx"] = expect;
   all["mbarrier.try_wait"] = try_wait;
   all["cp.async.bulk"] = copy_bulk;

@@ -25,6 +25,8 @@ struct Case {
   int64_t columns = 0, rows_per_cta = 0;
   GpuWindow window = {3, 1};
   Activation after = Activation::kRelu;  // every layer, but for ReLU after depthwise convolutions
+  int64_t stages = 0;                    // Tuning::stages
+  int64_t launches = 0;                  // that the plan takes; 0: one for each step
 
   std::string name() const {
     return "dtype " + std::to_string(static_cast<int>(dtype)) + " layout " +
@@ -33,7 +35,8 @@ struct Case {
            " half " + std::to_string(half) + " weights " + std::to_string(weights) + " sms " +
            std::to_string(sms) + " columns " + std::to_string(columns) + " window " +
            std::to_string(window.window) + " dilation " + std::to_string(window.dilation) +
-           " activation " + std::to_string(static_cast<int>(after));
+           " activation " + std::to_string(static_cast<int>(after)) + " stages " +
+           std::to_string(stages);
   }
 };
 
@@ -123,9 +126,9 @@ class WrittenPlan {
     return {kind, floats(act.slopes, rows, padded_rows(rows), 0.5f)};
   }
 
-  // after(w x + b), rounded; columns of w are channels of x.
+  // after(w x + b), rounded or not; columns of w are channels of x.
   Map pointwise(Map& x, const std::vector<float>& w, const std::vector<float>& b, int64_t out,
-                const After& after) {
+                const After& after, bool rounds = true) {
     Map y(x.batch, out, x.height, x.width);
     for (int64_t n = 0; n < x.batch; ++n) {
       for (int64_t p = 0; p < x.height * x.width; ++p) {
@@ -134,7 +137,7 @@ class WrittenPlan {
           for (int64_t k = 0; k < x.channels; ++k) {
             sum += w[static_cast<size_t>(o * x.channels + k)] * x.at(n, k, p);
           }
-          y.at(n, o, p) = round(after(sum, o));
+          y.at(n, o, p) = rounds ? round(after(sum, o)) : after(sum, o);
         }
       }
     }
@@ -172,30 +175,39 @@ class WrittenPlan {
     maps_.push_back(std::move(x));
   }
 
-  void run(const Case& c) {
+  static Device device(const Case& c) {
+    Device device = device_of(c.sms);
+    device.cluster = 8;
+    device.tuning = {c.columns, c.rows_per_cta, c.weights, 0, c.stages};
+    return device;
+  }
+  // As words of this object.
+  GpuPlan plan() {
     header_.step_count = static_cast<int64_t>(steps_.size());
     for (size_t i = 0; i < steps_.size(); ++i) {
-      steps_[i].out_planes =
-          steps_[i].out_buffer == kNoBuffer ? 0 : rooms_[static_cast<size_t>(room_of_[i])];
+      steps_[i].out_planes = steps_[i].out_buffer == kNoBuffer ? 0
+                             : grows_ ? grown_[i]
+                                      : rooms_[static_cast<size_t>(room_of_[i])];
     }
-    std::vector<int64_t> words;
+    words_.clear();
     const auto append = [&](const void* from, int64_t count) {
       const auto* p = static_cast<const int64_t*>(from);
-      words.insert(words.end(), p, p + count);
+      words_.insert(words_.end(), p, p + count);
     };
     append(&header_, kGpuHeaderWords);
     for (const GpuStep& step : steps_) append(&step, kGpuStepWords);
-    words.insert(words.end(), tables_.begin(), tables_.end());
-    const GpuPlan plan(words.data(), static_cast<int64_t>(words.size()));
+    words_.insert(words_.end(), tables_.begin(), tables_.end());
+    return GpuPlan(words_.data(), static_cast<int64_t>(words_.size()));
+  }
 
+  // Runs the plan, compares its results with what its steps compute, and returns them.
+  std::vector<std::vector<float>> run(const Case& c) {
+    const GpuPlan plan = this->plan();
     Elements weights(dtype_, weights_);
     Elements parameters(DType::kFloat32, parameters_);
     const std::vector<int32_t> tables(tables_.begin(), tables_.end());
     const PlanArrays arrays{weights.data(), static_cast<float*>(parameters.data()), tables.data()};
-    Device device = device_of(c.sms);
-    device.cluster = 8;
-    device.tuning = {c.columns, c.rows_per_cta, c.weights, 0};
-
+    const Device device = this->device(c);
     const auto map_of = [&](const Map& map, Elements& elements) {
       return FeatureMap{elements.data(), dtype_,     c.layout, map.batch,
                         map.channels,    map.height, map.width};
@@ -220,31 +232,50 @@ class WrittenPlan {
       run_network(plan, arrays, image, results.data(), header_.result_count, workspace.data(),
                   bytes, device, nullptr);
     });
-    CHECK(emulator::counters().launches == header_.step_count, "%s", c.name().c_str());
+    CHECK(emulator::counters().launches == (c.launches > 0 ? c.launches : header_.step_count), "%s",
+          c.name().c_str());
+    std::vector<std::vector<float>> all;
     for (size_t r = 0; r < results_.size(); ++r) {
       Map& map = maps_[static_cast<size_t>(results_[r])];
       double most = 0, worst = 0;
+      all.emplace_back();
       for_each(map, c.layout, [&](int64_t at, double& value) {
-        const double error = std::abs((*outs[r])[at] - value);
-        most = std::max(most, std::abs(value));
+        const float actual = (*outs[r])[at];
+        all.back().push_back(actual);
+        if (std::isnan(value) ? std::isnan(actual) : std::isinf(value) && actual == value) return;
+        const double error = std::abs(actual - value);
+        if (!std::isnan(value)) most = std::max(most, std::abs(value));
         worst = error <= worst ? worst : error;  // NaN is the worst
       });
       CHECK(worst <= 8 * half_unit(dtype_) * most, "%s: result %zu is off by %g of %g",
             c.name().c_str(), r, worst, most);
     }
+    return all;
   }
 
   // Adds a step that writes to a room, and the map that it makes.
   void add(const GpuStep& step, int64_t room, Map map) {
     steps_.push_back(step);
     room_of_.push_back(room);
+    grown_.push_back(rooms_.empty() ? 0 : rooms_[static_cast<size_t>(room)]);
     maps_.push_back(std::move(map));
     if (step.result == kNoResult) return;
     results_.push_back(static_cast<int64_t>(maps_.size()) - 1);
-    header_.out_channels = step.result_channels;
+    header_.out_channels =
+        step.kind == GpuStepKind::kHead ? step.out_channels : step.result_channels;
   }
 
  protected:
+  static GpuStep step_of(GpuStepKind kind, int64_t buffer, int64_t channels) {
+    GpuStep step{};
+    step.kind = kind;
+    step.stride = 1;
+    step.in_buffer = buffer;
+    step.in_channels = channels;
+    step.out_channels = channels;
+    step.result = kNoResult;
+    return step;
+  }
   // Calls f(place in memory, value).
   template <class F>
   static void for_each(Map& map, Layout layout, const F& f) {
@@ -268,11 +299,14 @@ class WrittenPlan {
   std::vector<GpuStep> steps_;
   std::vector<float> weights_, parameters_;
   std::vector<int64_t> tables_;
+  std::vector<int64_t> words_;
   std::vector<int64_t> planes_;
   std::vector<Map> maps_;         // before and after each step, in logical order
   std::vector<int64_t> results_;  // of maps_
   std::vector<int64_t> rooms_;    // planes of a buffer, for each step that starts one
   std::vector<int64_t> room_of_;  // of each step
+  std::vector<int64_t> grown_;    // planes of its buffer after each step
+  bool grows_ = false;            // whether steps ask for as many, not for those of all its steps
 };
 
 inline Map random_map(WrittenPlan& plan, int64_t n, int64_t c, int64_t h, int64_t w) {

@@ -591,3 +591,107 @@ snv2_add_mutant(linear_without_barrier_between_parts RACE
   TEXT [[  sync_threads();
   for (int o = ]] BECOMES [[  for (int o = ]]
   EXPECT "shared memory: read at head.h" "nobody wrote")
+
+# Stages in one launch ---------------------------------------------------------------------------
+
+snv2_add_mutant(stages_without_wait_for_rows TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT [[  barriers.wait_for_rows(number);
+]] BECOMES ""
+  EXPECT "read at unit_convolve.h" "store_async" "barrier_wait for its phase")
+
+snv2_add_mutant(stages_with_rows_one_too_high TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT "rank > 0 ? (1 + map.rows) * map.row : -1)"
+  BECOMES "rank > 0 ? map.rows * map.row : -1)"
+  EXPECT "write at stages.h" "under way")
+
+snv2_add_mutant(stages_without_word_upwards TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT "if (unit.stride == 2 && above && threadIdx.x == 0) {"
+  BECOMES "if (unit.stride == 2 && above && threadIdx.x == 0 && number < 0) {"
+  EXPECT "waits in barrier_wait" "4 bytes are missing")
+
+snv2_add_mutant(stages_with_one_place_for_words TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES single_units
+  TEXT " + (number & 1), rows_barrier"
+  BECOMES ", rows_barrier"
+  EXPECT "under way")
+
+snv2_add_mutant(stages_with_one_barrier_of_rows TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT "return first_ + (unit & 1); }"
+  BECOMES "return first_; }"
+  EXPECT "read at unit_convolve.h" "under way")
+
+snv2_add_mutant(stages_without_zero_tail TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT [[    zero_tail(unit.dw.out_at, unit.mid);
+]] BECOMES ""
+  EXPECT "nobody wrote")
+
+snv2_add_mutant(stages_without_row_handed_down TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_three_stages
+  TEXT "if (unit.stride == 2 && number > 0 && below) {"
+  BECOMES "if (unit.stride == 2 && number > 99 && below) {"
+  EXPECT "waits in barrier_wait" "bytes are missing")
+
+snv2_add_mutant(stages_that_release_a_quad_too_early TYPE half_t
+  FILE cuda/stages_weights.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT [[    sync_warp();
+    refill();
+    if (quads > 1)]] BECOMES [[    refill();
+    if (quads > 1)]]
+  EXPECT "write at stages_weights.h" "read by" "mma.h")
+
+snv2_add_mutant(stages_with_a_quad_too_short TYPE half_t
+  FILE cuda/stages_weights.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_depths
+  TEXT "left_ < kQuadTiles ? left_ : kQuadTiles;"
+  BECOMES "left_ < kQuadTiles ? left_ : kQuadTiles - 1;"
+  EXPECT "read at mma.h" "nobody wrote")
+
+snv2_add_mutant(stages_that_hold_two_quads_of_many TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_depths
+  TEXT "m.deep > kRingTiles ? 1 : m.deep > kQuadTiles ? 2 : 1;"
+  BECOMES "m.deep > kQuadTiles ? 2 : 1;"
+  EXPECT "barrier_expect" "once more than the 1 arrivals")
+
+snv2_add_mutant(stages_without_cluster_barrier_before_the_result TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT [[  sync_cluster();  // the others have no use for what lies there
+]] BECOMES ""
+  EXPECT "race: write at stages.h" "read by" "unit_convolve.h")
+
+snv2_add_mutant(stages_without_wait_for_parameters TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT [[  barriers.wait_for_parameters(number);
+]] BECOMES ""
+  EXPECT "under way")
+
+snv2_add_mutant(stages_without_wait_for_tables TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT [[  cp_async_wait<0>();  // the next unit's tables
+]] BECOMES ""
+  EXPECT "cp_async_wait")
+
+snv2_add_mutant(stages_that_fill_tables_with_the_first_plane TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES infinity_beside
+  TEXT [[params.maps[unit.in].planes);
+      return;]] BECOMES [[0);
+      return;]]
+  EXPECT "is off by nan of inf")
+
+snv2_add_mutant(stages_without_barrier_before_the_second_product RACE TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT [[  sync_threads();
+
+  // 3.]] BECOMES [[
+
+  // 3.]]
+  EXPECT "read at stages_weights.h" "nobody wrote")
+
+snv2_add_mutant(stages_with_mid_too_late TYPE half_t
+  FILE cuda/stages_cut.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_three_stages
+  TEXT "i == 0 ? 0 : phase(i - 1, 0), phase(i, 1));"
+  BECOMES "phase(i, 0), phase(i, 1));"
+  EXPECT "race: write at stages.h" "written by")

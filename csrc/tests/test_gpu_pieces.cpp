@@ -141,16 +141,6 @@ class Pieces : public WrittenPlan {
     return all;
   }
 
-  static GpuStep step_of(GpuStepKind kind, int64_t buffer, int64_t channels) {
-    GpuStep step{};
-    step.kind = kind;
-    step.stride = 1;
-    step.in_buffer = buffer;
-    step.in_channels = channels;
-    step.out_channels = channels;
-    step.result = kNoResult;
-    return step;
-  }
   static Map reversed(const Map& x) {
     Map y = x;
     Map& from = const_cast<Map&>(x);

@@ -2,105 +2,10 @@
 // double. Accuracy is a matter for the Python tests; these run under sanitizers.
 #include <iterator>
 
-#include "gpu_stages.h"
+#include "gpu_written_stage.h"
 
 namespace snv2::SNV2_GPU {
 namespace {
-
-class Stage : public WrittenPlan {
- public:
-  using WrittenPlan::WrittenPlan;
-
-  // Adds a unit: of stride 2, or 1 with the second half as the main one. `last` leaves no planes.
-  void unit(int64_t stride, int64_t half, bool result, bool last) {
-    Map x = map();
-    const int64_t buffer = steps_.empty() ? kCallersMap : steps_.back().out_buffer;
-    const int64_t in = stride == 2 ? x.channels : half, skip = x.channels - in;
-    GpuStep step{};
-    step.kind = GpuStepKind::kUnit;
-    step.parts = kWholeBranch;
-    step.stride = stride;
-    step.in_buffer = buffer;
-    step.result = result ? header_.result_count++ : kNoResult;
-    step.in_channels = in;
-    step.mid_channels = step.out_channels = half;
-    step.proj_channels = stride == 2 ? half : 0;
-    step.dw_window = window_;
-    if (stride == 2) step.proj_dw_window = window_;
-    const Activation dw_kind = after_ == Activation::kRelu ? Activation::kIdentity : after_;
-    const int64_t dw_floats = depthwise_floats(window_.window);
-    const float dw_scale = 1.2f / static_cast<float>(window_.window);
-
-    // Gathered from the last channel down: any order will do.
-    std::vector<int64_t> gather;
-    Map main(x.batch, in, x.height, x.width);
-    for (int64_t k = 0; k < in; ++k) {
-      const int64_t channel = x.channels - 1 - k;
-      gather.push_back(planes_[static_cast<size_t>(channel)]);
-      for (int64_t n = 0; n < x.batch; ++n) {
-        for (int64_t p = 0; p < x.height * x.width; ++p) main.at(n, k, p) = x.at(n, channel, p);
-      }
-    }
-    step.in_table = table(gather);
-    const auto pw1 = matrix(step.pw1_weights, half, in);
-    const auto pw1_bias = floats(step.pw1_bias, half, padded_rows(half), 1);
-    const auto dw = floats(step.dw, half * dw_floats, half * dw_floats, dw_scale);
-    const auto pw2 = matrix(step.pw2_weights, half, half);
-    const auto pw2_bias = floats(step.pw2_bias, half, padded_rows(half), 1);
-    Map mid = pointwise(main, pw1, pw1_bias, half, after(step.pw1_activation, after_, half));
-    Map convolved = depthwise(mid, dw, stride, after(step.dw_activation, dw_kind, half));
-    Map out = pointwise(convolved, pw2, pw2_bias, half, after(step.pw2_activation, after_, half));
-    Map first(x.batch, half, out.height, out.width);
-    if (stride == 2) {
-      const auto proj_dw = floats(step.proj_dw, in * dw_floats, in * dw_floats, dw_scale);
-      const auto proj = matrix(step.proj_weights, half, in);
-      const auto proj_bias = floats(step.proj_bias, half, padded_rows(half), 1);
-      Map projected = depthwise(main, proj_dw, 2, after(step.proj_dw_activation, dw_kind, in));
-      first =
-          pointwise(projected, proj, proj_bias, half, after(step.proj_activation, after_, half));
-    } else {
-      for (int64_t n = 0; n < x.batch; ++n) {
-        for (int64_t c = 0; c < skip; ++c) {
-          for (int64_t p = 0; p < x.height * x.width; ++p) first.at(n, c, p) = x.at(n, c, p);
-        }
-      }
-    }
-
-    // Shuffled: the first half, and the main result after each.
-    Map joined(x.batch, 2 * half, out.height, out.width);
-    for (int64_t n = 0; n < x.batch; ++n) {
-      for (int64_t c = 0; c < half; ++c) {
-        for (int64_t p = 0; p < out.height * out.width; ++p) {
-          joined.at(n, 2 * c, p) = first.at(n, c, p);
-          joined.at(n, 2 * c + 1, p) = out.at(n, c, p);
-        }
-      }
-    }
-    step.result_channels = result ? 2 * half : 0;
-    std::vector<int64_t> entries;
-    for (int64_t c = 0; c < half; ++c) {
-      entries.push_back(stride == 2 ? c : -1 - planes_[static_cast<size_t>(c)]);
-      entries.push_back(step.proj_channels + c);
-    }
-    if (result) step.result_table = table(entries);
-    step.out_buffer = last ? kNoBuffer : stride == 2 && buffer == 0 ? 1 : stride == 2 ? 0 : buffer;
-    if (!last) {
-      std::vector<int64_t> fresh, after;
-      if (stride == 2) rooms_.push_back(0);
-      for (int64_t i = 0; i < step.proj_channels + half; ++i) fresh.push_back(rooms_.back()++);
-      std::reverse(fresh.begin(), fresh.end());
-      step.out_table = table(fresh);
-      for (int64_t c = 0; c < half; ++c) {
-        after.push_back(stride == 2 ? fresh[static_cast<size_t>(c)]
-                                    : planes_[static_cast<size_t>(c)]);
-        after.push_back(fresh[static_cast<size_t>(step.proj_channels + c)]);
-      }
-      planes_ = after;
-    }
-    add(step, static_cast<int64_t>(rooms_.size()) - 1, std::move(joined));
-    header_.halvings += stride == 2;
-  }
-};
 
 // Two stages: a unit of stride 2 from the caller's tensor, one whose map is also a result; one of
 // stride 2 and one between planes, and one to the caller's tensor.
