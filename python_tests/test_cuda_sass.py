@@ -16,7 +16,7 @@ from snv2_kernels import cuda_kernels
 from snv2_kernels.libraries import library
 
 LIBRARY = library("cuda")
-SOURCES = ("unit", "stem", "head", "split_dw_cat_shuffle", "cat_shuffle")
+SOURCES = ("unit", "stem", "head", "split_dw_cat_shuffle", "cat_shuffle", "stages")
 ARCHITECTURES = ("sm_80", "sm_90")
 VERSION = "13.0."
 # A bound that is further above than this says too little.
@@ -76,6 +76,12 @@ CHAIN_GOAL = 3000
 # seven SMs: of its cycles 450 are one latency of L2, and 2,400 what its instructions take.
 CHAINS = {6: 3640}
 
+# The same of all units in one launch, from the first one's first product to the last one's second,
+# and of a unit of stride 1 of stage 3 in it, which has 1,900 as its goal.
+STAGES = {"x0_5": 66_000, "x1_0": 89_000}
+STAGES_UNIT, STAGES_UNIT_GOAL = 4200, 1900
+STAGES_KERNEL = "stages_kernel<half_t>"
+
 DEPTHWISE_GOAL = 15.0
 # Instructions of a lane for each result of the depthwise loop of units: eight in a turn.
 DEPTHWISE = {
@@ -103,6 +109,7 @@ REGISTERS = {
     **{unit: 128 for unit in UNITS if unit.endswith("false>")},
     **{unit: 160 for unit in UNITS if unit.endswith("true>")},
     "stem_kernel<half_t, Relu": 96,
+    STAGES_KERNEL: 128,
     FEATURES[0]: 168,
     FEATURES[1]: 240,
     LINEAR[0]: 112,
@@ -159,6 +166,32 @@ def test_cycles_of_launches(sass: ModuleType, launch: int, bound: int) -> None:
     phases = load("sass_path").phases_of_launch(1, launch)
     begin = next(i for i, phase in enumerate(phases) if phase.end == "ACQBULK") + 1
     check(sum(phase.cycles for phase in phases[begin:]), bound, CHAIN_GOAL)
+
+
+def phases_of_units(width: str) -> list[int]:
+    """Returns the cycles of three phases of each unit."""
+    phases = load("sass_path").phases_of_stages(width)
+    begin = next(i for i, phase in enumerate(phases) if phase.end == "ACQBULK") + 2
+    return [phase.cycles for phase in phases[begin : begin + 3 * 16]]
+
+
+@pytest.mark.parametrize(("width", "bound"), STAGES.items())
+def test_cycles_of_units_in_one_launch(sass: ModuleType, width: str, bound: int) -> None:
+    assert kernels(sass)
+    check(sum(phases_of_units(width)), bound)
+
+
+def test_cycles_of_a_unit_in_one_launch(sass: ModuleType) -> None:
+    assert kernels(sass)
+    sixth = phases_of_units("x1_0")[3 * 6 : 3 * 7]
+    check(sum(sixth), STAGES_UNIT, STAGES_UNIT_GOAL)
+
+
+def test_units_in_one_launch_wait_for_no_stores(sass: ModuleType) -> None:
+    """Barriers of the cluster stand before the first unit and around the result only."""
+    rows = kernels(sass)[STAGES_KERNEL]
+    membars = [row for row in rows if re.fullmatch(r"MEMBAR\.\w+\.GPU", row.name)]
+    assert len(membars) == 3
 
 
 @pytest.mark.parametrize("kernel", [DIRECT1, DIRECT2, "features_kernel"])

@@ -14,7 +14,7 @@ from _ptx import NAME, instructions, needs_ptx, operators
 from torch import Tensor
 
 import snv2_kernels as snv2
-from snv2_kernels.models import shufflenet_v2_x1_0
+from snv2_kernels.models import shufflenet_v2_x0_5, shufflenet_v2_x1_0
 from snv2_kernels.testing import randomize_
 
 pytestmark = needs_ptx
@@ -64,6 +64,12 @@ NETWORKS: list[tuple[torch.dtype, int, float, float | None]] = [
     (torch.bfloat16, MANY, 339.0, 1.4 * MANY),
     (torch.float32, 1, 20.3, 25.2),
     (torch.float32, 8, 120.9, 126.7),
+]
+# The same on one image, of networks whose units are one launch where they fit.
+IN_ONE_LAUNCH: list[tuple[Callable[..., torch.nn.Module], torch.dtype, float]] = [
+    (shufflenet_v2_x0_5, torch.float16, 2.0),
+    (shufflenet_v2_x1_0, torch.float16, 3.0),
+    (shufflenet_v2_x1_0, torch.bfloat16, 3.0),
 ]
 # A bound that is further above than this says too little.
 SLACK = 1.06
@@ -125,6 +131,21 @@ def test_network(dtype: torch.dtype, batch: int, bound: float, goal: float | Non
     finally:
         operators().sample(1)
     check(executed / 1e6, bound, goal)
+
+
+@pytest.mark.parametrize(("make", "dtype", "bound"), IN_ONE_LAUNCH)
+def test_units_in_one_launch(
+    make: Callable[..., torch.nn.Module], dtype: torch.dtype, bound: float
+) -> None:
+    fused = snv2.fuse(randomize_(make()).eval(), backend=NAME).to(dtype)
+    x = draw(1, 3, 224, 224, dtype=dtype)
+    operators().gpu_tune(stages=2)
+    try:
+        with torch.no_grad():
+            executed = instructions(lambda: fused(x))
+    finally:
+        operators().gpu_tune()
+    check(executed / 1e6, bound)
 
 
 @pytest.mark.parametrize(
