@@ -299,7 +299,7 @@ def launches(
             "size": size,
             "repeats": repeats,
             "stages": stages,
-        },  # fmt: skip
+        },
     )
     model, x = _model(width, batch, size, where, element, stages)
     engine = snv2.Engine(model, tuple(x.shape))
