@@ -695,3 +695,33 @@ snv2_add_mutant(stages_with_mid_too_late TYPE half_t
   TEXT "i == 0 ? 0 : phase(i - 1, 0), phase(i, 1));"
   BECOMES "phase(i, 0), phase(i, 1));"
   EXPECT "race: write at stages.h" "written by")
+
+snv2_add_mutant(stages_without_cluster_barrier_at_the_start TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT "  sync_cluster();  // the others have begun"
+  BECOMES "  sync_threads();  // the others have begun"
+  EXPECT "may not have begun")
+
+snv2_add_mutant(stages_with_a_plane_of_the_next_owner TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT "static_cast<int>((static_cast<float>(n) + 0.5f) * by_share);"
+  BECOMES "static_cast<int>((static_cast<float>(n) + 1.5f) * by_share);"
+  EXPECT "remote at stages.h" "outside the cluster")
+
+snv2_add_mutant(stages_that_write_a_share_from_the_second_plane_on TYPE half_t
+  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  TEXT "first = rank * params.result_share, left"
+  BECOMES "first = rank * params.result_share + 1, left"
+  EXPECT "is off by nan")
+
+snv2_add_mutant(cut_with_a_map_too_late TYPE any
+  FILE cuda/stages_cut.h OF tests/test_gpu_stage_cuts.cpp IN gpu_stage_clusters CASES cuts_of
+  TEXT "phase(born, until - born > 1 ? 2 : 0)"
+  BECOMES "phase(born, 2)"
+  EXPECT "the map of unit" "overlap")
+
+snv2_add_mutant(regions_in_one_order TYPE any
+  FILE cuda/stages_cut.h OF tests/test_gpu_stage_cuts.cpp IN gpu_stage_clusters CASES regions_that
+  TEXT [[      std::rotate(wanted_.begin(), last, last + 1);
+]] BECOMES ""
+  EXPECT "better")
