@@ -85,8 +85,8 @@ SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit
   if (warp < kStagesWarps - 3) return;
   switch (kStagesWarps - 1 - warp) {
     case 0:
-      // What follows the last plane, and what is looked up ahead, is zeros.
-      load_table_of_warp(params.tables, unit.in_table, (units_of<16>(unit.in_channels) + 1) * 16,
+      // What a tile has beyond the last plane is zeros.
+      load_table_of_warp(params.tables, unit.in_table, units_of<16>(unit.in_channels) * 16,
                          params.maps[unit.in].planes);
       return;
     case 1:

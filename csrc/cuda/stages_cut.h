@@ -95,8 +95,8 @@ inline bool is_staged_unit(const GpuStep& step) {
 
 // Whether a step reads all planes that later ones need, and its table names them.
 inline bool reads_all(const GpuStep& step) {
-  return step.kind == GpuStepKind::kHead ||
-         (step.kind == GpuStepKind::kUnit && step.stride == 2 && step.parts == kWholeBranch);
+  return step.kind == GpuStepKind::kHead || (step.kind == GpuStepKind::kUnit && step.stride == 2 &&
+                                             step.parts == kWholeBranch && step.proj_channels > 0);
 }
 
 // Fills in what the kernel needs for `steps` steps from `first` on, which begin with a unit of
@@ -240,8 +240,7 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuPlan& plan, const GpuStep
       floats(unit.proj_bias, step.proj_bias, padded_rows(step.proj_channels));
       floats(unit.proj_dw.weights, step.proj_dw, step.in_channels * kFloats);
     }
-    // A lane looks planes up a quad ahead.
-    array(unit.in_table, step.in_table, step.in_channels, padded_rows(step.in_channels) + 16);
+    array(unit.in_table, step.in_table, step.in_channels, padded_rows(step.in_channels));
     array(unit.proj_table, step.out_table, step.proj_channels, padded_rows(step.proj_channels));
     array(unit.out_table, step.out_table + step.proj_channels, step.out_channels,
           padded_rows(step.out_channels));
