@@ -78,12 +78,11 @@ SNV2_DEVICE void load_table_of_warp(const int32_t* tables, const StagedArray& ta
   }
 }
 
-// Starts the copies of a unit's parameters, by three warps. Numbers are counted at a barrier;
-// tables are there after cp_async_wait and a barrier of the CTA.
+// Starts the copies of a unit's parameters, by the warps of duties 0 to 2. Numbers are counted at a
+// barrier; tables are there after cp_async_wait and a barrier of the CTA.
 template <class T>
-SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit, int warp) {
-  if (warp < kStagesWarps - 3) return;
-  switch (kStagesWarps - 1 - warp) {
+SNV2_DEVICE void load_unit(const StagesParams<T>& params, const StagedUnit& unit, int duty) {
+  switch (duty) {
     case 0:
       // What a tile has beyond the last plane is zeros.
       load_table_of_warp(params.tables, unit.in_table, units_of<16>(unit.in_channels) * 16,
@@ -348,9 +347,11 @@ SNV2_DEVICE void hand_down(const StagedMap& map, Shared<int32_t> table, int chan
 
 // A unit -----------------------------------------------------------------------------------------
 
+// Returns how many quads the warp still holds, as it is told how many it does: they are released
+// where other warps are at work.
 template <class T>
-SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank, int warp,
-                          WeightStream<T>& weights) {
+SNV2_DEVICE int run_unit(const StagesParams<T>& params, int number, int rank, int warp, int held,
+                         WeightStream<T>& weights) {
   const StagedUnit& unit = params.unit[number];
   const StagedMap& in = params.maps[unit.in];
   const StagedMap& out = params.maps[unit.out];
@@ -368,8 +369,9 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank, i
   if (unit.stride == 2 && number > 0 && below) {
     hand_down<T>(in, in_table, unit.in_channels, rows_barrier, rank);
   }
+  weights.release(held);
   const MidRows<T> mid_rows(unit, in, rank, params.cluster, rows_barrier);
-  const int held = product(
+  held = product(
       params.matrix[unit.pw1], unit.pw1_bias.at, weights, warp,
       [&](int block) {
         return GatheredRows<T>(planes + (in.top + block * kBlock), in.pitch, in_table);
@@ -382,12 +384,13 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank, i
                 Vector<uint32_t, 1>{});
   }
 
-  // While the neighbours' rows come: the next matrices, and, by the last warps, parameters of the
-  // next unit, of which there is no need before all have seen this one's.
+  // While the neighbours' rows come: the next matrices, and, by idle warps, parameters of the
+  // next unit, which may not come before all have seen this one's.
   weights.release(held);
-  if (number + 1 < params.units) load_unit(params, params.unit[number + 1], warp);
+  const int duty = (warp - unit.idle) & (kStagesWarps - 1);
+  if (number + 1 < params.units) load_unit(params, params.unit[number + 1], duty);
   cp_async_commit();
-  if (warp == kStagesWarps - 4) {
+  if (duty == 3) {
     const auto zero_tail = [&](int at, int depth) {
       zero(shared_at<T>(at) + depth * unit.dw_pitch,
            (units_of<16>(depth) * 16 - depth) * unit.dw_pitch);
@@ -417,13 +420,17 @@ SNV2_DEVICE void run_unit(const StagesParams<T>& params, int number, int rank, i
   for (int i = 0; i < unit.stride; ++i) {
     const PlaneRows<T> rows(out, i == 0 ? unit.out_table : unit.proj_table);
     const Shared<T> from = shared_at<T>(i == 0 ? unit.dw.out_at : unit.proj_dw.out_at);
-    weights.release(product(
+    held = product(
         params.matrix[unit.pw2 + i], i == 0 ? unit.pw2_bias.at : unit.proj_bias.at, weights, warp,
         [&](int block) { return StraightRows<T>(from + block * kBlock, unit.dw_pitch); },
-        [&](const auto& acc, int tile, int block) { rows.store(acc, tile, block); }));
+        [&](const auto& acc, int tile, int block) { rows.store(acc, tile, block); });
+    if (unit.apart) break;
+    weights.release(held);
+    held = 0;
   }
   cp_async_wait<0>();  // the next unit's tables
   sync_threads();
+  return held;
 }
 
 // Result -----------------------------------------------------------------------------------------
@@ -491,9 +498,10 @@ __global__ void __launch_bounds__(kStagesThreads, 1)
   cp_async_wait<0>();
   sync_threads();
 
+  int held = 0;
 #pragma unroll 1
   for (int number = 0; number < params.units; ++number) {
-    run_unit(params, number, rank, warp, weights);
+    held = run_unit(params, number, rank, warp, held, weights);
   }
   write_result(params, rank, image);
 }

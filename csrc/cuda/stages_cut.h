@@ -201,7 +201,8 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuPlan& plan, const GpuStep
                   phase(i, 1), phase(i, 2));
     }
 
-    // Matrices. Jobs of phase 3 follow each other through the warps.
+    // Matrices. Jobs of phase 3 follow each other through the warps. Where there are warps enough,
+    // other ones than in phase 1: what these have used is replaced while those go on.
     const auto matrix = [&](int64_t weights, int64_t rows, int64_t depth, int64_t columns,
                             int first_warp) {
       StagedMatrix& m = params.matrix[matrices];
@@ -216,7 +217,11 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuPlan& plan, const GpuStep
       return matrices++;
     };
     unit.pw1 = matrix(step.pw1_weights, step.mid_channels, step.in_channels, own, 0);
+    const int jobs = params.matrix[unit.pw1].jobs;
     unit.pw2 = matrix(step.pw2_weights, step.out_channels, step.mid_channels, own_out, 0);
+    StagedMatrix& pw2 = params.matrix[unit.pw2];
+    unit.apart = step.stride == 1 && jobs + pw2.jobs <= kStagesWarps;
+    if (unit.apart) pw2.first = jobs;
     if (step.stride == 2) {
       matrix(step.proj_weights, step.proj_channels, step.in_channels, own_out,
              params.matrix[unit.pw2].jobs % kStagesWarps);
@@ -257,8 +262,12 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuPlan& plan, const GpuStep
       while ((c.tasks << (c.shift + 1)) <= kEnough && (2 << c.shift) <= out.rows) ++c.shift;
     };
     convolution(unit.dw, unit.mid, 0);
+    const int tasks = unit.dw.tasks << unit.dw.shift;
+    if (jobs + tasks <= kStagesWarps) unit.dw.first_warp = jobs % kStagesWarps;
+    unit.idle = (unit.dw.first_warp + tasks) % kStagesWarps;
     if (step.stride == 2) {
-      convolution(unit.proj_dw, unit.in_channels, unit.dw.tasks << unit.dw.shift);
+      convolution(unit.proj_dw, unit.in_channels, unit.idle);
+      unit.idle = (unit.idle + (unit.proj_dw.tasks << unit.proj_dw.shift)) % kStagesWarps;
     }
 
     // Rows of MID, as many as rows of tiles have, and at stride 2 one of the planes.

@@ -84,8 +84,10 @@ struct StagedUnit {
   int in_channels, mid, main, proj;
   int mid_at, mid_pitch, dw_pitch;  // bytes, elements
   int pw1, pw2;                     // matrices; that of the projection follows pw2
-  int from_above, from_below;       // bytes that neighbours store
-  int floats;                       // of all parameters
+  bool apart;                       // no warp has jobs of both
+  int idle;                    // the first warp without depthwise tasks, which others may follow
+  int from_above, from_below;  // bytes that neighbours store
+  int floats;                  // of all parameters
   StagedConvolution dw, proj_dw;
   StagedArray pw1_bias, pw2_bias, proj_bias;
   StagedArray in_table, proj_table, out_table;
