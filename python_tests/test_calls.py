@@ -92,6 +92,8 @@ def test_other_circumstances_take_the_long_way(ready: Any, circumstance: str) ->
 
 def test_transforms_and_tracers_take_the_long_way(ready: Any) -> None:
     _, fused, x = ready
+    fused.requires_grad_(requires_grad=False)  # which a tracer refuses
+    fused(x)
     seen: list[bool] = []
 
     def function(t: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ FUNCTIONS: dict[str, Any] = {
     "permuted": lambda x: x.permute(2, 0, 3, 1) + 1, "cat": lambda x: torch.cat([x, x[:, :3]], 1),
     "cat rows": lambda x: torch.cat([x, x], 2), "cat last": lambda x: torch.cat([x, x], -1),
     "cat halves": lambda x: torch.cat([x[:, 4:].relu(), x[:, :4], x[:, ::2]], 1),
+    "avg ceil": lambda x: F.avg_pool2d(x, 2, ceil_mode=True),
+    "wrong cat": lambda x: torch.cat([x, x[..., 1:]], 1),
     "mean": lambda x: x.mean([2, 3]), "mean kept": lambda x: x.mean((-1, -2), True),
     "mean of all": lambda x: x.mean(), "max": lambda x: F.max_pool2d(x, 3, 2, 1),
     "max ceil": lambda x: F.max_pool2d(x, 2, 2, ceil_mode=True),
