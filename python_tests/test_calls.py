@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import FrameType
@@ -102,7 +103,9 @@ def test_transforms_and_tracers_take_the_long_way(ready: Any) -> None:
 
     torch.vmap(function)(x[None])
     fused(x)
-    torch.jit.trace(function, (x,), check_trace=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        torch.jit.trace(function, (x,), check_trace=False)
     assert seen == [False, False]
 
 
@@ -115,6 +118,20 @@ def test_other_inputs_take_the_long_way(ready: Any) -> None:
     fused(x)
     with pytest.raises(TypeError, match="float32"):
         fused(x.half())
+
+
+@pytest.mark.parametrize("left", [0, 100])
+@pytest.mark.parametrize("case", ["network", "unit-s1", "stage"])
+def test_memory_that_was_given_back_is_not_read(case: str, left: int) -> None:
+    """By the first call, and by one like the last."""
+    _, fused, x = drop_in(case)
+    with torch.no_grad():
+        for _ in range(2):
+            emptied = x.clone()
+            emptied.untyped_storage().resize_(left)
+            with pytest.raises(RuntimeError, match="storage"):
+                fused(emptied)
+            fused(x)
 
 
 def test_instruction_set_of_before_is_not_run(ready: Any) -> None:

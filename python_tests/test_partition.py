@@ -352,6 +352,25 @@ def test_drawn_forwards() -> None:
 # Refusals and explanations --------------------------------------------------------------------
 
 
+class _Squared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = snv2.models.shufflenet_v2_x0_5().stage2
+
+    def forward(self, x: Tensor) -> Tensor:
+        squared: Tensor = self.stage(x) ** 2
+        return squared
+
+
+def test_functions_without_a_signature() -> None:
+    """Tensor.__pow__ wraps a builtin."""
+    plain = _Squared().eval()
+    fused, x = snv2.fuse(plain), draw(1, 24, 9, 9)
+    with torch.no_grad():
+        assert max_error(fused(x), plain(x)) < FP32_BOUND
+    assert "fused" in str(snv2.explain(fused))
+
+
 def test_what_is_beside_is_told() -> None:
     model = randomize_(Detector()).eval()
     part = snv2.explain(model).parts[0]

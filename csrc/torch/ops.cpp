@@ -134,6 +134,7 @@ snv2::FeatureMap pixels_of(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_contiguous() && x.is_cpu(),
                   "x of bytes must be a contiguous CPU tensor [N, H, W, C]");
   STD_TORCH_CHECK(x.size(1) > 0 && x.size(2) > 0, "x must have at least one pixel");
+  check_storage(x);
   return {x.data_ptr(), snv2::DType::kUint8, snv2::Layout::kChannelsLast,
           x.size(0),    x.size(3),           x.size(1),
           x.size(2)};

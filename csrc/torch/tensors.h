@@ -130,7 +130,17 @@ inline Tensor dense(const Tensor& t, Layout layout, const std::string& name) {
                    [&] { return torch::stable::contiguous(t, format_of(layout)); });
 }
 
+// Checks that memory holds a dense tensor: a storage may have been resized under it.
+inline void check_storage(const Tensor& t) {
+  int64_t bytes = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  const auto each = static_cast<int64_t>(element_bytes(t.scalar_type()));
+  STD_TORCH_CHECK(t.numel() == 0 || (t.storage_offset() + t.numel()) * each <= bytes,
+                  "the storage of a tensor of ", t.numel(), " elements has ", bytes, " bytes");
+}
+
 inline FeatureMap map_of(const Tensor& t, Layout layout) {
+  check_storage(t);
   return {t.data_ptr(), *dtype_of(t), layout, t.size(0), t.size(1), t.size(2), t.size(3)};
 }
 

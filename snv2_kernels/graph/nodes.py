@@ -228,7 +228,10 @@ def written(node: Node) -> set[int]:
 def _argument(node: Node, name: str) -> Any:
     """Of a function of torch.nn.functional, by name or by position."""
     if name not in node.kwargs and isinstance(node.target, FunctionType):
-        names = list(inspect.signature(node.target).parameters)
+        try:
+            names = list(inspect.signature(node.target).parameters)
+        except ValueError:  # of what wraps a builtin, as Tensor.__pow__
+            names = []
         if name in names and names.index(name) < len(node.args):
             return node.args[names.index(name)]
     return node.kwargs.get(name)
