@@ -231,7 +231,7 @@ def predict(width: str, batch: int, gpu: Gpu) -> Prediction:
 
 # Networks whose units are in one launch ---------------------------------------------------------
 
-STAGES_BATCHES = (1, 8, 16)
+STAGES_BATCHES = BATCHES[:2]
 WHERE_THEY_FIT = 2  # of Tuning::stages
 
 
@@ -243,16 +243,20 @@ def stages_of(width: str, batch: int, gpu: Gpu) -> list[dict[str, Any]]:
 
 def predict_stages(row: dict[str, Any], batch: int) -> Prediction:
     """Returns what a network of count.py's rows should take, on a batch whose clusters run all at
-    once: in the launch of the units the cycles of a CTA are those of a batch of one."""
+    once: in the launch of the units the cycles of a CTA are those of a batch of one. The others
+    are those of a network with a launch for each unit."""
     gpu = GPUS[0]
     launches = stages_of(row["width"], batch, gpu)
     assert [launch["kernel"] for launch in launches] == row["launches"]
+    apart = counted(row["width"], batch, gpu)
     found = []
-    for launch, count, kernel in zip(launches, row["instructions"], row["kernels"], strict=True):
-        cut = dict(launch)
-        if launch["kernel"] == "stages":
-            cut["cycles"] = row["cycles"]
-        found.append((launch, count * batch, terms_of(cut, count * batch, kernel, gpu)))
+    for i, launch in zip((0, None, -2, -1), launches, strict=True):
+        if i is None:
+            executed, kernel = row["instructions"][1] * batch, row["kernels"][1]
+            cut = {**launch, "cycles": row["cycles"]}
+        else:
+            executed, kernel, cut = apart["instructions"][i], apart["kernels"][i], launch
+        found.append((launch, executed, terms_of(cut, executed, kernel, gpu)))
     return Prediction(
         launches=len(launches),
         map_bytes=sum(launch["read_bytes"] + launch["written_bytes"] for launch in launches),

@@ -138,8 +138,8 @@ all units can be one launch of a cluster for each image, between the stem and th
 (`csrc/cuda/stages.h`). That is asked for, `torch.ops.snv2.gpu_tune(stages=1)` where it is
 expected to be faster, and not the rule before a GPU has run it. On the H200; the cycles of a CTA
 are those that `benchmarks/sass_path.py` walks through in its machine code, executed instructions
-are counted on one image, and 16 clusters run at once. Beside it stands a launch for each unit, as
-above.
+are counted on one image, and the clusters run all at once. Beside it stands a launch for each
+unit, as above.
 
 | width | batch | launches | maps, MB | weights, MB | M instructions | launches | memory | L2 \
 | tensor | issue | latency | predicted, us | a launch for each unit, us | measured, us |
@@ -237,8 +237,7 @@ def stage_lines() -> Iterable[str]:
         for batch in STAGES_BATCHES:
             p = predict_stages(row, batch)
             terms = " | ".join(us(term) for term in p.terms.each)
-            known = batch in BATCHES
-            apart = us(predict(row["width"], batch, GPUS[0]).total, 0) if known else ""
+            apart = us(predict(row["width"], batch, GPUS[0]).total, 0)
             yield (
                 f"| {row['width'].replace('_', '.')} | {batch} | {p.launches}"
                 f" | {p.map_bytes / 1e6:.1f} | {p.weight_bytes / 1e6:.1f}"

@@ -78,7 +78,7 @@ CHAINS = {6: 3640}
 
 # The same of all units in one launch, from the first one's first product to the last one's second,
 # and of a unit of stride 1 of stage 3 in it, which has 1,900 as its goal.
-STAGES = {"x0_5": 66_000, "x1_0": 82_000}
+STAGES = {"x0_5": 47_000, "x1_0": 82_000}
 STAGES_UNIT, STAGES_UNIT_GOAL = 3400, 1900
 STAGES_KERNEL = "stages_kernel<half_t>"
 
@@ -246,6 +246,8 @@ def test_stores_of_planes_are_wide(sass: ModuleType, arch: str) -> None:
 def test_barriers_that_wait_for_global_memory(sass: ModuleType) -> None:
     for name, rows in kernels(sass).items():
         if "<half_t" not in name or "AnyActivation" in name:
+            continue
+        if name == STAGES_KERNEL:  # whose waits lie at its end, and jump back over all else
             continue
         inside = {
             row.address
