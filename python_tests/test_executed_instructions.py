@@ -145,7 +145,7 @@ def test_units_in_one_launch(
             executed = instructions(lambda: fused(x))
     finally:
         operators().gpu_tune()
-    check(executed / 1e6, bound)
+    check(executed / 1e6, bound, None)
 
 
 @pytest.mark.parametrize(
