@@ -619,7 +619,7 @@ snv2_add_mutant(stages_with_one_place_for_words TYPE half_t
   EXPECT "under way")
 
 snv2_add_mutant(stages_with_one_barrier_of_rows TYPE half_t
-  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
+  FILE cuda/stages_load.h OF cuda/stages.cu IN gpu_stage_clusters CASES of_all_sizes
   TEXT "return first_ + (unit & 1); }"
   BECOMES "return first_; }"
   EXPECT "read at unit_convolve.h" "under way")
@@ -675,7 +675,7 @@ snv2_add_mutant(stages_without_wait_for_tables TYPE half_t
   EXPECT "cp_async_wait")
 
 snv2_add_mutant(stages_that_fill_tables_with_the_first_plane TYPE half_t
-  FILE cuda/stages.h OF cuda/stages.cu IN gpu_stage_clusters CASES infinity_beside
+  FILE cuda/stages_load.h OF cuda/stages.cu IN gpu_stage_clusters CASES infinity_beside
   TEXT [[params.maps[unit.in].planes);
       return;]] BECOMES [[0);
       return;]]
