@@ -75,6 +75,29 @@ def test_function(name: str, layout: str) -> None:
     assert told(LightMode(), function, order) == told(whole, function, order)
 
 
+OF_ANY_SHAPE = {
+    "add": lambda x: x + x, "cat rows": lambda x: torch.cat([x, x], 2), "silu": F.silu,
+    "cat last": lambda x: torch.cat([x, x], -1), "clone": lambda x: x.clone(),
+    "empty": torch.empty_like, "avg": lambda x: F.avg_pool2d(x, 1),
+    "pointwise": lambda x: F.conv2d(x, x.new_empty(4, x.shape[1], 1, 1)),
+    "gate": lambda x: x * x.mean((2, 3), keepdim=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 8, 1, 1), (1, 1, 5, 5), (1, 8, 3, 3)])
+@pytest.mark.parametrize("name", OF_ANY_SHAPE)
+def test_dimensions_of_one_element(name: str, shape: tuple[int, ...]) -> None:
+    """Channels-last maps are known by the strides of these."""
+
+    def function(x: Tensor) -> Tensor:
+        of_shape = torch.empty(shape, memory_format=torch.channels_last)
+        out: Tensor = OF_ANY_SHAPE[name](of_shape)
+        return out
+
+    layout, whole = torch.contiguous_format, FakeTensorMode(allow_non_fake_inputs=True)
+    assert told(LightMode(), function, layout) == told(whole, function, layout)
+
+
 KERNELS = [(1, 1, 1, 0, 1), (3, 2, 1, 1, 1), (3, 1, 8, 1, 1), (5, 1, 2, 4, 2), (9, 1, 1, 0, 2)]
 
 

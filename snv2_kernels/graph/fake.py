@@ -64,7 +64,8 @@ def _is_plain(*tensors: Any) -> bool:
 
 
 def _descends(t: Tensor) -> bool:
-    strides = [stride for size, stride in zip(t.shape, t.stride(), strict=True) if size != 1]
+    # Also of dimensions of one element, by whose strides PyTorch knows channels-last maps.
+    strides = list(t.stride())
     return t.numel() > 0 and 0 not in strides and strides == sorted(strides, reverse=True)
 
 
