@@ -11,7 +11,7 @@
 //   3. second product, and that of the projection                 planes that a table names
 //
 // Neighbours wait for each other's rows and for nothing else: stores to them count their bytes at a
-// barrier of the receiver, who knows how many will come. He may be a unit behind, so that barriers
+// barrier of the receiver, which knows how many will come. It may be a unit behind, so that barriers
 // alternate, and MID has a place of its own from the unit before on (stages_cut.h). At stride 2,
 // where no row goes up, a word does, or the CTA above could be two units ahead.
 //
