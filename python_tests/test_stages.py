@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from _cases import draw, small_network
+from _cases import draw
 from _ptx import NAME as PTX_NAME
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ def kernels_of(model: nn.Module, batch: int, size: int, dtype: torch.dtype = HAL
     return [launch["kernel"] for launch in gpu.launches(plan.words, batch, size, size, device)]
 
 
-# Pairs of networks, images and dtypes: clusters of 2, 3, 5, 7 and 8 CTAs, the last of them with
+# Pairs of networks, images and dtypes: clusters of 2, 3, 5, 6 and 8 CTAs, the last of them with
 # fewer rows than the others (72, 168), and odd maps (129).
 @pytest.mark.parametrize(
     ("make", "batch", "size", "dtype"),
@@ -141,14 +141,14 @@ def test_the_faster_way_is_chosen() -> None:
     assert len(many) == 19
 
 
-def test_no_cluster_is_described_beyond_the_device() -> None:
-    """CTAs of eight rows at most: an H200's clusters have eight CTAs."""
-    plan = snv2.fuse(small_network())._gpu_plan(HALF, torch.device("cpu"))
+def test_clusters_are_no_larger_than_the_devices() -> None:
+    """The last map of eight rows takes four CTAs of two then."""
+    plan = snv2.fuse(narrow())._gpu_plan(HALF, torch.device("cpu"))
     with stages("cuda-emulated"):
-        for size in (32, 64, 224, 352):
-            for launch in gpu.launches(plan.words, 1, size, size):
-                assert launch["cluster"] <= 8
-                assert launch["ctas"] % launch["cluster"] == 0
+        found = [gpu.launches(plan.words, 1, 256, 256, {"cluster": most}) for most in (8, 4)]
+    clusters = [k["cluster"] for ks in found for k in ks if k["kernel"] == "stages"]
+    assert clusters[0] == 8
+    assert clusters[1:] == [4] * len(clusters[1:])
 
 
 def test_ptx_agrees_whatever_the_order_of_warps(gpu_backend: str) -> None:

@@ -11,9 +11,9 @@
 //   3. second product, and that of the projection                 planes that a table names
 //
 // Neighbours wait for each other's rows and for nothing else: stores to them count their bytes at a
-// barrier of the receiver, which knows how many will come. It may be a unit behind, so that barriers
-// alternate, and MID has a place of its own from the unit before on (stages_cut.h). At stride 2,
-// where no row goes up, a word does, or the CTA above could be two units ahead.
+// barrier of the receiver, which knows how many will come. It may be a unit behind, so that
+// barriers alternate, and MID has a place of its own from the unit before on (stages_cut.h). At
+// stride 2, where no row goes up, a word does, or the CTA above could be two units ahead.
 //
 // Split, concat and shuffle are the tables of the plan, as between launches (snv2/gpu_plan.h).
 // Matrices come from L2 when they are used, to the warps that use them (stages_weights.h); biases,
@@ -95,7 +95,7 @@ struct FinishedRows {
     for (int half = 0; half < 2; ++half) of[half] = pixels_of<T>(words[half]);
   }
 };
-// The first of them, from the first block on.
+// Returns the column of a lane's first pixel, counted from the first block on.
 template <int kBlocks>
 SNV2_DEVICE int finished_column() {
   const int t = lane_of_warp() % 4;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "cuda/stages_cut.h"
@@ -20,7 +21,7 @@ struct StagesModel {
   static constexpr double kPhase = 60;        // instructions of a warp, whatever its jobs
   static constexpr double kNeighbours = 250;  // cycles until their rows are there
   static constexpr double kJob = 190, kJobCycles = 620;
-  // Of a tile of the depth, and of a block of columns of it.
+  // Instructions and cycles of a tile along the depth, and of each block of columns in it.
   static constexpr double kTile = 6, kTileCycles = 20, kBlock = 2.1, kBlockCycles = 7;
   static constexpr double kQuad = 40, kQuadCycles = 450;  // of one that makes place for another
   static constexpr double kTask = 230, kRow = 122, kOfTwoRows = 1.43, kAlone = 1.75;

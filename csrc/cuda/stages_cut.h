@@ -79,21 +79,13 @@ struct StagesCut {
 
 // The paper's unit, between planes.
 inline bool is_staged_unit(const GpuStep& step) {
-  const auto papers = [](const GpuWindow& window, const GpuActivation& dw,
-                         const GpuActivation& pw) {
-    return window.window == 3 && window.dilation == 1 && dw.kind == Activation::kIdentity &&
-           pw.kind == Activation::kRelu;
-  };
   return step.kind == GpuStepKind::kUnit && step.parts == kWholeBranch &&
          step.in_buffer != kCallersMap && step.out_buffer != kNoBuffer &&
-         step.result == kNoResult && step.pw1_activation.kind == Activation::kRelu &&
-         papers(step.dw_window, step.dw_activation, step.pw2_activation) &&
-         (step.stride == 1 ||
-          (step.proj_channels > 0 &&
-           papers(step.proj_dw_window, step.proj_dw_activation, step.proj_activation)));
+         step.result == kNoResult && (step.stride == 1 || step.proj_channels > 0) &&
+         is_papers_unit(step);
 }
 
-// Whether a step reads all planes that later ones need, and its table names them.
+// True if a step reads all planes that later ones need, and its table names them.
 inline bool reads_all(const GpuStep& step) {
   return step.kind == GpuStepKind::kHead || (step.kind == GpuStepKind::kUnit && step.stride == 2 &&
                                              step.parts == kWholeBranch && step.proj_channels > 0);
@@ -295,7 +287,7 @@ StagesCut cut_stages(StagesParams<T>& params, const GpuPlan& plan, const GpuStep
     params.start[warp] = static_cast<unsigned char>(next);
   }
 
-  // What the cluster turns around at the end.
+  // The result, which the cluster turns around at the end.
   const StagedMap& last = params.maps[map_count - 1];
   const GpuStep& next = first[steps];
   params.results = static_cast<int>(next.in_channels);

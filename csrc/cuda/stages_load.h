@@ -1,4 +1,4 @@
-// What a CTA of stages.h waits for and what it loads: barriers, parameters, the first map.
+// Barriers of a CTA of stages.h, and its loads of parameters and of the first map.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ SNV2_DEVICE Shared<T> shared_at(int bytes) {
 
 // Barriers --------------------------------------------------------------------------------------
 
-// Those of a CTA, behind the ones of the warps' rings.
+// Barriers of a CTA, which follow those of the warps' rings.
 class StageBarriers {
  public:
   SNV2_DEVICE explicit StageBarriers(int rings_at)
@@ -26,12 +26,12 @@ class StageBarriers {
       for (int i = 0; i < kStageBarriers; ++i) barrier_init(first_ + i, 1);
     }
   }
-  // Of the rows that neighbours store for a unit.
+  // Returns the barrier of the rows that neighbours store for a unit.
   SNV2_DEVICE Shared<uint64_t> rows(int unit) const { return first_ + (unit & 1); }
   SNV2_DEVICE void wait_for_rows(int unit) const {
     barrier_wait_cluster(rows(unit), unit >> 1 & 1);
   }
-  // Of the numbers of a unit.
+  // Returns the barrier of a unit's biases and depthwise convolutions.
   SNV2_DEVICE Shared<uint64_t> parameters() const { return first_ + 2; }
   SNV2_DEVICE void wait_for_parameters(int unit) const { barrier_wait(parameters(), unit & 1); }
 
@@ -98,7 +98,7 @@ SNV2_DEVICE void zero(Shared<T> to, int count) {
     store_vector<kVector>(to + i, Vector<T, kVector>{});
   }
 }
-// Those in the rows that a CTA would have if the image had more: products take all.
+// Stores zeros in the rows that a CTA would have if the image had more: products take all.
 template <class T>
 SNV2_DEVICE void zero_missing(Shared<T> own, const StagedMap& map, int rank) {
   const int rows = map.own(rank);

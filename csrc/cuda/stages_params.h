@@ -33,7 +33,7 @@ struct StagedMap {
   int planes;
 
   constexpr int first(int rank) const { return rank * rows; }
-  // Rows that there are of this CTA's.
+  // Returns how many of a CTA's rows the image has.
   constexpr int own(int rank) const {
     const int left = height - first(rank);
     return left < rows ? left : rows;

@@ -103,7 +103,7 @@ class StraightRows {
   SNV2_DEVICE StraightRows(Shared<T> rows, int pitch)
       : line_(rows + (lane_of_warp() % 16 * pitch + lane_of_warp() / 16 * kBlock)),
         step_(16 * pitch) {}
-  // Of tile `at` of a quad.
+  // Returns the lane's row of tile `at` of a quad.
   SNV2_DEVICE Address<T> row(int at) const { return line_ + at * step_; }
   SNV2_DEVICE void next_quad() { line_ = line_ + kQuadTiles * step_; }
 

@@ -4,24 +4,11 @@
 #include "cuda/unit_launch.h"
 
 namespace snv2::SNV2_GPU {
-namespace {
-
-bool papers(const GpuWindow& window, const GpuActivation& dw, const GpuActivation& pw) {
-  return window.window == 3 && window.dilation == 1 && dw.kind == Activation::kIdentity &&
-         pw.kind == Activation::kRelu;
-}
-
-}  // namespace
 
 void run_unit(const StepCall& call, LaunchInfo* info) {
   const GpuStep& step = *call.step;
   if (step.parts != kWholeBranch) return run_piece(call, info);
-  if (step.pw1_activation.kind != Activation::kRelu ||
-      !papers(step.dw_window, step.dw_activation, step.pw2_activation) ||
-      (step.proj_channels > 0 &&
-       !papers(step.proj_dw_window, step.proj_dw_activation, step.proj_activation))) {
-    return run_any_unit(call, info);
-  }
+  if (!is_papers_unit(step)) return run_any_unit(call, info);
   with_type(call.plan->dtype(), [&](auto zero) {
     using T = decltype(zero);
     if (step.stride == 1) {

@@ -9,6 +9,19 @@
 
 namespace snv2::SNV2_GPU {
 
+// True for ReLU after all products, nothing after the convolutions, and windows of 3x3.
+inline bool is_papers_unit(const GpuStep& step) {
+  const auto papers = [](const GpuWindow& window, const GpuActivation& dw,
+                         const GpuActivation& pw) {
+    return window.window == 3 && window.dilation == 1 && dw.kind == Activation::kIdentity &&
+           pw.kind == Activation::kRelu;
+  };
+  return step.pw1_activation.kind == Activation::kRelu &&
+         papers(step.dw_window, step.dw_activation, step.pw2_activation) &&
+         (step.proj_channels == 0 ||
+          papers(step.proj_dw_window, step.proj_dw_activation, step.proj_activation));
+}
+
 // Where a unit's weights are.
 enum class Weights : int64_t { kResident = 1, kDirect = 2, kClustered = 3 };
 
