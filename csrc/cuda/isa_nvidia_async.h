@@ -55,40 +55,32 @@ SNV2_DEVICE void barrier_expect(Barrier<uint64_t> barrier, int bytes) {
 #endif
 }
 
+#if __CUDA_ARCH__ >= 900
+#define SNV2_WAIT(ACQUIRE)                                         \
+  int done;                                                        \
+  do {                                                             \
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity" ACQUIRE \
+                 ".shared::cta.b64 p, [%1], %2; "                  \
+                 "selp.s32 %0, 1, 0, p;}"                          \
+                 : "=r"(done)                                      \
+                 : "r"(detail::address_of(barrier)), "r"(parity)   \
+                 : "memory");                                      \
+  } while (done == 0)
+#else
+#define SNV2_WAIT(ACQUIRE) __trap()
+#endif
+
 // Waits until the phase of that parity is complete: all arrivals and all bytes are there. What
 // other CTAs stored is only for those who wait for it by barrier_wait_cluster().
 template <template <class> class Barrier>
 SNV2_DEVICE void barrier_wait(Barrier<uint64_t> barrier, int parity) {
-#if __CUDA_ARCH__ >= 900
-  int done;
-  do {
-    asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
-        "selp.s32 %0, 1, 0, p;}"
-        : "=r"(done)
-        : "r"(detail::address_of(barrier)), "r"(parity)
-        : "memory");
-  } while (done == 0);
-#else
-  __trap();
-#endif
+  SNV2_WAIT("");
 }
 template <template <class> class Barrier>
 SNV2_DEVICE void barrier_wait_cluster(Barrier<uint64_t> barrier, int parity) {
-#if __CUDA_ARCH__ >= 900
-  int done;
-  do {
-    asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
-        "selp.s32 %0, 1, 0, p;}"
-        : "=r"(done)
-        : "r"(detail::address_of(barrier)), "r"(parity)
-        : "memory");
-  } while (done == 0);
-#else
-  __trap();
-#endif
+  SNV2_WAIT(".acquire.cluster");
 }
+#undef SNV2_WAIT
 
 // Orders what this thread has stored before bulk copies to the same places, which others start
 // after a barrier of the CTA.
