@@ -4,12 +4,22 @@
 #include <cstring>
 #include <stdexcept>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
 
 #include "cpu/kernels.h"
+
+#if defined(SNV2_HAVE_AMX)
+#include "cpu/amx/kernels.h"
+#endif
 
 namespace snv2::cpu {
 
@@ -56,7 +66,7 @@ extern const MapKernels<BFloat16> kMapKernels;
 
 namespace {
 
-constexpr int kMaxTables = 6;
+constexpr int kMaxTables = 7;
 
 // The kernels of one instruction set in all but the maps of integers.
 [[maybe_unused]] Kernels with_integers(Kernels kernels, const char* name,
@@ -112,6 +122,43 @@ const Kernels& avx512_bf16_table() {
 }
 #endif
 
+#if defined(SNV2_HAVE_AMX)
+// AVX-512 in all but what is worth a product in tiles. A processor with tiles has all the others.
+const Kernels& amx_table() {
+  static const MapKernels<BFloat16> bfloat16 = [] {
+    MapKernels<BFloat16> kernels = avx512_bf16::kMapKernels;
+    kernels.pointwise = amx::pointwise;
+    kernels.pointwise_mean = amx::pointwise_mean;
+    kernels.linear = amx::linear;
+    kernels.expand_depthwise = amx::expand_depthwise;
+    kernels.stem = amx::stem;
+    return kernels;
+  }();
+  static const Kernels table = [] {
+    Kernels kernels = avx512_bf16_table();
+    kernels.name = "amx";
+    kernels.bfloat16 = &bfloat16;
+    return kernels;
+  }();
+  return table;
+}
+
+// Returns whether the processor has tiles of bfloat16 and bytes, and the kernel lets this process
+// use them: it then keeps 8 KB more of each thread that does.
+bool has_tiles() {
+#if defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr unsigned kAll = kBFloat16 | kTile | kInt8;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return (d & kAll) == kAll && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 struct Available {
   const Kernels* tables[kMaxTables];
   const char* names[kMaxTables + 1] = {};
@@ -127,6 +174,9 @@ struct Available {
         has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     [[maybe_unused]] const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
+#if defined(SNV2_HAVE_AMX)
+    if (has_vnni && __builtin_cpu_supports("avx512bf16") && has_tiles()) add(&amx_table());
+#endif
 #if defined(SNV2_HAVE_AVX512_BF16)
     if (has_vnni && __builtin_cpu_supports("avx512bf16")) add(&avx512_bf16_table());
 #endif

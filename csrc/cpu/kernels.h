@@ -225,7 +225,7 @@ struct Kernels {
 };
 
 // Floats of scratch for one thread.
-constexpr int64_t kMaxPanelGroup = 3;
+constexpr int64_t kMaxPanelGroup = 4;
 
 // Rows of the input that lie in scratch at a time. Wide windows need no more than there are.
 inline int64_t depthwise_rows(const DepthwiseShape& shape) {

@@ -1,0 +1,104 @@
+// The products of networks in bfloat16, in tiles.
+#include "cpu/amx/kernels.h"
+#include "cpu/amx/results.h"
+#include "cpu/amx/tiles.h"
+
+namespace snv2::cpu::SNV2_ISA {
+namespace {
+
+// f(sums, first panel, panels, first pixel, pixels) of each group of a product's panels and each
+// tile of its pixels.
+template <class Out, class F>
+void for_tiles(const Pointwise<Element, Out>& op, Range panels, Range pixels, const F& f) {
+  alignas(64) char x[kGatheredBytes];
+  alignas(64) float sums[kTilePanels * kTileFloats];
+  const Cut cut(pixels.size());
+  const int64_t stride = gathered_stride(op.depth), weight_panel = (op.depth + 1) * kPanel;
+  const int64_t at_a_time = kGatheredBytes / stride / cut.pixels * cut.pixels;
+  const Tiles tiles(cut.pixels, op.depth);
+  for (int64_t first = pixels.begin; first < pixels.end; first += at_a_time) {
+    const int64_t count = std::min(at_a_time, pixels.end - first);
+    gather(op.x + first * kPanel, op.offsets, op.depth, count, x, stride);
+    for_tile_groups(panels, [&](int64_t panel, int64_t group) {
+      const float* const weights = op.weights + panel * weight_panel;
+      for (int64_t p = 0; p < count; p += cut.pixels) {
+        tile_product<Element>(group, {x + p * stride, stride, op.depth}, weights + kPanel,
+                              weight_panel, sums);
+        f(sums, panel, group, first + p, std::min(cut.pixels, count - p));
+      }
+    });
+  }
+}
+
+template <class Out>
+void block_product(const Pointwise<Element, Out>& op, Range panels, Range pixels) {
+  const int64_t weight_panel = (op.depth + 1) * kPanel;
+  for_tiles(op, panels, pixels,
+            [&](float* sums, int64_t panel, int64_t group, int64_t first, int64_t count) {
+              const Element* added[kTilePanels];
+              for (int64_t g = 0; op.added != nullptr && g < group; ++g) {
+                added[g] = op.map + (op.added[panel + g] * op.pixels + first) * kPanel;
+              }
+              finish_tile(sums, group, count, op.weights + panel * weight_panel, weight_panel,
+                          op.act.from_panel(panel), op.added != nullptr ? added : nullptr,
+                          op.y + panel * op.y_panel + first * kPanel, op.y_panel);
+            });
+}
+
+template <class Out>
+bool fits_tiles(const Pointwise<Element, Out>& op) {
+  if (op.block_count == 0) return op.depth <= kMaxTileDepth;
+  return std::all_of(op.blocks, op.blocks + op.block_count,
+                     [](const Block& block) { return block.depth <= kMaxTileDepth; });
+}
+
+template <class Out>
+void product(const Pointwise<Element, Out>& op, Range panels, Range pixels) {
+  for_blocks(op, panels, [&](const Pointwise<Element, Out>& block, Range taken, int64_t) {
+    block_product(block, taken, pixels);
+  });
+}
+
+}  // namespace
+
+void pointwise(const Pointwise<Element, Element>& op, Range panels, Range pixels) {
+  if (pixels.size() == 0) return;
+  if (!fits_tiles(op)) return avx512_bf16::kMapKernels.pointwise(op, panels, pixels);
+  product(op, panels, pixels);
+}
+
+void linear(const Pointwise<Element, float>& op, Range panels, Range pixels) {
+  if (pixels.size() == 0) return;
+  if (!fits_tiles(op)) return avx512_bf16::kMapKernels.linear(op, panels, pixels);
+  product(op, panels, pixels);
+}
+
+void pointwise_mean(const Pointwise<Element, Element>& op, Range panels) {
+  if (!fits_tiles(op)) return avx512_bf16::kMapKernels.pointwise_mean(op, panels);
+  const float scale = 1.0f / static_cast<float>(op.pixels);
+  const int64_t weight_panel = (op.depth + 1) * kPanel;
+  constexpr int64_t kSummedPanels = 64;  // at a time
+  alignas(64) float totals[kSummedPanels * kPanel];
+  for (int64_t begin = panels.begin; begin < panels.end; begin += kSummedPanels) {
+    const Range taken{begin, std::min(begin + kSummedPanels, panels.end)};
+    std::fill(totals, totals + taken.size() * kPanel, 0.0f);
+    for_tiles(op, taken, {0, op.pixels},
+              [&](float* sums, int64_t panel, int64_t group, int64_t, int64_t count) {
+                finish_tile(sums, group, count, op.weights + panel * weight_panel, weight_panel,
+                            op.act.from_panel(panel), nullptr, sums, kTileFloats);
+                for (int64_t g = 0; g < group; ++g) {
+                  Vec sum = {};
+                  for (int64_t p = 0; p < count; ++p) {
+                    sum += load(sums + g * kTileFloats + p * kPanel);
+                  }
+                  float* const total = totals + (panel + g - taken.begin) * kPanel;
+                  store(total, load(total) + sum);
+                }
+              });
+    for (int64_t panel = taken.begin; panel < taken.end; ++panel) {
+      store(op.y + panel * op.y_panel, load(totals + (panel - taken.begin) * kPanel) * scale);
+    }
+  }
+}
+
+}  // namespace snv2::cpu::SNV2_ISA

@@ -1,0 +1,209 @@
+// Matrix products in Intel's tiles (AMX): 16 pixels x 16 outputs, 16 words at a time.
+//
+// A panel of packed weights is a tile of weights already: a row for each word, 16 outputs in it.
+// What has to be made is the other factor, rows of words, as a gather of planes has them apart.
+// `gather` copies it, a panel's words at a time, to rows of whole cache lines; a row that crosses
+// lines would take a tile six times as long to load.
+//
+// A product of tiles takes 16 cycles for 16 pixels, 9 for 8 or fewer, whatever the words, and loads
+// and stores of tiles run beside it. So it is worth 16 (bfloat16) or 16 (bytes) of AVX-512's, and
+// what is around it, the copies, what follows a product and the depthwise layer, takes the longer.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/pointwise.h"
+
+namespace snv2::cpu::SNV2_ISA {
+
+inline constexpr int64_t kTileHeight = 16;
+inline constexpr int64_t kTileWords = 16;
+inline constexpr int64_t kTileFloats = kTileHeight * kPanel;
+inline constexpr int kTilePanels = 4;  // of outputs at a time, each with a tile of sums
+static_assert(kTilePanels <= kMaxPanelGroup);
+
+// Rows of gathered words that are in a buffer at a time; in more words a pixel is not run in tiles.
+inline constexpr int64_t kGatheredBytes = 64 * 1024;
+inline constexpr int64_t kMaxTileDepth = kGatheredBytes / 4 / kTileHeight;
+
+// Bytes of a row of gathered words.
+constexpr int64_t gathered_stride(int64_t depth) {
+  return ceil_div(depth, kTileWords) * kTileWords * 4;
+}
+
+// Tiles of sums are 0 to 3; 4 and 5 are factors, 6 and 7 those of the words that are left over.
+// The compiler's own intrinsics do not tell it that memory is read and written.
+#define SNV2_TILE_LOAD(tile, from, stride)                                   \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"((const void*)(from)), \
+               "r"((int64_t)(stride))                                        \
+               : "memory")
+#define SNV2_TILE_STORE(tile, to)                                                          \
+  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"((void*)(to)), "r"((int64_t)64) \
+               : "memory")
+#define SNV2_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile::: "memory")
+#define SNV2_TILE_DOT(In, sum, x, weights)                                              \
+  do {                                                                                  \
+    if constexpr (std::is_same_v<In, BFloat16>) {                                       \
+      asm volatile("tdpbf16ps %%tmm" #weights ", %%tmm" #x ", %%tmm" #sum::: "memory"); \
+    } else {                                                                            \
+      asm volatile("tdpbusd %%tmm" #weights ", %%tmm" #x ", %%tmm" #sum::: "memory");   \
+    }                                                                                   \
+  } while (false)
+
+// Shapes of the tiles while it lives.
+class Tiles {
+ public:
+  // `pixels` of each tile, and the words of a product of that `depth`.
+  Tiles(int64_t pixels, int64_t depth) {
+    const auto tail = static_cast<uint8_t>(depth % kTileWords);
+    const auto rows = static_cast<uint8_t>(pixels);
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    const auto set = [&](int tile, uint8_t height, int64_t words) {
+      config.rows[tile] = height;
+      config.row_bytes[tile] = static_cast<uint16_t>(words * 4);
+    };
+    for (int i = 0; i < kTilePanels; ++i) set(i, rows, kPanel);
+    set(4, rows, kTileWords);
+    set(5, kTileWords, kPanel);
+    if (tail > 0) {
+      set(6, rows, tail);
+      set(7, tail, kPanel);
+    }
+    asm volatile("ldtilecfg (%0)" ::"r"(&config) : "memory");
+  }
+  ~Tiles() { asm volatile("tilerelease" ::: "memory"); }
+  Tiles(const Tiles&) = delete;
+  Tiles& operator=(const Tiles&) = delete;
+};
+
+// How many tiles some pixels are cut into, of equal height, and that height.
+struct Cut {
+  int64_t count;
+  int64_t pixels;
+
+  // `multiple` divides the height.
+  explicit Cut(int64_t all, int64_t multiple = 1)
+      : count(ceil_div(all, kTileHeight)),
+        pixels(ceil_div(ceil_div(all, count), multiple) * multiple) {
+    count = ceil_div(all, pixels);
+  }
+};
+
+// y[p][k] = the word of pixel p at x + offsets[k], for rows y that are `stride` bytes apart.
+template <class In>
+void gather(const In* x, const int32_t* offsets, int64_t depth, int64_t pixels, char* y,
+            int64_t stride) {
+  constexpr int kPlanes = sizeof(float) / sizeof(In);
+  constexpr int kWords = kPanel / kPlanes;  // of a pixel of a panel
+  for (int64_t k = 0; k < depth;) {
+    const int32_t panel = offsets[k] & ~(kPanel - 1);
+    alignas(32) int32_t index[kWords] = {};
+    int count = 0;
+    do {
+      index[count] = (offsets[k + count] - panel) / kPlanes;
+      ++count;
+    } while (count < kWords && k + count < depth && (offsets[k + count] & ~(kPanel - 1)) == panel);
+    const auto live = static_cast<__mmask8>((1u << count) - 1);
+    const In* from = x + panel;
+    char* to = y + k * 4;
+    if constexpr (kWords == 8) {
+      const __m256i order = _mm256_load_si256(reinterpret_cast<const __m256i*>(index));
+      for (int64_t p = 0; p < pixels; ++p, from += kPanel, to += stride) {
+        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        _mm256_mask_storeu_epi32(to, live, _mm256_permutevar8x32_epi32(words, order));
+      }
+    } else {
+      const __m128i order = _mm_load_si128(reinterpret_cast<const __m128i*>(index));
+      for (int64_t p = 0; p < pixels; ++p, from += kPanel, to += stride) {
+        const __m128 words = _mm_loadu_ps(reinterpret_cast<const float*>(from));
+        _mm_mask_storeu_ps(to, live, _mm_permutevar_ps(words, order));
+      }
+    }
+    k += count;
+  }
+}
+
+// Words of a pixel: `runs` of `depth` words each, that are `pitch` bytes apart.
+struct TileRows {
+  const char* x;   // first pixel
+  int64_t stride;  // bytes between pixels
+  int64_t depth;
+  int64_t runs = 1;
+  int64_t pitch = 0;
+};
+
+// sums[panel][pixel][output] of the products of a tile of pixels with the weights of so many
+// panels, whose words begin at `weights` and are `panel` floats apart.
+template <class In, int kPanels>
+SNV2_INLINE void tile_product(const TileRows& rows, const float* weights, int64_t panel,
+                              float* sums) {
+  SNV2_TILE_ZERO(0);
+  if constexpr (kPanels > 1) SNV2_TILE_ZERO(1);
+  if constexpr (kPanels > 2) SNV2_TILE_ZERO(2);
+  if constexpr (kPanels > 3) SNV2_TILE_ZERO(3);
+  const int64_t tail = rows.depth % kTileWords;
+  const float* w = weights;
+#define SNV2_PANEL(index, x_tile, w_tile)          \
+  if constexpr (kPanels > index) {                 \
+    SNV2_TILE_LOAD(w_tile, w + index * panel, 64); \
+    SNV2_TILE_DOT(In, index, x_tile, w_tile);      \
+  }
+#pragma GCC unroll 1
+  for (int64_t run = 0; run < rows.runs; ++run) {
+    const char* x = rows.x + run * rows.pitch;
+    const char* const end = x + (rows.depth - tail) * 4;
+#pragma GCC unroll 1
+    for (; x != end; x += kTileWords * 4, w += kTileWords * kPanel) {
+      SNV2_TILE_LOAD(4, x, rows.stride);
+      SNV2_PANEL(0, 4, 5)
+      SNV2_PANEL(1, 4, 5)
+      SNV2_PANEL(2, 4, 5)
+      SNV2_PANEL(3, 4, 5)
+    }
+    if (tail != 0) {
+      SNV2_TILE_LOAD(6, x, rows.stride);
+      SNV2_PANEL(0, 6, 7)
+      SNV2_PANEL(1, 6, 7)
+      SNV2_PANEL(2, 6, 7)
+      SNV2_PANEL(3, 6, 7)
+      w += tail * kPanel;
+    }
+  }
+#undef SNV2_PANEL
+  SNV2_TILE_STORE(0, sums);
+  if constexpr (kPanels > 1) SNV2_TILE_STORE(1, sums + kTileFloats);
+  if constexpr (kPanels > 2) SNV2_TILE_STORE(2, sums + 2 * kTileFloats);
+  if constexpr (kPanels > 3) SNV2_TILE_STORE(3, sums + 3 * kTileFloats);
+}
+
+template <class In>
+SNV2_INLINE void tile_product(int64_t panels, const TileRows& rows, const float* weights,
+                              int64_t panel, float* sums) {
+  switch (panels) {
+    case 1:
+      return tile_product<In, 1>(rows, weights, panel, sums);
+    case 2:
+      return tile_product<In, 2>(rows, weights, panel, sums);
+    case 3:
+      return tile_product<In, 3>(rows, weights, panel, sums);
+    default:
+      return tile_product<In, 4>(rows, weights, panel, sums);
+  }
+}
+
+// f(first panel, panels) of groups that have their sums in tiles at a time, of equal size.
+template <class F>
+SNV2_INLINE void for_tile_groups(Range panels, const F& f) {
+  const int64_t groups = ceil_div(panels.size(), int64_t{kTilePanels});
+  for (int64_t i = 0; i < groups; ++i) {
+    const Range taken = part_of(panels.size(), groups, i);
+    f(panels.begin + taken.begin, taken.size());
+  }
+}
+
+}  // namespace snv2::cpu::SNV2_ISA
