@@ -11,7 +11,7 @@ namespace {
 template <class Out, class F>
 void for_tiles(const Pointwise<Element, Out>& op, Range panels, Range pixels, const F& f) {
   alignas(64) char x[kGatheredBytes];
-  alignas(64) float sums[kTilePanels * kTileFloats];
+  Pipeline pipeline;
   const Cut cut(pixels.size());
   const int64_t stride = gathered_stride(op.depth), weight_panel = (op.depth + 1) * kPanel;
   const int64_t at_a_time = kGatheredBytes / stride / cut.pixels * cut.pixels;
@@ -20,12 +20,18 @@ void for_tiles(const Pointwise<Element, Out>& op, Range panels, Range pixels, co
     const int64_t count = std::min(at_a_time, pixels.end - first);
     gather(op.x + first * kPanel, op.offsets, op.depth, count, x, stride);
     for_tile_groups(panels, [&](int64_t panel, int64_t group) {
-      const float* const weights = op.weights + panel * weight_panel;
-      for (int64_t p = 0; p < count; p += cut.pixels) {
-        tile_product<Element>(group, {x + p * stride, stride, op.depth}, weights + kPanel,
-                              weight_panel, sums);
+      const float* const weights = op.weights + panel * weight_panel + kPanel;
+      const auto finish = [&](float* sums, int64_t p) SNV2_INLINED {
         f(sums, panel, group, first + p, std::min(cut.pixels, count - p));
+      };
+      for (int64_t p = 0; p < count; p += cut.pixels) {
+        float* const sums = pipeline.next([&](float* to) SNV2_INLINED {
+          tile_product<Element>(group, {x + p * stride, stride, op.depth}, weights, weight_panel,
+                                to);
+        });
+        if (p > 0) finish(sums, p - cut.pixels);
       }
+      finish(pipeline.last(), (ceil_div(count, cut.pixels) - 1) * cut.pixels);
     });
   }
 }

@@ -100,7 +100,7 @@ void stem(const Stem<Element>& op, Range out_rows, float* scratch) {
     }
   }
 
-  alignas(64) float sums[kTilePanels * kTileFloats];
+  Pipeline pipeline;
   const int64_t width = op.conv_width();
   const Cut cut(width);
   const Tiles tiles(cut.pixels, run);
@@ -113,14 +113,20 @@ void stem(const Stem<Element>& op, Range out_rows, float* scratch) {
       },
       [&](int64_t rows, float* out, int64_t pitch) {
         for_tile_groups({0, panels}, [&](int64_t panel, int64_t group) {
-          for (int64_t p = 0; p < width; p += cut.pixels) {
-            const char* const x = strip + rows * pitch_bytes + 2 * p * pixel_bytes;
-            tile_product<Element>(group, {x, 2 * pixel_bytes, run, 3, pitch_bytes},
-                                  weights + panel * depth * kPanel, depth * kPanel, sums);
+          const auto finish = [&](float* sums, int64_t p) SNV2_INLINED {
             finish_tile(sums, group, std::min(cut.pixels, width - p),
                         op.weights + panel * weight_panel, weight_panel, op.act.from_panel(panel),
                         nullptr, out + panel * pitch + p * kPanel, pitch);
+          };
+          for (int64_t p = 0; p < width; p += cut.pixels) {
+            const char* const x = strip + rows * pitch_bytes + 2 * p * pixel_bytes;
+            float* const sums = pipeline.next([&](float* next) SNV2_INLINED {
+              tile_product<Element>(group, {x, 2 * pixel_bytes, run, 3, pitch_bytes},
+                                    weights + panel * depth * kPanel, depth * kPanel, next);
+            });
+            if (p > 0) finish(sums, p - cut.pixels);
           }
+          finish(pipeline.last(), (cut.count - 1) * cut.pixels);
         });
       });
 }

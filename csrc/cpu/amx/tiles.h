@@ -96,11 +96,12 @@ struct Cut {
 
 // y[p][k] = the word of pixel p at x + offsets[k], for rows y that are `stride` bytes apart.
 template <class In>
-void gather(const In* x, const int32_t* offsets, int64_t depth, int64_t pixels, char* y,
-            int64_t stride) {
+void gather_block(const In* x, const int32_t* offsets, int64_t depth, int64_t pixels, char* y,
+                  int64_t stride) {
   constexpr int kPlanes = sizeof(float) / sizeof(In);
   constexpr int kWords = kPanel / kPlanes;  // of a pixel of a panel
   for (int64_t k = 0; k < depth;) {
+    // Words of one panel
     const int32_t panel = offsets[k] & ~(kPanel - 1);
     alignas(32) int32_t index[kWords] = {};
     int count = 0;
@@ -113,18 +114,31 @@ void gather(const In* x, const int32_t* offsets, int64_t depth, int64_t pixels, 
     char* to = y + k * 4;
     if constexpr (kWords == 8) {
       const __m256i order = _mm256_load_si256(reinterpret_cast<const __m256i*>(index));
+#pragma GCC unroll 4
       for (int64_t p = 0; p < pixels; ++p, from += kPanel, to += stride) {
         const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
         _mm256_mask_storeu_epi32(to, live, _mm256_permutevar8x32_epi32(words, order));
       }
     } else {
       const __m128i order = _mm_load_si128(reinterpret_cast<const __m128i*>(index));
+#pragma GCC unroll 4
       for (int64_t p = 0; p < pixels; ++p, from += kPanel, to += stride) {
         const __m128 words = _mm_loadu_ps(reinterpret_cast<const float*>(from));
         _mm_mask_storeu_ps(to, live, _mm_permutevar_ps(words, order));
       }
     }
     k += count;
+  }
+}
+
+// The same in blocks whose rows stay in L1 while each panel adds its words to them.
+template <class In>
+void gather(const In* x, const int32_t* offsets, int64_t depth, int64_t pixels, char* y,
+            int64_t stride) {
+  const int64_t block = std::max<int64_t>(8, kGatheredBytes / 8 / stride);
+  for (int64_t p = 0; p < pixels; p += block) {
+    gather_block(x + p * kPanel, offsets, depth, std::min(block, pixels - p), y + p * stride,
+                 stride);
   }
 }
 
@@ -205,5 +219,23 @@ SNV2_INLINE void for_tile_groups(Range panels, const F& f) {
     f(panels.begin + taken.begin, taken.size());
   }
 }
+
+// Sums of two tiles: one of which the product is under way, and the one before.
+class Pipeline {
+ public:
+  // Starts product(sums) of the next tile, and returns the sums of the one before.
+  template <class F>
+  SNV2_INLINE float* next(const F& product) {
+    float* const before = sums_[at_];
+    at_ ^= 1;
+    product(sums_[at_]);
+    return before;
+  }
+  float* last() { return sums_[at_]; }
+
+ private:
+  alignas(64) float sums_[2][kTilePanels * kTileFloats];
+  int at_ = 0;
+};
 
 }  // namespace snv2::cpu::SNV2_ISA
