@@ -134,10 +134,19 @@ const Kernels& amx_table() {
     kernels.stem = amx::stem;
     return kernels;
   }();
+  static const MapKernels<UInt8> uint8 = [] {
+    MapKernels<UInt8> kernels = avx512_vnni::kInt8Kernels;
+    kernels.pointwise = amx::int8::pointwise;
+    kernels.pointwise_mean = amx::int8::pointwise_mean;
+    kernels.linear = amx::int8::linear;
+    kernels.expand_depthwise = amx::int8::expand_depthwise;
+    return kernels;
+  }();
   static const Kernels table = [] {
     Kernels kernels = avx512_bf16_table();
     kernels.name = "amx";
     kernels.bfloat16 = &bfloat16;
+    kernels.uint8 = &uint8;
     return kernels;
   }();
   return table;

@@ -29,7 +29,6 @@ void pointwise_mean(const Pointwise<UInt8, UInt8>& op, Range panels);
 void linear(const Pointwise<UInt8, float>& op, Range panels, Range pixels);
 void expand_depthwise(const ExpandDepthwise<UInt8>& op, Range panels, Range out_rows,
                       float* scratch);
-void stem(const Stem<UInt8>& op, Range out_rows, float* scratch);
 int64_t multiply_adds(int64_t count);
 
 }  // namespace int8

@@ -6,40 +6,10 @@
 namespace snv2::cpu::SNV2_ISA {
 namespace {
 
-// f(sums, first panel, panels, first pixel, pixels) of each group of a product's panels and each
-// tile of its pixels.
-template <class Out, class F>
-void for_tiles(const Pointwise<Element, Out>& op, Range panels, Range pixels, const F& f) {
-  alignas(64) char x[kGatheredBytes];
-  Pipeline pipeline;
-  const Cut cut(pixels.size());
-  const int64_t stride = gathered_stride(op.depth), weight_panel = (op.depth + 1) * kPanel;
-  const int64_t at_a_time = kGatheredBytes / stride / cut.pixels * cut.pixels;
-  const Tiles tiles(cut.pixels, op.depth);
-  for (int64_t first = pixels.begin; first < pixels.end; first += at_a_time) {
-    const int64_t count = std::min(at_a_time, pixels.end - first);
-    gather(op.x + first * kPanel, op.offsets, op.depth, count, x, stride);
-    for_tile_groups(panels, [&](int64_t panel, int64_t group) {
-      const float* const weights = op.weights + panel * weight_panel + kPanel;
-      const auto finish = [&](float* sums, int64_t p) SNV2_INLINED {
-        f(sums, panel, group, first + p, std::min(cut.pixels, count - p));
-      };
-      for (int64_t p = 0; p < count; p += cut.pixels) {
-        float* const sums = pipeline.next([&](float* to) SNV2_INLINED {
-          tile_product<Element>(group, {x + p * stride, stride, op.depth}, weights, weight_panel,
-                                to);
-        });
-        if (p > 0) finish(sums, p - cut.pixels);
-      }
-      finish(pipeline.last(), (ceil_div(count, cut.pixels) - 1) * cut.pixels);
-    });
-  }
-}
-
 template <class Out>
 void block_product(const Pointwise<Element, Out>& op, Range panels, Range pixels) {
   const int64_t weight_panel = (op.depth + 1) * kPanel;
-  for_tiles(op, panels, pixels,
+  for_tiles(op, 1, panels, pixels,
             [&](float* sums, int64_t panel, int64_t group, int64_t first, int64_t count) {
               const Element* added[kTilePanels];
               for (int64_t g = 0; op.added != nullptr && g < group; ++g) {
@@ -88,7 +58,7 @@ void pointwise_mean(const Pointwise<Element, Element>& op, Range panels) {
   for (int64_t begin = panels.begin; begin < panels.end; begin += kSummedPanels) {
     const Range taken{begin, std::min(begin + kSummedPanels, panels.end)};
     std::fill(totals, totals + taken.size() * kPanel, 0.0f);
-    for_tiles(op, taken, {0, op.pixels},
+    for_tiles(op, 1, taken, {0, op.pixels},
               [&](float* sums, int64_t panel, int64_t group, int64_t, int64_t count) {
                 finish_tile(sums, group, count, op.weights + panel * weight_panel, weight_panel,
                             op.act.from_panel(panel), nullptr, sums, kTileFloats);

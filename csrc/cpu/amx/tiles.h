@@ -238,4 +238,96 @@ class Pipeline {
   int at_ = 0;
 };
 
+// f(sums, first panel, panels, first pixel, pixels) of each group of a product's panels and each
+// tile of its pixels; packed weights of a panel have so many rows before them.
+template <class In, class Out, class F>
+void for_tiles(const Pointwise<In, Out>& op, int64_t rows_before, Range panels, Range pixels,
+               const F& f) {
+  alignas(64) char x[kGatheredBytes];
+  Pipeline pipeline;
+  const Cut cut(pixels.size());
+  const int64_t stride = gathered_stride(op.depth);
+  const int64_t weight_panel = (op.depth + rows_before) * kPanel;
+  const int64_t at_a_time = kGatheredBytes / stride / cut.pixels * cut.pixels;
+  const Tiles tiles(cut.pixels, op.depth);
+  for (int64_t first = pixels.begin; first < pixels.end; first += at_a_time) {
+    const int64_t count = std::min(at_a_time, pixels.end - first);
+    gather(op.x + first * kPanel, op.offsets, op.depth, count, x, stride);
+    for_tile_groups(panels, [&](int64_t panel, int64_t group) {
+      const float* const weights = op.weights + panel * weight_panel + rows_before * kPanel;
+      const auto finish = [&](float* sums, int64_t p) SNV2_INLINED {
+        f(sums, panel, group, first + p, std::min(cut.pixels, count - p));
+      };
+      for (int64_t p = 0; p < count; p += cut.pixels) {
+        float* const sums = pipeline.next([&](float* to) SNV2_INLINED {
+          tile_product<In>(group, {x + p * stride, stride, op.depth}, weights, weight_panel, to);
+        });
+        if (p > 0) finish(sums, p - cut.pixels);
+      }
+      finish(pipeline.last(), (ceil_div(count, cut.pixels) - 1) * cut.pixels);
+    });
+  }
+}
+
+// Rows of a unit's middle map that some rows of its depthwise result read.
+struct MiddleRows {
+  Range rows;
+  int64_t width;
+  Cut cut;  // of a row
+
+  // `multiple` divides the pixels of a tile.
+  MiddleRows(const DepthwiseShape& shape, Range out_rows, int64_t multiple = 1)
+      : rows{std::max<int64_t>(0, out_rows.begin * shape.stride - shape.reach()),
+             std::min(shape.height, (out_rows.end - 1) * shape.stride + shape.reach() + 1)},
+        width(shape.width),
+        cut(shape.width, multiple) {}
+
+  // Returns whether one row's words have room; a last tile reads beyond its row.
+  bool fits(int64_t depth) const {
+    return cut.count * cut.pixels * gathered_stride(depth) <= kGatheredBytes;
+  }
+};
+
+// Makes rows of a unit's middle map, which fit, in tiles: roll(first panel, panels, make_row) of
+// each group of panels shall call make_row(row, put) for each row in turn, which calls put(sums,
+// first pixel, pixels) for each of its tiles.
+template <class In, class Roll>
+void expand_rows(const Pointwise<In, float>& pw1, int64_t rows_before, Range panels,
+                 const MiddleRows& middle, const Roll& roll) {
+  alignas(64) char x[kGatheredBytes];
+  Pipeline pipeline;
+  const auto [rows, width, cut] = middle;
+  const int64_t stride = gathered_stride(pw1.depth);
+  const int64_t weight_panel = (pw1.depth + rows_before) * kPanel;
+  const Tiles tiles(cut.pixels, pw1.depth);
+  // All rows at once, if there is room, else each for each group of panels.
+  const int64_t beyond = cut.count * cut.pixels - width;
+  const bool at_once = (rows.size() * width + beyond) * stride <= kGatheredBytes;
+  const auto gather_rows = [&](int64_t row, int64_t count) {
+    gather(pw1.x + row * width * kPanel, pw1.offsets, pw1.depth, count * width, x, stride);
+  };
+  if (at_once) gather_rows(rows.begin, rows.size());
+  for_tile_groups(panels, [&](int64_t panel, int64_t group) {
+    const float* const weights = pw1.weights + panel * weight_panel + rows_before * kPanel;
+    const auto product = [&](int64_t row, int64_t p) SNV2_INLINED {
+      if (!at_once && p == 0) gather_rows(row, 1);
+      const char* const from = at_once ? x + (row - rows.begin) * width * stride : x;
+      return pipeline.next([&](float* sums) SNV2_INLINED {
+        tile_product<In>(group, {from + p * stride, stride, pw1.depth}, weights, weight_panel,
+                         sums);
+      });
+    };
+    product(rows.begin, 0);
+    roll(panel, group, [&](int64_t row, const auto& put) SNV2_INLINED {
+      for (int64_t p = 0; p < width; p += cut.pixels) {
+        const int64_t next = p + cut.pixels;
+        float* const sums = next < width         ? product(row, next)
+                            : row + 1 < rows.end ? product(row + 1, 0)
+                                                 : pipeline.last();
+        put(sums, p, std::min(cut.pixels, width - p));
+      }
+    });
+  });
+}
+
 }  // namespace snv2::cpu::SNV2_ISA
