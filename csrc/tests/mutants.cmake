@@ -8,6 +8,10 @@
 # CASES, the first that fails must say so with all the words of EXPECT. If it is a RACE,
 # ThreadSanitizer must find it too. The copy is compiled for one storage type, that of the case which
 # fails first: float, or the TYPE; "any" is all of them.
+# An empty BECOMES is one.
+if(POLICY CMP0174)
+  cmake_policy(SET CMP0174 NEW)
+endif()
 function(snv2_add_mutant name)
   cmake_parse_arguments(PARSE_ARGV 1 mutant "RACE" "TYPE;FILE;OF;IN;CASES;TEXT;BECOMES" "EXPECT")
   # Other sanitizers and processors have nothing to add.

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/amx/instructions.h"
 #include "cpu/pointwise.h"
 
 namespace snv2::cpu::SNV2_ISA {
@@ -32,37 +33,15 @@ constexpr int64_t gathered_stride(int64_t depth) {
   return ceil_div(depth, kTileWords) * kTileWords * 4;
 }
 
-// Tiles of sums are 0 to 3; 4 and 5 are factors, 6 and 7 those of the words that are left over.
-// The compiler's own intrinsics do not tell it that memory is read and written.
-#define SNV2_TILE_LOAD(tile, from, stride)                                   \
-  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"((const void*)(from)), \
-               "r"((int64_t)(stride))                                        \
-               : "memory")
-#define SNV2_TILE_STORE(tile, to)                                                          \
-  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"((void*)(to)), "r"((int64_t)64) \
-               : "memory")
-#define SNV2_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile::: "memory")
-#define SNV2_TILE_DOT(In, sum, x, weights)                                              \
-  do {                                                                                  \
-    if constexpr (std::is_same_v<In, BFloat16>) {                                       \
-      asm volatile("tdpbf16ps %%tmm" #weights ", %%tmm" #x ", %%tmm" #sum::: "memory"); \
-    } else {                                                                            \
-      asm volatile("tdpbusd %%tmm" #weights ", %%tmm" #x ", %%tmm" #sum::: "memory");   \
-    }                                                                                   \
-  } while (false)
-
-// Shapes of the tiles while it lives.
+// Shapes of the tiles while it lives: 0 to 3 are sums, 4 and 5 factors, 6 and 7 those of the words
+// that are left over.
 class Tiles {
  public:
   // `pixels` of each tile, and the words of a product of that `depth`.
   Tiles(int64_t pixels, int64_t depth) {
     const auto tail = static_cast<uint8_t>(depth % kTileWords);
     const auto rows = static_cast<uint8_t>(pixels);
-    struct alignas(64) {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
+    TileShapes config;
     const auto set = [&](int tile, uint8_t height, int64_t words) {
       config.rows[tile] = height;
       config.row_bytes[tile] = static_cast<uint16_t>(words * 4);
@@ -74,9 +53,9 @@ class Tiles {
       set(6, rows, tail);
       set(7, tail, kPanel);
     }
-    asm volatile("ldtilecfg (%0)" ::"r"(&config) : "memory");
+    SNV2_TILE_CONFIGURE(&config);
   }
-  ~Tiles() { asm volatile("tilerelease" ::: "memory"); }
+  ~Tiles() { SNV2_TILE_RELEASE(); }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
 };
