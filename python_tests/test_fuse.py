@@ -123,11 +123,15 @@ def test_small_images() -> None:
         assert_close(fused, model, draw(2, 3, height, width))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
-def test_special_values_stay_in_their_image(isa: str, value: float) -> None:
-    model = small_network()
+@pytest.mark.parametrize(
+    "value, dtype",
+    [(float("nan"), torch.float32), (float("inf"), torch.float32), (float("nan"), torch.bfloat16)],
+    ids=str,
+)
+def test_special_values_stay_in_their_image(isa: str, value: float, dtype: torch.dtype) -> None:
+    model = small_network().to(dtype)
     fused = snv2.fuse(model)
-    clean = draw(3, 3, 40, 52)
+    clean = draw(3, 3, 40, 52, dtype=dtype)
     dirty = clean.clone()
     dirty[1, 2, 17, 30] = value
     with torch.no_grad():
