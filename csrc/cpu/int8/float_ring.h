@@ -35,11 +35,7 @@ struct Ring {
   static constexpr int64_t pitch(int64_t width) { return (width + 2) * kPanel; }
 
   static void copy_row(const uint8_t* x, int64_t width, float* y) {
-    using Bytes = uint8_t __attribute__((vector_size(kLanes)));
-    for (int64_t i = 0; i < width * kPanel; i += kLanes) {
-      store(y + i,
-            __builtin_convertvector(__builtin_convertvector(load_ints<Bytes>(x + i), Ints), Vec));
-    }
+    for (int64_t i = 0; i < width * kPanel; i += kLanes) store(y + i, floats_of_bytes(x + i));
   }
 
   // The weights of a panel, tap by tap, and what follows them.

@@ -15,10 +15,10 @@ void pointwise(const Pointwise<UInt8, UInt8>& op, Range panels, Range pixels) {
 }
 
 void linear(const Pointwise<UInt8, float>& op, Range panels, Range pixels) {
-  product<kPanel>(Factors(op), panels, bytes(op.x) + pixels.begin * kPanel, pixels.size(),
-                  [&](int64_t panel) {
-                    return ToFloats{op.y + panel * op.y_panel + pixels.begin * kPanel, op.y_panel};
-                  });
+  gathered_product<kPanel>(
+      Factors(op), panels, bytes(op.x) + pixels.begin * kPanel, pixels.size(), [&](int64_t panel) {
+        return ToFloats{op.y + panel * op.y_panel + pixels.begin * kPanel, op.y_panel};
+      });
 }
 
 void pointwise_mean(const Pointwise<UInt8, UInt8>& op, Range panels) {

@@ -1,11 +1,10 @@
-// Products of rows of pixels with a layer's panels: tiles of bytes, or of factors that are widened
-// first where no instruction multiplies bytes.
+// Products of rows of pixels with a layer's panels.
 #pragma once
 
 #include "cpu/int8/tile.h"
 
-#if !defined(SNV2_DOTS_OF_BYTES)
-#include "cpu/int8/wide.h"
+#if defined(SNV2_PAIRS_OF_BYTES)
+#include "cpu/int8/pairs.h"
 #endif
 
 namespace snv2::cpu::SNV2_ISA::int8 {
@@ -40,7 +39,7 @@ void gathered_product(const Factors& factors, Range panels, const uint8_t* x, in
   });
 }
 
-#if defined(SNV2_DOTS_OF_BYTES)
+#if !defined(SNV2_PAIRS_OF_BYTES)
 
 template <int kXStride, class F>
 void product(const Factors& factors, Range panels, const uint8_t* x, int64_t pixels,
@@ -77,71 +76,57 @@ class RowProduct {
 template <int kXStride, class F>
 void product(const Factors& factors, Range panels, const uint8_t* x, int64_t pixels,
              const F& to_of) {
-  // For a few pixels widening costs more than it saves.
-  if (pixels <= kQuad || WideWeights::most(factors.depth) < kWidePanels) {
+  // For a few pixels sorting weights out costs more than it saves.
+  if (pixels <= kQuad || PairWeights::most(factors.depth) == 0) {
     return gathered_product<kXStride>(factors, panels, x, pixels, to_of);
   }
-  WidePixels wide;
-  WideWeights weights;
-  const int64_t chunks = ceil_div(pixels, WidePixels::most(factors.depth));
-  const int64_t chunk = ceil_div(ceil_div(pixels, chunks), kQuad) * kQuad;
-  for (int64_t begin = 0; begin < pixels; begin += chunk) {
-    const int64_t count = std::min(chunk, pixels - begin);
-    wide.fill<kXStride>(x + begin * kXStride, factors.offsets, factors.depth, count);
-    for_wide_groups(panels, factors.outputs, [&](int64_t panel, Group group) {
-      const Row row = factors.row(panel, x);
-      const auto to = to_of(panel);
-      weights.fill(row, group, 0);
-      const int16_t* const w = weights.at(0, row.depth);
-      run_group(Widened<decltype(to)>{row, w, wide, begin, to}, group, count);
-    });
+  PairWeights weights;
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    const Row row = factors.row(panel, x);
+    const int64_t vectors = live_vectors(panel, factors.outputs);
+    for (int64_t v = 0; v < vectors; ++v) weights.fill(row, 0, v);
+    paired_panel<kXStride>(row, weights, 0, vectors, to_of(panel), pixels);
   }
 }
 
-// The product of row after row with a group of panels, whose weights are widened once.
+// The product of row after row with a group of panels, whose weights are sorted out once.
 class RowProduct {
  public:
-  explicit RowProduct(const Factors& factors)
-      : factors_(factors), widens_(WideWeights::most(factors.depth) >= kWidePanels) {}
+  explicit RowProduct(const Factors& factors) : factors_(factors) {}
 
   // f(first panel, group) of groups that together are `panels`. In it `run` is for that group.
   template <class F>
   void for_each_group(Range panels, const F& f) {
-    const int64_t fit = WideWeights::most(factors_.depth) / kWidePanels * kWidePanels;
-    const int64_t most = std::clamp(fit, kWidePanels, kMaxPanelGroup);
+    const int64_t most = std::clamp<int64_t>(fit(), 1, kMaxPanelGroup);
     for (int64_t first = panels.begin; first < panels.end; first += most) {
       panels_ = {first, std::min(first + most, panels.end)};
-      bool half = false;
-      for_wide_groups(panels_, factors_.outputs, [&](int64_t panel, Group group) {
-        half = group.half;
-        if (widens_) weights_.fill(factors_.row(panel, nullptr), group, panel - first);
-      });
-      f(first, Group{panels_.size(), half});
+      int64_t vectors = kVecs;  // of the last panel
+      for (int64_t panel = first; panel < panels_.end; ++panel) {
+        vectors = live_vectors(panel, factors_.outputs);
+        if (fit() == 0) continue;
+        for (int64_t v = 0; v < vectors; ++v) {
+          weights_.fill(factors_.row(panel, nullptr), panel - first, v);
+        }
+      }
+      f(first, Group{panels_.size(), vectors < kVecs});
     }
   }
 
   template <int kXStride, class F>
   void run(const uint8_t* x, int64_t pixels, const F& to_of) {
-    if (!widens_) return gathered_product<kXStride>(factors_, panels_, x, pixels, to_of);
-    const int64_t most = WidePixels::most(factors_.depth);
-    for (int64_t begin = 0; begin < pixels; begin += most) {
-      const int64_t count = std::min(most, pixels - begin);
-      pixels_.fill<kXStride>(x + begin * kXStride, factors_.offsets, factors_.depth, count);
-      for_wide_groups(panels_, factors_.outputs, [&](int64_t panel, Group group) {
-        const Row row = factors_.row(panel, x);
-        const auto to = to_of(panel);
-        const int16_t* const w = weights_.at(panel - panels_.begin, row.depth);
-        run_group(Widened<decltype(to)>{row, w, pixels_, begin, to}, group, count);
-      });
+    if (fit() == 0) return gathered_product<kXStride>(factors_, panels_, x, pixels, to_of);
+    for (int64_t panel = panels_.begin; panel < panels_.end; ++panel) {
+      paired_panel<kXStride>(factors_.row(panel, x), weights_, panel - panels_.begin,
+                             live_vectors(panel, factors_.outputs), to_of(panel), pixels);
     }
   }
 
  private:
+  int64_t fit() const { return PairWeights::most(factors_.depth); }
+
   const Factors factors_;
-  const bool widens_;
   Range panels_{};
-  WidePixels pixels_;
-  WideWeights weights_;
+  PairWeights weights_;
 };
 
 #endif

@@ -18,11 +18,6 @@ struct AsLong {
   typedef T type __attribute__((vector_size(sizeof(V))));
 };
 
-template <class T, int kCount>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kCount * sizeof(T))));
-};
-
 using Ints = int32_t __attribute__((vector_size(kVectorBytes)));
 using HalfInts = int32_t __attribute__((vector_size(kHalfLanes * 4)));
 
@@ -119,15 +114,6 @@ SNV2_INLINE Weights<V> weights(V w) {
   return {(V)((s << 8) >> 8), (V)(s >> 8)};
 }
 
-// The first two weights of each lane, and the last two.
-template <class V>
-SNV2_INLINE Weights<V> neighbours(V w) {
-  using Bits = typename AsLong<uint32_t, V>::type;
-  const auto pairs = weights(w);
-  const V even = pairs.first, odd = pairs.second;
-  return {(even & 0xffff) | (odd << 16), (V)((Bits)even >> 16) | (odd & ~0xffff)};
-}
-
 // Sums of products of the two 16-bit integers in each lane.
 template <class V>
 SNV2_INLINE V sum_of_pairs(V a, V b) {
@@ -152,6 +138,49 @@ SNV2_INLINE void dot(const Planes<V>& x, const Weights<V>& w, V& sum) {
   sum += sum_of_pairs(x.first, w.first) + sum_of_pairs(x.second, w.second);
 }
 
+#if defined(__AVX2__)
+#define SNV2_PAIRS_OF_BYTES
+
+// Sums of products of four unsigned and four signed bytes in each lane, where those of neighbours
+// fit 16 bits, and whether they do whatever the unsigned bytes are: it saturates beyond, and with
+// 255 first.
+#if defined(__AVX512BW__)
+SNV2_INLINE Ints sum_of_bytes(Ints x, Ints w) {
+  return (Ints)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)x, (__m512i)w),
+                                 _mm512_set1_epi16(1));
+}
+SNV2_INLINE bool pairs_fit(Ints w) {
+  const __m512i most = _mm512_maddubs_epi16(_mm512_set1_epi8(-1), (__m512i)w);
+  return (_mm512_cmpeq_epi16_mask(most, _mm512_set1_epi16(32767)) |
+          _mm512_cmpeq_epi16_mask(most, _mm512_set1_epi16(-32768))) == 0;
+}
+#else
+SNV2_INLINE Ints sum_of_bytes(Ints x, Ints w) {
+  return (Ints)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)x, (__m256i)w),
+                                 _mm256_set1_epi16(1));
+}
+SNV2_INLINE bool pairs_fit(Ints w) {
+  const __m256i most = _mm256_maddubs_epi16(_mm256_set1_epi8(-1), (__m256i)w);
+  const __m256i high = _mm256_cmpeq_epi16(most, _mm256_set1_epi16(32767));
+  const __m256i low = _mm256_cmpeq_epi16(most, _mm256_set1_epi16(-32768));
+  const __m256i beyond = _mm256_or_si256(high, low);
+  return _mm256_testz_si256(beyond, beyond) != 0;
+}
+#endif
+
+// Half of each signed byte, rounded down. It and the rest are in [-64, 64], so pairs of them fit.
+SNV2_INLINE Ints halved(Ints w) {
+  using Bits = typename AsLong<uint32_t, Ints>::type;
+  using Bytes = typename AsLong<int8_t, Ints>::type;
+  const Bits above = ((Bits)w ^ 0x80808080u) >> 1 & 0x7f7f7f7fu;  // 64 more
+  return (Ints)((Bytes)above - 64);
+}
+SNV2_INLINE Ints difference_of_bytes(Ints a, Ints b) {
+  using Bytes = typename AsLong<int8_t, Ints>::type;
+  return (Ints)((Bytes)a - (Bytes)b);
+}
+#endif
+
 #endif
 
 // What the sums of an output start with, by its row of sums of weights.
@@ -161,6 +190,19 @@ SNV2_INLINE V first_sums([[maybe_unused]] const float* sums_of_weights) {
   return load_ints<V>(sums_of_weights) << kPlaneShift;
 #else
   return V{};
+#endif
+}
+
+// Bytes as floats.
+SNV2_INLINE Vec floats_of_bytes(const uint8_t* x) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_ints<__m128i>(x)));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x))));
+#else
+  using Bytes = uint8_t __attribute__((vector_size(kLanes)));
+  return __builtin_convertvector(__builtin_convertvector(load_ints<Bytes>(x), Ints), Vec);
 #endif
 }
 
