@@ -244,6 +244,10 @@ class PlaneCopy {
 // Rows that are marched along together: they share most of what they read.
 inline constexpr int kLines = 2;
 
+// The vectors of a march along pixels. Pixels begin anywhere in a cache line, so all loads and
+// stores of 64 bytes would meet two lines each.
+using RowVec = std::conditional_t<kVectorBytes == 64, HalfVec, Vec>;
+
 // Into the L2 cache: the lines of a strip of channels lie too far apart for the processor to
 // foresee them. Any address will do.
 template <class T>
@@ -323,7 +327,7 @@ SNV2_INLINE void dw_rows(const FeatureMap& x, int64_t first, int64_t channels,
     const int64_t image = i / height, row = i % height;
     const bool together = row + kLines <= height && i + kLines <= out_rows.end;
     const int64_t lines = dw.stride == 1 && together ? kLines : 1;
-    for_each_strip(channels, [&](auto v, int64_t c) SNV2_INLINED {
+    for_each_strip<RowVec>(channels, [&](auto v, int64_t c) SNV2_INLINED {
       using V = decltype(v);
       const int64_t count = channels < kLanesOf<V> ? channels : kLanesOf<V>;
       const Taps<V> taps = packed.taps<V>(c, count);

@@ -220,7 +220,7 @@ SNV2_INLINE V at_least(V lowest, V v) {
 
 // Calls f(V{}, first) for vectors that together cover [0, extent), the last of which may overlap
 // the one before; for an extent below all vectors once, for the shortest.
-template <class F>
+template <class Longest = Vec, class F>
 SNV2_INLINE void for_each_strip(int64_t extent, const F& f) {
   const auto cover = [&](auto v) SNV2_INLINED {
     constexpr int64_t kCount = kLanesOf<decltype(v)>;
@@ -228,8 +228,8 @@ SNV2_INLINE void for_each_strip(int64_t extent, const F& f) {
     for (; i + kCount < extent; i += kCount) f(v, i);
     f(v, extent > kCount ? extent - kCount : 0);
   };
-  if (extent >= kLanes) {
-    cover(Vec{});
+  if (extent >= kLanesOf<Longest>) {
+    cover(Longest{});
   } else {
     cover(HalfVec{});
   }

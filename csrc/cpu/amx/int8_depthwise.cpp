@@ -16,12 +16,12 @@ void expand_depthwise(const ExpandDepthwise<UInt8>& op, Range panels, Range out_
               [&](int64_t panel, int64_t group, const auto& make_row) SNV2_INLINED {
                 const float* const weights = op.pw1.weights + panel * packed_panel(op.pw1.depth);
                 roll_rows(
-                    op.dw, panel, group, out_rows, reinterpret_cast<uint8_t*>(scratch),
-                    [&](int64_t row, uint8_t* out, int64_t pitch) {
+                    op.dw, panel, Group{group, false}, out_rows, scratch,
+                    [&](int64_t row, Place* out, int64_t pitch) {
                       make_row(row, [&](const float* sums, int64_t p, int64_t count) SNV2_INLINED {
                         put_tile(sums, group, p, count, weights, op.pw1.depth,
                                  [&](int64_t g)
-                                     SNV2_INLINED { return ToQuads{out + g * pitch, pitch}; });
+                                     SNV2_INLINED { return Ring::To{out + g * pitch, pitch}; });
                       });
                     });
               });

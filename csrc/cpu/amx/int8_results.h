@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/amx/tiles.h"
-#include "cpu/int8/tile.h"
+#include "cpu/int8/results.h"
 
 namespace snv2::cpu::SNV2_ISA::int8 {
 

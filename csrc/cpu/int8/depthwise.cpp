@@ -1,6 +1,7 @@
 // Depthwise 3x3 on bytes, alone or behind the first product of a unit.
 #include "cpu/int8/depthwise_ring.h"
 #include "cpu/int8/kernels.h"
+#include "cpu/int8/products.h"
 
 namespace snv2::cpu::SNV2_ISA::int8 {
 
@@ -8,12 +9,13 @@ void expand_depthwise(const ExpandDepthwise<UInt8>& op, Range panels, Range out_
                       float* scratch) {
   const int64_t width = op.dw.shape.width;
   const auto* const x = bytes(op.pw1.x);
-  for_groups(panels, op.pw1.outputs, [&](int64_t panel, Group group) {
-    roll_rows(op.dw, panel, group.panels, out_rows, reinterpret_cast<uint8_t*>(scratch),
-              [&](int64_t index, uint8_t* out, int64_t pitch) {
-                const Row row = row_of(op.pw1.weights, panel, op.pw1.offsets, op.pw1.depth,
-                                       x + index * width * kPanel);
-                product_row<kPanel>(row, group, width, ToQuads{out, pitch});
+  RowProduct product{Factors(op.pw1)};
+  product.for_each_group(panels, [&](int64_t first, Group group) {
+    roll_rows(op.dw, first, group, out_rows, scratch,
+              [&](int64_t index, Place* out, int64_t pitch) {
+                product.run<kPanel>(x + index * width * kPanel, width, [&](int64_t panel) {
+                  return Ring::To{out + (panel - first) * pitch, pitch};
+                });
               });
   });
 }
@@ -24,12 +26,9 @@ void panel_depthwise(const PanelDepthwise<UInt8>& op, Range panels, Range out_ro
   const int64_t x_panel = shape.height * shape.width * kPanel;
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     const auto* const x = bytes(op.x) + op.panels[panel] * x_panel;
-    roll_rows(op.dw, panel, 1, out_rows, reinterpret_cast<uint8_t*>(scratch),
-              [&](int64_t index, uint8_t* out, int64_t) {
-                const uint8_t* const in = x + index * shape.width * kPanel;
-                for (int64_t i = 0; i < shape.width; i += kQuad) {
-                  copy_quad(out + i * kPanel, in + i * kPanel, shape.width - i);
-                }
+    roll_rows(op.dw, panel, Group{1, false}, out_rows, scratch,
+              [&](int64_t index, Place* out, int64_t) {
+                Ring::copy_row(x + index * shape.width * kPanel, shape.width, out);
               });
   }
 }

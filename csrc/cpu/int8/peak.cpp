@@ -16,10 +16,10 @@ SNV2_INLINE void hide(Ints& v) {
   asm volatile("" : "+m"(v));
 #endif
 }
-#if !defined(__AVX512VNNI__) && !defined(__AVXVNNI__) && !defined(__ARM_FEATURE_DOTPROD)
+#if !defined(SNV2_DOTS_OF_BYTES)
 SNV2_INLINE void hide(Planes<Ints>& x) {
-  hide(x.even);
-  hide(x.odd);
+  hide(x.first);
+  hide(x.second);
 }
 #endif
 

@@ -8,7 +8,7 @@
 
 #include "cpu/convert.h"
 #include "cpu/int8/kernels.h"
-#include "cpu/int8/tile.h"
+#include "cpu/int8/products.h"
 
 namespace snv2::cpu::SNV2_ISA::int8 {
 namespace {
@@ -160,6 +160,7 @@ void stem(const Stem<UInt8>& op, Range out_rows, float* scratch) {
   const int64_t conv_width = op.conv_width(), out_width = op.out_width();
   const int64_t conv_pitch = (conv_width + 2) * kPanel;  // one panel of one row
   const int64_t conv_row = panels * conv_pitch;
+  const Factors factors(op.weights, op.offsets, words * 9, op.out_channels);
   auto* const strip = reinterpret_cast<uint32_t*>(scratch);
   auto* const conv = reinterpret_cast<uint8_t*>(scratch + stem_strip(words, op.x.width));
 
@@ -187,10 +188,8 @@ void stem(const Stem<UInt8>& op, Range out_rows, float* scratch) {
         std::memset(out + (panel + 1) * conv_pitch - kPanel, 0, kPanel);
       }
       const auto* const x = reinterpret_cast<const uint8_t*>(strip + 2 * r * in_pitch);
-      for_groups({0, panels}, op.out_channels, [&](int64_t panel, Group group) {
-        const Row row = row_of(op.weights, panel, op.offsets, words * 9, x);
-        const ToMap to{out + panel * conv_pitch + kPanel, conv_pitch};
-        product_row<2 * kChannels>(row, group, conv_width, to);
+      product<2 * kChannels>(factors, {0, panels}, x, conv_width, [&](int64_t panel) {
+        return ToMap{out + panel * conv_pitch + kPanel, conv_pitch};
       });
     }
     for (int64_t panel = 0; panel < panels; ++panel) {
