@@ -16,7 +16,7 @@ SNV2_INLINE void hide(Ints& v) {
   asm volatile("" : "+m"(v));
 #endif
 }
-#if !defined(__AVX512VNNI__) && !defined(__AVXVNNI__) && !defined(__ARM_FEATURE_DOTPROD)
+#if !defined(__AVX512VNNI__) && !defined(__AVXVNNI__) && !defined(__aarch64__)
 SNV2_INLINE void hide(Planes<Ints>& x) {
   hide(x.even);
   hide(x.odd);

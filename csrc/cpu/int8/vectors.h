@@ -6,10 +6,6 @@
 
 #include "cpu/simd.h"
 
-#if defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
 namespace snv2::cpu::SNV2_ISA::int8 {
 
 // A vector of T as long as V.
@@ -39,7 +35,7 @@ SNV2_INLINE V load_ints(const void* p) {
 
 // Products -----------------------------------------------------------------------------------
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__aarch64__)
 
 // Four planes of each lane, and four weights.
 template <class V>
@@ -52,7 +48,7 @@ SNV2_INLINE Weights<V> weights(V w) {
   return w;
 }
 
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__aarch64__)
 
 // Less 128, since both factors are signed here: sums start with 128 times the sums of weights.
 template <class V>
@@ -61,9 +57,23 @@ SNV2_INLINE Planes<V> planes(V x) {
 }
 inline constexpr int kPlaneShift = 7;
 
+#if defined(__ARM_FEATURE_DOTPROD)
 SNV2_INLINE void dot(Ints x, Ints w, Ints& sum) {
   sum = (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)x, (int8x16_t)w);
 }
+// With a word in the first lane.
+SNV2_INLINE void dot(int8x8_t x, Ints w, Ints& sum) {
+  sum = (Ints)vdotq_lane_s32((int32x4_t)sum, (int8x16_t)w, x, 0);
+}
+#else
+// Products of signed bytes have 16 bits, sums of two of them 17.
+SNV2_INLINE void dot(Ints x, Ints w, Ints& sum) {
+  const int8x16_t a = (int8x16_t)x, b = (int8x16_t)w;
+  const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+  const int32x4_t high = vpaddlq_s16(vmull_high_s8(a, b));
+  sum += (Ints)vpaddq_s32(low, high);
+}
+#endif
 
 #else
 
@@ -124,10 +134,6 @@ SNV2_INLINE V sum_of_pairs(V a, V b) {
 #if defined(__SSE2__)
   if constexpr (sizeof(V) == 16) return (V)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #endif
-#if defined(__aarch64__)
-  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
-  return (V)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
-#endif
   return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 }
 
@@ -141,16 +147,25 @@ SNV2_INLINE void dot(const Planes<V>& x, const Weights<V>& w, V& sum) {
 // What the sums of an output start with, by its row of sums of weights.
 template <class V>
 SNV2_INLINE V first_sums([[maybe_unused]] const float* sums_of_weights) {
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__aarch64__)
   return load_ints<V>(sums_of_weights) << kPlaneShift;
 #else
   return V{};
 #endif
 }
 
+#if defined(__ARM_FEATURE_DOTPROD)
+// A word of a map in the first lane, from which a product takes it.
+template <class V>
+SNV2_INLINE int8x8_t word_at(const uint8_t* x) {
+  uint32_t word;
+  __builtin_memcpy(&word, x, sizeof word);
+  return veor_s8(vcreate_s8(word), vdup_n_s8(-128));
+}
+#else
 // A word of a map in all lanes. As an integer it would pass through general registers on its way.
 template <class V>
-SNV2_INLINE Planes<V> broadcast(const uint8_t* x) {
+SNV2_INLINE Planes<V> word_at(const uint8_t* x) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(V) == 64) {
     return planes<V>((V)_mm512_broadcastss_ps(_mm_load_ss(reinterpret_cast<const float*>(x))));
@@ -170,6 +185,7 @@ SNV2_INLINE Planes<V> broadcast(const uint8_t* x) {
   __builtin_memcpy(&word, x, sizeof word);
   return planes<V>(V{} + word);
 }
+#endif
 #if defined(__AVX512VNNI__)
 // The lower half of a word that is in all lanes.
 SNV2_INLINE HalfInts half_of(Ints word) { return (HalfInts)_mm512_castsi512_si256((__m512i)word); }
