@@ -14,8 +14,10 @@ namespace {
 // Pixels that keep the multiplier busy while an input is loaded once for its taps in a row.
 #if defined(SNV2_SMALL_TILES)
 constexpr int kPixels = 3;
+#elif defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kPixels = 7;  // of 32 registers
 #else
-constexpr int kPixels = kVectorBytes == 64 ? 7 : 4;
+constexpr int kPixels = 4;
 #endif
 
 // A window known at compile time, or any that `shape` tells.

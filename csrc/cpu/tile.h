@@ -69,12 +69,12 @@ struct Product<BFloat16> {
 #elif defined(SNV2_BFLOAT16_MAPS)
 template <>
 struct Product<BFloat16> {
-  // Not broadcast: a product takes one lane of its last factor. By way of an integer it is one
-  // load.
+  // Not broadcast: a product takes one lane of its last factor. What a load of four bytes leaves in
+  // the others is zero.
   static SNV2_INLINE bfloat16x4_t word(const BFloat16* x) {
-    uint32_t pair;
+    float pair;
     __builtin_memcpy(&pair, x, sizeof pair);
-    return vcreate_bf16(pair);
+    return vreinterpret_bf16_f32(vset_lane_f32(pair, vdup_n_f32(0), 0));
   }
 
   static SNV2_INLINE void multiply_add(bfloat16x4_t word, Vec weights, Vec& sum) {
