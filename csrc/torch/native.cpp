@@ -83,7 +83,8 @@ NB_MODULE(_native, m) {
   m.def("requested_backend", &requested_backend,
         "SNV2_BACKEND as it is now; os.environ took 20 us of a call with cold caches.");
   m.def("cpu_isa", &snv2::cpu::isa,
-        "Instruction set in use: avx512_bf16, avx512, avx2, neon or portable.");
+        "Instruction set in use: avx512_bf16, avx512, avx2, neon_bf16, neon or portable, among "
+        "others.");
   m.def("cpu_has_bfloat16", &snv2::cpu::has_bfloat16,
         "Whether the instruction set in use runs plans for bfloat16.");
   m.def("set_cpu_isa", &set_isa, "name"_a,
