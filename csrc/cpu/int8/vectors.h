@@ -66,12 +66,11 @@ SNV2_INLINE void dot(int8x8_t x, Ints w, Ints& sum) {
   sum = (Ints)vdotq_lane_s32((int32x4_t)sum, (int8x16_t)w, x, 0);
 }
 #else
-// Products of signed bytes have 16 bits, sums of two of them 17.
+// Sums of two products fit 16 bits, since no weight is below -127.
 SNV2_INLINE void dot(Ints x, Ints w, Ints& sum) {
   const int8x16_t a = (int8x16_t)x, b = (int8x16_t)w;
-  const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
-  const int32x4_t high = vpaddlq_s16(vmull_high_s8(a, b));
-  sum += (Ints)vpaddq_s32(low, high);
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_high_s8(a, b);
+  sum = (Ints)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
 }
 #endif
 
