@@ -23,7 +23,7 @@
 #define SNV2_ELEMENT float
 #endif
 
-// Where bfloat16 is multiplied, pairs for each lane, maps may have it.
+// Maps may have bfloat16 where it is multiplied, a pair for each lane.
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define SNV2_BFLOAT16_MAPS
 #endif

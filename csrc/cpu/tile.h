@@ -80,7 +80,7 @@ struct Product<BFloat16> {
   static SNV2_INLINE void multiply_add(bfloat16x4_t word, Vec weights, Vec& sum) {
     sum = (Vec)vbfdotq_lane_f32((float32x4_t)sum, (bfloat16x8_t)weights, word, 0);
   }
-  // With the word in all lanes.
+  // The same of a word that is in all lanes.
   static SNV2_INLINE void multiply_add(Vec word, Vec weights, Vec& sum) {
     sum = (Vec)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)weights, (bfloat16x8_t)word);
   }

@@ -207,7 +207,7 @@ TEST(arguments_that_do_not_fit_are_refused) {
 }
 
 #if defined(SNV2_RUN_BY_EMULATOR) && defined(__aarch64__)
-// Otherwise the tests on each instruction set would pass by those that are missing.
+// Tests on each instruction set would pass by one that is missing.
 TEST(the_emulated_processor_has_each_instruction_set) {
   std::string names;
   on_each_isa([&](const char* isa) { names += std::string(isa) + " "; });

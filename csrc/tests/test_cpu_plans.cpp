@@ -51,11 +51,12 @@ Values each(double (*f)(double), Values values) {
   return values;
 }
 
-// Of bfloat16 with sums that float32 has: c must be a multiple of 8 then, in even.
+// A stage by hand. Of bfloat16 its sums are numbers of float32: c must be a multiple of 8 then, in
+// even.
 struct Stage {
   Packer packer;
   int64_t channels;  // in and out
-  // With maps rounded by `round` where they are stored.
+  // Results with maps rounded by `round` where they are stored.
   Values expected(const std::vector<float>& x, int64_t h, int64_t w,
                   double (*round)(double) = same) const;
 

@@ -61,7 +61,7 @@ inline constexpr int kPlaneShift = 7;
 SNV2_INLINE void dot(Ints x, Ints w, Ints& sum) {
   sum = (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)x, (int8x16_t)w);
 }
-// With a word in the first lane.
+// The same of a word that is in the first lane alone.
 SNV2_INLINE void dot(int8x8_t x, Ints w, Ints& sum) {
   sum = (Ints)vdotq_lane_s32((int32x4_t)sum, (int8x16_t)w, x, 0);
 }
