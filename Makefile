@@ -30,7 +30,7 @@ CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*
 
 .PHONY: run wheels test-wheels test test-python test-slow test-ci test-examples test-cpp \
   test-cuda-build test-ptx test-ptx-with-nvcc test-sanitize test-tsan \
-  test-aarch64 test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
+  test-aarch64 neon-counts test-oldest-torch test-gpu test-gpu-sanitize gpu-folder \
   bench-emulator cuda cuda-all lint format bench report arithmetic docs clean
 
 run: $(or $(wildcard $(INSTALLED)),$(RUNNABLE))
@@ -169,12 +169,23 @@ test-tsan: $(INSTALLED)
 
 # The CPU kernels in NEON, and a network from a file that this machine makes. Needs Debian's
 # g++-aarch64-linux-gnu and qemu-user.
-test-aarch64: $(INSTALLED)
+define configure_aarch64
 	$(BIN)/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DSNV2_TESTS=ON -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64.cmake
+endef
+
+test-aarch64: $(INSTALLED)
+	$(configure_aarch64)
 	$(BIN)/cmake --build build/aarch64
 	$(BIN)/python tools/write_program.py build/aarch64/program
 	SNV2_PROGRAM=$(CURDIR)/build/aarch64/program $(CTEST) build/aarch64
+
+# Instructions that networks execute on 64-bit ARM, and models of their inner loops: the tables of
+# docs/cpu.md. Needs also Debian's llvm-19.
+neon-counts: $(INSTALLED)
+	$(configure_aarch64)
+	$(BIN)/cmake --build build/aarch64 --target snv2_cpu
+	$(BIN)/python benchmarks/neon_counts.py build/aarch64
 
 # The bindings against the headers of the oldest torch, fetched once, and of another Python.
 test-oldest-torch: $(INSTALLED)

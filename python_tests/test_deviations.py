@@ -35,7 +35,7 @@ from snv2_kernels.testing import float64_reference, max_error, randomize_
 CPU_FLOAT32 = [
     (f"cpu-{isa}", torch.float32)
     for isa in _native.available_cpu_isas()
-    if isa not in ("amx", "avx512_bf16", "avx512_vnni")
+    if isa not in ("amx", "avx512_bf16", "avx512_vnni", "neon_bf16")
 ]
 CPU_BFLOAT16 = [("cpu", torch.bfloat16)][: _native.cpu_has_bfloat16()]
 CPU = [*CPU_FLOAT32, *CPU_BFLOAT16]

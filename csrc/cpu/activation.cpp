@@ -95,7 +95,7 @@ void activate(const Act& act, int64_t panels, const float* x, int64_t x_panel, i
   any_pass(act, panels, x, x_panel, pixels, y, y_panel);
 }
 
-#if defined(__AVX512BF16__)
+#if defined(SNV2_BFLOAT16_MAPS)
 void activate(const Act& act, int64_t panels, const float* x, int64_t x_panel, int64_t pixels,
               BFloat16* y, int64_t y_panel) {
   any_pass(act, panels, x, x_panel, pixels, y, y_panel);

@@ -15,7 +15,7 @@ constexpr bool is_pass(Activation kind) {
 // y = act(x) on a panel or more, `pixels` of each; y may be x.
 void activate(const Act& act, int64_t panels, const float* x, int64_t x_panel, int64_t pixels,
               float* y, int64_t y_panel);
-#if defined(__AVX512BF16__)
+#if defined(SNV2_BFLOAT16_MAPS)
 void activate(const Act& act, int64_t panels, const float* x, int64_t x_panel, int64_t pixels,
               BFloat16* y, int64_t y_panel);
 #endif

@@ -15,8 +15,10 @@ namespace snv2::cpu::SNV2_ISA {
 // Pixels that keep the multiplier busy while an input is loaded once for its taps in a row.
 #if defined(SNV2_SMALL_TILES)
 inline constexpr int kRowPixels = 3;
+#elif defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr int kRowPixels = 7;  // of 32 registers
 #else
-inline constexpr int kRowPixels = kVectorBytes == 64 ? 7 : 4;
+inline constexpr int kRowPixels = 4;
 #endif
 
 // A window known at compile time, or any that `shape` tells.

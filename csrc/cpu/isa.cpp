@@ -13,6 +13,8 @@
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include "cpu/kernels.h"
@@ -31,6 +33,11 @@ extern const Kernels kTable;
 #if defined(SNV2_HAVE_NEON_DOT)
 namespace neon_dot {
 extern const MapKernels<UInt8> kInt8Kernels;
+}
+#endif
+#if defined(SNV2_HAVE_NEON_BF16)
+namespace neon_bf16 {
+extern const MapKernels<BFloat16> kMapKernels;
 }
 #endif
 #if defined(SNV2_HAVE_PORTABLE)
@@ -76,6 +83,15 @@ constexpr int kMaxTables = 7;
   return kernels;
 }
 
+// The same in all but maps of bfloat16. A processor that multiplies them also has what `kernels`
+// are for.
+[[maybe_unused]] Kernels with_bfloat16(Kernels kernels, const char* name,
+                                       const MapKernels<BFloat16>& bfloat16) {
+  kernels.name = name;
+  kernels.bfloat16 = &bfloat16;
+  return kernels;
+}
+
 #if defined(SNV2_HAVE_NEON_DOT)
 const Kernels& neon_dot_table() {
   static const Kernels table = with_integers(neon::kTable, "neon_dot", neon_dot::kInt8Kernels);
@@ -87,6 +103,26 @@ bool has_dot_products() {
   return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #elif defined(__APPLE__)
   return true;  // all of Apple's that run macOS
+#else
+  return false;
+#endif
+}
+#endif
+
+#if defined(SNV2_HAVE_NEON_BF16)
+const Kernels& neon_bf16_table() {
+  static const Kernels table = with_bfloat16(neon_dot_table(), "neon_bf16", neon_bf16::kMapKernels);
+  return table;
+}
+
+bool has_bfloat16_products() {
+#if defined(__linux__)
+  constexpr unsigned long kBfloat16 = 1ul << 14;  // HWCAP2_BF16, which older headers do not have
+  return (getauxval(AT_HWCAP2) & kBfloat16) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has != 0;
 #else
   return false;
 #endif
@@ -109,15 +145,9 @@ const Kernels& avx512_vnni_table() {
 #endif
 
 #if defined(SNV2_HAVE_AVX512_BF16)
-// AVX-512 in all but maps of bfloat16 and integers. A processor that multiplies the first does
-// both.
 const Kernels& avx512_bf16_table() {
-  static const Kernels table = [] {
-    Kernels kernels = avx512_vnni_table();
-    kernels.name = "avx512_bf16";
-    kernels.bfloat16 = &avx512_bf16::kMapKernels;
-    return kernels;
-  }();
+  static const Kernels table =
+      with_bfloat16(avx512_vnni_table(), "avx512_bf16", avx512_bf16::kMapKernels);
   return table;
 }
 #endif
@@ -205,6 +235,9 @@ struct Available {
 #if defined(SNV2_HAVE_AVX2)
     if (has_avx2) add(&avx2::kTable);
 #endif
+#endif
+#if defined(SNV2_HAVE_NEON_BF16)
+    if (has_dot_products() && has_bfloat16_products()) add(&neon_bf16_table());
 #endif
 #if defined(SNV2_HAVE_NEON_DOT)
     if (has_dot_products()) add(&neon_dot_table());

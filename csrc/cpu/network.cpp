@@ -539,7 +539,7 @@ void run_network(const Plan& plan, const float* weights, const FeatureMap& x,
   if (plan.element() == DType::kBFloat16 && table.bfloat16 == nullptr) {
     throw std::runtime_error(
         std::string("plan: it is for bfloat16, which the instruction set in use, ") + table.name +
-        ", cannot multiply; avx512_bf16 can");
+        ", cannot multiply; avx512_bf16 and neon_bf16 can");
   }
   const int64_t threads = parallel_for.threads;
   if (workspace_size < workspace_bytes(plan, x.batch, x.height, x.width, threads)) {

@@ -13,7 +13,7 @@ constexpr int kSums = 12;  // of 16
 
 // A sum that the product itself changes, or is opaque: nothing to take out of the loop.
 SNV2_INLINE Vec next(Vec sum, Vec half, float) { return sum * half + half; }
-#if defined(__AVX512BF16__)
+#if defined(SNV2_BFLOAT16_MAPS)
 SNV2_INLINE Vec next(Vec sum, Vec half, BFloat16) {
   Product<BFloat16>::multiply_add(half, half, sum);
   return sum;

@@ -8,6 +8,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "cpu/kernels.h"
@@ -19,6 +21,11 @@
 // Of the maps inside networks.
 #ifndef SNV2_ELEMENT
 #define SNV2_ELEMENT float
+#endif
+
+// Maps may have bfloat16 where it is multiplied, a pair for each lane.
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define SNV2_BFLOAT16_MAPS
 #endif
 
 #define SNV2_INLINE inline __attribute__((always_inline))
@@ -95,6 +102,25 @@ SNV2_INLINE void store(BFloat16* p, Vec v) {
   __builtin_memcpy(p, &rounded, sizeof rounded);
 }
 SNV2_INLINE void store_half(BFloat16* p, HalfVec v) { store(p, _mm512_zextps256_ps512(v)); }
+#elif defined(SNV2_BFLOAT16_MAPS)
+SNV2_INLINE Vec load(const BFloat16* p) {
+  bfloat16x4_t narrow;
+  __builtin_memcpy(&narrow, p, sizeof narrow);
+  return (Vec)vcvt_f32_bf16(narrow);
+}
+template <class V>
+SNV2_INLINE V load_as(const BFloat16* p) {
+  return load(p);
+}
+// Round to nearest even; a NaN stays one.
+SNV2_INLINE void store(BFloat16* p, Vec v) {
+  const bfloat16x4_t rounded = vcvt_bf16_f32((float32x4_t)v);
+  __builtin_memcpy(p, &rounded, sizeof rounded);
+}
+SNV2_INLINE void store_half(BFloat16* p, HalfVec v) {
+  store(p, v);
+  store(p + kPanel / 2, HalfVec{});
+}
 #endif
 
 // For v that is never -0, which max_relu relies on. A NaN passes through, as in torch.relu: the

@@ -66,6 +66,33 @@ struct Product<BFloat16> {
     sum = _mm256_dpbf16_ps(sum, (__m256bh)weights, (__m256bh)_mm512_castps512_ps256(word));
   }
 };
+#elif defined(SNV2_BFLOAT16_MAPS)
+template <>
+struct Product<BFloat16> {
+  // Not broadcast: a product takes one lane of its last factor. What a load of four bytes leaves in
+  // the others is zero.
+  static SNV2_INLINE bfloat16x4_t word(const BFloat16* x) {
+    float pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    return vreinterpret_bf16_f32(vset_lane_f32(pair, vdup_n_f32(0), 0));
+  }
+
+  static SNV2_INLINE void multiply_add(bfloat16x4_t word, Vec weights, Vec& sum) {
+    sum = (Vec)vbfdotq_lane_f32((float32x4_t)sum, (bfloat16x8_t)weights, word, 0);
+  }
+  // The same of a word that is in all lanes.
+  static SNV2_INLINE void multiply_add(Vec word, Vec weights, Vec& sum) {
+    sum = (Vec)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)weights, (bfloat16x8_t)word);
+  }
+};
+#endif
+
+// Words that are loaded before those of earlier pixels are multiplied. Small processors of ARM run
+// instructions in their order, and a load takes them as long as the products of one or two words.
+#if defined(__aarch64__)
+inline constexpr int kWordsAhead = 2;
+#else
+inline constexpr int kWordsAhead = 0;
 #endif
 
 // Sums over k run in as many chains as fit the registers, which hides the latency of the
@@ -148,11 +175,16 @@ SNV2_INLINE Sums<kTilePixels, O> sum_block(const TileRow<In, Out>& row, const In
       });
     }
     const In* xk = x + offset;
-    unroll<kTilePixels>([&](auto p) SNV2_INLINED {
-      const auto word = Product<In>::word(xk + p * kXStride);
-      unroll<O::kCount>([&](auto v) SNV2_INLINED {
-        Product<In>::multiply_add(word, weights.template at<0, v>(), sums.template at<p, v>());
-      });
+    decltype(Product<In>::word(xk)) words[kTilePixels];
+    unroll<kTilePixels + kWordsAhead>([&](auto i) SNV2_INLINED {
+      if constexpr (i < kTilePixels) words[i] = Product<In>::word(xk + i * kXStride);
+      constexpr int p = i - kWordsAhead;
+      if constexpr (p >= 0) {
+        unroll<O::kCount>([&](auto v) SNV2_INLINED {
+          Product<In>::multiply_add(words[p], weights.template at<0, v>(),
+                                    sums.template at<p, v>());
+        });
+      }
     });
   };
   const float* w = row.weights + (begin + 1) * kPanel;

@@ -1,6 +1,7 @@
 // The stand-alone ops of the CPU backend against loops in double.
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "cpu_testing.h"
@@ -204,6 +205,15 @@ TEST(arguments_that_do_not_fit_are_refused) {
   CHECK_THROWS(snv2::cpu::dw_conv3x3(a.map, {p.data(), p.data(), p.data(), 2, false}, a.map, {}));
   CHECK(!snv2::cpu::set_isa("quantum"));
 }
+
+#if defined(SNV2_RUN_BY_EMULATOR) && defined(__aarch64__)
+// Tests on each instruction set would pass by one that is missing.
+TEST(the_emulated_processor_has_each_instruction_set) {
+  std::string names;
+  on_each_isa([&](const char* isa) { names += std::string(isa) + " "; });
+  CHECK(names == "neon_bf16 neon_dot neon ", "%s", names.c_str());
+}
+#endif
 
 }  // namespace
 

@@ -27,6 +27,8 @@ struct Integers {
   Integers(int64_t outputs, int64_t depth)
       : outputs(outputs), depth(depth), weights(outputs * depth) {
     for (int& weight : weights) weight = static_cast<int>(generator() % 255) - 127;
+    // Pairs of the largest, whose products with the largest and least bytes are the largest.
+    for (int64_t k = 0; k < depth; ++k) weights[k] = k % 4 < 2 ? -127 : 127;
     for (int64_t o = 0; o < outputs; ++o) {
       const int shift = static_cast<int>(std::log2(30.0 * std::sqrt(static_cast<double>(depth))));
       multipliers.push_back(std::ldexp(1.0f, -shift - static_cast<int>(generator() % 2)));
@@ -260,7 +262,8 @@ TEST(integer_stage_equals_loops_for_any_number_of_threads) {
     const int64_t image = s.in * s.h * s.w;
     Bytes bytes;
     for (float& value : x.values) {
-      bytes.push_back(static_cast<uint8_t>(generator() % 256));
+      const auto byte = static_cast<uint8_t>(generator() % 256);
+      bytes.push_back(generator() % 2 ? byte : byte < 128 ? 0 : 255);
       value = static_cast<float>(bytes.back()) / 8.0f - 3.0f;
     }
     // What is beyond the ends becomes the nearest byte.

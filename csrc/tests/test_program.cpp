@@ -261,6 +261,34 @@ TEST(a_file_of_pythons) {
   }
 }
 
+// The same network in bfloat16, no further from PyTorch in float64 than Python's tests allow.
+TEST(a_file_of_pythons_in_bfloat16) {
+  const char* const folder = std::getenv("SNV2_PROGRAM");
+  if (folder == nullptr) return;
+  Network network = Network::load(std::string(folder) + "/net.snv2");
+  std::string image = read_file(std::string(folder) + "/image.bin");
+  const std::string exact = read_file(std::string(folder) + "/exact.bin");
+  const int64_t classes = network.program().results().back().channels;
+  CHECK(static_cast<int64_t>(exact.size()) == 8 * (classes + 1));
+  std::vector<double> expected(static_cast<size_t>(classes) + 1);
+  std::memcpy(expected.data(), exact.data(), exact.size());
+  const int64_t* const shape = network.program().input().shape;
+  CHECK(static_cast<int64_t>(image.size()) == 2 * 3 * shape[2] * shape[3]);
+  on_each_isa([&](const char* isa) {
+    if (!snv2::cpu::has_bfloat16()) return;
+    std::vector<uint16_t> scores(static_cast<size_t>(classes), 0x7fc0);
+    network.run({image.data(), DType::kBFloat16, Layout::kContiguous, 1, 3, shape[2], shape[3]},
+                {scores.data(), DType::kBFloat16, Layout::kContiguous, 1, classes, 1, 1});
+    for (size_t i = 0; i < scores.size(); ++i) {
+      const uint32_t bits = uint32_t{scores[i]} << 16;
+      float value;
+      std::memcpy(&value, &bits, 4);
+      CHECK(std::abs(value - expected[i]) <= expected.back(), "%s, %zu: %g, not %g to %g", isa, i,
+            value, expected[i], expected.back());
+    }
+  });
+}
+
 }  // namespace
 
 // --write FOLDER: a program and a picture for it.

@@ -35,7 +35,7 @@ SNV2_INLINE void gathered_tile(const Row& row, const uint8_t* x, const To& to, i
       }
     });
     unroll<kTilePixels>([&](auto p) SNV2_INLINED {
-      const auto word = broadcast<Ints>(xk + p * kXStride);
+      const auto word = word_at<Ints>(xk + p * kXStride);
       unroll<O::kCount>([&](auto v) SNV2_INLINED {
         auto& sum = sums.template at<p, v>();
         if constexpr (v < O::kFull) {
@@ -44,7 +44,7 @@ SNV2_INLINE void gathered_tile(const Row& row, const uint8_t* x, const To& to, i
 #if defined(__AVX512VNNI__)
           dot(half_of(word), half[v - O::kFull], sum);
 #elif defined(__AVX512F__)
-          dot<HalfInts>(broadcast<HalfInts>(xk + p * kXStride), half[v - O::kFull], sum);
+          dot<HalfInts>(word_at<HalfInts>(xk + p * kXStride), half[v - O::kFull], sum);
 #else
           dot(word, half[v - O::kFull], sum);
 #endif

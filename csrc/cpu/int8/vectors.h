@@ -6,10 +6,6 @@
 
 #include "cpu/simd.h"
 
-#if defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
 namespace snv2::cpu::SNV2_ISA::int8 {
 
 // A vector of T as long as V.
@@ -39,7 +35,7 @@ SNV2_INLINE V load_ints(const void* p) {
 
 // Products -----------------------------------------------------------------------------------
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__aarch64__)
 #define SNV2_DOTS_OF_BYTES
 
 // Four planes of each lane, and four weights.
@@ -53,7 +49,7 @@ SNV2_INLINE Weights<V> weights(V w) {
   return w;
 }
 
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__aarch64__)
 
 // Less 128, since both factors are signed here: sums start with 128 times the sums of weights.
 template <class V>
@@ -62,9 +58,22 @@ SNV2_INLINE Planes<V> planes(V x) {
 }
 inline constexpr int kPlaneShift = 7;
 
+#if defined(__ARM_FEATURE_DOTPROD)
 SNV2_INLINE void dot(Ints x, Ints w, Ints& sum) {
   sum = (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)x, (int8x16_t)w);
 }
+// The same of a word that is in the first lane alone.
+SNV2_INLINE void dot(int8x8_t x, Ints w, Ints& sum) {
+  sum = (Ints)vdotq_lane_s32((int32x4_t)sum, (int8x16_t)w, x, 0);
+}
+#else
+// Sums of two products fit 16 bits, since no weight is below -127.
+SNV2_INLINE void dot(Ints x, Ints w, Ints& sum) {
+  const int8x16_t a = (int8x16_t)x, b = (int8x16_t)w;
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_high_s8(a, b);
+  sum = (Ints)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
+}
+#endif
 
 #else
 
@@ -126,10 +135,6 @@ SNV2_INLINE V sum_of_pairs(V a, V b) {
 #if defined(__SSE2__)
   if constexpr (sizeof(V) == 16) return (V)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #endif
-#if defined(__aarch64__)
-  const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
-  return (V)vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
-#endif
   return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 }
 
@@ -186,7 +191,7 @@ SNV2_INLINE Ints difference_of_bytes(Ints a, Ints b) {
 // What the sums of an output start with, by its row of sums of weights.
 template <class V>
 SNV2_INLINE V first_sums([[maybe_unused]] const float* sums_of_weights) {
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__aarch64__)
   return load_ints<V>(sums_of_weights) << kPlaneShift;
 #else
   return V{};
@@ -224,10 +229,21 @@ SNV2_INLINE V broadcast_word(const uint8_t* x) {
   __builtin_memcpy(&word, x, sizeof word);
   return V{} + word;
 }
+
+// A word of a map as a product takes it.
+#if defined(__ARM_FEATURE_DOTPROD)
 template <class V>
-SNV2_INLINE Planes<V> broadcast(const uint8_t* x) {
+SNV2_INLINE int8x8_t word_at(const uint8_t* x) {  // in the first lane
+  uint32_t word;
+  __builtin_memcpy(&word, x, sizeof word);
+  return veor_s8(vcreate_s8(word), vdup_n_s8(-128));
+}
+#else
+template <class V>
+SNV2_INLINE Planes<V> word_at(const uint8_t* x) {
   return planes<V>(broadcast_word<V>(x));
 }
+#endif
 #if defined(__AVX512VNNI__)
 // The lower half of a word that is in all lanes.
 SNV2_INLINE HalfInts half_of(Ints word) { return (HalfInts)_mm512_castsi512_si256((__m512i)word); }

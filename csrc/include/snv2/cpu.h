@@ -14,8 +14,8 @@
 namespace snv2::cpu {
 
 // Name of the instruction set in use: "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni",
-// "avx2", "neon_dot", "neon" or "portable". The best one the machine has, or the one named by the
-// environment variable SNV2_CPU_ISA.
+// "avx2", "neon_bf16", "neon_dot", "neon" or "portable". The best one the machine has, or the one
+// named by the environment variable SNV2_CPU_ISA.
 SNV2_API const char* isa();
 
 // Whether the instruction set in use runs plans for bfloat16. All run those for float32 and of

@@ -21,7 +21,7 @@
 // where round takes halves to even; the mean of the head's features is rounded behind the mean, and
 // scores are not. Scales and zero points of maps are in the multipliers and offsets, so a plan
 // names none but at its ends: those of a kImport, a kStem and a kExport convert between floats and
-// bytes.
+// bytes. No weight is below -127.
 #pragma once
 
 #include <cstdint>
