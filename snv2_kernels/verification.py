@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["why_wrong"]
 
 _BLOCK = 65537  # a prime, so rows of any length begin at different numbers
+_STEP = 25013  # between the beginnings of tensors in the block: multiples fall far apart
 _LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
 _LARGER = 3  # height and width of a second input, where the first one gives NaN
 
@@ -30,32 +31,12 @@ _LARGER = 3  # height and width of a second input, where the first one gives NaN
 def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
     """Why the recipe does not compute what the module does, None if it does. On copies with random
     numbers: the module's own may be zeros, which hide an error."""
-    generator = torch.Generator().manual_seed(0)
-
-    block = torch.randn(_BLOCK, generator=generator, dtype=torch.float64, device="cpu")
-
-    def normal(*shape: int) -> Tensor:
-        """Random numbers; many of them are few again and again, of which no rows are the same."""
-        count = math.prod(shape)
-        if count < _BLOCK:
-            return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-        start = int(torch.randint(_BLOCK, (), generator=generator))  # another in each tensor
-        return block.roll(start).repeat(-(-count // _BLOCK))[:count].view(shape)
-
-    def random(t: Tensor) -> Tensor:
-        if holds_numbers(t):
-            return t.detach().cpu().clone()
-        if not t.is_floating_point():
-            return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
-        if t.dim() > 1:
-            return normal(*t.shape) * math.sqrt(2 * len(t) / max(t.numel(), 1))
-        return 0.5 + normal(*t.shape).abs()  # a variance is positive
-
-    copied = plain_copy(module, random)
+    numbers = _Numbers(module)
+    copied = plain_copy(module, numbers.of)
     n, height, width = recognition.checked_size
     with without_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         for scale in (1, _LARGER):
-            x = normal(n, recognition.in_channels, scale * height, scale * width)
+            x = numbers.normal(n, recognition.in_channels, scale * height, scale * width)
             try:
                 expected = copied(x.clone())
                 actual = _computed(recognition, copied, x)
@@ -71,6 +52,64 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
             return "its forward depends on the dtype, and does something else in float64"
         return f"its recognition failed verification: off by {off:.1e}"
     return None
+
+
+class _Numbers:
+    """Random numbers in the place of a module's own.
+
+    Many are few again and again, of which no rows are the same. Large tensors that are scaled alike
+    are parts of one memory, each from another number of the block on: to fill as much as a large
+    network has would take longer than to compute with it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._block = self._drawn(_BLOCK)
+        self._begun = 0  # tensors that are parts of a memory
+        self._most: dict[float, int] = {}  # numbers in a tensor, by the scale of its numbers
+        for t in (*module.parameters(), *module.buffers()):
+            if t.dim() > 1 and t.is_floating_point():
+                scale = _scale_of(t)
+                self._most[scale] = max(t.numel(), self._most.get(scale, 0))
+        self._memory: dict[float, Tensor] = {}
+
+    def _drawn(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
+
+    def normal(self, *shape: int) -> Tensor:
+        """Returns normal numbers in memory of their own."""
+        count = math.prod(shape)
+        if count < _BLOCK:
+            return self._drawn(*shape)
+        start = self._start()
+        return self._block.repeat(-(-(start + count) // _BLOCK))[start : start + count].view(shape)
+
+    def of(self, t: Tensor) -> Tensor:
+        """Returns what takes the place of a parameter or buffer."""
+        if holds_numbers(t):
+            return t.detach().cpu().clone()
+        if not t.is_floating_point():
+            return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
+        if t.dim() < 2:
+            return 0.5 + self.normal(*t.shape).abs()  # a variance is positive
+        scale = _scale_of(t)
+        if t.numel() < _BLOCK:
+            return self._drawn(*t.shape) * scale
+        if scale not in self._memory:
+            blocks = -(-self._most[scale] // _BLOCK) + 1
+            self._memory[scale] = (self._block * scale).repeat(blocks)
+        start = self._start()
+        return self._memory[scale][start : start + t.numel()].view(t.shape)
+
+    def _start(self) -> int:
+        """Returns a place in the block, another one for each tensor."""
+        self._begun += 1
+        return self._begun * _STEP % _BLOCK
+
+
+def _scale_of(t: Tensor) -> float:
+    """Returns what a weight's normal numbers are multiplied by, so that maps stay as large."""
+    return math.sqrt(2 * len(t) / max(t.numel(), 1))
 
 
 def _computed(recognition: Recognition, module: nn.Module, x: Tensor) -> Any:

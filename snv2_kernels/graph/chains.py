@@ -70,5 +70,5 @@ def _are_free(parts: Sequence[Part], taken: set[Node]) -> bool:
 def _reads_a_part(found: Units, unit: Unit) -> bool:
     """Whether a chain reads some channels of a map that has others too."""
     read = found.map_of(unit.source)
-    makers = {maker for maker, _ in read}
+    makers = found.follower.makers(read)
     return len(makers) == 1 and len(read) < len(found.map_of(*makers))

@@ -28,11 +28,11 @@ from snv2_kernels.graph.nodes import (
 from snv2_kernels.graph.reasons import described
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.graph.recognize import Run
-from snv2_kernels.graph.record import Call, Recording
+from snv2_kernels.graph.record import Recording
 from snv2_kernels.graph.sizes import SizeNode
 
 __all__ = [
-    "OtherInput", "Partition", "Region", "Uncut", "constant_sizes", "cut", "is_call_of",
+    "OtherInput", "Partition", "Region", "Uncut", "constant_sizes", "cut", "functions",
 ]  # fmt: skip
 
 
@@ -122,10 +122,9 @@ def cut(recording: Recording, runs: Sequence[Run], own: frozenset[str]) -> Parti
     return _Writer(recording, runs, own).partition()
 
 
-def is_call_of(call: Call, nodes: set[Node]) -> bool:
-    """Whether a call of a submodule computes a run of these nodes and nothing else."""
-    computed = {node for node in call.nodes if node.op == "call_function" and not node._erased}
-    return computed == {node for node in nodes if node.op == "call_function"}
+def functions(nodes: Iterable[Node]) -> frozenset[Node]:
+    """Returns the calls of functions among nodes that are still in the graph."""
+    return frozenset(node for node in nodes if node.op == "call_function" and not node._erased)
 
 
 class _Writer:

@@ -15,7 +15,7 @@ from snv2_kernels.graph.recognize import (
     are_of_others,
     as_projection,
     is_branch,
-    recognize,
+    runs_of,
 )
 
 __all__ = ["described", "why_no_unit"]
@@ -26,11 +26,12 @@ _ACTIVATIONS = {
 _JOINS = (*CONCATENATIONS, "stack")
 
 
-def why_no_unit(graph: Graph) -> str:
+def why_no_unit(graph: Graph, units: Units | None = None) -> str:
     """What stops the whole graph from being units: the first that holds of a unit near a depthwise
-    convolution, or what it computes beside units."""
-    found = Units(graph)
-    runs = recognize(graph)
+    convolution, or what it computes beside units. ``units`` are those of the graph, if they were
+    looked for."""
+    found = Units(graph) if units is None else units.returning(())
+    runs = runs_of(found, ())
     inside = {node for run in runs for node in run.nodes}
     depthwise = [node for node in graph.nodes if _is_depthwise(node) and node not in inside]
     checks = _after, _window, _before, _written, _strides, _join
@@ -172,7 +173,7 @@ def _join(found: Units, node: Node) -> str | None:
     if join is None:
         return f"the result of {described(node)} is joined with nothing"
     value = found.follower.moved(join)
-    makers = list(dict.fromkeys(origin for origin, _ in value.origins)) if value else []
+    makers = found.follower.makers(value.origins) if value else []
     if len(makers) != 2 or out not in makers:
         maps = f"{len(makers)} maps" if makers else "what are not all channels"
         return f"{described(join)} of {maps}"
@@ -180,7 +181,7 @@ def _join(found: Units, node: Node) -> str | None:
     branch = found.branch(out)
     if not is_branch(branch):
         return f"a branch of {described(node)} without a pointwise convolution"
-    read = {origin for origin, _ in found.map_of(branch[0].source)}
+    read = found.follower.makers(found.map_of(branch[0].source))
     if other in read:
         strided = any(isinstance(part, Layer) and part.stride > 1 for part in branch)
         return f"{described(join)} of a branch " + (
