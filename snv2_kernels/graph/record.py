@@ -275,8 +275,9 @@ class _Calls:
 
     def _begin(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         x = args[0] if len(args) == 1 else None
-        if isinstance(x, Tensor) and x.dim() == 4:
-            self._recording.channels[name] = int(x.shape[1])
+        channels = self._recorder.channels_of(x)
+        if channels is not None:
+            self._recording.channels[name] = channels
         given = None if kwargs else self._recorder.made_by(x)
         self._open[name] = given, next(iter(reversed(self._recording.graph.nodes)))
 
