@@ -287,7 +287,9 @@ def _look_at(
     if farthest is None:
         raise NotRecognized("its input channels cannot be told")
     no_unit = not farthest.error and not runs
-    raise NotRecognized(_why_no_run(farthest, runs, all_units), farthest.channels, no_unit, farthest.names)
+    raise NotRecognized(
+        _why_no_run(farthest, runs, all_units), farthest.channels, no_unit, farthest.names
+    )
 
 
 def _verified(module: nn.Module, recognition: Recognition, verify: bool) -> Recognition:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from snv2_kernels.graph.nodes import holds_numbers
 from snv2_kernels.graph.plain import plain_copy
@@ -34,7 +37,8 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
     numbers = _Numbers(module)
     copied = plain_copy(module, numbers.of)
     n, height, width = recognition.checked_size
-    with without_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    plain = torch.autocast("cpu", enabled=False)
+    with without_modes(), torch.no_grad(), plain, _Products():
         for scale in (1, _LARGER):
             x = numbers.normal(n, recognition.in_channels, scale * height, scale * width)
             try:
@@ -105,6 +109,64 @@ class _Numbers:
         """Returns a place in the block, another one for each tensor."""
         self._begun += 1
         return self._begun * _STEP % _BLOCK
+
+
+class _Products(TorchFunctionMode):
+    """Convolutions with many weights or groups, computed once for both forwards.
+
+    Where these agree, the second asks for the same product of the same numbers, and to read a large
+    network's weights is most of the work. Where a map is another one, by a bit, it is computed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not F.conv2d or kwargs or len(args) != _ARGUMENTS:
+            return func(*args, **(kwargs or {}))
+        x, weight, *others = args
+        if weight.numel() < _BLOCK and others[-1] == 1:
+            return func(*args)
+        orders = x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)
+        key = x.shape, orders, *map(_identity, (weight, *others))
+        known = self._known.setdefault(key, [])
+        for given, made in known:
+            if torch.equal(given, x):
+                return made.clone()  # which a forward may write to
+        given, made = x.clone(), _convolved(*args)
+        known.append((given, made.clone()))
+        return made
+
+
+_ARGUMENTS = 7  # of F.conv2d
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """Returns F.conv2d's result, of a depthwise convolution by its definition: in float64 torch
+    computes that group by group."""
+    outputs, depth, height, width = weight.shape
+    plain = x.dim() == 4 and x.is_contiguous() and not isinstance(padding, str)
+    if not plain or depth != 1 or not x.shape[1] == groups == outputs:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    taps = F.unfold(x, (height, width), dilation, padding, stride)  # [N, C * taps, pixels]
+    sums = torch.einsum("nctp,ct->ncp", taps.unflatten(1, (groups, -1)), weight.flatten(1))
+    steps = (v if isinstance(v, tuple | list) else (v, v) for v in (stride, padding, dilation))
+    sizes = zip(x.shape[2:], (height, width), *steps, strict=True)
+    made = sums.unflatten(2, [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes])
+    return made if bias is None else made + bias[:, None, None]
+
+
+def _identity(value: Any) -> Any:
+    """Returns what tells a tensor in a state of its memory from others, and other arguments."""
+    if not isinstance(value, Tensor):
+        return tuple(value) if isinstance(value, list) else value
+    return value.data_ptr(), value._version, value.dtype, value.shape, value.stride()
 
 
 def _scale_of(t: Tensor) -> float:

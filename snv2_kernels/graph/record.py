@@ -220,20 +220,22 @@ def _erase_unread(recording: Recording) -> None:
     """What was only asked for its size would pass for a reader of a map, and so would layers whose
     result nobody takes."""
     kept = {recording.source, *recording.outs}
-    memory = {node: storages(node) for node in recording.graph.nodes}
+    sharing: dict[int, list[Node]] = {}  # by memory: all whose results are or were a part of it
+    for node in recording.graph.nodes:
+        for memory in storages(node):
+            sharing.setdefault(memory, []).append(node)
     for node in reversed(recording.graph.nodes):
-        group = _sharing_memory(node, memory) if writes(node) else {node}
+        group = {node}
+        if writes(node):
+            target = storages(node.kwargs.get("out", (*positional(node)[0], None)[0]))
+            group.update(
+                each for memory in target for each in sharing.get(memory, ()) if not each._erased
+            )
         read = any(user not in group for member in group for user in member.users)
         outer = writes(node) and any(member.op != "call_function" for member in group)
         if not read and not outer and kept.isdisjoint(group):
             for member in sorted(group, reverse=True):
                 recording.graph.erase_node(member)
-
-
-def _sharing_memory(write: Node, memory: dict[Node, set[int]]) -> set[Node]:
-    """A node that writes to a tensor, and all whose results are or were a part of that."""
-    written = storages(write.kwargs.get("out", (*positional(write)[0], None)[0]))
-    return {write, *(node for node, own in memory.items() if written & own and not node._erased)}
 
 
 def _check_results(recording: Recording, conditions: Conditions, maps: list[Tensor]) -> None:
