@@ -17,6 +17,7 @@ from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.record import without_modes
 from snv2_kernels.graph.returned import Returned
+from snv2_kernels.memory import empty_floats
 from snv2_kernels.nn.recognition import named_tensors
 from snv2_kernels.testing import max_error
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["why_wrong"]
 
 _BLOCK = 65537  # a prime, so rows of any length begin at different numbers
+_MANY = 1 << 12  # numbers of a weight that is a part of a shared memory
 _STEP = 25013  # between the beginnings of tensors in the block: multiples fall far apart
 _LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
 _LARGER = 3  # height and width of a second input, where the first one gives NaN
@@ -61,9 +63,9 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
 class _Numbers:
     """Random numbers in the place of a module's own.
 
-    Many are few again and again, of which no rows are the same. Large tensors that are scaled alike
-    are parts of one memory, each from another number of the block on: to fill as much as a large
-    network has would take longer than to compute with it.
+    Many are few again and again, of which no rows are the same. Weights that are scaled alike are
+    parts of one memory, each from another number of the block on: to draw or fill as many as a
+    large network has would take longer than to compute with them.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -97,11 +99,13 @@ class _Numbers:
         if t.dim() < 2:
             return 0.5 + self.normal(*t.shape).abs()  # a variance is positive
         scale = _scale_of(t)
-        if t.numel() < _BLOCK:
+        if t.numel() < _MANY:
             return self._drawn(*t.shape) * scale
         if scale not in self._memory:
             blocks = -(-self._most[scale] // _BLOCK) + 1
-            self._memory[scale] = (self._block * scale).repeat(blocks)
+            memory = empty_floats(2 * blocks * _BLOCK).view(torch.float64)
+            memory.view(blocks, _BLOCK)[:] = self._block * scale
+            self._memory[scale] = memory
         start = self._start()
         return self._memory[scale][start : start + t.numel()].view(t.shape)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -58,26 +59,26 @@ class Value:
 
     def channels(self) -> tuple[Origin, ...] | None:
         """Origins in order, if this is a map [N, C, H, W]."""
+        return self._channels
+
+    @functools.cached_property
+    def _channels(self) -> tuple[Origin, ...] | None:
         dims = [[f for f in dim if not same_number(f.size, 1)] for dim in self.dims]
         if len(dims) != 4 or not all(f.is_channels for f in dims[1]):
             return None
         for name, dim in (("n", dims[0]), ("h", dims[2]), ("w", dims[3])):
             if [f.name for f in dim] not in ([], [name]):
                 return None
-        positions = _positions(dims[1], self.offset)
-        if isinstance(positions, range):
-            return self.origins[positions.start : positions.stop : positions.step]
+        positions = _positions(tuple(dims[1]), self.offset)
         return tuple(map(self.origins.__getitem__, positions))
 
 
-def _positions(factors: Sequence[Factor], offset: int) -> range | list[int]:
-    if len(factors) == 1 and factors[0].stride > 0:
-        (factor,) = factors
-        return range(offset, offset + factor.size * factor.stride, factor.stride)
+@functools.lru_cache(maxsize=64)  # units of a stage have the same
+def _positions(factors: tuple[Factor, ...], offset: int) -> tuple[int, ...]:
     positions = [offset]
     for factor in factors:
         positions = [p + i * factor.stride for p in positions for i in range(factor.size)]
-    return positions
+    return tuple(positions)
 
 
 def channels_of(origins: Iterable[Origin]) -> tuple[int, ...]:
@@ -278,7 +279,7 @@ def _listed(value: Value, dim: int, positions: Sequence[int]) -> Value:
     """A choice of channels that no stride describes; of a map alone."""
     if not positions or dim != 1 or value.channels() is None:
         raise _Unknown
-    origins = tuple(value.origins[value.offset + p] for p in positions)
+    origins = tuple([value.origins[value.offset + p] for p in positions])
     dims = list(value.dims)
     dims[1] = (Factor(len(origins), 1),)
     return Value(origins, tuple(dims))
@@ -398,7 +399,7 @@ def _cat(follower: Follower, node: Node, tensors: Any, dim: Any = 0, **kwargs: A
     if _dim(follower._one(tensors[0]), kwargs.get("axis", dim)) != 1:
         raise _Unknown
     first = follower._one(tensors[0]).dims
-    origins = tuple(origin for channels in maps for origin in channels)
+    origins = tuple(itertools.chain.from_iterable(maps))
     return Value(origins, (first[0], (Factor(len(origins), 1),), *first[2:]))
 
 
@@ -410,7 +411,7 @@ def _stack(follower: Follower, node: Node, tensors: Any, dim: Any = 0) -> Value:
     pair = {1: (which, channels), 2: (channels, which)}.get(dim % 5)
     if pair is None or any(len(channels) != count for channels in maps):
         raise _Unknown
-    origins = tuple(origin for channels in maps for origin in channels)
+    origins = tuple(itertools.chain.from_iterable(maps))
     return Value(origins, (first[0], *pair, *first[2:]))
 
 

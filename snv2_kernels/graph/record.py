@@ -256,11 +256,17 @@ def _empty(conditions: Conditions, mode: LightMode, t: Tensor) -> Tensor:
     return out.requires_grad_(t.requires_grad)
 
 
+# Of whose calls nobody asks: they are no units, and of a map alone no tail of a network.
+_SINGLE_LAYERS = (nn.Conv2d, nn.BatchNorm2d)
+
+
 class _Calls:
     """Notes in a recording what the submodules of a module are called with."""
 
     def __init__(self, module: nn.Module) -> None:
         for name, child in module.named_modules():
+            if type(child) in _SINGLE_LAYERS:
+                continue
             begin, end = functools.partial(self._begin, name), functools.partial(self._end, name)
             child.register_forward_pre_hook(begin, with_kwargs=True)
             child.register_forward_hook(end)
