@@ -107,7 +107,8 @@ class _Numbers:
             memory.view(blocks, _BLOCK)[:] = self._block * scale
             self._memory[scale] = memory
         start = self._start()
-        return self._memory[scale][start : start + t.numel()].view(t.shape)
+        part: Tensor = self._memory[scale][start : start + t.numel()]
+        return part.view(t.shape)
 
     def _start(self) -> int:
         """Returns a place in the block, another one for each tensor."""
@@ -134,6 +135,8 @@ class _Products(TorchFunctionMode):
         x, weight, *others = args
         if weight.numel() < _BLOCK and others[-1] == 1:
             return func(*args)
+        if weight.is_inference():  # which does not tell when it is written to
+            return _convolved(*args)
         orders = x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)
         key = x.shape, orders, *map(_identity, (weight, *others))
         known = self._known.setdefault(key, [])
@@ -158,11 +161,13 @@ def _convolved(
     plain = x.dim() == 4 and x.is_contiguous() and not isinstance(padding, str)
     if not plain or depth != 1 or not x.shape[1] == groups == outputs:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    taps = F.unfold(x, (height, width), dilation, padding, stride)  # [N, C * taps, pixels]
+    taps: Tensor = F.unfold(x, (height, width), dilation, padding, stride)  # [N, C * taps, pixels]
     sums = torch.einsum("nctp,ct->ncp", taps.unflatten(1, (groups, -1)), weight.flatten(1))
     steps = (v if isinstance(v, tuple | list) else (v, v) for v in (stride, padding, dilation))
     sizes = zip(x.shape[2:], (height, width), *steps, strict=True)
-    made = sums.unflatten(2, [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes])
+    made: Tensor = sums.unflatten(
+        2, [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+    )
     return made if bias is None else made + bias[:, None, None]
 
 

@@ -162,6 +162,7 @@ class Units:
         self._asked: set[Node] = set()  # whether they are returned
         self.layers = Layers(graph)
         self.gates = {gate.out: gate for gate in gates(graph, self.layers)}
+        self.gates_after = {gate.source: gate for gate in reversed(self.gates.values())}
         self.pools = {pool.out: pool for pool in pools(graph)}
         self._sums = {ways[0].out: ways for ways in sums(graph)}
         self.follower = Follower()
@@ -246,7 +247,7 @@ class Units:
                 return None
             parts.append(layer)
             out = layer.out
-            gate = next((gate for gate in self.gates.values() if gate.source is out), None)
+            gate = self.gates_after.get(out)
             if gate is not None:
                 parts.append(gate)
                 out = gate.out

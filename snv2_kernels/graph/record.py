@@ -275,7 +275,7 @@ class _Calls:
         self._recording, self._recorder = recording, recorder
         # What was given, and the last node before.
         self._open: dict[str, tuple[Node | None, Node]] = {}
-        self._known: set[str] = set()
+        self._called: dict[str, bool] = {}  # whether more than once
 
     def end(self) -> None:
         """Let go of the recording, which through the module's hooks would hold itself."""
@@ -291,10 +291,12 @@ class _Calls:
 
     def _end(self, name: str, _: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         calls = self._recording.calls
-        if name in self._known:
-            calls[:] = [call for call in calls if call.name != name]
+        if name in self._called:
+            if not self._called[name]:
+                calls[:] = [call for call in calls if call.name != name]
+            self._called[name] = True
             return
-        self._known.add(name)
+        self._called[name] = False
         given, before = self._open[name]
         nodes = reversed(self._recording.graph.nodes)
         added = tuple(itertools.takewhile(lambda node: node is not before, nodes))
