@@ -85,6 +85,10 @@ class Partition:
         more = len(self.beside) - len(shown)
         return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
+    def first_outside(self) -> str:
+        """Returns what PyTorch runs first of what is in no region."""
+        return next(iter(self.beside), "a function that only moves channels")
+
     def why_not_whole(self) -> str:
         return f"PyTorch runs a part of it: {self.told()}"
 
