@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import FunctionType
+from operator import attrgetter
+from types import FunctionType, GetSetDescriptorType
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ __all__ = ["FrozenPartition", "PartitionRunner", "partition_of"]
 
 # Functions that pickle does not find by their own names, such as max_pool2d, which chooses another.
 _UNNAMED = {
-    value: name for name, value in vars(F).items()
+    value: f"nn.functional.{name}" for name, value in vars(F).items()
     if isinstance(value, FunctionType) and "<locals>" in value.__qualname__
 }  # fmt: skip
 
@@ -37,9 +38,22 @@ def partition_of(module: nn.Module) -> Partition | None:
 
 @dataclass(frozen=True)
 class _Function:
-    """The name of a function of torch.nn.functional in its place."""
+    """The path to a function of torch, which is pickled in its place."""
 
-    name: str
+    path: str
+
+    @staticmethod
+    def of(value: Any) -> Any:
+        """Returns a function's path, and any other value."""
+        if isinstance(value, FunctionType) and value in _UNNAMED:
+            return _Function(_UNNAMED[value])
+        owner = getattr(value, "__self__", None)
+        if isinstance(owner, GetSetDescriptorType):  # Tensor.shape.__get__
+            return _Function(f"Tensor.{owner.__name__}.{value.__name__}")
+        return value
+
+    def __call__(self) -> Any:
+        return attrgetter(self.path)(torch)
 
 
 class FrozenPartition:
@@ -68,17 +82,12 @@ class FrozenPartition:
             raise Unsupported(reasons[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        constants = tuple(
-            _Function(_UNNAMED[c]) if isinstance(c, FunctionType) and c in _UNNAMED else c
-            for c in self.partition.constants
-        )
+        constants = tuple(map(_Function.of, self.partition.constants))
         return {**vars(self), "partition": replace(self.partition, constants=constants)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        constants = tuple(
-            getattr(F, c.name) if isinstance(c, _Function) else c for c in self.partition.constants
-        )
+        constants = tuple(c() if isinstance(c, _Function) else c for c in self.partition.constants)
         self.partition = replace(self.partition, constants=constants)
 
     @property
