@@ -275,11 +275,12 @@ class _Calls:
         self._recording, self._recorder = recording, recorder
         # What was given, and the last node before.
         self._open: dict[str, tuple[Node | None, Node]] = {}
-        self._called: dict[str, bool] = {}  # whether more than once
+        self._ended: dict[str, Call | None] = {}  # None of what is called more than once
 
     def end(self) -> None:
         """Let go of the recording, which through the module's hooks would hold itself."""
-        del self._recording, self._recorder, self._open
+        self._recording.calls = [call for call in self._ended.values() if call is not None]
+        del self._recording, self._recorder, self._open, self._ended
 
     def _begin(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         x = args[0] if len(args) == 1 else None
@@ -290,14 +291,10 @@ class _Calls:
         self._open[name] = given, next(iter(reversed(self._recording.graph.nodes)))
 
     def _end(self, name: str, _: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        calls = self._recording.calls
-        if name in self._called:
-            if not self._called[name]:
-                calls[:] = [call for call in calls if call.name != name]
-            self._called[name] = True
+        if name in self._ended:
+            self._ended[name] = None
             return
-        self._called[name] = False
         given, before = self._open[name]
         nodes = reversed(self._recording.graph.nodes)
         added = tuple(itertools.takewhile(lambda node: node is not before, nodes))
-        calls.append(Call(name, given, added, self._recorder.made_by(out)))
+        self._ended[name] = Call(name, given, added, self._recorder.made_by(out))
