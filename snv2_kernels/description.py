@@ -12,10 +12,10 @@ from torch.fx import Node
 
 from snv2_kernels.graph.chains import chains
 from snv2_kernels.graph.nodes import example, writes
-from snv2_kernels.graph.partition import Uncut, constant_sizes, cut, is_call_of
+from snv2_kernels.graph.partition import Uncut, constant_sizes, cut, functions
 from snv2_kernels.graph.reasons import described
 from snv2_kernels.graph.recipe import RecipeBuilder
-from snv2_kernels.graph.recognize import Run, Units, recognize, runs_of
+from snv2_kernels.graph.recognize import Run, Units, runs_of
 from snv2_kernels.graph.record import DEFAULT_SIZE, Call, Recording
 from snv2_kernels.graph.returned import ONE_MAP, Returned
 from snv2_kernels.nn.clone import original_class
@@ -26,15 +26,19 @@ from snv2_kernels.packing.units import Pool
 __all__ = ["describe", "partitioned", "reads_all", "run_and_tail", "whole_run"]
 
 
-def run_and_tail(recording: Recording, runs: list[Run]) -> tuple[Run | None, Call | None]:
+def run_and_tail(
+    recording: Recording, runs: list[Run], found: Units | None
+) -> tuple[Run | None, Call | None]:
     """The run that is all that was recorded, or the network that is all but one submodule, which
-    makes what is returned of its result: a classifier of several layers."""
+    makes what is returned of its result: a classifier of several layers. ``found`` is None where
+    the recording has an error."""
     run = whole_run(recording, runs)
-    if run is None and recording.error is None and recording.returned == ONE_MAP:
+    if run is None and found is not None and recording.returned == ONE_MAP:
         for call in recording.calls[::-1]:  # the outermost first
             of_means = call.given is not None and example(call.given).dim() == 2
             if of_means and call.result in recording.outs and _is_on_its_own(call):
-                before = recognize(recording.graph, frozenset(_outs(recording, call)))
+                outs = frozenset(_outs(recording, call))
+                before = runs_of(found.returning(outs), outs)
                 network = whole_run(recording, before, call)
                 if network is not None and network.head is not None:
                     return network, call
@@ -129,9 +133,8 @@ def partitioned(
     runs = runs_of(found, found.returned, taps=True)
     runs += chains(found, runs)
     runs = [run for run in runs if run.source is not recording.source or reads_all(run, channels)]
-    if original_class(module) is nn.Sequential or all(
-        _is_of_submodule(run, recording) for run in runs
-    ):
+    calls = {functions(call.nodes) for call in recording.calls if call.name}
+    if original_class(module) is nn.Sequential or all(_is_call(run, calls) for run in runs):
         return None
     try:
         partition = cut(recording, runs, _own_names(module))
@@ -147,12 +150,9 @@ def partitioned(
     )
 
 
-def _is_of_submodule(run: Run, recording: Recording) -> bool:
+def _is_call(run: Run, calls: set[frozenset[Node]]) -> bool:
     """Whether a submodule computes a run and nothing else, so that a drop-in takes its place."""
-    if all(unit.told.is_chain for unit in run.units):
-        return False
-    nodes = run.nodes
-    return any(call.name and is_call_of(call, nodes) for call in recording.calls)
+    return not all(unit.told.is_chain for unit in run.units) and functions(run.nodes) in calls
 
 
 def _counted(runs: Sequence[Run]) -> str:

@@ -7,24 +7,25 @@ import operator
 import sys
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from snv2_kernels.backends import DEVICES, backends, check_backend, resolve
+from snv2_kernels.engine_report import EngineReport
 from snv2_kernels.fuse import fuse
+from snv2_kernels.graph.partition import OtherInput
 from snv2_kernels.nn.planned import PlannedModule, plan_element
 from snv2_kernels.nn.watch import why_plain
 from snv2_kernels.onnx.model import OnnxModel, OnnxNetwork
 from snv2_kernels.ops import KERNEL_DTYPES, check_feature_map
 from snv2_kernels.packing import GpuPlan, Plan, TritonPlan
 from snv2_kernels.packing.units import Unsupported
+from snv2_kernels.partition_engine import FrozenPartition, PartitionRunner, partition_of
 from snv2_kernels.runners import (
     CpuRunner,
     GpuRunner,
-    Launch,
     Pixels,
     TritonRunner,
     checked_normalize,
@@ -36,90 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineReport", "checked_model", "checked_pixels", "checked_shape"]
 
 _MOST_PIXEL_CHANNELS = 4  # of bytes; snv2::Image
-
-
-@dataclass(frozen=True)
-class EngineReport:
-    """What a call of an engine does. Sizes in bytes."""
-
-    backend: str
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    dtype: torch.dtype
-    op_calls: int
-    units: int
-    multiply_adds: int
-    weight_bytes: int
-    workspace_bytes: int
-    input_bytes: int
-    output_bytes: int
-    threads: int  # of the CPU backend; 1 elsewhere
-    element: torch.dtype  # of the maps on the way
-    graph: bool  # whether a call replays a CUDA graph
-    kernels: tuple[Launch, ...]  # of CUDA, in order; empty on the CPU and for Triton
-
-    @property
-    def launches(self) -> int:
-        """Kernels that a call launches, some repeatedly where a batch is taken in chunks."""
-        return sum(kernel.launches for kernel in self.kernels)
-
-    @property
-    def read_bytes(self) -> int:
-        """Of feature maps, by all kernels."""
-        return sum(kernel.read_bytes for kernel in self.kernels)
-
-    @property
-    def written_bytes(self) -> int:
-        """Of feature maps, by all kernels."""
-        return sum(kernel.written_bytes for kernel in self.kernels)
-
-    @property
-    def weight_read_bytes(self) -> int:
-        """Of weights and parameters, each time that a CTA reads them."""
-        return sum(kernel.weight_bytes for kernel in self.kernels)
-
-    def __str__(self) -> str:
-        where = f", {self.threads} threads" if self.backend == "cpu" else ""
-        lines = [
-            f"backend     {self.backend}{where}, {_name(self.dtype)}"
-            + (f", maps of {_name(self.element)}" if self.element != self.dtype else ""),
-            f"input       {_text(self.input_shape)}, {_kib(self.input_bytes)}",
-            f"output      {_text(self.output_shape)}, {_kib(self.output_bytes)}",
-            f"op calls    {self.op_calls} ({self.units} units)",
-            f"arithmetic  {self.multiply_adds / 1e6:,.1f} M multiply-adds",
-            f"weights     {_kib(self.weight_bytes)}",
-            f"workspace   {_kib(self.workspace_bytes)}",
-        ]
-        if not self.kernels:
-            return "\n".join(lines)
-        replayed = ", one CUDA graph" if self.graph else ""
-        lines += [
-            f"launches    {self.launches}{replayed}",
-            f"maps        {_kib(self.read_bytes)} read, {_kib(self.written_bytes)} written",
-            f"            {_kib(self.weight_read_bytes)} of weights read by all CTAs",
-            "",
-            "kernel              step  launches   CTAs  cluster  threads  shared KiB  tile"
-            "  weights",
-        ]
-        lines += [
-            f"{k.kernel:18}  {k.step:4}  {k.launches:8}  {k.ctas:5}  {k.cluster:7}  {k.threads:7}"
-            f"  {k.shared_bytes / 1024:10.1f}  {k.columns:4}"
-            f"  {'kept' if k.resident else 'streamed'}"
-            for k in self.kernels
-        ]
-        return "\n".join(lines)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _kib(count: int) -> str:
-    return f"{count / 1024:,.0f} KiB"
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
 
 
 class Engine:
@@ -138,8 +55,9 @@ class Engine:
 
     Args:
         model: in ``eval()`` mode; a model whose whole forward :func:`snv2_kernels.fuse`
-            recognises. Of one that :func:`snv2_kernels.load_onnx` has made, ``normalization`` and
-            ``tail`` run as they are, before and after.
+            recognises. On a CPU also one of units among other layers: these PyTorch runs, between
+            the plans, and results may be new memory. Of one that :func:`snv2_kernels.load_onnx` has
+            made, ``normalization`` and ``tail`` run as they are, before and after.
         input_shape: [N, C, H, W]. N is the most images that a call takes.
         device: defaults to the parameters' device.
         dtype: of input and output, float32, float16 or bfloat16; defaults to the parameters'.
@@ -167,7 +85,7 @@ class Engine:
         normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         before, network, after = _ends(model)
-        fused = checked_model(network)
+        fused = checked_model(network, may_cut=True)
         packed = fused.packed()
         assert packed.device is not None
         assert packed.dtype is not None
@@ -202,7 +120,11 @@ class Engine:
             raise ValueError(f"model: cannot run fused: {error}") from None
         self._start()
 
-    def _packed_plan(self, fused: PlannedModule) -> Plan | GpuPlan | TritonPlan:
+    def _packed_plan(self, fused: PlannedModule) -> Plan | GpuPlan | TritonPlan | FrozenPartition:
+        if (partition := partition_of(fused)) is not None:
+            if self._backend != "cpu":
+                raise Unsupported(f"{partition.why_not_whole()}, which an engine has on a CPU only")
+            return FrozenPartition(fused, partition, self._dtype)
         if self._backend == "cpu":
             return fused._cpu_plan(self._dtype, self._taps, self._pixels)
         if fused._ranges is not None:
@@ -215,6 +137,8 @@ class Engine:
         self._lock = threading.Lock()
         try:
             self._runner = self._make_runner()
+        except OtherInput as error:
+            raise ValueError(f"input_shape: {self._shape} does not run fused: {error}") from None
         except (OSError, RuntimeError) as error:
             if "memory" not in str(error):
                 raise
@@ -227,6 +151,8 @@ class Engine:
         plan, shape, device = self._plan, self._shape, self._device
         if isinstance(plan, Plan):
             return CpuRunner(plan, shape, self._dtype, self._pixels)
+        if isinstance(plan, FrozenPartition):
+            return PartitionRunner(plan, shape)
         if isinstance(plan, TritonPlan):
             return TritonRunner(plan, shape, device, self._pixels)
         try:
@@ -241,7 +167,9 @@ class Engine:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         check_backend(self._backend)
-        element = self._plan.element if isinstance(self._plan, Plan) else torch.uint8
+        plan: Any = self._plan
+        on_cpu = isinstance(plan, Plan | FrozenPartition)
+        element = plan.element if on_cpu else torch.uint8
         if element not in (torch.uint8, plan_element(self._dtype)):
             raise RuntimeError(
                 f"this engine's maps are {element}, which this processor does not"
@@ -338,7 +266,7 @@ class Engine:
             input_shape=tuple(runner.input.shape),
             output_shape=tuple(runner.results[-1].shape),
             dtype=self._dtype,
-            op_calls=1,
+            op_calls=runner.op_calls,
             units=plan.units,
             multiply_adds=self._shape[0] * plan.multiply_adds(*self._shape[2:]),
             weight_bytes=size(*runner.arrays),
@@ -360,14 +288,20 @@ def _ends(model: Any) -> tuple[nn.Module | None, Any, nn.Module | None]:
     return model.ends()
 
 
-def checked_model(model: Any) -> PlannedModule:
-    """The model fused, if it runs so as a whole.
+def checked_model(model: Any, may_cut: bool = False) -> PlannedModule:
+    """The model fused, if it runs so as a whole, or may be cut into regions and other functions.
 
     Raises:
         TypeError, ValueError: naming what does not fit.
     """
     fused = fuse(model)
-    not_whole = fused._why_not_whole() if isinstance(fused, PlannedModule) else ""
+    partition = partition_of(fused)
+    if partition is not None and not may_cut:
+        first = partition.first_outside()
+        raise ValueError(f"model: {first} is in no plan; snv2_kernels.explain(model) says more")
+    not_whole = None if partition else ""
+    if isinstance(fused, PlannedModule) and partition is None:
+        not_whole = fused._why_not_whole()
     if not isinstance(fused, PlannedModule) or not_whole is not None:
         raise TypeError(
             f"model: {type(model).__name__} is not a network, stage or unit as a whole"

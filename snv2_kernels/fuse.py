@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from snv2_kernels.backends import check_backend
+from snv2_kernels.memory import no_collections
 from snv2_kernels.nn import FusedModule
 from snv2_kernels.nn.clone import clone_tree
 from snv2_kernels.nn.known import KnownModule
@@ -81,7 +82,8 @@ def fused_copy(
     fused = clone_tree(model, drop_in_class, copies)
     # Scripted modules do not tell who is inside them.
     pairs = [(each, copies[id(each)]) for each in model.modules() if id(each) in copies]
-    recognized, reasons = replace_recognized(fused, verify, explained)
+    with no_collections():
+        recognized, reasons = replace_recognized(fused, verify, explained)
     told = _told(fused)
     for module, copy in pairs:
         if copy not in told and isinstance(copy, KnownModule):

@@ -263,11 +263,12 @@ def _look_at(
     _check_recordable(module)
     farthest: Recording | None = None
     runs: list[Run] = []
+    all_units: Units | None = None  # of the farthest
     for channels in [in_channels] if in_channels else _guesses(module):
         recording = record(module, channels, conditions)
         units = None if recording.error else Units(recording.graph, frozenset(recording.outs))
         found = [] if units is None else runs_of(units, units.returned)
-        run, tail = run_and_tail(recording, found)
+        run, tail = run_and_tail(recording, found, units)
         if run is not None and reads_all(run, channels):
             recognition = _verified(
                 module, describe(module, run, channels, recording, tail), verify
@@ -280,13 +281,15 @@ def _look_at(
                     recording.channels, True, _units_in_calls(recording, found)
                 )
         if farthest is None or len(farthest.graph.nodes) < len(recording.graph.nodes):
-            farthest, runs = recording, found
+            farthest, runs, all_units = recording, found, units
         if recording.error is None and run is None and not _is_hollow(recording):
             break
     if farthest is None:
         raise NotRecognized("its input channels cannot be told")
     no_unit = not farthest.error and not runs
-    raise NotRecognized(_why_no_run(farthest, runs), farthest.channels, no_unit, farthest.names)
+    raise NotRecognized(
+        _why_no_run(farthest, runs, all_units), farthest.channels, no_unit, farthest.names
+    )
 
 
 def _verified(module: nn.Module, recognition: Recognition, verify: bool) -> Recognition:
@@ -309,7 +312,7 @@ def _units_in_calls(recording: Recording, runs: Sequence[Run]) -> dict[str, bool
     return found
 
 
-def _why_no_run(recording: Recording, runs: list[Run]) -> str:
+def _why_no_run(recording: Recording, runs: list[Run], units: Units | None) -> str:
     """Why a recording as a whole is no run of units."""
     if recording.error is not None:
         return recording.error
@@ -319,7 +322,7 @@ def _why_no_run(recording: Recording, runs: list[Run]) -> str:
     strange = [out for out in recording.outs if out not in made]
     if runs and recording.returned.container and strange:
         return f"returns maps that no unit makes: {described(strange[0])}"
-    return why_no_unit(recording.graph)
+    return why_no_unit(recording.graph, units)
 
 
 def _guesses(module: nn.Module) -> list[int]:

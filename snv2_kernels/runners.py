@@ -110,6 +110,8 @@ class _Conversion:
 class CpuRunner:
     """One op call on the caller's tensor."""
 
+    op_calls = 1
+
     def __init__(self, plan: Plan, shape: Shape, dtype: torch.dtype, pixels: Pixels | None) -> None:
         n, _, h, w = shape
         self.plan, self._shape = plan, shape
@@ -156,6 +158,8 @@ class _GraphRunner:
     """On a GPU one graph, replayed on the current stream: it reads ``input``, where anything else
     is copied first, and computes all images of it. Elsewhere (on the emulator, in Triton's
     interpreter) one op call."""
+
+    op_calls = 1
 
     def __init__(
         self, plan: GpuPlan | TritonPlan, shape: Shape, device: torch.device, pixels: Pixels | None

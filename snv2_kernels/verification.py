@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from snv2_kernels.graph.nodes import holds_numbers
 from snv2_kernels.graph.plain import plain_copy
 from snv2_kernels.graph.recipe import Recipe
 from snv2_kernels.graph.record import without_modes
 from snv2_kernels.graph.returned import Returned
+from snv2_kernels.memory import empty_floats
 from snv2_kernels.nn.recognition import named_tensors
 from snv2_kernels.testing import max_error
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["why_wrong"]
 
 _BLOCK = 65537  # a prime, so rows of any length begin at different numbers
+_MANY = 1 << 12  # numbers of a weight that is a part of a shared memory
+_STEP = 25013  # between the beginnings of tensors in the block: multiples fall far apart
 _LARGEST_ERROR = 1e-9  # between two orders of the same sums in float64
 _LARGER = 3  # height and width of a second input, where the first one gives NaN
 
@@ -30,32 +36,13 @@ _LARGER = 3  # height and width of a second input, where the first one gives NaN
 def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
     """Why the recipe does not compute what the module does, None if it does. On copies with random
     numbers: the module's own may be zeros, which hide an error."""
-    generator = torch.Generator().manual_seed(0)
-
-    block = torch.randn(_BLOCK, generator=generator, dtype=torch.float64, device="cpu")
-
-    def normal(*shape: int) -> Tensor:
-        """Random numbers; many of them are few again and again, of which no rows are the same."""
-        count = math.prod(shape)
-        if count < _BLOCK:
-            return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-        start = int(torch.randint(_BLOCK, (), generator=generator))  # another in each tensor
-        return block.roll(start).repeat(-(-count // _BLOCK))[:count].view(shape)
-
-    def random(t: Tensor) -> Tensor:
-        if holds_numbers(t):
-            return t.detach().cpu().clone()
-        if not t.is_floating_point():
-            return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
-        if t.dim() > 1:
-            return normal(*t.shape) * math.sqrt(2 * len(t) / max(t.numel(), 1))
-        return 0.5 + normal(*t.shape).abs()  # a variance is positive
-
-    copied = plain_copy(module, random)
+    numbers = _Numbers(module)
+    copied = plain_copy(module, numbers.of)
     n, height, width = recognition.checked_size
-    with without_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    plain = torch.autocast("cpu", enabled=False)
+    with without_modes(), torch.no_grad(), plain, _Products():
         for scale in (1, _LARGER):
-            x = normal(n, recognition.in_channels, scale * height, scale * width)
+            x = numbers.normal(n, recognition.in_channels, scale * height, scale * width)
             try:
                 expected = copied(x.clone())
                 actual = _computed(recognition, copied, x)
@@ -71,6 +58,129 @@ def why_wrong(module: nn.Module, recognition: Recognition) -> str | None:
             return "its forward depends on the dtype, and does something else in float64"
         return f"its recognition failed verification: off by {off:.1e}"
     return None
+
+
+class _Numbers:
+    """Random numbers in the place of a module's own.
+
+    Many are few again and again, of which no rows are the same. Weights that are scaled alike are
+    parts of one memory, each from another number of the block on: to draw or fill as many as a
+    large network has would take longer than to compute with them.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._block = self._drawn(_BLOCK)
+        self._begun = 0  # tensors that are parts of a memory
+        self._most: dict[float, int] = {}  # numbers in a tensor, by the scale of its numbers
+        for t in (*module.parameters(), *module.buffers()):
+            if t.dim() > 1 and t.is_floating_point():
+                scale = _scale_of(t)
+                self._most[scale] = max(t.numel(), self._most.get(scale, 0))
+        self._memory: dict[float, Tensor] = {}
+
+    def _drawn(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
+
+    def normal(self, *shape: int) -> Tensor:
+        """Returns normal numbers in memory of their own."""
+        count = math.prod(shape)
+        if count < _BLOCK:
+            return self._drawn(*shape)
+        start = self._start()
+        return self._block.repeat(-(-(start + count) // _BLOCK))[start : start + count].view(shape)
+
+    def of(self, t: Tensor) -> Tensor:
+        """Returns what takes the place of a parameter or buffer."""
+        if holds_numbers(t):
+            return t.detach().cpu().clone()
+        if not t.is_floating_point():
+            return torch.zeros(t.shape, dtype=t.dtype, device="cpu")
+        if t.dim() < 2:
+            return 0.5 + self.normal(*t.shape).abs()  # a variance is positive
+        scale = _scale_of(t)
+        if t.numel() < _MANY:
+            return self._drawn(*t.shape) * scale
+        if scale not in self._memory:
+            blocks = -(-self._most[scale] // _BLOCK) + 1
+            memory = empty_floats(2 * blocks * _BLOCK).view(torch.float64)
+            memory.view(blocks, _BLOCK)[:] = self._block * scale
+            self._memory[scale] = memory
+        start = self._start()
+        part: Tensor = self._memory[scale][start : start + t.numel()]
+        return part.view(t.shape)
+
+    def _start(self) -> int:
+        """Returns a place in the block, another one for each tensor."""
+        self._begun += 1
+        return self._begun * _STEP % _BLOCK
+
+
+class _Products(TorchFunctionMode):
+    """Convolutions with many weights or groups, computed once for both forwards.
+
+    Where these agree, the second asks for the same product of the same numbers, and to read a large
+    network's weights is most of the work. Where a map is another one, by a bit, it is computed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not F.conv2d or kwargs or len(args) != _ARGUMENTS:
+            return func(*args, **(kwargs or {}))
+        x, weight, *others = args
+        if weight.numel() < _BLOCK and others[-1] == 1:
+            return func(*args)
+        if weight.is_inference():  # which does not tell when it is written to
+            return _convolved(*args)
+        orders = x.is_contiguous(), x.is_contiguous(memory_format=torch.channels_last)
+        key = x.shape, orders, *map(_identity, (weight, *others))
+        known = self._known.setdefault(key, [])
+        for given, made in known:
+            if torch.equal(given, x):
+                return made.clone()  # which a forward may write to
+        given, made = x.clone(), _convolved(*args)
+        known.append((given, made.clone()))
+        return made
+
+
+_ARGUMENTS = 7  # of F.conv2d
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """Returns F.conv2d's result, of a depthwise convolution by its definition: in float64 torch
+    computes that group by group."""
+    outputs, depth, height, width = weight.shape
+    plain = x.dim() == 4 and x.is_contiguous() and not isinstance(padding, str)
+    if not plain or depth != 1 or not x.shape[1] == groups == outputs:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    taps: Tensor = F.unfold(x, (height, width), dilation, padding, stride)  # [N, C * taps, pixels]
+    sums = torch.einsum("nctp,ct->ncp", taps.unflatten(1, (groups, -1)), weight.flatten(1))
+    steps = (v if isinstance(v, tuple | list) else (v, v) for v in (stride, padding, dilation))
+    sizes = zip(x.shape[2:], (height, width), *steps, strict=True)
+    made: Tensor = sums.unflatten(
+        2, [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+    )
+    return made if bias is None else made + bias[:, None, None]
+
+
+def _identity(value: Any) -> Any:
+    """Returns what tells a tensor in a state of its memory from others, and other arguments."""
+    if not isinstance(value, Tensor):
+        return tuple(value) if isinstance(value, list) else value
+    return value.data_ptr(), value._version, value.dtype, value.shape, value.stride()
+
+
+def _scale_of(t: Tensor) -> float:
+    """Returns what a weight's normal numbers are multiplied by, so that maps stay as large."""
+    return math.sqrt(2 * len(t) / max(t.numel(), 1))
 
 
 def _computed(recognition: Recognition, module: nn.Module, x: Tensor) -> Any:

@@ -39,7 +39,7 @@ def chains(found: Units, runs: Sequence[Run]) -> list[Run]:
 def _chain(found: Units, last: Layer, taken: set[Node]) -> Unit | None:
     """The longest chain of which a layer is the last, or the last but for a gate, as a unit through
     which nothing passes."""
-    gate = next((gate for gate in found.gates.values() if gate.source is last.out), None)
+    gate = found.gates_after.get(last.out)
     out = last.out if gate is None else gate.out
     following = found.layers.after(out, "pw", "dw")
     if following is not None and taken.isdisjoint(following.nodes):
@@ -70,5 +70,5 @@ def _are_free(parts: Sequence[Part], taken: set[Node]) -> bool:
 def _reads_a_part(found: Units, unit: Unit) -> bool:
     """Whether a chain reads some channels of a map that has others too."""
     read = found.map_of(unit.source)
-    makers = {maker for maker, _ in read}
+    makers = found.follower.makers(read)
     return len(makers) == 1 and len(read) < len(found.map_of(*makers))

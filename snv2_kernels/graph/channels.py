@@ -7,11 +7,12 @@ list of *origins*, (node, channel), and dimensions made of *factors* that count 
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,12 @@ from snv2_kernels.graph.nodes import (
     shape_of,
 )
 
-__all__ = ["MOVES", "Follower", "Origin", "Value", "origins_of"]
+__all__ = ["MOST_CHANNELS", "MOVES", "Follower", "Origin", "Value", "channels_of"]
 
-Origin = tuple[Node, int]
+# The channel, and above it the number that its follower gave to the node.
+Origin = int
+_BITS = 24  # for the channel
+MOST_CHANNELS = 1 << _BITS  # of a map, as in a recipe
 
 
 @dataclass(frozen=True)
@@ -55,34 +59,31 @@ class Value:
 
     def channels(self) -> tuple[Origin, ...] | None:
         """Origins in order, if this is a map [N, C, H, W]."""
+        return self._channels
+
+    @functools.cached_property
+    def _channels(self) -> tuple[Origin, ...] | None:
         dims = [[f for f in dim if not same_number(f.size, 1)] for dim in self.dims]
         if len(dims) != 4 or not all(f.is_channels for f in dims[1]):
             return None
         for name, dim in (("n", dims[0]), ("h", dims[2]), ("w", dims[3])):
             if [f.name for f in dim] not in ([], [name]):
                 return None
-        return tuple(map(self.origins.__getitem__, _positions(dims[1], self.offset)))
+        positions = _positions(tuple(dims[1]), self.offset)
+        return tuple(map(self.origins.__getitem__, positions))
 
 
-def _positions(factors: Sequence[Factor], offset: int) -> list[int]:
+@functools.lru_cache(maxsize=64)  # units of a stage have the same
+def _positions(factors: tuple[Factor, ...], offset: int) -> tuple[int, ...]:
     positions = [offset]
     for factor in factors:
         positions = [p + i * factor.stride for p in positions for i in range(factor.size)]
-    return positions
+    return tuple(positions)
 
 
-def origins_of(node: Node) -> Value | None:
-    """A map that is its own origin."""
-    map_ = example(node)
-    if not isinstance(map_, Tensor) or map_.dim() != 4:
-        return None
-    n, c, h, w = map(_known, shape_of(node))
-    if not isinstance(c, int):
-        return None
-    return Value(
-        tuple(zip(itertools.repeat(node), range(c), strict=False)),
-        ((Factor(n, name="n"),), (Factor(c, 1),), (Factor(h, name="h"),), (Factor(w, name="w"),)),
-    )
+def channels_of(origins: Iterable[Origin]) -> tuple[int, ...]:
+    """Returns the numbers of the channels, each in its node's map."""
+    return tuple([origin % MOST_CHANNELS for origin in origins])
 
 
 class Follower:
@@ -90,17 +91,28 @@ class Follower:
 
     def __init__(self) -> None:
         self._values: dict[Node, Any] = {}  # Value, a tuple of them, None, or _ITSELF
+        self._followed: list[Node] = []  # the keys, in the graph's order
+        self._numbers: dict[Node, int] = {}
+        self._makers: list[Node] = []  # by their numbers
 
     def cut(self, node: Node) -> None:
         """From here on a node is its own origin."""
-        self._values = {known: value for known, value in self._values.items() if known < node}
-        self._values[node] = origins_of(node)
+        while self._followed and not self._followed[-1] < node:
+            del self._values[self._followed.pop()]
+        self._put(node, _ITSELF)
 
     def follow(self, node: Node) -> None:
         """Work out the value of the next node of a graph."""
         if node not in self._values:
             moved = self.moved(node)
-            self._values[node] = _ITSELF if moved is None else moved
+            self._put(node, _ITSELF if moved is None else moved)
+
+    def _put(self, node: Node, value: Any) -> None:
+        self._values[node] = value
+        if not self._followed or self._followed[-1] < node:
+            self._followed.append(node)
+        else:
+            bisect.insort(self._followed, node)
 
     def value(self, node: Any) -> Any:
         """A Value, a tuple of them for what gives several tensors, None for what is neither."""
@@ -108,8 +120,31 @@ class Follower:
             return None
         self.follow(node)
         if self._values[node] is _ITSELF:  # few are asked for: they are long
-            self._values[node] = origins_of(node)
+            self._values[node] = self._own(node)
         return self._values[node]
+
+    def origins(self, node: Node, count: int) -> range:
+        """The first channels of a node's map, as their own origins."""
+        number = self._numbers.setdefault(node, len(self._makers))
+        if number == len(self._makers):
+            self._makers.append(node)
+        return range(number << _BITS, (number << _BITS) + count)
+
+    def makers(self, origins: Iterable[Origin]) -> list[Node]:
+        """The nodes whose channels these are, each once, in the order of their first."""
+        numbers = dict.fromkeys([origin >> _BITS for origin in origins])
+        return [self._makers[number] for number in numbers]
+
+    def _own(self, node: Node) -> Value | None:
+        """A map that is its own origin."""
+        map_ = example(node)
+        if not isinstance(map_, Tensor) or map_.dim() != 4:
+            return None
+        n, c, h, w = map(_known, shape_of(node))
+        if not isinstance(c, int) or c > MOST_CHANNELS:
+            return None
+        sizes = (Factor(n, name="n"), Factor(c, 1), Factor(h, name="h"), Factor(w, name="w"))
+        return Value(tuple(self.origins(node, c)), tuple((size,) for size in sizes))
 
     def moved(self, node: Node) -> Any:
         """The value of a node that only moves channels, None for others."""
@@ -233,7 +268,7 @@ def _taken(value: Value, dim: int, indices: range) -> Value:
     positions = _positions(factors, 0)
     taken = [positions[i] for i in indices]
     step = taken[1] - taken[0] if len(taken) > 1 else 1
-    if not taken or taken != [taken[0] + i * step for i in range(len(taken))]:
+    if not taken or step < 1 or taken != list(range(taken[0], taken[-1] + 1, step)):
         return _listed(value, dim, taken)
     dims = list(value.dims)
     dims[dim] = (Factor(len(taken), step),)
@@ -244,7 +279,7 @@ def _listed(value: Value, dim: int, positions: Sequence[int]) -> Value:
     """A choice of channels that no stride describes; of a map alone."""
     if not positions or dim != 1 or value.channels() is None:
         raise _Unknown
-    origins = tuple(value.origins[value.offset + p] for p in positions)
+    origins = tuple([value.origins[value.offset + p] for p in positions])
     dims = list(value.dims)
     dims[1] = (Factor(len(origins), 1),)
     return Value(origins, tuple(dims))
@@ -364,7 +399,7 @@ def _cat(follower: Follower, node: Node, tensors: Any, dim: Any = 0, **kwargs: A
     if _dim(follower._one(tensors[0]), kwargs.get("axis", dim)) != 1:
         raise _Unknown
     first = follower._one(tensors[0]).dims
-    origins = tuple(origin for channels in maps for origin in channels)
+    origins = tuple(itertools.chain.from_iterable(maps))
     return Value(origins, (first[0], (Factor(len(origins), 1),), *first[2:]))
 
 
@@ -376,7 +411,7 @@ def _stack(follower: Follower, node: Node, tensors: Any, dim: Any = 0) -> Value:
     pair = {1: (which, channels), 2: (channels, which)}.get(dim % 5)
     if pair is None or any(len(channels) != count for channels in maps):
         raise _Unknown
-    origins = tuple(origin for channels in maps for origin in channels)
+    origins = tuple(itertools.chain.from_iterable(maps))
     return Value(origins, (first[0], *pair, *first[2:]))
 
 

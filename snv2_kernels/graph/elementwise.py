@@ -152,6 +152,30 @@ def _activation(source: Node, nodes: tuple[Node, ...]) -> Activation | None:
     if spelled(nodes[-1]) == "prelu":
         given = arguments(nodes[-1], ("input", "weight"))
         return Activation("prelu", given["weight"]) if given["input"] is source else None
+    key = _key(source, nodes)
+    if key not in _found:
+        found = _computed(source, nodes)
+        if key is None:
+            return found
+        _found[key] = found
+    return _found[key]
+
+
+_found: dict[Any, Activation | None] = {}  # of single calls of torch's functions
+
+
+def _key(source: Node, nodes: tuple[Node, ...]) -> Any:
+    """All that decides what a node makes of its first argument; None where that may be more."""
+    (node, *others) = nodes
+    given = (*node.args[1:], *node.kwargs.values())
+    alone = not others and function_name(node) and node.args and node.args[0] is source
+    if not alone or not all(type(value) in (bool, int, float, type(None)) for value in given):
+        return None
+    numbers = tuple((type(value), repr(value)) for value in given)
+    return node.op, node.target, numbers, tuple(node.kwargs)
+
+
+def _computed(source: Node, nodes: tuple[Node, ...]) -> Activation | None:
     x, known = _known_activations()
     y = _run(nodes, {source: x.clone()})
     if y is None or y.shape != x.shape:

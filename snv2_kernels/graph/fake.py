@@ -24,7 +24,6 @@ from torch._subclasses.fake_tensor import (
     in_kernel_invocation_manager,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["LightMode"]
 
@@ -223,13 +222,30 @@ def _convolution(
     made = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
     if not fits or min(made) < 1:
         return None
-    with x.fake_mode:  # type: ignore[attr-defined]  # where tensors tell what device they stand for
-        backend = torch._C._select_conv_backend(
-            x, weight, bias=bias, stride=stride, padding=padding, dilation=dilation,
-            transposed=False, output_padding=output_padding, groups=groups, bias_sizes=None,
-        )  # fmt: skip
-        order = torch._C._conv_determine_backend_memory_format(x, weight, backend)
+    order = _order_of(x, weight, bias, stride, padding, dilation, output_padding, groups)
     return _new(x, x.shape[0], outputs, *made).to(memory_format=order)
+
+
+def _order_of(
+    x: Any, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+    output_padding: Any, groups: int,
+) -> torch.memory_format:  # fmt: skip
+    """The order in memory of a convolution's result, worked out once for each kind of arguments: it
+    takes longer than all else here, and the units of a stage are alike."""
+    mode: LightMode = x.fake_mode
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    kinds = ((t.shape, t.stride(), t.dtype, t.requires_grad) for t in tensors)
+    numbers = map(tuple, (stride, padding, dilation, output_padding))
+    key = *kinds, *numbers, groups, x.fake_device, torch.is_grad_enabled()
+    if key not in mode.orders:
+        with mode:  # where tensors tell what device they stand for
+            backend = torch._C._select_conv_backend(
+                x, weight, bias=bias, stride=stride, padding=padding, dilation=dilation,
+                transposed=False, output_padding=output_padding, groups=groups, bias_sizes=None,
+            )  # fmt: skip
+            order = torch._C._conv_determine_backend_memory_format(x, weight, backend)
+        mode.orders[key] = order
+    return mode.orders[key]
 
 
 class LightMode(FakeTensorMode):
@@ -239,6 +255,7 @@ class LightMode(FakeTensorMode):
         TorchDispatchMode.__init__(self)
         config: Any = torch._functorch.config
         self._is_whole = False
+        self.orders: dict[Any, torch.memory_format] = {}  # of results of convolutions
         self.propagate_real_tensors = config.fake_tensor_propagate_real_tensors
         self.fake_tensor_converter = FakeTensorConverter(copy_data=False, export=False)
         self.static_shapes, self.shape_env = True, None
@@ -276,7 +293,7 @@ class LightMode(FakeTensorMode):
 
     def _device_of(self, args: Any, kwargs: Any) -> torch.device | None:
         """The device of all tensors and results; None where there are several, or values."""
-        tensors: list[Any] = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = _tensors_in((*args, *kwargs.values()))
         if not all(self.is_our_fake(t) and t.constant is None for t in tensors):
             return None
         devices = {t.fake_device for t in tensors}
@@ -296,7 +313,23 @@ class LightMode(FakeTensorMode):
                     out = func(*args, **kwargs)
             except (NotImplementedError, IndexError, RuntimeError):  # to be told as PyTorch does
                 return None
-        return tree_map_only(Tensor, lambda t: self._wrapped(t, device), out)
+        return self._wrapped(out, device)
 
-    def _wrapped(self, t: Tensor, device: torch.device) -> Tensor:
-        return t if isinstance(t, FakeTensor) else FakeTensor(self, t, device)
+    def _wrapped(self, out: Any, device: torch.device) -> Any:
+        """A result's tensors as those of this mode."""
+        if isinstance(out, Tensor):
+            return out if isinstance(out, FakeTensor) else FakeTensor(self, out, device)
+        if isinstance(out, tuple | list):
+            return type(out)([self._wrapped(part, device) for part in out])
+        return out
+
+
+def _tensors_in(values: Any) -> list[Any]:
+    """Tensors among arguments, which are values and lists of them."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += _tensors_in(value)
+    return found

@@ -108,6 +108,18 @@ def function_name(node: Any) -> str:
     target = node.target
     if isinstance(target, str):
         return target
+    name = _names.get(target)
+    if name is None:
+        name = _name_of(target)
+        if name:  # others may be functions of a model, which are not to be kept
+            _names[target] = name
+    return name
+
+
+_names: dict[Any, str] = {}  # of functions of torch
+
+
+def _name_of(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         namespace, _, name = target._schema.name.partition("::")
         return name if namespace == "aten" else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections import OrderedDict, deque
 from types import CodeType, FrameType, FunctionType
 from typing import Any, cast
 
@@ -55,6 +56,7 @@ _HARMLESS = {
     "_weakref", "builtins", "cmath", "collections", "enum", "functools", "itertools", "math",
     "numpy", "operator", "sys", "torch", "types", "typing",
 }  # fmt: skip
+_HARMLESS_OWNERS = frozenset((dict, list, tuple, set, frozenset, str, bytes, OrderedDict, deque))
 _EFFECTS = (print, input, exec, breakpoint)
 # Python modules of functions with effects, or that ask the system; and names of torch's.
 _OUTSIDE = {"logging", "os", "random", "socket", "subprocess", "queue", "multiprocessing"}
@@ -122,7 +124,9 @@ class Observer:
             elif code not in self._seen:
                 self._seen.add(code)
                 self._look_at_code(frame)
-        elif event == "c_call" and not _is_own(frame):
+        elif event == "c_call":
+            if type(getattr(function, "__self__", None)) in _HARMLESS_OWNERS or _is_own(frame):
+                return
             if (question := _QUESTIONS.get(function)) is not None:
                 self.asked.add(question)
                 if function in _SETS_AUTOCAST:

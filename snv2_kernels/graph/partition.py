@@ -28,11 +28,11 @@ from snv2_kernels.graph.nodes import (
 from snv2_kernels.graph.reasons import described
 from snv2_kernels.graph.recipe import RecipeBuilder
 from snv2_kernels.graph.recognize import Run
-from snv2_kernels.graph.record import Call, Recording
+from snv2_kernels.graph.record import Recording
 from snv2_kernels.graph.sizes import SizeNode
 
 __all__ = [
-    "OtherInput", "Partition", "Region", "Uncut", "constant_sizes", "cut", "is_call_of",
+    "OtherInput", "Partition", "Region", "Uncut", "constant_sizes", "cut", "functions",
 ]  # fmt: skip
 
 
@@ -85,6 +85,10 @@ class Partition:
         more = len(self.beside) - len(shown)
         return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
+    def first_outside(self) -> str:
+        """Returns what PyTorch runs first of what is in no region."""
+        return next(iter(self.beside), "a function that only moves channels")
+
     def why_not_whole(self) -> str:
         return f"PyTorch runs a part of it: {self.told()}"
 
@@ -122,10 +126,9 @@ def cut(recording: Recording, runs: Sequence[Run], own: frozenset[str]) -> Parti
     return _Writer(recording, runs, own).partition()
 
 
-def is_call_of(call: Call, nodes: set[Node]) -> bool:
-    """Whether a call of a submodule computes a run of these nodes and nothing else."""
-    computed = {node for node in call.nodes if node.op == "call_function" and not node._erased}
-    return computed == {node for node in nodes if node.op == "call_function"}
+def functions(nodes: Iterable[Node]) -> frozenset[Node]:
+    """Returns the calls of functions among nodes that are still in the graph."""
+    return frozenset(node for node in nodes if node.op == "call_function" and not node._erased)
 
 
 class _Writer:
@@ -141,6 +144,7 @@ class _Writer:
         self._regions: list[Region] = []
         self._tensors: dict[str, str] = {}  # variable of each name
         self._constants: list[Any] = []
+        self._places: dict[int, int] = {}  # in the constants, by the id of each
         self._variables: dict[Any, str] = {}  # by node, and by the id of a size's node
         self._sizes: list[SizeNode] = []  # keeps ids from being handed out again
         self._lines: list[tuple[list[str], str, list[str]]] = []  # variables set, code, those read
@@ -169,28 +173,23 @@ class _Writer:
     def _needed(self) -> set[Node]:
         """The nodes that results depend on, also by what is written to them. What a run moves and
         others read too is among them, and is moved again, at its place."""
-        writers = [node for node in self._recording.graph.nodes if writes(node)]
+        writers: dict[int, list[Node]] = {}  # by the memory that they write to
+        for node in filter(writes, self._recording.graph.nodes):
+            for memory in written(node):
+                writers.setdefault(memory, []).append(node)
         needed: set[Node] = set()
         waiting = list(self._recording.outs)
-        while waiting:
-            for node in waiting:
-                self._add_needed(needed, node)
-            touched = set().union(*map(storages, needed))
-            waiting = [w for w in writers if w not in needed and touched & written(w)]
-        return needed
-
-    def _add_needed(self, needed: set[Node], node: Node) -> None:
-        """Add a node, and all that it is computed from."""
-        waiting = [node]
         while waiting:
             node = waiting.pop()
             if node in needed:
                 continue
             needed.add(node)
+            waiting += [each for memory in storages(node) for each in writers.get(memory, ())]
             if node in self._outs or (node in self._inside and not _moves(node)):
                 waiting.append(self._source_of[node])
             else:
                 waiting += [*node.all_input_nodes, *self._asked_by(node)]
+        return needed
 
     def _tells_order(self, needed: set[Node]) -> bool:
         """Whether functions between the regions may depend on the order in memory of their maps."""
@@ -225,19 +224,25 @@ class _Writer:
         nodes = list(self._recording.graph.nodes)
         given = set().union(*(storages(n) for n in nodes if n.op != "call_function"), ())
         writers = [node for node in nodes if writes(node) and node not in self._source_of]
-        spans = []  # where each run begins and ends, and the memory that it reads and makes
+        # Where the runs that read or make it begin and end, and results of runs, by memory.
+        spans: dict[int, list[tuple[Node, Node]]] = {}
+        outs: dict[int, list[Node]] = {}
         for run in self._runs if writers else ():
             inside = _after_source(run)
-            memory = set().union(storages(run.source), *map(storages, inside))
-            spans.append((min(inside), max(inside), memory))
+            span = min(inside), max(inside)
+            for place in set().union(storages(run.source), *map(storages, inside)):
+                spans.setdefault(place, []).append(span)
+        for out in self._outs if writers else ():
+            for place in storages(out):
+                outs.setdefault(place, []).append(out)
         for node in writers:
             memory = written(node)
             if given & memory:
                 raise Uncut(f"writes to its input or its state: {described(node)}")
-            for begin, end, touched in spans:
-                if begin < node < end and touched & memory:
-                    raise Uncut(f"a map is written in place: {described(node)}")
-            if sum(bool(storages(out) & memory) for out in self._outs) > 1:
+            near = (span for place in memory for span in spans.get(place, ()))
+            if any(begin < node < end for begin, end in near):
+                raise Uncut(f"a map is written in place: {described(node)}")
+            if len({out for place in memory for out in outs.get(place, ())}) > 1:
                 raise Uncut(f"several maps are written in place: {described(node)}")
 
     # Lines ------------------------------------------------------------------------------------
@@ -277,10 +282,10 @@ class _Writer:
 
     def _code(self) -> str:
         """All lines, each of which lets go of what is read no more."""
-        later: set[str] = set()
+        later = {"x", *self._tensors.values()}
         lines: list[str] = []
         for variables, line, read in reversed(self._lines):
-            dead = sorted({*variables, *read} - later - set(self._tensors.values()) - {"x"})
+            dead = sorted({*variables, *read} - later)
             later.update(read)
             drop = f"; del {', '.join(dead)}" if dead and not line.startswith("return") else ""
             lines.append(f"    {line}{drop}")
@@ -297,11 +302,10 @@ class _Writer:
         return self._variables.setdefault(key, f"v{len(self._variables)}")
 
     def _named(self, value: Any) -> str:
-        for i, known in enumerate(self._constants):
-            if known is value:
-                return f"c{i}"
-        self._constants.append(value)
-        return f"c{len(self._constants) - 1}"
+        if id(value) not in self._places:
+            self._places[id(value)] = len(self._constants)
+            self._constants.append(value)
+        return f"c{self._places[id(value)]}"
 
     def _read(self, node: Node) -> str:
         """The variable of a node. What was only asked for its size is computed here."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 from torch.fx import Graph, Node
@@ -15,7 +15,7 @@ from snv2_kernels.graph.recognize import (
     are_of_others,
     as_projection,
     is_branch,
-    recognize,
+    runs_of,
 )
 
 __all__ = ["described", "why_no_unit"]
@@ -26,20 +26,27 @@ _ACTIVATIONS = {
 _JOINS = (*CONCATENATIONS, "stack")
 
 
-def why_no_unit(graph: Graph) -> str:
+def why_no_unit(graph: Graph, units: Units | None = None) -> str:
     """What stops the whole graph from being units: the first that holds of a unit near a depthwise
-    convolution, or what it computes beside units."""
-    found = Units(graph)
-    runs = recognize(graph)
+    convolution, or what it computes beside units. ``units`` are those of the graph, if they were
+    looked for."""
+    found = Units(graph) if units is None else units.returning(())
+    runs = runs_of(found, ())
     inside = {node for run in runs for node in run.nodes}
     depthwise = [node for node in graph.nodes if _is_depthwise(node) and node not in inside]
-    checks = _after, _window, _before, _written, _strides, _join
-    reasons = (check(found, node) for check in checks for node in depthwise)
+
+    def first(*checks: Callable[[Units, Node], str | None]) -> str | None:
+        reasons = (check(found, node) for check in checks for node in depthwise)
+        return next(filter(None, reasons), None)
+
     if found.units and not runs:
         if are_of_others(found.units):
             return "its units join nothing but the sum of their branch and their input"
         return "computes in several dtypes or on several devices"
-    if (reason := next(filter(None, reasons), None)) is not None:
+    reason = first(_after, _window, _before)
+    if reason is None and depthwise:
+        reason = _written(found, graph) or first(_strides, _join)
+    if reason is not None:
         return reason
     if not runs:
         return "its forward runs no depthwise convolution"
@@ -150,11 +157,12 @@ def _strange(found: Units, node: Node, source: Node) -> str | None:
     return f"{described(node)} in a branch" + (f", with {others[0]}" if others else "")
 
 
-def _written(found: Units, node: Node) -> str | None:
+def _written(found: Units, graph: Graph) -> str | None:
     inside = {node for layer in found.layers.by_first.values() for node in layer.nodes}
     inside.update(found.gates)
-    names = [function_name(n) for n in node.graph.nodes if writes(n) and n not in inside]
-    return f"a map is written in place: {names[0]}" if names else None
+    names = (function_name(n) for n in graph.nodes if writes(n) and n not in inside)
+    name = next(names, None)
+    return None if name is None else f"a map is written in place: {name}"
 
 
 def _strides(found: Units, node: Node) -> str | None:
@@ -172,7 +180,7 @@ def _join(found: Units, node: Node) -> str | None:
     if join is None:
         return f"the result of {described(node)} is joined with nothing"
     value = found.follower.moved(join)
-    makers = list(dict.fromkeys(origin for origin, _ in value.origins)) if value else []
+    makers = found.follower.makers(value.origins) if value else []
     if len(makers) != 2 or out not in makers:
         maps = f"{len(makers)} maps" if makers else "what are not all channels"
         return f"{described(join)} of {maps}"
@@ -180,7 +188,7 @@ def _join(found: Units, node: Node) -> str | None:
     branch = found.branch(out)
     if not is_branch(branch):
         return f"a branch of {described(node)} without a pointwise convolution"
-    read = {origin for origin, _ in found.map_of(branch[0].source)}
+    read = found.follower.makers(found.map_of(branch[0].source))
     if other in read:
         strided = any(isinstance(part, Layer) and part.stride > 1 for part in branch)
         return f"{described(join)} of a branch " + (

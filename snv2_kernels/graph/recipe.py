@@ -22,7 +22,6 @@ none. A list of channels is a text such as ``"0:58|58:116"`` (:func:`write_chann
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ def write_channels(channels: Sequence[int]) -> str:
 
 def _is_range(run: Sequence[int]) -> bool:
     step = run[1] - run[0] if len(run) > 1 else 1
-    return step > 0 and all(b - a == step for a, b in itertools.pairwise(run))
+    return not run or (step > 0 and list(run) == list(range(run[0], run[-1] + 1, step)))
 
 
 def _write_range(run: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch.fx import Graph, Node
 
-from snv2_kernels.graph.channels import MOVES, Follower, Origin, Value
+from snv2_kernels.graph.channels import MOST_CHANNELS, MOVES, Follower, Origin, Value, channels_of
 from snv2_kernels.graph.elementwise import activation_after
 from snv2_kernels.graph.ends import Head, Stem, head_after, stem_before
 from snv2_kernels.graph.gates import Gate, gates, sums
@@ -158,8 +158,11 @@ class Units:
     def __init__(self, graph: Graph, returned: Collection[Node] = ()) -> None:
         self.units: list[Unit] = []
         self.returned = returned
+        self._graph = graph
+        self._asked: set[Node] = set()  # whether they are returned
         self.layers = Layers(graph)
         self.gates = {gate.out: gate for gate in gates(graph, self.layers)}
+        self.gates_after = {gate.source: gate for gate in reversed(self.gates.values())}
         self.pools = {pool.out: pool for pool in pools(graph)}
         self._sums = {ways[0].out: ways for ways in sums(graph)}
         self.follower = Follower()
@@ -174,6 +177,15 @@ class Units:
                     self.follower.cut(unit.out)
             elif node in self._sums and (unit := self._residual(node)) is not None:
                 self.units.append(unit)
+
+    def returning(self, returned: Collection[Node]) -> Units:
+        """Those of the graph where others are returned: these, if no answer was another one."""
+        changed = any((node in returned) != (node in self.returned) for node in self._asked)
+        return Units(self._graph, returned) if changed else self
+
+    def _is_returned(self, node: Node) -> bool:
+        self._asked.add(node)
+        return node in self.returned
 
     def branch(self, out: Node) -> tuple[Part, ...]:
         """Layers and gates, each for the next alone, that end at a node; the last one may add what
@@ -214,11 +226,11 @@ class Units:
         """The layer's result of which a node has all channels in another order and that nothing
         else reads, and the order."""
         channels = self.map_of(node)
-        makers = {maker for maker, _ in channels}
+        makers = self.follower.makers(channels)
         if len(makers) != 1 or node in makers:
             return None
         (maker,) = makers
-        order = tuple(channel for _, channel in channels)
+        order = channels_of(channels)
         moves = between(maker, node)
         alone = all(user in moves for each in (maker, *moves - {node}) for user in readers(each))
         is_all = sorted(order) == list(range(len(self.map_of(maker))))
@@ -235,7 +247,7 @@ class Units:
                 return None
             parts.append(layer)
             out = layer.out
-            gate = next((gate for gate in self.gates.values() if gate.source is out), None)
+            gate = self.gates_after.get(out)
             if gate is not None:
                 parts.append(gate)
                 out = gate.out
@@ -254,9 +266,10 @@ class Units:
         if not isinstance(last, Gate) or last.added is None or not is_branch(branch):
             return None
         read = self.map_of(branch[0].source)
-        source = read[0][0] if read else out
+        source = self.follower.makers(read[:1])[0] if read else out
         order = range(len(read))
-        if read != tuple((source, i) for i in order) or read != self.map_of(source):
+        whole = tuple(self.follower.origins(source, len(read)))
+        if not read == whole == self.map_of(source):
             return None
         nodes = between(source, out)
         if is_written(source, out, nodes):
@@ -275,7 +288,7 @@ class Units:
         value = self.follower.value(join)
         if not isinstance(value, Value):
             return None
-        makers = list(dict.fromkeys(origin for origin, _ in value.origins))
+        makers = self.follower.makers(value.origins)
         if len(makers) != 2:
             return None
         for maker, other in (makers, makers[::-1]):
@@ -289,28 +302,30 @@ class Units:
         if len(readers(maker)) != 1 or not is_branch(branch):
             return None
         read = self.map_of(branch[0].source)
-        if not read or len({origin for origin, _ in read}) != 1:
+        makers = self.follower.makers(read)
+        if len(makers) != 1:
             return None
-        source = read[0][0]
+        (source,) = makers
         whole = self.map_of(source)
         strides = [part.stride for part in branch if _is_depthwise(part)]
         stride = max(strides)
         projection: tuple[Layer, Layer] | units.Pool | None = None
         if other is source:
-            first = tuple(origin for origin in value.origins if origin[0] is other)
+            passing = self.follower.origins(other, MOST_CHANNELS)
+            first = tuple([origin for origin in value.origins if origin in passing])
             fits = stride == 1
         else:
             first = self.map_of(other)
             projection = self._projection(other, whole, stride)
             fits = projection is not None
         last = next(part for part in reversed(branch) if isinstance(part, Layer))
-        joined = (*first, *((maker, i) for i in range(last.channels)))
+        joined = (*first, *self.follower.origins(maker, last.channels))
         place = {origin: i for i, origin in enumerate(joined)}
         if not fits or len(place) != len(joined) or place.keys() != set(value.origins):
             return None
         out = self._last_shuffle(join, set(place))
         order = self.map_of(out)
-        if out not in self.returned and projection is not None:
+        if not self._is_returned(out) and projection is not None:
             activation, activated = activation_after(out)
             if activated and (both := _activated(branch, projection, activation)) is not None:
                 branch, projection, out = *both, activated[-1]
@@ -320,9 +335,9 @@ class Units:
         told = units.Unit(
             stride,
             told_parts(branch),
-            tuple(channel for _, channel in read),
-            () if projection else tuple(channel for _, channel in first),
-            tuple(place[origin] for origin in order),
+            channels_of(read),
+            () if projection else channels_of(first),
+            tuple([place[origin] for origin in order]),
             projection,
             strides.index(stride),
         )
@@ -347,7 +362,7 @@ class Units:
         out, waiting = join, [join]
         while waiting:
             node = waiting.pop(0)
-            if node in self.returned:
+            if self._is_returned(node):
                 continue
             for user in readers(node):
                 if function_name(user) not in MOVES:
@@ -369,7 +384,7 @@ class Units:
         moves = between(join, out)
         inside = (join, *moves - {out})
         used = all(user in moves for node in inside for user in readers(node))
-        return used and not any(node in self.returned for node in inside)
+        return used and not any(map(self._is_returned, inside))
 
 
 def _activated(

@@ -220,20 +220,22 @@ def _erase_unread(recording: Recording) -> None:
     """What was only asked for its size would pass for a reader of a map, and so would layers whose
     result nobody takes."""
     kept = {recording.source, *recording.outs}
-    memory = {node: storages(node) for node in recording.graph.nodes}
+    sharing: dict[int, list[Node]] = {}  # by memory: all whose results are or were a part of it
+    for node in recording.graph.nodes:
+        for memory in storages(node):
+            sharing.setdefault(memory, []).append(node)
     for node in reversed(recording.graph.nodes):
-        group = _sharing_memory(node, memory) if writes(node) else {node}
+        group = {node}
+        if writes(node):
+            target = storages(node.kwargs.get("out", (*positional(node)[0], None)[0]))
+            group.update(
+                each for memory in target for each in sharing.get(memory, ()) if not each._erased
+            )
         read = any(user not in group for member in group for user in member.users)
         outer = writes(node) and any(member.op != "call_function" for member in group)
         if not read and not outer and kept.isdisjoint(group):
             for member in sorted(group, reverse=True):
                 recording.graph.erase_node(member)
-
-
-def _sharing_memory(write: Node, memory: dict[Node, set[int]]) -> set[Node]:
-    """A node that writes to a tensor, and all whose results are or were a part of that."""
-    written = storages(write.kwargs.get("out", (*positional(write)[0], None)[0]))
-    return {write, *(node for node, own in memory.items() if written & own and not node._erased)}
 
 
 def _check_results(recording: Recording, conditions: Conditions, maps: list[Tensor]) -> None:
@@ -254,11 +256,17 @@ def _empty(conditions: Conditions, mode: LightMode, t: Tensor) -> Tensor:
     return out.requires_grad_(t.requires_grad)
 
 
+# Of whose calls nobody asks: they are no units, and of a map alone no tail of a network.
+_SINGLE_LAYERS = (nn.Conv2d, nn.BatchNorm2d)
+
+
 class _Calls:
     """Notes in a recording what the submodules of a module are called with."""
 
     def __init__(self, module: nn.Module) -> None:
         for name, child in module.named_modules():
+            if type(child) in _SINGLE_LAYERS:
+                continue
             begin, end = functools.partial(self._begin, name), functools.partial(self._end, name)
             child.register_forward_pre_hook(begin, with_kwargs=True)
             child.register_forward_hook(end)
@@ -267,26 +275,26 @@ class _Calls:
         self._recording, self._recorder = recording, recorder
         # What was given, and the last node before.
         self._open: dict[str, tuple[Node | None, Node]] = {}
-        self._known: set[str] = set()
+        self._ended: dict[str, Call | None] = {}  # None of what is called more than once
 
     def end(self) -> None:
         """Let go of the recording, which through the module's hooks would hold itself."""
-        del self._recording, self._recorder, self._open
+        self._recording.calls = [call for call in self._ended.values() if call is not None]
+        del self._recording, self._recorder, self._open, self._ended
 
     def _begin(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         x = args[0] if len(args) == 1 else None
-        if isinstance(x, Tensor) and x.dim() == 4:
-            self._recording.channels[name] = int(x.shape[1])
+        channels = self._recorder.channels_of(x)
+        if channels is not None:
+            self._recording.channels[name] = channels
         given = None if kwargs else self._recorder.made_by(x)
         self._open[name] = given, next(iter(reversed(self._recording.graph.nodes)))
 
     def _end(self, name: str, _: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        calls = self._recording.calls
-        if name in self._known:
-            calls[:] = [call for call in calls if call.name != name]
+        if name in self._ended:
+            self._ended[name] = None
             return
-        self._known.add(name)
         given, before = self._open[name]
         nodes = reversed(self._recording.graph.nodes)
         added = tuple(itertools.takewhile(lambda node: node is not before, nodes))
-        calls.append(Call(name, given, added, self._recorder.made_by(out)))
+        self._ended[name] = Call(name, given, added, self._recorder.made_by(out))

@@ -114,6 +114,21 @@ class Recorder(TorchFunctionMode):
         node = self._nodes.get(id(value))
         return node if isinstance(node, Node) else None
 
+    def channels_of(self, value: Any) -> int | None:
+        """The channels of a map, None for what is none; as if the forward asked for them."""
+        if not isinstance(value, Tensor):
+            return None
+        with torch._C.DisableTorchFunction():
+            shape, twin = value.shape, self._twins.get(id(value), value)
+            if len(shape) != 4:
+                return None
+            if twin.shape[1] != shape[1]:
+                self._observer.note(DEPENDS_ON_SIZE)
+        made = self._nodes.get(id(value))
+        if made is not None:
+            self.measured.add(made[0] if isinstance(made, tuple) else made)
+        return int(shape[1])
+
     def node_of(self, value: Any) -> Any:
         """The node that makes a tensor; None for what is no tensor."""
         if not isinstance(value, Tensor):

@@ -193,15 +193,23 @@ class Recognized(PlannedModule):
         known = self._current()
         if known.tail:
             return f"{known.tail} follows the network, and is no part of its plan"
+        if known.partition is not None and (dtype, device.type) != self._place():
+            return f"{known.partition.why_not_whole()}, so convert the model first"
+        if known.partition is not None and any(map(operator.lt, shape[2:], known.partition.least)):
+            return f"of maps of at least {known.partition.least} its forward is known"
         if not known.asked:
             return None
         with torch.no_grad():
             _, _, *given = conditions_at(torch.empty(shape, dtype=dtype, device="meta"))
-        converted = dtype != known.state(self)[known.weights[0]].dtype
+        converted = dtype != self._place()[0]
         if "dtype" in known.asked and converted:
             return f"its forward asks for the dtype, so convert the model to {dtype} first"
         alike = _is_alike(self, dtype, device.type, *given)
         return None if alike else "its forward does something else with such an input"
+
+    def _place(self) -> tuple[torch.dtype | None, str]:
+        packed = self.packed()
+        return packed.dtype, "" if packed.device is None else packed.device.type
 
     def _known(self) -> Recognition | None:
         """The recognition of the module as it was when it was last looked at."""
