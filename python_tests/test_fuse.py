@@ -124,7 +124,7 @@ def test_small_images() -> None:
 
 
 @pytest.mark.parametrize(
-    "value, dtype",
+    ("value", "dtype"),
     [(float("nan"), torch.float32), (float("inf"), torch.float32), (float("nan"), torch.bfloat16)],
     ids=str,
 )
