@@ -181,7 +181,7 @@ test-aarch64: $(INSTALLED)
 	SNV2_PROGRAM=$(CURDIR)/build/aarch64/program $(CTEST) build/aarch64
 
 # Instructions that networks execute on 64-bit ARM, and models of their inner loops: the tables of
-# docs/cpu.md. Needs also Debian's llvm-19.
+# docs/arm.md. Needs also Debian's llvm-19.
 neon-counts: $(INSTALLED)
 	$(configure_aarch64)
 	$(BIN)/cmake --build build/aarch64 --target snv2_cpu

@@ -1,7 +1,7 @@
 """Counts what the kernels for 64-bit ARM execute and what their inner loops should take, without
 such a machine: counts and models, not measurements.
 
-``make neon-counts`` writes both tables of docs/cpu.md. The first is of whole networks in QEMU with
+``make neon-counts`` writes both tables of docs/arm.md. The first is of whole networks in QEMU with
 the plugin ``neon/count.c``, the second of llvm-mca (LLVM 16 or newer) on the loops of compiled
 kernels.
 """
