@@ -239,8 +239,8 @@ def each_of(backends: list[Any]) -> Any:
     return pytest.fixture(backend, params=backends)
 
 
-# All that have kernels, the CPU's with each instruction set. Of ops, amx and avx512_bf16 have those of
-# avx512, and neon_bf16 those of neon; avx512_vnni has all but those of integers (test_int8.py).
+# All that have kernels, the CPU's with each instruction set. Of ops, amx and avx512_bf16 have those
+# of avx512, and neon_bf16 those of neon; avx512_vnni has all but those of integers (test_int8.py).
 FLOAT_ISAS = [name for name in _native.available_cpu_isas() if name != "avx512_vnni"]
 BACKENDS = [*(f"cpu-{isa}" for isa in FLOAT_ISAS), *GPU_BACKENDS, "triton"]
 OTHERS_OPS = ("cpu-amx", "cpu-avx512_bf16", "cpu-neon_bf16")
