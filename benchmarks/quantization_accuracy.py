@@ -1,11 +1,12 @@
-"""How far int8 scores are from float ones, beside those of onnxruntime's own static quantization.
+"""How far int8 scores are from float ones, beside those of other engines' own quantizers.
 
 ``python benchmarks/quantization_accuracy.py`` prints a table; it takes some minutes on a core.
 Widths are networks with random weights on crops of scikit-learn's two sample photographs; "digits"
 is a small network trained on its digits. Each is calibrated on 16 images (64 of digits) and tested
 on others. *error* is the root mean square of the errors of scores, over that of the differences of
 scores between images; *top-1* is how often the best class is that of float. onnxruntime's networks
-are QDQ with uint8 maps and int8 weights per channel.
+are QDQ with uint8 maps and int8 weights per channel; those of other engines, where they are installed,
+are made as for ``snv2 bench --dtype int8`` (docs/cpu.md).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import snv2_kernels as snv2
+from snv2_bench.peers import quantized, xnnpack
+from snv2_bench.peers.engines import Unavailable
 from snv2_kernels.packing import PlanBuilder
 from snv2_kernels.quantization import calibrate, integer_layers, interpret
 
@@ -159,6 +162,18 @@ class Theirs:
         return torch.from_numpy(np.concatenate(scores))
 
 
+def of_peer(make: Any, model: nn.Module, calibration: Tensor, test: Tensor) -> Tensor:
+    """Returns scores of another engine's quantized network, which ``make`` makes."""
+    x = test[:1].clone()
+    run = make(model, x, calibration.split(1))
+    scores = []
+    for image in test.split(1):
+        x.copy_(image)
+        getattr(run, "feed", lambda: None)()
+        scores.append(run().clone())
+    return torch.cat(scores)
+
+
 def report(
     name: str, model: nn.Module, calibration: Tensor, test: Tensor, classes: Tensor | None
 ) -> None:
@@ -186,6 +201,12 @@ def report(
         theirs = Theirs(model, test[:1], Path(folder))
         for method in ("MinMax", "Entropy", "Percentile"):
             row("onnxruntime", method, lambda m=method: theirs.scores(calibration, test, m))
+    for make in (quantized.openvino, xnnpack.quantized_litert, xnnpack.quantized_executorch):
+        engine = make.__name__.removeprefix("quantized_")
+        try:
+            row(engine, "", lambda m=make: of_peer(m, model, calibration, test))
+        except Unavailable as reason:
+            print(f"{name:7} {engine:12} {reason}", flush=True)
 
 
 def main() -> None:

@@ -68,12 +68,17 @@ def _interpreter(model: nn.Module, x: Tensor, batches: Sequence[Tensor]) -> Call
         net = runtime.Interpreter(model_content=content, num_threads=torch.get_num_threads())
         net.allocate_tensors()
     (first,), (last,) = net.get_input_details(), net.get_output_details()
-    net.set_tensor(first["index"], x.permute(0, 2, 3, 1).contiguous().numpy())
 
     def call() -> Tensor:
         net.invoke()
         return torch.from_numpy(net.get_tensor(last["index"]))  # a copy
 
+    def feed() -> None:
+        """Hand over what x holds now, which is no part of a call."""
+        net.set_tensor(first["index"], x.permute(0, 2, 3, 1).contiguous().numpy())
+
+    feed()
+    call.feed = feed  # type: ignore[attr-defined]
     return call
 
 
