@@ -5,8 +5,8 @@ Widths are networks with random weights on crops of scikit-learn's two sample ph
 is a small network trained on its digits. Each is calibrated on 16 images (64 of digits) and tested
 on others. *error* is the root mean square of the errors of scores, over that of the differences of
 scores between images; *top-1* is how often the best class is that of float. onnxruntime's networks
-are QDQ with uint8 maps and int8 weights per channel; those of other engines, where they are installed,
-are made as for ``snv2 bench --dtype int8`` (docs/cpu.md).
+are QDQ with uint8 maps and int8 weights per channel; those of other engines, if they are there, are
+made as for ``snv2 bench --dtype int8`` (docs/cpu.md).
 """
 
 from __future__ import annotations
