@@ -380,12 +380,6 @@ def test_what_is_beside_is_told() -> None:
     assert "partition of a stage and 3 chains: fused, but for conv2d (conv1.0)" in str(part)
 
 
-def test_an_engine_wants_a_network_as_a_whole() -> None:
-    model = randomize_(Network(head="max")).eval()
-    with pytest.raises(TypeError, match=r"model: Network is not a network.*amax"):
-        snv2.Engine(model, (1, 3, 64, 64))
-
-
 class OfAnotherFamily(nn.Module):
     """MobileNet's: depthwise and pointwise layers, nothing is split."""
 

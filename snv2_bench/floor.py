@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Floor", "least_bytes", "measure_floor", "multiply_adds"]
 
-_BURST = 400_000_000  # multiply-adds of a thread: some milliseconds
+_BURST = 400_000_000  # multiply-adds of a thread, from which their rate is known
+_SECONDS = 0.01  # of a thread, beside which to start it takes nothing
 _COPIED_BYTES = 1 << 27  # more than caches hold
 _CACHED_BYTES = 1 << 18  # for each thread; read and written it fits a core's own cache
 _CACHED_COPIES = 200
@@ -82,7 +83,8 @@ def measure_floor(threads: int, element: torch.dtype = torch.float32) -> Floor:
         return 2.0 * threads * _CACHED_BYTES * _CACHED_COPIES
 
     with ThreadPoolExecutor(threads) as pool:
-        multiply_adds = _fastest(lambda: float(sum(pool.map(work, [_BURST] * threads))))
+        burst = max(_BURST, int(_SECONDS * _fastest(lambda: float(work(_BURST)))))
+        multiply_adds = _fastest(lambda: float(sum(pool.map(work, [burst] * threads))))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
