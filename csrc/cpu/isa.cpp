@@ -174,13 +174,8 @@ const Kernels& amx_table() {
     kernels.multiply_adds = amx::int8::multiply_adds;
     return kernels;
   }();
-  static const Kernels table = [] {
-    Kernels kernels = avx512_bf16_table();
-    kernels.name = "amx";
-    kernels.bfloat16 = &bfloat16;
-    kernels.uint8 = &uint8;
-    return kernels;
-  }();
+  static const Kernels table =
+      with_bfloat16(with_integers(avx512_vnni_table(), "amx", uint8), "amx", bfloat16);
   return table;
 }
 
