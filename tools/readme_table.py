@@ -31,6 +31,9 @@ PEERS = {
     "compile": "torch.compile, frozen",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
+    "mnn": "MNN",
+    "litert": "LiteRT",
+    "executorch": "ExecuTorch",
 } | {peer: f"`{name}`" for peer, name in NAMES.items()}
 # A picture of its own does not know the colour of the page around, so it brings one.
 STYLE = (
@@ -83,6 +86,7 @@ def section(path: Path, result: Result) -> str:
             f"PyTorch {result['versions']['torch'].partition('+')[0]}: medians of {samples} "
             f"interleaved rounds, from [{path.name}]({name}):",
             100,
+            break_on_hyphens=False,  # in a link
         ),
         "",
         f"| | error against float64 |{heads}",
