@@ -104,7 +104,14 @@ def counted(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Any:
     return counts
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Others take half a minute each.
+QUICK = ("gates", "other family")
+SLOW = [pytest.mark.slow, pytest.mark.ci]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else SLOW) for name in MODELS]
+)
 def test_grows_with_depth(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     snv2.fuse(MODELS[name](2))  # what is worked out once in a process
     small, middle, large = (counted(MODELS[name](depth), monkeypatch) for depth in DEPTHS)
