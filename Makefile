@@ -26,7 +26,7 @@ BUILD := build/editable
 CUDA_ARCHITECTURES ?= 80;90
 DEBUG := -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-g1 -O1"
 CTEST := $(BIN)/ctest --output-on-failure -j $(shell nproc 2>/dev/null || echo 2) --test-dir
-CPP_FILES := $(shell find csrc examples -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES := $(shell find csrc examples benchmarks -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: run wheels test-wheels test test-python test-slow test-ci test-examples test-cpp \
   test-cuda-build test-ptx test-ptx-with-nvcc test-sanitize test-tsan \

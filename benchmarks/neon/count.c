@@ -1,6 +1,6 @@
-// A plugin of QEMU 7 or 8 in user mode: how often each instruction word was executed, as lines "WORD
-// COUNT" on the standard error output when the program ends. Counts at the call of a program's
-// snv2_count_from_here() begin again.
+// A plugin of QEMU 7 or 8 in user mode: how often each instruction word was executed, as lines
+// "WORD COUNT" on the standard error output when the program ends. Counts at the call of a
+// program's snv2_count_from_here() begin again.
 //
 // Declares what it uses of qemu-plugin.h, which Debian's packages do not have.
 #include <inttypes.h>
