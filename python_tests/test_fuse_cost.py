@@ -1,4 +1,4 @@
-"""What the first ``fuse`` of a model takes, counted: it grows with depth, not with its square."""
+"""Counted steps of the first ``fuse`` of a model grow with its depth, not with the square of it."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_floor(element: torch.dtype) -> None:
     floor = measure_floor(1, element)
     assert torch.get_num_threads() == before
     assert floor.threads == 1
-    # No processor is outside of this (tiles of bfloat16 multiply 1024 a cycle); a loop that the
+    # No processor is outside of this (tiles of bfloat16 multiply 512 a cycle); a loop that the
     # compiler took away would be.
     assert 1e8 < floor.multiply_adds_per_s < 1e13
     assert 1e8 < floor.copy_bytes_per_s < 1e12

@@ -8,7 +8,8 @@
 # CASES, the first that fails must say so with all the words of EXPECT. If it is a RACE,
 # ThreadSanitizer must find it too. The copy is compiled for one storage type, that of the case which
 # fails first: float, or the TYPE; "any" is all of them.
-# An empty BECOMES is one.
+
+# From CMake 3.31 on, an empty BECOMES is told from a missing one, or warned of.
 if(POLICY CMP0174)
   cmake_policy(SET CMP0174 NEW)
 endif()

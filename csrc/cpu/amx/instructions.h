@@ -9,7 +9,7 @@
 
 namespace snv2::cpu::SNV2_ISA {
 
-// What ldtilecfg reads.
+// The operand of ldtilecfg: palette and shapes of the tiles.
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};

@@ -1,4 +1,4 @@
-// What follows a product in tiles of bytes: the way from sums to bytes, or floats.
+// Epilogue of products in tiles of bytes: from sums to bytes, or floats.
 #pragma once
 
 #include "cpu/amx/tiles.h"

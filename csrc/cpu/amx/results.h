@@ -1,4 +1,4 @@
-// What follows a product in tiles of bfloat16: bias, what is added, and activation.
+// Epilogue of products in tiles of bfloat16: bias, added map and activation.
 #pragma once
 
 #include "cpu/activation.h"

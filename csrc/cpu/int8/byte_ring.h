@@ -88,7 +88,7 @@ SNV2_INLINE void quad_sums(const uint8_t* const (&rows)[kRows], const RowTaps (&
   });
 }
 
-// How depthwise.cpp keeps rows, and makes rows of results of them.
+// Rows of depthwise_ring.h as words of four pixels, and the convolution on them.
 struct Ring {
   using Place = uint8_t;
   using To = ToQuads;

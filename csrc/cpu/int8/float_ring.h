@@ -26,7 +26,7 @@ struct ToRounded {
   }
 };
 
-// How depthwise.cpp keeps rows, and makes rows of results of them.
+// Rows of depthwise_ring.h as floats, and the convolution on them.
 struct Ring {
   using Place = float;
   using To = ToRounded;

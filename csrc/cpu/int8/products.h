@@ -9,7 +9,7 @@
 
 namespace snv2::cpu::SNV2_ISA::int8 {
 
-// What a layer multiplies its words with.
+// Packed weights of a layer, and the words that they multiply.
 struct Factors {
   const float* weights;
   const int32_t* offsets;
